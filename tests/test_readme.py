@@ -17,7 +17,7 @@ def test_the_thirty_lines_run(tmp_path, monkeypatch, capsys):
     scope = {"__name__": "readme"}
     exec(EXAMPLES[0], scope)
     said = capsys.readouterr().out
-    assert "odd summed out" in said
+    assert "odd summed out" in said and "certified   yes" in said
     assert scope["draws"].shape == (1000, 142)
     # Of 142 rows a 90% interval holds 0.9 +- 0.025; four of these, and the model is not the truth.
     inside = (scope["low"] < scope["y"][300:]) & (scope["y"][300:] < scope["high"])

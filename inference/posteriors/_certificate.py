@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from ...ppl._show import shown
 
-Method = Literal["exact", "nuts", "tempered", "fit"]
+Method = Literal["exact", "nuts", "importance", "tempered", "fit"]
 
 
 class Attempt(NamedTuple):
@@ -37,7 +37,8 @@ class Certificate:
     """Whether draws can be taken for the posterior, and by what; see `infer`.
 
     Attributes:
-        method: what made the draws: "exact" (independent draws of the posterior itself), "nuts", "tempered" (SMC) or "fit"
+        method: what made the draws: "exact" (independent draws of the posterior itself), "nuts", "importance"
+            (draws of a mixture that is fitted to chains in several modes, resampled by their weights), "tempered" (SMC) or "fit"
             (draws of a fitted guide, resampled by their weights).
         is_certified: whether nothing that was looked at speaks against them.
         problems: what does, in words.
@@ -45,6 +46,8 @@ class Certificate:
             numbers and the log-density); r_hat between independent halves of particles; k_hat and ess of weights.
         attempts: all that was tried, the last one's draws being those that were returned unless an earlier one's were better.
         eliminated: sites that were summed or integrated out, exactly, and drawn given the others.
+        heavy_tails: numbers of sites whose tails have no variance as far as the draws tell, by name -> Pareto shape, at least
+            1/2: their means and standard deviations are chance (a mean exists below 1), their quantiles are not.
     """
 
     method: Method
@@ -53,12 +56,14 @@ class Certificate:
     seen: Mapping[str, float]
     attempts: tuple[Attempt, ...] = ()
     eliminated: tuple[str, ...] = ()
+    heavy_tails: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def _facts(self) -> dict[str, Any]:
         return {
             "certified": "yes" if self.is_certified else f"NO: {'; '.join(self.problems)}",
             "method": self.method,
             "seen": told(self.seen),
+            "heavy tails": told(self.heavy_tails) or None,
             "eliminated": ", ".join(self.eliminated) or None,
             "attempts": "; ".join(
                 f"{a.method} {a.seconds:.1f} s, {a.outcome}" for a in self.attempts

@@ -1,7 +1,9 @@
 """Chains of NUTS on one target: started apart, run again in better coordinates where they do not suffice.
 
-A second run begins where the chains of the first ended, at a higher acceptance, in coordinates made of the first one's draws:
-chains that found different places must find together, or stay apart for R-hat to see.
+A second run begins where the chains of the first ended, in coordinates made of the first one's draws: chains that found different
+places must find together, or stay apart for R-hat to see. Left out are only chains at a place whose share of the posterior is
+nothing beside another chain's, by the evidence of each: the mean log-density of its draws and the entropy of a normal law of
+their covariance. Chains of the better places are begun in their stead.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import numpy as np
 from ...ppl.language import told_of_nan
 from ._certificate import Attempt
 from ._judged import Verdict, of_chains
-from ._sampler import Frame, Run, Sampler, frame_of, is_finite
+from ._sampler import CHUNK, Frame, Run, Sampler, frame_of, is_finite
 from ._target import Target
 
 _TRIED = 100  # draws of a place to start for each chain
-_AGREED = 1.2  # R-hat below which the draws of all chains together tell the posterior's shape
+_STIFF = 500  # leapfrog steps of a trajectory, on average
+_SMALLEST = 0.99  # acceptance of the smallest steps that are tried
+NEGLIGIBLE = 15.0  # nats of evidence below the best place: a share of 3e-7
 
 
 class Settings(NamedTuple):
@@ -75,34 +79,87 @@ def run_chains(
         num_chains=settings.num_chains, num_warmup=settings.num_warmup, is_dense=settings.is_dense,
     )  # fmt: skip
     frame = sampler.frame() if frame is None else frame
-    best = None
-    for accept in settings.accepts:
-        began = time.perf_counter()
-        key, start_key, run_key = jax.random.split(key, 3)
+    best, accepts, again = None, list(settings.accepts), label
+    while accepts:
+        accept, began = accepts.pop(0), time.perf_counter()
+        key, start_key = jax.random.split(key)
         if starts is None:
             state = _started(method, sampler, target, start_key, frame, accept)
         else:
             state = sampler.begin(start_key, starts, frame, accept)
-        state, _ = sampler.advance(state, frame, accept, settings.num_warmup)
-        state, run = sampler.advance(state, frame, accept, settings.num_samples)
-        verdict = judged(target, run)
-        for _ in range(settings.longer):
-            if not verdict.is_short:
-                break
-            state, more = sampler.advance(state, frame, accept, run.u.shape[1])
-            run = Run(*(np.concatenate(x, 1) for x in zip(run, more, strict=True)))
-            verdict = judged(target, run)
-        words = ", ".join(filter(None, ["nuts", label, f"acceptance {accept:g}"]))
+        run, verdict = _run(sampler, target, state, frame, accept, settings)
+        words = ", ".join(filter(None, ["nuts", again, f"acceptance {accept:g}"]))
         tell(Attempt(words, time.perf_counter() - began, verdict.outcome, verdict.seen))
         if best is None or verdict.rank < best[1].rank:
             best = run, verdict
-        if verdict.is_certified:
+        if verdict.is_certified or verdict.is_stiff:
             break
-        if verdict.seen["r_hat"] < _AGREED:
-            frame = frame_of(run.u.reshape(-1, target.dimension), is_dense=settings.is_dense)
-        starts = run.u[:, -1]
+        if settings.longer and not accepts and verdict.is_nearly and accept < _SMALLEST:
+            accepts = [_SMALLEST]
+        counts = np.arange(len(run.u))
+        if verdict.is_apart:
+            counts = _that_count(run)
+            if len(counts) == len(run.u) or again != label:
+                break
+            again = f"{label} chains that count".strip()
+            accepts.insert(0, accept)
+        kept = run.u[counts]
+        if not verdict.is_apart or len(counts) < len(run.u):
+            frame = frame_of(kept.reshape(-1, target.dimension), is_dense=settings.is_dense)
+        starts = _ends(kept, len(run.u))
     assert best is not None
     return Chains(_thinned(best[0], settings.num_samples), best[1])
+
+
+def _run(
+    sampler: Sampler, target: Target, state: Any, frame: Frame, accept: float, settings: Settings
+) -> tuple[Run, Verdict]:
+    """One run with its verdict; few draws, where trajectories are so long that coordinates must be wrong."""
+    is_stiff, warmed = False, 0
+    while warmed < settings.num_warmup and not is_stiff:
+        state, warm = sampler.advance(state, frame, accept, CHUNK)
+        is_stiff = bool(settings.longer) and warm.num_steps.mean() > _STIFF
+        warmed += CHUNK
+    num = min(CHUNK, settings.num_samples) if is_stiff else settings.num_samples
+    state, run = sampler.advance(state, frame, accept, num)
+    verdict = judged(target, run)
+    if is_stiff:
+        text = f"trajectories of {warm.num_steps.mean():.0f} steps in the warm-up: the chains hardly move"
+        return run, verdict._replace(problems=(text, *verdict.problems), is_stiff=True)
+    for _ in range(settings.longer):
+        if not verdict.is_short:
+            break
+        state, more = sampler.advance(state, frame, accept, run.u.shape[1])
+        run = Run(*(np.concatenate(x, 1) for x in zip(run, more, strict=True)))
+        verdict = judged(target, run)
+    return run, verdict
+
+
+def _that_count(run: Run) -> np.ndarray:
+    """The chains whose places have a share of the posterior, by estimates of their evidence."""
+    evidence = []
+    for u, log_density in zip(run.u, run.log_density, strict=True):
+        scale = u.std(0)
+        if not (scale > 0).all():
+            evidence.append(-np.inf)
+            continue
+        correlation = np.atleast_2d(np.corrcoef(u, rowvar=False))
+        size, d = u.shape
+        share = d / (d + size)
+        log_volume = np.linalg.slogdet((1 - share) * correlation + share * np.eye(d))[1]
+        evidence.append(log_density.mean() + np.log(scale).sum() + 0.5 * log_volume)
+    evidence = np.array(evidence)
+    if not np.isfinite(evidence).any():
+        return np.arange(len(run.u))
+    return np.flatnonzero(evidence > evidence.max() - NEGLIGIBLE)
+
+
+def _ends(kept: np.ndarray, num_chains: int) -> np.ndarray:
+    """Points to begin at: the ends of the chains that are kept, and where there are more to begin, earlier points of theirs."""
+    num, length = len(kept), kept.shape[1]
+    turns = -(-num_chains // num)
+    rows = [length - 1 - turn * (length // 2) // turns for turn in range(turns)]
+    return np.concatenate([kept[:, row] for row in rows])[:num_chains]
 
 
 def judged(target: Target, run: Run) -> Verdict:

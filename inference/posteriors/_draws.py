@@ -54,6 +54,7 @@ class Draws:
             "certified": verdict,
             "method": f"{facts.method}, {size} draws{chains}",
             "seen": told(facts.seen),
+            "heavy tails": told(facts.heavy_tails) or None,
             "eliminated": ", ".join(facts.eliminated) or None,
             "attempts": "; ".join(
                 f"{a.method} {a.seconds:.1f} s, {a.outcome}" for a in facts.attempts
@@ -84,8 +85,8 @@ class Draws:
             key: PRNG key.
             *new_args: arguments of the model; default, those that were given.
             num_samples: number of predictions; draws are thinned evenly or repeated to as many.
-            keep: fnmatch patterns of sites whose draws are kept, the others being drawn by the model; default all. Sites that
-                belong to rows cannot be kept at others.
+            keep: fnmatch patterns of sites whose draws are kept, the others being drawn by the model; default all but those
+                that belong to rows, at other rows.
             batch_size: draws held on the device at once. It does not change which draws are made.
             **new_kwargs: keyword arguments of the model.
 

@@ -183,8 +183,17 @@ def _say(method: str, progress: bool) -> Callable[[str], None]:
 
 
 def told(method: str, draws: Draws, uncertified: str) -> None:
-    """Warn of draws that are not certified, or raise."""
+    """Warn of draws that are not certified, or raise; and warn of moments that do not exist."""
     certificate = draws.certificate
+    if heavy := certificate.heavy_tails:
+        most = max(heavy, key=lambda name: heavy[name])
+        warnings.warn(
+            f"{method}: the tails of {', '.join(list(heavy)[:5])}{', ...' if len(heavy) > 5 else ''} are so heavy that they have "
+            f"no variance as far as the draws tell (Pareto shape {heavy[most]:.2f} at {most}, and from 0.5 on there is none): "
+            "means and standard deviations of draws are chance there. Report medians and quantiles, or give a prior with lighter "
+            "tails.",
+            stacklevel=4,
+        )
     if certificate.is_certified:
         return
     advice = {

@@ -9,7 +9,9 @@ import numpy as np
 from ._convergence import e_bfmi, ess, r_hat
 
 MOST_R_HAT = 1.01
+APART = 1.1  # R-hat above which chains are at different places, and not only slow
 LEAST_ESS = 400  # that R-hat itself and quantiles are stable
+_FEW = 0.01  # of all trajectories
 LEAST_E_BFMI = 0.2
 
 
@@ -19,6 +21,9 @@ class Verdict(NamedTuple):
     seen: dict[str, float]
     problems: tuple[str, ...]
     is_short: bool = False  # whether more draws of the same kind may be all that is missing
+    is_apart: bool = False  # whether chains are at different places, and not only slow
+    is_stiff: bool = False  # whether they hardly move in these coordinates
+    is_nearly: bool = False  # whether a few trajectories that broke off are all
 
     @property
     def is_certified(self) -> bool:
@@ -72,7 +77,8 @@ def of_chains(
             problems.append(
                 f"the {kind} effective sample size is {sizes.min():.0f} at {where}, below {LEAST_ESS}"
             )
-    is_short = bool(problems) and seen["r_hat"] <= 1.1 and not seen["divergences"]
+    is_apart = not seen["r_hat"] <= APART
+    is_short = bool(problems) and not is_apart and not seen["divergences"]
     if seen["divergences"]:
         problems.append(
             f"{seen['divergences']} of {is_diverging.size} trajectories broke off: part of the posterior is too narrow for the "
@@ -83,4 +89,7 @@ def of_chains(
             f"E-BFMI is {energies:.2f}, below {LEAST_E_BFMI}: the chains hardly reach the tails"
         )
         is_short = False
-    return Verdict(seen, tuple(problems), is_short)
+    is_few = 0 < seen["divergences"] <= _FEW * is_diverging.size
+    return Verdict(
+        seen, tuple(problems), is_short, is_apart, is_nearly=is_few and len(problems) == 1
+    )

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from ..fitting.starts import Space, find_starts
+from ._chains import NEGLIGIBLE
 from ._sampler import DENSE_UP_TO, Frame
 from ._target import Target
 
-_NEGLIGIBLE = 15.0  # nats of evidence below the best mode: a share of 3e-7
 _WIDER = 1.5  # than the Normals, so that R-hat can tell
 
 
@@ -30,7 +30,7 @@ def starts_in_modes(
     except ValueError:
         return None
     top = max(start.log_evidence for start in found.all)
-    kept = [s for s in found.all if s.log_evidence > top - _NEGLIGIBLE][:num_chains]
+    kept = [s for s in found.all if s.log_evidence > top - NEGLIGIBLE][:num_chains]
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     points = [
         s.center + _WIDER * s.factor @ rng.standard_normal(len(s.center))
@@ -40,5 +40,5 @@ def starts_in_modes(
     is_dense = target.dimension <= DENSE_UP_TO
     factor = best.factor if is_dense else np.linalg.norm(best.factor, axis=1)
     frame = Frame(np.float32(best.center), np.float32(factor))
-    text = f"{len(found.all)} found, {len(kept)} within {_NEGLIGIBLE:g} nats of the best"
+    text = f"{len(found.all)} found, {len(kept)} within {NEGLIGIBLE:g} nats of the best"
     return np.stack(points), frame, text

@@ -31,6 +31,7 @@ class Problem(NamedTuple):
         args: arguments.
         labels: levels and columns among them.
         trace: an abstract run of `program`.
+        latent: the latent sites of `model`.
     """
 
     program: Program
@@ -38,6 +39,7 @@ class Problem(NamedTuple):
     args: tuple
     labels: Mapping[str, tuple[Any, ...]]
     trace: ppl.Trace
+    latent: tuple[str, ...]
 
 
 def posed(method: str, model: Any, args: Any) -> Problem:
@@ -76,7 +78,7 @@ def posed(method: str, model: Any, args: Any) -> Problem:
             f"{method}: {subsampled} are in a plate that draws its rows, {list(run.trace.sites[subsampled[0]].subsampled)}: each "
             "evaluation would see other data. Build the program without subsample_size; minibatches are for inference.fit."
         )
-    return Problem(program, whole, arguments, labels, trace)
+    return Problem(program, whole, arguments, labels, trace, tuple(run.trace.choices))
 
 
 def _refuse_parameters(method: str, program: Program, args: tuple) -> None:
@@ -104,7 +106,7 @@ def completed(
         batch_size: draws held on the device at once.
     """
     whole = program.program if isinstance(program, Eliminated) else program
-    latent = list(simulated(problem.model, problem.args).choices)
+    latent = list(problem.latent)
 
     def draw(key: jax.Array, each: Any, *args: Any) -> dict[str, Any]:
         key, rest_key = jax.random.split(key)

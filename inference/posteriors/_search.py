@@ -16,21 +16,23 @@ import jax
 import numpy as np
 
 from ... import ppl
-from ._certificate import Attempt, Certificate
+from ._certificate import Attempt, Certificate, Method
 from ._chains import Chains, Settings, run_chains
+from ._double import doubled, is_coarse, precision, singled
 from ._draws import Draws
 from ._elimination import CHEAP, DEAR, without_discrete, without_normal
 from ._fitted import run_fit
 from ._judged import Verdict
+from ._mixture import MOST_COORDINATES, weigh_modes
 from ._modes import starts_in_modes
 from ._noncentred import noncentred
 from ._problem import Problem, completed
 from ._sampler import CHUNK, DENSE_UP_TO
+from ._tails import heavy_tails
 from ._target import Target, make_target
 from ._tempered import run_tempered
 
 METHODS = ("eliminate", "nuts", "tempered", "fit")
-_APART = 1.1  # R-hat above which chains are at different places, and not only slow
 
 
 class Form(NamedTuple):
@@ -40,17 +42,19 @@ class Form(NamedTuple):
         label: how it differs, in words.
         program: in which the sites that are left are drawn.
         eliminated: sites that are summed or integrated out.
+        is_double: whether it is run in double precision.
     """
 
     label: str
     program: ppl.Program
     eliminated: tuple[str, ...]
+    is_double: bool = False
 
 
 class Found(NamedTuple):
     """What a rung found, and how all latent sites are drawn from it."""
 
-    method: str
+    method: Method
     verdict: Verdict
     form: Form
     draw: Callable[[Any], dict[str, np.ndarray]]
@@ -89,6 +93,8 @@ class Search:
         """The first certified draws, or the best ones."""
         problem, began = self.problem, time.perf_counter()
         program, gone = without_discrete(self.method, problem.program, problem.trace, problem.args)
+        if gone:
+            self.say(f"{', '.join(gone)} summed out, exactly")
         plain = Form("", program, gone)
         if (exact := self._exact(plain)) is not None:
             self._tell(Attempt("exact", time.perf_counter() - began, "certified", {}))
@@ -122,57 +128,93 @@ class Search:
         if not names:
             return form
         label = f"{', '.join(names)} integrated out"
-        return Form(label, program, (*form.eliminated, *names))
+        return form._replace(label=label, program=program, eliminated=(*form.eliminated, *names))
 
     def _nuts(self, first: Form, plain: Form) -> bool:
         chains = self._chains(first, (0.9, 0.95))
         if chains.verdict.is_certified:
             return True
-        if chains.verdict.seen["r_hat"] > _APART and self._in_modes(first):
+        if self._is_coarse(first, chains):
+            label = f"{first.label} in double precision".strip()
+            first, plain = (f._replace(label=label, is_double=True) for f in (first, plain))
+            chains = self._chains(first, (0.9, 0.95))
+            if chains.verdict.is_certified:
+                return True
+        if chains.verdict.is_apart and self._in_modes(first, chains):
             return True
         return any(
             self._chains(form, accepts).verdict.is_certified
             for form, accepts in self._other_forms(first, plain)
         )
 
+    def _is_coarse(self, form: Form, chains: Chains) -> bool:
+        """Whether the chains' trouble is that of single precision."""
+        if form.is_double or jax.config.jax_enable_x64:
+            return False
+        try:
+            with precision(is_double=True):
+                fine = self._target(form._replace(is_double=True))
+            return is_coarse(self._target(form), fine, chains.run.u[:, -1])
+        except (TypeError, ValueError):  # the program insists on single precision
+            return False
+
     def _other_forms(self, first: Form, plain: Form) -> Iterator[tuple[Form, tuple[float, ...]]]:
         more = self._without(plain, DEAR, only_moving=False)
         if set(more.eliminated) - set(first.eliminated):
             yield more, (0.9, 0.95)
-        changed, names = noncentred(first.program, self.problem.args)
+        changed, names = noncentred(first.program, self._args(first))
         if names:
             yield (
                 Form(f"{', '.join(names)} shifted and scaled", changed, first.eliminated),
                 (0.9, 0.95),
             )
-        yield first, (0.99,)
+        yield first, (0.95, 0.99)
 
-    def _in_modes(self, form: Form) -> bool:
-        """Chains that begin in the modes that are found."""
+    def _in_modes(self, form: Form, chains: Chains) -> bool:
+        """The places of the chains weighed; or chains that begin in further modes, and theirs."""
+        if self._weighed_modes(form, chains):
+            return True
         began = time.perf_counter()
-        target = self._target(form)
-        found = starts_in_modes(
-            self.method, target, self.problem.args, self._fresh(), self.num_chains
-        )
+        with precision(is_double=form.is_double):
+            target = self._target(form)
+            found = starts_in_modes(
+                self.method, target, self._args(form), self._fresh(), self.num_chains
+            )
         if found is None:
             return False
         starts, frame, text = found
         self._tell(Attempt("modes", time.perf_counter() - began, text, {}))
-        label = " ".join(filter(None, [form.label, "begun in modes"]))
-        form = form._replace(label=label)
-        return self._chains(form, (0.9,), starts, frame).verdict.is_certified
+        label = f"{form.label} begun in modes".strip()
+        chains = self._chains(form._replace(label=label), (0.9, 0.95), starts, frame)
+        if chains.verdict.is_apart:
+            return self._weighed_modes(form, chains)
+        return chains.verdict.is_certified
+
+    def _weighed_modes(self, form: Form, chains: Chains) -> bool:
+        with precision(is_double=form.is_double):
+            target = self._target(form)
+            if target.dimension > MOST_COORDINATES or chains.verdict.is_stiff:
+                return False
+            weighed = weigh_modes(target, chains.run, self._fresh(), self.num_samples)
+        self._tell(weighed.attempt)
+        draw = completing(self.problem, target, weighed.u, is_double=form.is_double)
+        statistics = {"lp": singled(weighed.log_density)}
+        self.found.append(Found("importance", weighed.verdict, form, draw, statistics=statistics))
+        return weighed.verdict.is_certified
 
     def _chains(
         self, form: Form, accepts: tuple[float, ...], starts: Any = None, frame: Any = None
     ) -> Chains:
-        target = self._target(form)
-        settings = Settings(
-            self.num_chains, -(-self.num_samples // self.num_chains), 2 * CHUNK, accepts, 2,
-            target.dimension <= DENSE_UP_TO,
-        )  # fmt: skip
-        chains = run_chains(
-            self.method, target, self._fresh(), settings, starts, frame, self._tell, form.label
-        )
+        with precision(is_double=form.is_double):
+            target = self._target(form)
+            settings = Settings(
+                self.num_chains, -(-self.num_samples // self.num_chains), 2 * CHUNK, accepts, 2,
+                target.dimension <= DENSE_UP_TO,
+            )  # fmt: skip
+            key = self._fresh()
+            chains = run_chains(
+                self.method, target, key, settings, starts, frame, self._tell, form.label
+            )
         self.found.append(chains_found(self.problem, target, chains, form))
         return chains
 
@@ -184,7 +226,7 @@ class Search:
         found = run_fit(first.program, self.problem.args, self._fresh(), self.num_samples)
         return self._weighed("fit", first, found)
 
-    def _weighed(self, method: str, form: Form, found: Any) -> bool:
+    def _weighed(self, method: Method, form: Form, found: Any) -> bool:
         choices, verdict, attempt = found
         self._tell(attempt)
         if choices is None:
@@ -194,7 +236,10 @@ class Search:
         return verdict.is_certified
 
     def _target(self, form: Form) -> Target:
-        return make_target(self.method, form.program, self.problem.args)
+        return make_target(self.method, form.program, self._args(form))
+
+    def _args(self, form: Form) -> tuple:
+        return doubled(self.problem.args) if form.is_double else self.problem.args
 
     def _fresh(self) -> Any:
         return jax.random.fold_in(self.run_key, len(self.attempts))
@@ -215,30 +260,44 @@ def simulated_choices(program: ppl.Program, args: tuple) -> list[str]:
     return [n for n in trace.choices if not trace.sites[n].is_imputed]
 
 
+def completing(
+    problem: Problem, target: Target, u: np.ndarray, *, is_double: bool
+) -> Callable[[Any], dict[str, np.ndarray]]:
+    """A function of a key that draws all latent sites at points [S, d]."""
+
+    def draw(key: Any) -> dict[str, np.ndarray]:
+        with precision(is_double=is_double):
+            points = np.asarray(u, jax.dtypes.canonicalize_dtype(float))
+            there = problem._replace(args=target.args)
+            found = completed(there, target.program, key, points, target.choices)
+        return singled(found)
+
+    return draw
+
+
 def chains_found(problem: Problem, target: Target, chains: Chains, form: Form) -> Found:
     """The draws of chains."""
     run = chains.run
-    u = run.u.reshape(-1, target.dimension).astype(np.float32)
     flat = {
         "lp": run.log_density,
         "diverging": run.is_diverging,
         "energy": run.energy,
         "n_steps": run.num_steps,
     }
-    return Found(
-        "nuts", chains.verdict, form,
-        lambda key: completed(problem, target.program, key, u, target.choices),
-        len(run.u), {name: x.reshape(-1) for name, x in flat.items()},
-    )  # fmt: skip
+    u = run.u.reshape(-1, target.dimension)
+    draw = completing(problem, target, u, is_double=form.is_double)
+    statistics = {name: singled(x.reshape(-1)) for name, x in flat.items()}
+    return Found("nuts", chains.verdict, form, draw, len(run.u), statistics)
 
 
 def make_draws(problem: Problem, found: Found, key: Any, attempts: tuple[Attempt, ...]) -> Draws:
     """The result."""
-    verdict = found.verdict
+    verdict, choices = found.verdict, found.draw(key)
     certificate = Certificate(
-        found.method, verdict.is_certified, verdict.problems, verdict.seen, attempts, found.form.eliminated
+        found.method, verdict.is_certified, verdict.problems, verdict.seen, attempts, found.form.eliminated,
+        heavy_tails(choices, verdict.seen.get("ess_tail", np.inf)),
     )  # fmt: skip
     return Draws(
-        found.draw(key), certificate, found.num_chains, dict(found.statistics),
+        choices, certificate, found.num_chains, dict(found.statistics),
         problem.model, problem.args, problem.labels,
     )  # fmt: skip

@@ -30,7 +30,7 @@ def predicted(
     num_seen: int | None = None,
     keep: str | Sequence[str] | None = None,
     before: tuple | None = None,
-    remedy: Callable[[list[str]], str] = lambda names: _KEEP,
+    remedy: Callable[[list[str]], str] | None = None,
     has_auxiliary: bool = False,
     batch_size: int = 100,
 ) -> dict[str, np.ndarray]:
@@ -46,7 +46,7 @@ def predicted(
         num_seen: steps of a scan whose observations are kept.
         keep: patterns of sites whose draws are kept; None for all.
         before: the arguments that the draws belong to, if they are known: other rows then need draws of their own.
-        remedy: names of such sites -> what to pass instead.
+        remedy: names of such sites -> what to pass instead; None leaves them to the model, unless `keep` names them.
         has_auxiliary: whether draws of sites that the program does not have are those of a guide.
         batch_size: draws held on the device at once.
     """
@@ -62,7 +62,13 @@ def predicted(
     if keep is not None:
         choices = _kept(method, choices, [keep] if isinstance(keep, str) else list(keep))
     if before is not None:
-        _check_rows(method, program, list(choices), args, before, remedy)
+        other = of_other_rows(program, list(choices), args, before)
+        if other and (remedy is not None or keep is not None):
+            raise ValueError(
+                f"{method}: {other} belong to the rows that the draws were made for, and the arguments have others. Leave them "
+                f"out, and the model draws them at these: {_KEEP if remedy is None else remedy(other)}."
+            )
+        choices = {name: x for name, x in choices.items() if name not in other}
     one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), dict(choices))
     program = forward_program(method, program, one, args, num_seen)
     if not any(
@@ -98,17 +104,6 @@ def _kept(method: str, choices: Mapping[str, Any], patterns: Sequence[str]) -> d
         )
     is_kept = lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)
     return {name: x for name, x in choices.items() if is_kept(name)}
-
-
-def _check_rows(
-    method: str, program: Any, names: list[str], args: tuple, before: tuple, remedy: Callable[[list[str]], str],
-) -> None:  # fmt: skip
-    """Refuse draws for the rows that they belong to at others."""
-    if other := of_other_rows(program, names, args, before):
-        raise ValueError(
-            f"{method}: {other} belong to the rows that the draws were made for, and the arguments have others. Leave them out, "
-            f"and the model draws them at these: {remedy(other)}."
-        )
 
 
 def _check_eliminated_chain(

@@ -1,6 +1,7 @@
 """`infer` and `nuts` on posteriors that are known."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
 from lapilli.inference.posteriors._infer import told
+from lapilli.inference.posteriors._tails import heavy_tails, tail_shapes
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 12)
@@ -96,6 +98,20 @@ def test_new_rows_are_predicted_and_old_ones_checked(found):
     assert by_function["y"].shape == (7, 2)
 
 
+def test_what_belongs_to_rows_is_drawn_anew_at_others():
+    def shifted(x, y=None):
+        with ppl.plate("rows", x.shape[0]):
+            shift = ppl.sample("shift", dist.Normal(x, 1.0))
+            ppl.sample("y", dist.Normal(shift, 0.1), obs=y)
+
+    draws = inference.infer(shifted, args=(X, Y), num_samples=500, progress=False)
+    assert draws.certificate.method == "exact" and draws.choices["shift"].shape == (500, 12)
+    assert set(draws.predict(KEY, X[:5] + 9.0, num_samples=50)) == {"shift", "y"}
+    assert set(draws.predict(KEY, num_samples=50)) == {"y"}
+    with pytest.raises(ValueError, match="belong to the rows that the draws were made for"):
+        draws.predict(KEY, X[:5] + 9.0, num_samples=50, keep="shift")
+
+
 def test_draws_go_to_arviz_chain_by_chain(found):
     tree = inference.to_arviz(found, key=KEY)
     assert dict(tree["posterior"].sizes) == {"chain": 8, "draw": 500}
@@ -156,6 +172,60 @@ def test_an_eliminated_program_is_sampled_and_its_sites_are_drawn():
 def test_nuts_needs_something_to_sample():
     with pytest.raises(ValueError, match="nuts: nothing is left to sample"):
         inference.nuts(ppl.eliminate(line, "slope"), args=(X, Y), progress=False)
+
+
+def test_modes_that_no_chain_crosses_are_weighed_by_infer():
+    """Two modes of weights 1/4 and 3/4, forty standard deviations apart."""
+
+    def modes(y):
+        z = ppl.sample("z", dist.Normal(0.0, 10.0))
+        near = lambda at: dist.Normal(at, 0.05).log_prob(z)
+        ppl.factor("modes", jnp.logaddexp(jnp.log(0.25) + near(-1.0), jnp.log(0.75) + near(1.0)))
+
+    draws = inference.infer(modes, args=(0.0,), progress=False)
+    certificate = draws.certificate
+    assert certificate.is_certified and certificate.method == "importance"
+    assert any("R-hat" in a.outcome for a in certificate.attempts)
+    share = (draws.choices["z"] > 0).mean()
+    assert abs(share - 0.75) < 4.5 * (0.75 * 0.25 / 400) ** 0.5
+
+
+@pytest.mark.slow
+def test_a_funnel_is_right_or_warned_of():
+    """Neal's funnel in ten dimensions, seen through one observation that says next to nothing."""
+
+    def funnel(y):
+        v = ppl.sample("v", dist.Normal(0.0, 3.0))
+        x = ppl.sample("x", dist.Normal(0.0, jnp.exp(v / 2)).expand([9]).to_event(1))
+        ppl.sample("y", dist.Normal(0.0 * x[0], 1.0), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        draws = inference.infer(funnel, args=(0.3,), methods=("nuts",), progress=False)
+    size = draws.certificate.seen["ess_bulk"]
+    v = draws.choices["v"]
+    is_right = abs(v.mean()) < 4.5 * 3 / size**0.5 and abs(v.std() / 3 - 1) < 4.5 / size**0.5
+    assert is_right or not draws.certificate.is_certified
+    assert is_right  # since x is shifted and scaled
+
+
+def test_a_mean_of_draws_that_is_chance_is_warned_of(found):
+    rng = np.random.default_rng(0)
+    cauchy = {"slope": rng.standard_cauchy(4000), "noise": rng.exponential(size=4000)}
+    heavy = heavy_tails(cauchy, 4000)
+    assert set(heavy) == {"slope"} and 0.7 < heavy["slope"] < 1.3
+    certificate = dataclasses.replace(found.certificate, heavy_tails=heavy)
+    with pytest.warns(
+        UserWarning, match="the tails of slope are so heavy that they have no variance"
+    ):
+        told("infer", dataclasses.replace(found, certificate=certificate), "raise")
+
+
+@pytest.mark.parametrize("freedom, most", [(30.0, 0.2), (4.0, 0.45)])
+def test_tails_that_have_a_variance_are_not_called_heavy(freedom, most):
+    x = np.random.default_rng(1).standard_t(freedom, (4000, 20))
+    shapes = tail_shapes(x, 4000)
+    assert shapes.max() < most and abs(shapes.mean() - 1 / freedom) < 0.1
 
 
 def learned(x, y):

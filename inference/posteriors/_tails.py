@@ -1,0 +1,72 @@
+"""How heavy the tails of draws are: the shape of a generalised Pareto law of the largest and of the smallest ones.
+
+Above a shape k a number has no moments of order 1 / k and more: no variance from k = 1/2 on, no mean from 1 on. What averages of
+draws say of moments that do not exist is chance.
+
+Reference: Zhang and Stephens 2009; Vehtari et al. 2024, arXiv:1507.02646 (sizes of tails, the prior on the shape).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+NO_VARIANCE = 0.5  # the least shape that has none
+_FAR = 5.0  # quartile distances from the median, below which no draw of a heavy tail stays
+_PRIOR_DRAWS, _PRIOR_SHAPE = 10, 0.5
+
+
+def heavy_tails(choices: Mapping[str, np.ndarray], size: float) -> dict[str, float]:
+    """Numbers of sites without a variance, by name -> shape; `size` is the effective one of the draws."""
+    found = {}
+    for name, x in choices.items():
+        if x.dtype.kind != "f" or not x[0].size:
+            continue
+        flat = x.reshape(len(x), -1)
+        low, middle, high = np.quantile(flat, [0.25, 0.5, 0.75], axis=0)
+        with np.errstate(invalid="ignore"):
+            is_far = (np.abs(flat - middle) > _FAR * (high - low)).any(0)
+        shapes = np.full(flat.shape[1], -np.inf)
+        shapes[is_far] = tail_shapes(flat[:, is_far], min(size, len(x)))
+        shapes = shapes.reshape(x.shape[1:])
+        for place in np.argwhere(shapes >= NO_VARIANCE):
+            label = f"{name}{place.tolist() if len(place) else ''}"
+            found[label] = float(shapes[tuple(place)])
+    return found
+
+
+def tail_shapes(x: np.ndarray, sizes: np.ndarray | float) -> np.ndarray:
+    """The larger shape of both tails of each number of draws [S, d], [d]; -inf where there are too few or equal ones.
+
+    Args:
+        x: draws.
+        sizes: effective sample sizes, by which tails are shorter; of each number, or of all.
+    """
+    size, d = x.shape
+    share = np.broadcast_to(np.clip(np.asarray(sizes, float) / size, 1e-3, 1.0), (d,))
+    lengths = np.minimum(np.ceil(3 * np.sqrt(size / share)), size // 5).astype(int)
+    in_order = np.sort(x.astype(float), 0)
+    found = np.full(d, -np.inf)
+    for i in range(d):
+        if lengths[i] >= 20:
+            column, cut = in_order[:, i], lengths[i]
+            upper = column[-cut:] - column[-cut - 1]
+            lower = column[cut] - column[:cut][::-1]
+            found[i] = max(_shape(upper), _shape(lower))
+    return found
+
+
+def _shape(x: np.ndarray) -> float:
+    """The shape of excesses in ascending order, drawn towards 1/2 by as much as ten draws would."""
+    size = len(x)
+    if not (np.isfinite(x).all() and x[0] >= 0 and x[-1] > x[size // 4] > 0):
+        return -np.inf
+    grid = 30 + int(size**0.5)
+    theta = 1 / x[-1] + (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * x[size // 4])
+    shapes = np.log1p(-theta[:, None] * x).mean(1)
+    likelihood = size * (np.log(-theta / shapes) - shapes - 1)
+    weights = 1 / np.exp(likelihood - likelihood[:, None]).sum(1)
+    weights /= weights.sum()
+    shape = np.log1p(-(theta * weights).sum() * x).mean()
+    return float((size * shape + _PRIOR_DRAWS * _PRIOR_SHAPE) / (size + _PRIOR_DRAWS))
