@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from ._approximate import joint_of
 from ._arranged import Shaped, flat, matrix_of, unit_forms
 from ._forms import Beyond, Form, Points
 from ._lift import Statement
-from .beliefs import Belief
+from .beliefs import Belief, Read
 
 
 class PlateMeets(Exception):
@@ -29,6 +30,7 @@ class Basis:
         belief: of the basis; None: there is none yet.
         rows: names of the plates whose rows have a belief each; None: not known yet.
         open: the open programs: their values, and which of these are still read.
+        asked: values, and what stands beside them, that are told what is known of them later.
 
     Args:
         joint: plates whose rows meet, so that they have one belief.
@@ -39,6 +41,7 @@ class Basis:
         self.belief: Belief | None = None
         self.rows: tuple[str, ...] | None = None
         self.open: list[tuple[dict[Any, Any], set[Any]]] = []
+        self.asked: list[tuple[Form, Read]] = []
 
     def settled(self, values: Sequence[Any]) -> list[Any]:
         """Values with forms in place of points, which a statement or another basis follows."""
@@ -53,6 +56,7 @@ class Basis:
             if isinstance(x, Points) and not jnp.issubdtype(x.values.dtype, jnp.floating)
         }
         kept = {i: x for i, x in every.items() if isinstance(x, Form | Points) and i not in new}
+        self.tell()
         self.belief = joint_of(list(kept.values()), self.belief)
         new |= dict(zip(kept, unit_forms(list(map(Shaped.of, kept.values()))), strict=True))
         self.replace(new)
@@ -92,6 +96,20 @@ class Basis:
         """Put other forms in the place of those with these ids."""
         for env, _ in self.open:
             env.update({v: new[id(x)] for v, x in env.items() if id(x) in new})
+        self.asked = [(new.get(id(form), form), beside) for form, beside in self.asked]
+
+    def tell(self, kept: Container[int] = ()) -> None:
+        """Let the values that are asked for be told what is known of them later, but for those that are kept, by id.
+
+        As late as can be: the mean of a value is known as it is by then, and not as the sum of what each statement has
+        told of the numbers that it was made of, which rounds in units of the widest of them.
+        """
+        for form, beside in self.asked:
+            if self.belief is not None and id(form) not in kept:
+                beside = jax.tree.map(lambda x, rows=form.rows: flat(x, rows), beside)
+                matrix = matrix_of(form, self.belief.size)
+                self.belief = self.belief.read(beside, flat(form.const, form.rows), matrix)
+        self.asked = [(form, beside) for form, beside in self.asked if id(form) in kept]
 
     def rebased(self, value: Form) -> Form:
         """Make the values that are still read the basis, where that halves it."""
@@ -101,10 +119,11 @@ class Basis:
         values = list(map(Shaped.of, forms))
         if 2 * sum(x.size for x in values) > self.belief.size:
             return value
+        self.tell({*live, id(value)})
         self.belief = self.law_of(forms)
-        *new, value = unit_forms(values)
-        self.replace(dict(zip(live, new, strict=True)))
-        return value
+        new = unit_forms(values)
+        self.replace(dict(zip([*live, id(value)], new, strict=True)))
+        return new[-1]
 
     def law_of(self, forms: Sequence[Form], *, is_square: bool = False) -> Belief:
         """The joint law of values."""

@@ -101,7 +101,8 @@ def joined(steps: Step, start: Belief) -> tuple[Belief, Affine, Affine]:
     if looks.const.shape[-1]:
         ones = Noise(jnp.ones((*looks.const.shape, 1, 1), looks.const.dtype))
         met = ManyNumbers.of(belief.seen(looks.matrix), ones)
-        belief = belief.given(met, -belief.at(looks.const, looks.matrix))
+        away = -belief.at(looks.const, looks.matrix)
+        belief = belief.given(met, looks.matrix, away)
     return belief, last, read
 
 
@@ -127,7 +128,7 @@ def filtered(steps: Step, start: Belief) -> Belief:
     rest = jax.vmap(_element)(steps)
     elements = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), prior, rest)
     found = _prefixes(elements)
-    return Belief(found.shift, found.root)
+    return Belief(found.shift, found.root, jnp.zeros_like(found.root))
 
 
 def _prefixes(elements: Element) -> Element:
@@ -154,7 +155,7 @@ def _prefixes(elements: Element) -> Element:
 def _element(step: Step) -> Element:
     """One step, by the root of the precision of u and x with what w tells of them.
 
-    [1, W_u'; 0, W_x'; 0, w'] -> [U', 0; V', Z; t', z'],    J = Z Z', h = Z z, u | x, w ~ N(U^-1 (t - V x), (U' U)^-1).
+    [W_u', 1; W_x', 0; w', 0] -> [U', 0; V', Z; t', z'],    J = Z Z', h = Z z, u | x, w ~ N(U^-1 (t - V x), (U' U)^-1).
     """
     new, seen, size = step.new, step.seen, step.new.const.shape[-1]
     noise, moved = new.matrix[..., size:], new.matrix[..., :size]
@@ -162,8 +163,8 @@ def _element(step: Step) -> Element:
     own = u.shape[-2]
     unit = jnp.broadcast_to(jnp.eye(own, dtype=u.dtype), (*u.shape[:-1], own))
     below = jnp.concatenate([x, seen.const[..., None, :]], -2)
-    below = jnp.pad(below, [(0, 0)] * (below.ndim - 1) + [(own, 0)])
-    above = jnp.concatenate([unit, u], -1)
+    below = jnp.pad(below, [(0, 0)] * (below.ndim - 1) + [(0, own)])
+    above = jnp.concatenate([u, unit], -1)
     joint = compressed(jnp.concatenate([above, below], -2), own)
     gain = free_solved(joint[..., :own, :own], noise.mT).mT  # of x' on t - V x
     left = joint[..., own:, :own]
@@ -213,4 +214,4 @@ def _after(first: Element, second: Element) -> Element:
 def _lower_beside_unit(x: Array) -> Array:
     """The lower triangular L with L L' = 1 + X X'."""
     unit = jnp.broadcast_to(jnp.eye(x.shape[-2], dtype=x.dtype), (*x.shape[:-1], x.shape[-2]))
-    return lower(jnp.concatenate([unit, x], -1))
+    return lower(jnp.concatenate([x, unit], -1))

@@ -35,7 +35,6 @@ class Collector(Integrator):
         self.rows, self.numbers = outer.rows, outer.numbers
         self.handed, self.before = handed, made
         self.seen: list[Affine] = []
-        self.asked: list[tuple[Form, Read]] = []
 
     def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
         if eqn.primitive.name in ("scan", "cond") and holds_statement(eqn):
@@ -98,11 +97,6 @@ class Collector(Integrator):
     def _at_mean(self, name: str, form: Form) -> Array:
         assert self.before is not None  # no approximation is run in parallel
         return self.before[name]
-
-    def _asked(self, statement: Statement, value: Form) -> None:
-        beside = self._beside(statement, value.const)
-        if beside is not None:
-            self.asked.append((value, beside))
 
     def rebased(self, value: Form) -> Form:
         return value

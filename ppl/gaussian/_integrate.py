@@ -51,6 +51,7 @@ def integrate(
     is_read = [False] * len(closed.jaxpr.outvars)
     integrator = Integrator(label, names, joint, emit)
     outs = integrator.run(closed, [0], is_read)
+    integrator.tell()
     if integrator.belief is not None and integrator.belief.later is not None:
         numpyro.factor(f"{label} smoothed", integrator.belief.later.ended())
     if not all(map(is_certain, outs)):

@@ -30,7 +30,7 @@ from ._laws import JointNormal, made_plain
 from ._lift import Statement, counting, holds_statement, last_reads, statement_p
 from ._readings import Reading, loc_of, noise_of, reading_of
 from ._refusals import check_scale, check_size, readable_loc
-from .beliefs import Belief, Read, Smoothing, no_belief
+from .beliefs import MAX_AWAY, Belief, Read, Smoothing, no_belief
 from .control_flow import run_cond, run_scan
 
 Array = jax.Array
@@ -231,15 +231,20 @@ class Integrator(Basis):
         assert belief is not None
         noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
         belief = belief.whole()
-        loc = unflat(belief.at(flat(mean.const, rows), matrix), rows, mean.const.shape)
-        law = JointNormal(loc, belief.seen(matrix), noise, reading.cells, rows, belief.moved)
+        seen = belief.seen(matrix)
+        total = (seen**2).sum(-1) + (noise.root**2).sum(-1)
+        error = jnp.diagonal(belief.error_of(matrix), axis1=-2, axis2=-1)
+        is_known = error <= MAX_AWAY**2 * total
+        loc = jnp.where(is_known, belief.at(flat(mean.const, rows), matrix), jnp.nan)
+        loc = unflat(loc, rows, mean.const.shape)
+        law = JointNormal(loc, seen, noise, reading.cells, rows, belief.moved)
         if self.emit.is_dry:
             value = self._made(statement, fn, obs)
         else:
             plain, dropped = made_plain(law, fn)
             with statement.around(statement.scale, dropped):
                 value = self._made(statement, plain, obs)
-        self.belief = belief.given(law.meeting, law.away(value - loc))
+        self.belief = belief.given(law.meeting, matrix, law.away(value - loc))
         return value
 
     def _reading(self, fn: Any) -> Reading:
@@ -272,12 +277,10 @@ class Integrator(Basis):
         return found
 
     def _asked(self, statement: Statement, value: Form) -> None:
-        """Let a site that is integrated be read by what stands beside it."""
+        """Let a site that is integrated be read by what stands beside it, once nothing else reads it."""
         beside = self._beside(statement, value.const)
-        if beside is not None and self.belief is not None:
-            beside = jax.tree.map(lambda x: flat(x, value.rows), beside)
-            matrix = matrix_of(value, self.belief.size)
-            self.belief = self.belief.read(beside, flat(value.const, value.rows), matrix)
+        if beside is not None:
+            self.asked.append((value, beside))
 
 
 def _without_density(name: str, like: Array) -> Array:

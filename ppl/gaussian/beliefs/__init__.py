@@ -26,6 +26,7 @@ from ._roots import (
     times as times,
 )
 from ._smoothing import (
+    MAX_AWAY as MAX_AWAY,
     Read as Read,
     Smoothing as Smoothing,
 )

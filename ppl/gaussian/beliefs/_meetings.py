@@ -68,6 +68,11 @@ class OneNumber:
         before = jnp.pad(before[..., :-1], [(0, 0)] * (before.ndim - 1) + [(1, 0)])
         return root * (old / new) - before * (s / old / new)
 
+    @full_precision
+    def gain(self, root: Array, after: Array) -> Array:
+        """What of x - E[x] is added to the mean of root u, shape (*rows, n, 1)."""
+        return (root @ self.seen[..., None]) / self.sums[..., -1:, None]
+
     def rounding(self, turn: Array) -> Array:
         """Squares of the relative errors of R = `turn`."""
         return jnp.full_like(turn, jnp.finfo(turn.dtype).eps ** 2)
@@ -79,16 +84,16 @@ class FewNumbers:
 
     By the root of their covariance with it:
 
-        [noise, seen; 0, root] -> [S^1/2, 0; gain, root R].
+        [seen, noise; root, 0] -> [S^1/2, 0; gain, root R].
 
     Attributes:
         top: S^1/2.
-        gain: of root u on whitened numbers.
+        told: of root u by whitened numbers.
         rest: root R.
     """
 
     top: Array
-    gain: Array
+    told: Array
     rest: Array
 
     @classmethod
@@ -97,8 +102,8 @@ class FewNumbers:
         """Of numbers with these coefficients."""
         m = seen.shape[-2]
         own = jnp.broadcast_to(noise.root, (*seen.shape[:-1], m))
-        above = jnp.concatenate([own, seen], -1)
-        below = jnp.pad(root, [(0, 0)] * (root.ndim - 1) + [(m, 0)])
+        above = jnp.concatenate([seen, own], -1)  # what is wide first: its rounding stays its own
+        below = jnp.pad(root, [(0, 0)] * (root.ndim - 1) + [(0, m)])
         joint = compressed(jnp.concatenate([above, below], -2), m)
         return cls(joint[..., :m, :m], joint[..., m:, :m], joint[..., m:, m:])
 
@@ -109,11 +114,15 @@ class FewNumbers:
 
     def shift(self, away: Array) -> Array:
         """The mean of root u given x - E[x]."""
-        return times(self.gain, free_solved(self.top, away[..., None])[..., 0])
+        return times(self.told, free_solved(self.top, away[..., None])[..., 0])
 
     def after(self, root: Array) -> Array:
         """Root R, for the root that was asked for."""
         return self.rest
+
+    def gain(self, root: Array, after: Array) -> Array:
+        """What of x - E[x] is added to the mean of root u, shape (*rows, n, m)."""
+        return solved(self.top, self.told.mT, is_lower=True, transposed=True).mT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +181,12 @@ class ManyNumbers:
         """Root R, of shape (*rows, n, k)."""
         return solved(self.top, root.mT, is_lower=False, transposed=True).mT
 
+    @full_precision
+    def gain(self, root: Array, after: Array) -> Array:
+        """What of x - E[x] is added to the mean of root u, shape (*rows, n, m), by root R."""
+        seen = self.seen.shape[-2]
+        return self.noise.whitened_by(after @ self.unit[..., :seen, :].mT)
+
     def rounding(self, turn: Array) -> Array:
         """Squares of the relative errors of R = `turn`, row by row.
 
@@ -187,5 +202,5 @@ class ManyNumbers:
 Meeting = OneNumber | FewNumbers | ManyNumbers
 
 jax.tree_util.register_dataclass(OneNumber, ["seen", "sums"], [])
-jax.tree_util.register_dataclass(FewNumbers, ["top", "gain", "rest"], [])
+jax.tree_util.register_dataclass(FewNumbers, ["top", "told", "rest"], [])
 jax.tree_util.register_dataclass(ManyNumbers, ["noise", "seen", "unit", "top"], [])

@@ -52,6 +52,14 @@ class Noise(NamedTuple):
         blocks = jnp.broadcast_to(self.blocks, (*parts.shape[:-1], size))
         return solved(blocks, parts, is_lower=True).reshape(x.shape)
 
+    def whitened_by(self, x: Array) -> Array:
+        """X root^-1, for x of shape (*rows, n, m)."""
+        num, size = self.blocks.shape[-3:-1]
+        parts = jnp.moveaxis(x.reshape(*x.shape[:-1], num, size), -3, -1)  # num, size, n
+        blocks = jnp.broadcast_to(self.blocks, (*parts.shape[:-1], size))
+        found = solved(blocks, parts, is_lower=True, transposed=True)
+        return jnp.moveaxis(found, -1, -3).reshape(x.shape)
+
     @property
     def log_det(self) -> Array:
         """Log det of the root, shape rows."""

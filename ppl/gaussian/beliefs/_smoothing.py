@@ -11,7 +11,8 @@ sites, which read theirs off as the derivative in a number beside them (`read`).
 call these rules in turn, through scans of any depth: each `Smoothed` is handed to one of them only, so that no two
 cotangents are added.
 
-The rounding of the turns is counted as if it were noise of the precision's relative size: what of a scale it may have made.
+The rounding of the turns is counted as if it were noise of the precision's relative size: what of a scale, and how far of a
+mean, it may have made.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..._precision import full_precision
 from ._roots import compressed, times
 
 Array = jax.Array
-MAX_ERROR = 0.01
+MAX_ERROR, MAX_AWAY = 0.01, 0.1  # of a scale: in the scale itself, and in the mean
 
 
 class Turn(NamedTuple):
@@ -51,12 +52,14 @@ class Smoothed(NamedTuple):
         mean: shape (*rows, k).
         root: shape (*rows, k, k).
         error: squares of the errors that rounding makes in its rows, shape (*rows, k).
+        away: squares of those that it makes in the mean, shape (*rows, k).
         key: data of a PRNG key for draws; None: the mean is asked for.
     """
 
     mean: Array
     root: Array
     error: Array
+    away: Array
     key: Array | None
 
     def turned(self, turn: Turn) -> Smoothed:
@@ -69,11 +72,11 @@ class Smoothed(NamedTuple):
                 jax.random.normal(now, (*shape[:-2], shape[-1]), dtype),
                 jax.random.key_data(later),
             )
-        return Smoothed(*_turned(self[:3], turn, noise), key)
+        return Smoothed(*_turned(self[:4], turn, noise), key)
 
     def read(self, beside: Read, mean: Array, seen: Array) -> Smoothed:
         """The same, read by numbers mean + seen u: their law is the derivative in what stands beside them."""
-        return Smoothed(*_read(self[:3], beside, mean, seen), self.key)
+        return Smoothed(*_read(self[:4], beside, mean, seen), self.key)
 
     def ended(self) -> Array:
         """0, whose derivative is that nothing comes after."""
@@ -81,7 +84,7 @@ class Smoothed(NamedTuple):
         if self.key is not None:
             key = _wrapped(self.key)
             noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return _ended(self[:3], noise)
+        return _ended(self[:4], noise)
 
 
 class Read(NamedTuple):
@@ -108,7 +111,7 @@ class Smoothing(NamedTuple):
         """What stands beside a belief of nothing."""
         key = None if self.key is None else jax.random.bits(self.key, (2,), jnp.uint32)
         none = jnp.zeros((*rows, 0))
-        return Smoothed(none, jnp.zeros((*rows, 0, 0)), none, key)
+        return Smoothed(none, jnp.zeros((*rows, 0, 0)), none, none, key)
 
 
 def _square(root: Array) -> Array:
@@ -119,14 +122,14 @@ def _square(root: Array) -> Array:
     return jnp.pad(root, [(0, 0)] * (root.ndim - 1) + [(0, size - columns)])
 
 
-Law = tuple[Array, Array, Array]  # mean, root, error of a `Smoothed`
+Law = tuple[Array, Array, Array, Array]  # mean, root, error, away of a `Smoothed`
 
 
 def _blank(turn: Turn, like: Law) -> Law:
     """Zeros in the shapes of the later law."""
     rows, size = like[0].shape[:-1], turn.matrix.shape[-1]
     blank = lambda *shape: jnp.zeros((*rows, *shape), like[0].dtype)
-    return blank(size), blank(size, size), blank(size)
+    return blank(size), blank(size, size), blank(size), blank(size)
 
 
 @jax.custom_vjp
@@ -137,7 +140,10 @@ def _turned(law: Law, turn: Turn, noise: Array | None) -> Law:
 @full_precision
 def _turned_back(saved: tuple[Turn, Array | None], later: Law) -> tuple[Law, None, None]:
     (shift, matrix, rest, rounding), noise = saved
-    mean, root, error = later
+    mean, root, error, away = later
+    away = times(matrix**2, away) + (jnp.finfo(shift.dtype).eps * shift) ** 2
+    if rounding is not None:
+        away = away + times(rounding, mean**2)
     mean = shift + times(matrix, mean)
     if noise is not None and rest is not None:
         mean = mean + times(rest, noise)
@@ -146,7 +152,7 @@ def _turned_back(saved: tuple[Turn, Array | None], later: Law) -> tuple[Law, Non
     error = times(matrix**2, error)
     if rounding is not None:
         error = error + times(rounding, (later[1] ** 2).sum(-1))
-    return (mean, root, error), None, None
+    return (mean, root, error, away), None, None
 
 
 _turned.defvjp(lambda law, turn, noise: (_blank(turn, law), (turn, noise)), _turned_back)
@@ -159,12 +165,18 @@ def _read(law: Law, beside: Read, mean: Array, seen: Array) -> Law:
 
 @full_precision
 def _read_back(saved: tuple[Array, ...], law: Law) -> tuple[Law, Read, None, None]:
-    """What the numbers are told; NaN where rounding has made more than a hundredth of a scale."""
+    """What the numbers are told; NaN where rounding may have made more than a hundredth of a scale, or moved a mean by a tenth.
+
+    The mean may be off by its own last digits, whatever its scale.
+    """
     mean, seen = saved
-    coordinates, root, error = law
+    coordinates, root, error, away = law
     scale = jnp.sqrt(((seen @ root) ** 2).sum(-1))
+    mean = mean + times(seen, coordinates)
+    least = jnp.maximum(MAX_AWAY * scale, 4 * jnp.finfo(mean.dtype).eps * jnp.abs(mean))
     is_known = times(seen**2, error) <= (MAX_ERROR * scale) ** 2
-    told = (jnp.where(is_known, x, jnp.nan) for x in (mean + times(seen, coordinates), scale))
+    is_known &= times(seen**2, away) <= least**2
+    told = (jnp.where(is_known, x, jnp.nan) for x in (mean, scale))
     return law, Read(*told), None, None
 
 
@@ -177,9 +189,9 @@ def _ended(law: Law, noise: Array | None) -> Array:
 
 
 def _ended_back(saved: tuple[Law, Array | None], _: Any) -> tuple[Law, None]:
-    (mean, root, error), noise = saved
+    (mean, root, error, away), noise = saved
     unit = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
-    return (mean if noise is None else noise, unit, error), None
+    return (mean if noise is None else noise, unit, error, away), None
 
 
 _ended.defvjp(lambda law, noise: (jnp.zeros(()), (law, noise)), _ended_back)

@@ -222,6 +222,7 @@ class Scan:
         """The belief of what is handed on."""
         if inner.belief is None:
             inner.belief = self.outer.nothing(self.rows)
+        inner.tell(kept)
         return inner.law_of(self.forms(values, kept), is_square=True)
 
     def forms(self, values: Sequence[Any], kept: dict[int, Form]) -> list[Form]:
