@@ -334,14 +334,3 @@ def with_inputs(jaxpr: Any, constvars: Sequence[Var], invars: Sequence[Var]) -> 
     """A jaxpr with its variables given otherwise; the names of its arguments, which no longer fit, are dropped."""
     names = jaxpr.debug_info._replace(arg_names=None)
     return jaxpr.replace(constvars=list(constvars), invars=list(invars), debug_info=names)
-
-
-def pareto_smoothing() -> Callable[[Any], Any]:
-    """ArviZ's psislw: log-likelihoods [n] -> (smoothed log-weights of leave-one-out [n], k-hat).
-
-    Raises:
-        ImportError: ArviZ is missing.
-    """
-    from arviz_stats.base import array_stats
-
-    return array_stats.psislw

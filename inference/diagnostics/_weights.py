@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ...ppl._calls import checked_call
-from ...ppl._compat import pareto_smoothing
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
+from ._pareto import pareto_smoothed
 
 # Ratios of weights within 0.1% of each other: a Pareto fit would see rounding only.
 _EQUAL = 1e-3
@@ -153,19 +153,6 @@ def _pareto_smoothed(lw: np.ndarray) -> tuple[np.ndarray, float]:
         return normalised, -np.inf
     if num_tail < 5 or tail[1 + num_tail // 4] == tail[0]:  # versions of ArviZ differ on ties
         return normalised, np.nan
-    psislw = _pareto_smoothing()
     with np.errstate(all="ignore"):  # ties and weights of zero end in NaN, which is reported
-        smoothed, k_hat = psislw(
-            -lw
-        )  # ArviZ takes log-likelihoods, whose inverses are the weights of leave-one-out
-    k_hat = float(k_hat)
-    return (np.asarray(smoothed), k_hat) if np.isfinite(k_hat) else (normalised, np.nan)
-
-
-def _pareto_smoothing() -> Any:
-    try:
-        return pareto_smoothing()
-    except ImportError as err:
-        raise ImportError(
-            "importance_diagnostics needs ArviZ for Pareto smoothing, and it is missing: pip install 'arviz>=1.1'."
-        ) from err
+        smoothed, k_hat = pareto_smoothed(lw, num_tail)
+    return (smoothed, k_hat) if np.isfinite(k_hat) else (normalised, np.nan)

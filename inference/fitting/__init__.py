@@ -14,6 +14,7 @@ Without noise
     FixedDrawsFit           what it returns
 
 Starts
+    AutoWhitenedNormal      the guide of a model alone: a Normal that begins near the best one, and in its units
     pathfinder              parameters near the Normal that Pathfinder finds (BlackJAX)
 
 Callbacks
@@ -34,6 +35,7 @@ from ._fixed_draws import FixedDrawsFit as FixedDrawsFit, fit_fixed_draws as fit
 from ._keep_best import KeepBest as KeepBest
 from ._nonfinite import NonFiniteError as NonFiniteError
 from ._pathfinder import pathfinder as pathfinder
+from ._whitened import AutoWhitenedNormal as AutoWhitenedNormal
 from .stationarity import Averaging as Averaging, settling as settling
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Averaging",
     "fit_fixed_draws",
     "FixedDrawsFit",
+    "AutoWhitenedNormal",
     "pathfinder",
     "EarlyStopping",
     "KeepBest",

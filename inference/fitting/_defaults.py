@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from numpyro.infer import init_to_median
-from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from numpyro.infer.autoguide import AutoNormal
 
 from ... import ppl
 from ...ppl.language import Program
@@ -20,15 +19,15 @@ from .._abstract_objective import ObjectiveSum
 from .._arguments import outcome
 from .._observed import check_none, check_observed, readers, tells
 from .._runs import abstract_run, check_run, tried_run
-from ..diagnostics._weights import importance_diagnostics
 from ..objectives import elbo
 from ._optimizer import leaf_names, memory_of
-from .stationarity import MAX_STEPS
+from ._whitened import AutoWhitenedNormal
+from .stationarity import MAX_STEPS, MOST_NATS
 
-MULTIVARIATE_UP_TO = 30  # coordinates: of more, the guide is mean field
+# Coordinates up to which all correlations are trained, and up to which they are those of the start; of more, there are none.
+TRAINED_UP_TO, FACTOR_UP_TO = 30, 400
 ARRAY_RATE, MODULE_RATE = 0.02, 0.001  # of Adam
 RATES = f"Adam, {ARRAY_RATE} for arrays, {MODULE_RATE} for the weights of modules"
-_NUM_DRAWS = 200  # for k-hat
 TRIAL = 1000  # steps: nobody takes a shorter run under a guide of their own for a posterior
 LEAST_MEMORY = 99  # gradients: of 100, widths are off by less than 1 %
 MOST_JUDGED = (
@@ -40,10 +39,6 @@ _OF_POSTERIORS = frozenset(
     "elbo iwelbo vimco hvi iwhvi diwhvi renyi cubo chi tvo rws wake_theta wake_phi fivo vsmc".split()
 )
 _ON_PURPOSE = " To fit what is not observed on purpose, say unobserved='allow'."
-_GUIDE_REMEDY = (
-    "Another guide (models.flows.AutoSpline, an AutoMultivariateNormal), inference.tempered_smc or NumPyro's NUTS may do better; "
-    "k_hat='skip' leaves this check out."
-)
 
 
 class Chosen(NamedTuple):
@@ -88,14 +83,29 @@ def choose_objective(
     if size == 0:
         reasons["guide"] = "none, since no continuous site is latent"
         return Chosen(elbo(program, lambda *args, **kwargs: None, check_jumps=check_jumps), reasons)
-    auto = AutoMultivariateNormal if size <= MULTIVARIATE_UP_TO else AutoNormal
-    bound = "at most" if auto is AutoMultivariateNormal else "more than"
-    reasons["guide"] = f"{auto.__name__}, for {size} coordinates ({bound} {MULTIVARIATE_UP_TO})"
-    seen = numpyro.handlers.block(program, hide=missing) if missing else program
     if missing:
         reasons["missing"] = f"{', '.join(missing)} left to the model"
-    guide = auto(seen, init_loc_fn=init_to_median(num_samples=15))
+    guide, reasons["guide"] = _guide(program, size, tuple(missing))
     return Chosen(elbo(program, guide, check_jumps=check_jumps), reasons | {"objective": "elbo"})
+
+
+def _guide(program: Program, size: int, missing: tuple[str, ...]) -> tuple[Any, str]:
+    """The guide, and what is told of it."""
+    if size > FACTOR_UP_TO:
+        seen = numpyro.handlers.block(program, hide=missing) if missing else program
+        guide: Any = AutoNormal(seen, init_loc_fn=init_to_median(num_samples=15))
+        return (
+            guide,
+            f"AutoNormal, for {size} coordinates (more than {FACTOR_UP_TO}), without correlations",
+        )
+    is_full = size <= TRAINED_UP_TO
+    guide = AutoWhitenedNormal(program, rank="full" if is_full else "diagonal", hidden=missing)
+    kind = (
+        f"(at most {TRAINED_UP_TO})"
+        if is_full
+        else f"(more than {TRAINED_UP_TO}), correlations as at the start"
+    )
+    return guide, f"AutoWhitenedNormal, for {size} coordinates {kind}"
 
 
 def check_programs(method: str, objective: Any, args: tuple, *, may_be_prior: bool) -> None:
@@ -158,6 +168,15 @@ def default_optimizer(params: Mapping[str, Any], num_steps: int | None) -> Any:
     return optax.partition({rate: adam(rate) for rate in set(rates)}, labels)
 
 
+def rule_of(objective: Any, *, has_minibatches: bool) -> dict[str, Any]:
+    """Options of `settling` for an objective that was chosen: its bound is in nats of a posterior, or its guide has its units."""
+    guide = getattr(getattr(objective, "guide", None), "fn", None)
+    watched = {"watched": guide.trained} if isinstance(guide, AutoWhitenedNormal) else {}
+    if not has_minibatches:
+        return watched | {"most": MOST_NATS}
+    return watched | {"relative_tolerance": math.inf} if watched else {}
+
+
 def report(reasons: Mapping[str, str]) -> None:
     """Print what was chosen."""
     width = max(map(len, reasons))
@@ -186,7 +205,8 @@ def warn_of_short_memory(
 
 def warn_if_unsettled(fit: Any) -> None:
     """Warn where the run slowed down because it had to."""
-    if fit.stop_reason == "settled" and fit.steps >= MAX_STEPS + MAX_STEPS // 2:  # with the decay
+    # The cosine of the pace is 0 in single precision some steps before its end.
+    if fit.stop_reason == "settled" and fit.steps >= 0.999 * (MAX_STEPS + MAX_STEPS // 2):
         warnings.warn(
             f"fit: after {MAX_STEPS:,} steps the value had not settled, or its noise left that open. Look at "
             "fit.history['value']; train on with params=fit.last_params, another optimizer, or num_steps.",
@@ -243,27 +263,3 @@ def of_seeds(verdicts: Sequence[str | None]) -> str | None:
     more = [f"{len(lines) - 3} more of the kind."] if len(lines) > 3 else []
     head = f"fit: {len(wrong)} of {len(verdicts)} seeds, {wrong}, do not pass; {rest}."
     return "\n".join([head, *lines[:3], *more])
-
-
-def warn_of_bad_weights(fit: Any, key: Any) -> None:
-    """Warn where importance weights say that the guide is no stand-in for the posterior."""
-    draws = fit.posterior(key, _NUM_DRAWS, batch_size=20)
-    if (verdict := verdict_on(draws.log_weights)) is not None:
-        warnings.warn(verdict, stacklevel=3)
-
-
-def verdict_on(log_weights: np.ndarray) -> str | None:
-    """What is wrong with a guide whose draws have these weights; None if nothing is known to be."""
-    num, remedy = len(log_weights), _GUIDE_REMEDY
-    if num_broken := int((~(log_weights < np.inf)).sum()):
-        return f"fit: the log-weights of {num_broken} of {num} draws of the guide are no numbers. {remedy}"
-    if (log_weights == -np.inf).all():
-        return f"fit: none of {num} draws of the guide has any weight under the model. {remedy}"
-    worth = importance_diagnostics(log_weights)
-    # The tail of weights that are all but equal may have any shape.
-    if not (worth.k_hat > worth.k_threshold and worth.ess < 0.9 * num):
-        return None
-    return (
-        f"fit: k-hat is {worth.k_hat:.2f}, above {worth.k_threshold:.2f}, and {worth.ess:.0f} of {num} draws count: "
-        f"draws of this guide are no stand-in for the posterior, not even when weighted. {remedy}"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,13 +30,14 @@ from ._defaults import (
     is_judged,
     is_trained,
     report,
+    rule_of,
     warn_if_unsettled,
-    warn_of_bad_weights,
     warn_of_short_memory,
     warn_of_verdict,
 )
 from ._fit_result import Fit
 from ._initial import initial_params
+from ._judgement import judged
 from ._loop import Carry, Config, initial_carry, run_keys, strong
 from ._optimizer import FROZEN, apply, is_optimizer, make_optimizer
 from ._train import Plan, Training
@@ -84,8 +86,10 @@ def fit(
 
     Args:
         objective: what to fit, e.g. `inference.elbo(model, guide)`. Or a model alone, anything that `ppl.as_program` takes: then
-            `elbo` with a Normal guide, multivariate for at most 30 coordinates, else mean field; discrete sites are summed out,
-            missing cells come from the model.
+            `elbo` with a Normal guide (`fitting.AutoWhitenedNormal`) that begins at the best Normal which Newton's steps from
+            dispersed points find, and in its units; all correlations are trained for at most 30 coordinates, those of the start
+            stay for at most 400, and for more the guide is mean field. Discrete sites are summed out, missing cells come from
+            the model.
         optimizer: default Adam, 0.02 for arrays and 0.001 for the weights of modules, along a cosine over `num_steps`. An optax
             transformation; or a dict from fnmatch patterns on parameter names to a transformation or "frozen".
             Each parameter must match exactly one pattern. A transformation such as clipping by global norm then acts within
@@ -117,9 +121,10 @@ def fit(
             and name what broke; "skip": leave parameters, optimiser and state as they were, and count. After 100 skipped steps
             in a row (of every seed) "skip" raises too.
         k_hat: whether weighted draws of the guide are compared with the posterior after the run: "warn" if k-hat is above its
-            threshold, or "skip". Compared are runs of a model alone; and under a guide of your own single runs of `elbo` and
+            threshold, if the weights move means or widths, if another mode was seen or the start was better, see `Fit.worth`;
+            or "skip". Compared are runs of a model alone; and under a guide of your own single runs of `elbo` and
             `iwelbo` on all data at once, of at least 1,000 steps and at most 100 latent coordinates (of more, all but exact
-            guides fail jointly: judge rows one by one). It compiles the draws, which takes seconds. An objective that judges
+            guides fail jointly: judge rows one by one), whose draws take seconds to compile. An objective that judges
             its own results (`AbstractObjective.verdict`, of `mam.energy`) does so under the same option, after 1,000 steps or
             more; of several seeds each is judged, and one warning names those affected.
         unobserved: what to do with a model that has neither an observation nor a factor, whose posterior is its prior, and, for
@@ -221,8 +226,8 @@ def fit(
         # Explicitly typed axes would put the sharding into the types of the user's program.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     keys = key if num_seeds is None else jax.random.split(key, num_seeds)
-    if mesh is not None and isinstance(args, tuple) and not subsample:
-        # An autoguide starts where its first call says: here, as without a mesh, and not where plates are looked for.
+    if isinstance(args, tuple) and (is_model or mesh is not None and not subsample):
+        # An autoguide starts where its first call says: with all data, as without a mesh, and not where plates are looked for.
         objective.init(run_keys(keys if num_seeds is None else keys[0])[0], *args)
     scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch)
     init_args = source.first()
@@ -241,11 +246,21 @@ def fit(
         more = ", and as many again for the average" if average == "stationary" else ""
         reasons |= {"steps": "until the value has settled" + more}
     ending = "watches" if average == "stationary" else "settles" if settles else None
+    if (
+        found := getattr(getattr(getattr(objective, "guide", None), "fn", None), "starts", None)
+    ) and is_model:
+        reasons |= {"start": str(found)}
     if progress and reasons:
         report(reasons)
     config = Config(
         objective=scaled,
-        optimizer=make_optimizer(optimizer, one, ending=ending, num_steps=num_steps),
+        optimizer=make_optimizer(
+            optimizer,
+            one,
+            ending=ending,
+            num_steps=num_steps,
+            rule=rule_of(objective, has_minibatches=subsample is not None) if is_model else None,
+        ),
         source=source,
         average=average,
         on_nonfinite=on_nonfinite,
@@ -329,7 +344,12 @@ def fit(
     if k_hat == "warn" and is_judged(
         result, is_chosen=is_model, has_minibatches=subsample is not None
     ):
-        warn_of_bad_weights(result, key)
+        worth, verdict = judged(result, key, is_chosen=is_model)
+        result = dataclasses.replace(result, worth=worth)
+        if verdict is not None:
+            warnings.warn(verdict, stacklevel=2)
+        elif progress:
+            print(f"fit ends: {worth}", flush=True)
     if k_hat == "warn" and is_trained(result):
         warn_of_verdict(result, key)
     return result

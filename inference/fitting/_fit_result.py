@@ -17,6 +17,7 @@ from ...ppl._show import shown
 from ...ppl.language import Keywords, check_proposed_cells, labelled_as, misses, parted
 from ...ppl.traces import check_match, strong
 from .._runs import check_new
+from ._judgement import GuideWorth
 from .prediction import map_keys, predict_batches, predictive
 from .stationarity import Averaging
 from .storage import export_fit, load_fit, save_fit
@@ -64,6 +65,8 @@ class Fit:
         example: shapes of one step's arguments, where `args` is None.
         averaging: of `average="stationary"`, what is known of the iterates.
         labels: levels of categories and columns of frames among the arguments, by argument; new ones are put in their order.
+        worth: what weighted draws say about the guide, k-hat and effective number; None where it was not judged, and of a loaded
+            fit.
         stop_reason: "num_steps" (done), "settled" (the value had), "callback", "interrupt" (Ctrl-C), "data" (the iterator ended)
             or "error" (the fit inside a `NonFiniteError`).
     """
@@ -81,6 +84,7 @@ class Fit:
     example: tuple | None = dataclasses.field(default=None, repr=False)
     averaging: Averaging | None = dataclasses.field(default=None, repr=False)
     labels: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
+    worth: GuideWorth | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, Any]:
         is_averaged = self.params is not self.last_params
@@ -90,6 +94,7 @@ class Fit:
             "value": _last_values(self),
             "steps": f"{self.steps}{f' ({skipped} skipped)' if skipped else ''}, {_ENDS[self.stop_reason]}",
             "seeds": self.num_seeds,
+            "worth": None if self.worth is None else str(self.worth),
             "params": self.params,
             "averaged": self._averaged(is_averaged),
             "noise": None if self.averaging is None else self.averaging.noise_text(),

@@ -37,6 +37,7 @@ def make_optimizer(
     *,
     ending: Literal["settles", "watches"] | None = None,
     num_steps: int | None = None,
+    rule: Mapping[str, Any] | None = None,
 ) -> Optimizer:
     """Match the groups of `optimizer` with the names in `params`.
 
@@ -45,6 +46,7 @@ def make_optimizer(
         params: mapping from name to a pytree of arrays (or their shapes).
         ending: whether it is to end the run by itself, `settling`, or to see when it could, `watching`.
         num_steps: of the run, for the latter.
+        rule: options of `settling`.
 
     Raises:
         ValueError: if a parameter matches no pattern or several, a pattern matches nothing, or nothing is left to train.
@@ -74,7 +76,10 @@ def make_optimizer(
         optimizer = optax.partition(transforms, tree)
     transform = optax.with_extra_args_support(optimizer)
     if ending is not None:
-        transform = settling(transform) if ending == "settles" else watching(transform, num_steps)
+        is_settling = ending == "settles"
+        transform = (
+            settling(transform, **rule or {}) if is_settling else watching(transform, num_steps)
+        )
     return Optimizer(transform, names, is_trained)
 
 

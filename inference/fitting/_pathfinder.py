@@ -18,6 +18,7 @@ from ...ppl._precision import full_precision
 from ...ppl.language import as_arguments
 from .._arguments import Arguments
 from ._fixed_draws import climb
+from .starts import Space
 
 Array = jax.Array
 
@@ -65,17 +66,17 @@ def pathfinder(
         ) from err
     check_counts("pathfinder", 2, num_draws=num_draws)
     check_counts("pathfinder", num_starts=num_starts, max_steps=max_steps)
-    init_key, prior_key, path_key, draw_key = jax.random.split(typed_key(key), 4)
+    init_key, _, path_key, draw_key = jax.random.split(typed_key(key), 4)
     arguments: tuple = as_arguments(args, objective.model)
     params = objective.init(init_key, *arguments)
     model = objective.model.bind(params)
-    space = _Space(model, prior_key, arguments)
+    space = Space(model, arguments, method="pathfinder")
     split = Arguments(arguments)
     arrays = split.arrays(arguments)
 
     def path(keys: Any) -> Any:
         density = lambda flat: space.log_prob(flat, *split.join(arrays))
-        start = space.prior(keys[0], *split.join(arrays))
+        start = space.draw(keys[0], *split.join(arrays))
         state, _ = paths.approximate(keys[1], density, start, num_draws)
         drawn: Any = paths.sample(draw_key, state, num_draws)
         return state, drawn[0]
@@ -92,42 +93,8 @@ def pathfinder(
     return _moved(objective.guide, params, space, best, arguments, max_steps)
 
 
-class _Space:
-    """The latent sites of a model as coordinates of R^d."""
-
-    def __init__(self, model: ppl.Program, key: Array, args: tuple) -> None:
-        from ..particles.moves import transforms_of
-
-        self.model = model
-        template = model.simulate(key, *args).choices
-        discrete = [n for n, x in template.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
-        if discrete:
-            raise ValueError(
-                f"pathfinder: sites {discrete} are discrete, and paths lead through R^d. Sum them out: "
-                f"ppl.eliminate(model, {discrete})."
-            )
-        self.transforms = transforms_of("pathfinder", model, args, template)
-        flat = {n: self.transforms[n].inv(x) for n, x in template.items()}
-        _, self.unravel = jax.flatten_util.ravel_pytree(flat)
-
-    def choices(self, flat: Array) -> dict[str, Array]:
-        return {n: self.transforms[n](x) for n, x in self.unravel(flat).items()}
-
-    def log_prob(self, flat: Array, *args: Any) -> Array:
-        total = self.model.log_density(self.choices(flat), *args)
-        for name, x in self.unravel(flat).items():
-            transform = self.transforms[name]
-            total += jnp.sum(transform.log_abs_det_jacobian(x, transform(x)))
-        return total
-
-    def prior(self, key: Array, *args: Any) -> Array:
-        choices = self.model.simulate(key, *args).choices
-        free = {n: self.transforms[n].inv(choices[n]) for n in self.transforms}
-        return jax.flatten_util.ravel_pytree(free)[0]
-
-
 def _moved(
-    guide: Any, params: ppl.Params, space: _Space, draws: Array, args: tuple, max_steps: int
+    guide: Any, params: ppl.Params, space: Space, draws: Array, args: tuple, max_steps: int
 ) -> ppl.Params:
     """The parameters with those of the guide near the draws [S, d]."""
     values = _of_autoguide(params, space, draws)
@@ -152,7 +119,7 @@ def _moved(
 
 
 @full_precision
-def _of_autoguide(params: Mapping[str, Any], space: _Space, draws: Array) -> dict[str, Array]:
+def _of_autoguide(params: Mapping[str, Any], space: Space, draws: Array) -> dict[str, Array]:
     """Constrained values for NumPyro's AutoNormal and AutoMultivariateNormal with their own prefix; else none."""
     mean, sites = draws.mean(0), space.unravel(draws[0])
     if {"auto_loc", "auto_scale_tril"} <= set(params):

@@ -40,7 +40,9 @@ def _meet_model(program: Any, key: Any, args: Any) -> None:
             quiet("Out-of-support"),
             jax.numpy_rank_promotion("allow"),  # NumPyro draws several starts at once
         ):
-            numpyro.handlers.seed(program.fn, rng_seed=key)(*positional, **keywords)
+            # A guide of the library's own need not be run for that.
+            meet = getattr(program.fn, "meet", program.fn)
+            numpyro.handlers.seed(meet, rng_seed=key)(*positional, **keywords)
     except (RuntimeError, ValueError) as err:  # NumPyro's, which name no site
         reason = _reason(type(program)(program.fn.model), args)
         if reason is None:
@@ -71,8 +73,8 @@ def what_is_not_finite(trace: Any, args: Any) -> str | None:
             return f"the log-density of site '{name}' is no number." + told_of_nan(args)
         return (
             f"the log-density of site '{name}' is {float(log_prob.min()):g} at a point that was tried. An observation "
-            "outside of its law's support, or of probability 0 there, needs another law; a simulator, whose data are a point mass, "
-            "needs inference.sleep."
+            "outside of its law's support, or of probability 0 there, needs another law; a simulator, whose data are a point "
+            "mass, needs inference.sleep."
         )
     return None
 

@@ -510,13 +510,6 @@ def _():
     assert seen == [[False, True]]
 
 
-@row("pareto_smoothing")
-def _():
-    log_ratios = np.sort(np.random.default_rng(0).exponential(size=1000))
-    smoothed, k_hat = c.pareto_smoothing()(-log_ratios)
-    assert np.exp(smoothed).sum() == pytest.approx(1.0) and 0.3 < k_hat < 1.7  # exactly: 1
-
-
 def exported():
     """The public names of the wall: what it defines, and what it hands on as itself."""
     names = set()

@@ -16,11 +16,8 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ....ppl._quiet import quiet
-from ....ppl.language import what_is_not_finite
 from ..._arguments import is_array
 from ._space import Landscape, Space
 
@@ -35,6 +32,7 @@ _FINAL_DRAWS = 128
 _APART = 2.0  # standard deviations between two modes
 _NEAR = 0.05  # nats between evidence and bound: of a Normal that need not be improved
 _NATURAL_STEPS = 60
+_MOST_BROKEN = 0.05  # of the draws of a Normal
 _IMPROVED = 3  # Normals, those with the largest evidence
 _RIVAL = 3.0  # nats below the best bound
 _WORK = 3e7  # numbers that the Hessians of all paths may touch at once
@@ -52,6 +50,7 @@ class Start:
         elbo: its evidence lower bound, nats, by draws.
         log_evidence: log mean weight of the same draws, nats.
         is_mode: whether its path ended at a mode; the Normal is that of the Hessian there, or a better one nearby.
+        broken: a draw of it at which the log-density is not finite, where more than one in twenty are such; else None.
     """
 
     name: str
@@ -61,6 +60,7 @@ class Start:
     elbo: float
     log_evidence: float
     is_mode: bool
+    broken: np.ndarray | None = None
 
     def distance(self, u: np.ndarray) -> float:
         """Of a point from the centre, standard deviations."""
@@ -152,27 +152,17 @@ def _dispersed(
     values = landscape.values(np.stack([u for _, u in named]))
     good = [(name, u, v) for (name, u), v in zip(named, values, strict=True) if np.isfinite(v)]
     if not good:
-        reason = _reason(space, uniform[0], args) or "look for NaN in the log-density there."
+        reason = space.what_breaks(uniform[0], args) or "look for NaN in the log-density there."
         raise ValueError(
             f"{space.method}: {space.program!r} has no place to start from. Its log-density is not finite at any of {len(named)} "
-            f"points, uniform on (-{_RADIUS:g}, {_RADIUS:g}) of the unconstrained values and {len(draws)} draws of the prior: "
-            f"{reason}"
+            f"points, uniform on (-{_RADIUS:g}, {_RADIUS:g}) of the unconstrained values and {len(draws)} draws of the prior. "
+            f"Mend the first of these: {reason}"
         )
     of = lambda kind: [(name, u, v) for name, u, v in good if name == kind]
     drawn = sorted(of("prior draw"), key=lambda x: -x[2])
     chosen = [*of("prior median"), *drawn[:1], *of("uniform start"), *drawn[1:], *of("prior mean")]
     chosen = chosen[:number]
     return [name for name, *_ in chosen], np.stack([u for _, u, _ in chosen])
-
-
-def _reason(space: Space, u: np.ndarray, args: tuple) -> str | None:
-    try:
-        choices = space.choices(jnp.asarray(u, float))
-        with quiet():  # NumPyro's, of what is said here
-            trace, _ = space.program.generate(jax.random.key(0), choices, *args)
-    except ValueError as err:
-        return str(err)
-    return what_is_not_finite(trace, args)
 
 
 class _Paths:
@@ -293,12 +283,15 @@ def _judged(
 ) -> Start:  # fmt: skip
     """The Normal with its bound and evidence, by draws center + factor noise."""
     log_q = -0.5 * (noise**2 + math.log(2 * math.pi)).sum(1) - np.linalg.slogdet(factor)[1]
-    weights = landscape.values(center + noise @ factor.T) - log_q
+    draws = center + noise @ factor.T
+    weights = landscape.values(draws) - log_q
+    is_bad = ~np.isfinite(weights)
+    broken = draws[is_bad.argmax()] if is_bad.mean() > _MOST_BROKEN else None
     top = weights.max()
     evidence = top + np.log(np.exp(weights - top).mean()) if np.isfinite(top) else -np.inf
     value = landscape.values(center[None])[0]
     elbo = float(weights.mean())
-    return Start(name, center, lower(factor), float(value), elbo, float(evidence), is_mode)
+    return Start(name, center, lower(factor), float(value), elbo, float(evidence), is_mode, broken)
 
 
 def _improved(landscape: Landscape, start: Start, rng: np.random.Generator) -> Start:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions.transforms import biject_to
 
 from .... import ppl
+from ....ppl._precision import full_precision
+from ....ppl._quiet import quiet
+from ....ppl._shared_jit import shared_jit
+from ....ppl.language import what_is_not_finite
 from ..._arguments import Arguments, outcome
 
 Array = jax.Array
 _STEP = 5e-3  # of differences
 _AT_ONCE = 8_000_000  # numbers of data times points that a compiled call holds
+
+
+class Law(NamedTuple):
+    """What a guide needs of a site's law."""
+
+    support: Any
+    event_dim: int
 
 
 class Space:
@@ -29,7 +41,8 @@ class Space:
         method: who asks, for messages.
 
     Attributes:
-        shapes: latent site -> shape of its unconstrained value, in the order of u.
+        shapes: latent site -> shape of its unconstrained value, by name, as in u.
+        laws: latent site -> its support, and how many of its axes are of one event.
         transforms: latent site -> transform from there to its support.
         dimension: d.
 
@@ -40,11 +53,11 @@ class Space:
     def __init__(
         self, program: ppl.Program, args: tuple, hidden: tuple[str, ...] = (), method: str = "fit"
     ) -> None:
-        from ...particles.moves import transforms_of
+        from ...particles.moves import supports_of
 
         self.program, self.method = program, method
-        simulate = lambda *args: program.simulate(jax.random.key(0), *args).choices
-        values = {n: x for n, x in outcome(simulate, args).items() if n not in hidden}
+        trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
+        values = {n: trace.choices[n] for n in sorted(trace.choices) if n not in hidden}
         discrete = [n for n, x in values.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
         if discrete:
             raise ValueError(
@@ -52,11 +65,22 @@ class Space:
                 f"ppl.eliminate(model, {discrete})."
             )
         template = {n: jnp.zeros(x.shape, x.dtype) for n, x in values.items()}
-        self.transforms = transforms_of(method, program, args, template)
+        supports = supports_of(method, program, args, template)
+        self.laws = {n: Law(supports[n], len(trace.sites[n].event_shape)) for n in template}
+        self.transforms = {n: biject_to(supports[n]) for n in template}
         self.shapes = {
             n: jax.eval_shape(self.transforms[n].inv, x).shape for n, x in template.items()
         }
         self.dimension = sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each coordinate, e.g. "beta[1]"."""
+        return [
+            f"{name}{list(at) if at else ''}"
+            for name, shape in self.shapes.items()
+            for at in np.ndindex(shape)
+        ]
 
     def unravel(self, u: Array) -> dict[str, Array]:
         """The unconstrained values of the sites, of u [d]."""
@@ -92,6 +116,16 @@ class Space:
         """A draw of the prior."""
         return self.point(self.program.simulate(key, *args).choices)
 
+    def what_breaks(self, u: np.ndarray, args: tuple) -> str | None:
+        """The site whose log-density is not finite at u, and why, where that is known."""
+        try:
+            with quiet():  # NumPyro's, of what is said here
+                choices = self.choices(jnp.asarray(u, float))
+                trace, _ = self.program.generate(jax.random.key(0), choices, *args)
+        except ValueError as err:
+            return str(err)
+        return what_is_not_finite(trace, args)
+
 
 class Landscape:
     """The log-density with its derivatives in compiled calls, in double precision outside of them; NaN counts as -inf.
@@ -113,7 +147,11 @@ class Landscape:
         draw = lambda key, arrays: space.draw(key, *split.join(arrays))
 
         def derivatives(hessian: Any, center: Array, factor: Array, arrays: list[Array]) -> Any:
-            at = lambda v: density(center + factor @ v, arrays)
+            @full_precision
+            def moved(v: Array) -> Array:
+                return center + factor @ v
+
+            at = lambda v: density(moved(v), arrays)
             zero = jnp.zeros_like(center)
             value, gradient = jax.value_and_grad(at)(zero)
             return value, gradient, hessian(at, zero, at_once)
@@ -124,9 +162,10 @@ class Landscape:
                     return jax.vmap(lambda point: fn(*point, arrays))(points)
                 return jax.lax.map(lambda point: fn(*point, arrays), points, batch_size=at_once)
 
-            return jax.jit(run)
+            return shared_jit(run)
 
         self._value = over(density, at_once)
+        self._choices = shared_jit(jax.vmap(space.choices))
         few = max(1, at_once // space.dimension)
         self._derivatives = [
             over(functools.partial(derivatives, hessian), few)
@@ -134,10 +173,10 @@ class Landscape:
         ]
         self._draws = over(draw, at_once)
 
-    def values(self, u: np.ndarray) -> np.ndarray:
+    def values(self, u: np.ndarray, *, keep_nan: bool = False) -> np.ndarray:
         """Logarithms of p at points [n, d], nats."""
         (values,) = self._in_parts(lambda *x: (self._value(*x),), self.rows, u)
-        return np.where(values < np.inf, values, -np.inf)
+        return values if keep_nan else np.where(values < np.inf, values, -np.inf)
 
     def derivatives(self, center: np.ndarray, factor: np.ndarray) -> Any:
         """Value [n], gradient [n, d] and Hessian [n, d, d] of v -> log p(center + factor v) at 0."""
@@ -159,6 +198,10 @@ class Landscape:
             outs = fn(tuple(map(_single, padded)), self._arrays)
             found.append([np.asarray(x)[:number].astype(float) for x in outs])
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    def choices(self, u: np.ndarray) -> dict[str, np.ndarray]:
+        """The values of the sites at points [n, d]."""
+        return {name: np.asarray(x) for name, x in self._choices(_single(u)).items()}
 
     def draws(self, key: Any, number: int) -> np.ndarray:
         """Draws of the prior, [number, d]; those that are finite."""

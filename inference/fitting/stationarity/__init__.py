@@ -13,7 +13,12 @@ from ._averaging import (
     with_iterate as with_iterate,
 )
 from ._noise import noise_shares as noise_shares
-from ._settling import MAX_STEPS as MAX_STEPS, is_done as is_done, settling as settling
+from ._settling import (
+    MAX_STEPS as MAX_STEPS,
+    MOST_NATS as MOST_NATS,
+    is_done as is_done,
+    settling as settling,
+)
 from ._watching import settled_at as settled_at, watching as watching
 
 __all__: list[str] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,20 @@ _ENOUGH = 48  # blocks before the question is asked
 _LEAST_DECAY = 200  # steps
 MAX_STEPS = 100_000
 TOLERANCE, RELATIVE_TOLERANCE, CONFIDENCE = 0.02, 0.1, 3.0
+MOST_NATS = (
+    0.5  # of the tolerance, where the value is a bound on all data of a guide near the posterior
+)
+_DRIFT, _DRIFT_CONFIDENCE = 0.15, 2.0  # of watched parameters, in their units; standard errors
+
+
+class Rule(NamedTuple):
+    """When a run has settled; see `settling`."""
+
+    tolerance: float = TOLERANCE
+    relative_tolerance: float = RELATIVE_TOLERANCE
+    confidence: float = CONFIDENCE
+    most: float = math.inf
+    max_steps: int = MAX_STEPS
 
 
 class SettlingState(NamedTuple):
@@ -31,6 +47,8 @@ class SettlingState(NamedTuple):
         size: steps in a block.
         total: sum over the block that is being filled.
         square: running mean of squared differences between neighbouring losses, halved: the variance of one.
+        places: mean of the watched parameters over each full block, [64, number].
+        place_total: their sum over the block that is being filled.
     """
 
     inner: Any
@@ -43,6 +61,8 @@ class SettlingState(NamedTuple):
     size: Array
     total: Array
     square: Array
+    places: Array
+    place_total: Array
 
 
 def settling(
@@ -51,6 +71,8 @@ def settling(
     tolerance: float = TOLERANCE,
     relative_tolerance: float = RELATIVE_TOLERANCE,
     confidence: float = CONFIDENCE,
+    most: float = math.inf,
+    watched: Sequence[str] = (),
     max_steps: int = MAX_STEPS,
 ) -> Any:
     """An optimiser that goes on at full pace until the value has settled, then slows down to a halt.
@@ -59,11 +81,15 @@ def settling(
     over the last third, s the standard error of m_2 - m_1, from the spread of the blocks' means (so correlation between steps
     counts), and sigma the standard deviation of one estimate. The value has settled when
 
-        m_2 - m_1 + confidence * s <= max(tolerance, relative_tolerance * sigma):
+        m_2 - m_1 + confidence * s <= max(tolerance, min(relative_tolerance * sigma, most)):
 
     not when no gain is seen, but when a gain worth having is ruled out. While noise leaves that open, the run goes on, and the
     thirds grow with it. Then the updates shrink by half a cosine over half as many steps as there were; the parameters come to
     rest, and their noise with them.
+
+    With `watched` parameters, whose unit is the width of the posterior, their means over the two thirds must not differ by more
+    than 0.15 either, two standard errors included. Where each step sees a minibatch, the value's noise is that of the batch and
+    says little: `relative_tolerance=math.inf` goes by these parameters alone.
 
     Args:
         optimizer: an optax transformation.
@@ -71,6 +97,8 @@ def settling(
         relative_tolerance: the same in standard deviations of one estimate, where that is more. Small gains take long to rule
             out: steps grow with the square of 1 / relative_tolerance.
         confidence: number of standard errors.
+        most: the most that the relative tolerance may come to, nats.
+        watched: names of parameters, in units of the posterior's width.
         max_steps: steps after which the run slows down in any case.
 
     Returns:
@@ -81,47 +109,51 @@ def settling(
     """
     import optax
 
-    if not min(tolerance, relative_tolerance, confidence, max_steps) > 0:
+    if not min(tolerance, relative_tolerance, confidence, most, max_steps) > 0:
         raise ValueError(
-            "settling: tolerance, relative_tolerance, confidence and max_steps must be positive, got "
-            f"{tolerance}, {relative_tolerance}, {confidence} and {max_steps}."
+            "settling: tolerance, relative_tolerance, confidence, most and max_steps must be positive, got "
+            f"{tolerance}, {relative_tolerance}, {confidence}, {most} and {max_steps}."
         )
+    rule = Rule(tolerance, relative_tolerance, confidence, most, max_steps)
+    place = lambda params: jnp.concatenate(
+        [jnp.ravel(params[n]) for n in watched] or [jnp.zeros(0)]
+    )
     optimizer = optax.with_extra_args_support(optimizer)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         scale = _pace(state)
         loss = jnp.asarray(extra["value"], float)
-        state = noticed(
-            state._replace(inner=inner), loss, tolerance, relative_tolerance, confidence, max_steps
-        )
+        state = noticed(state._replace(inner=inner), loss, rule, place(params))
         return jax.tree.map(lambda u: scale.astype(u.dtype) * u, updates), state
 
-    init = lambda params: start(optimizer.init(params))
+    init = lambda params: start(optimizer.init(params), place(params).size)
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def start(inner: Any) -> SettlingState:
+def start(inner: Any, num_watched: int = 0) -> SettlingState:
     """The state before the first step."""
     number, count = jnp.zeros(()), jnp.int32(0)
     return SettlingState(
-        inner, count, count, number, number, jnp.zeros(_SLOTS), count, jnp.int32(_FIRST_BLOCK), number, number
+        inner, count, count, number, number, jnp.zeros(_SLOTS), count, jnp.int32(_FIRST_BLOCK), number, number,
+        jnp.zeros((_SLOTS, num_watched)), jnp.zeros(num_watched),
     )  # fmt: skip
 
 
 def noticed(
-    state: SettlingState,
-    loss: Array,
-    tolerance: float = TOLERANCE,
-    relative_tolerance: float = RELATIVE_TOLERANCE,
-    confidence: float = CONFIDENCE,
-    max_steps: int = MAX_STEPS,
+    state: SettlingState, loss: Array, rule: Rule, place: Array | None = None
 ) -> SettlingState:
-    """With one more loss; `settled_at` is this step if the value has settled now."""
-    state = _seen(state, loss)
-    worth = jnp.maximum(tolerance, relative_tolerance * jnp.sqrt(state.square))
-    has_settled = _has_settled(state, worth, confidence) | (state.step >= max_steps)
-    has_settled = has_settled & (state.settled_at == 0)
+    """With one more loss, and where the watched parameters are; `settled_at` is this step if the run has settled now."""
+    place = jnp.zeros(0) if place is None else place
+    state = _seen(state, loss, place)
+    noise = jnp.sqrt(state.square)
+    worth = jnp.maximum(rule.tolerance, jnp.minimum(rule.relative_tolerance * noise, rule.most))
+    has_settled = _has_settled(state, state.means[:, None], worth, rule.confidence)
+    if place.size:
+        for places in (state.places, -state.places):
+            has_settled &= _has_settled(state, places, _DRIFT, _DRIFT_CONFIDENCE)
+    has_settled |= state.step >= rule.max_steps
+    has_settled &= state.settled_at == 0
     return state._replace(settled_at=jnp.where(has_settled, state.step, state.settled_at))
 
 
@@ -145,8 +177,8 @@ def _pace(state: SettlingState) -> Array:
     return jnp.where(state.settled_at == 0, 1.0, slowed)
 
 
-def _seen(state: SettlingState, loss: Array) -> SettlingState:
-    """With one more loss."""
+def _seen(state: SettlingState, loss: Array, place: Array) -> SettlingState:
+    """With one more loss and place."""
     first = jnp.where(state.step == 0, loss, state.first)
     step = state.step + 1
     jump = jnp.where(step == 1, 0.0, 0.5 * (loss - state.last) ** 2)
@@ -157,35 +189,45 @@ def _seen(state: SettlingState, loss: Array) -> SettlingState:
         step % state.size == 0
     )  # sizes double, so that blocks end where halves of later ones do
     total = state.total + (loss - first)
-    means = jnp.where(
-        is_full, state.means.at[state.num_blocks].set(total / state.size), state.means
+    place_total = state.place_total + place
+    put = lambda means, total: jnp.where(
+        is_full, means.at[state.num_blocks].set(total / state.size), means
     )
     num_blocks = state.num_blocks + is_full
     must_merge = num_blocks == _SLOTS
-    merged = jnp.concatenate([means.reshape(-1, 2).mean(1), jnp.zeros(_SLOTS // 2)])
+
+    def merged(means: Array) -> Array:
+        halved = means.reshape(_SLOTS // 2, 2, *means.shape[1:]).mean(1)
+        return jnp.where(must_merge, jnp.concatenate([halved, jnp.zeros_like(halved)]), means)
+
     return state._replace(
         step=step,
         first=first,
         last=loss,
-        means=jnp.where(must_merge, merged, means),
+        means=merged(put(state.means, total)),
         num_blocks=jnp.where(must_merge, _SLOTS // 2, num_blocks),
         size=jnp.where(must_merge, 2 * state.size, state.size),
         total=jnp.where(is_full, 0.0, total),
         square=square,
+        places=merged(put(state.places, place_total)),
+        place_total=jnp.where(is_full, 0.0, place_total),
     )
 
 
-def _has_settled(state: SettlingState, worth: Array, confidence: float) -> Array:
+def _has_settled(
+    state: SettlingState, means: Array, worth: Array | float, confidence: float
+) -> Array:
+    """Whether a fall of the means [64, number] by more than `worth` is ruled out in each column."""
     third = state.num_blocks // 3
-    number = jnp.arange(_SLOTS)
+    number = jnp.arange(_SLOTS)[:, None]
     after = (number >= state.num_blocks - third) & (number < state.num_blocks)
     before = (number >= state.num_blocks - 2 * third) & (number < state.num_blocks - third)
 
     def moments(which: Array) -> tuple[Array, Array]:
-        mean = jnp.sum(jnp.where(which, state.means, 0.0)) / third
-        return mean, jnp.sum(jnp.where(which, (state.means - mean) ** 2, 0.0)) / (third - 1)
+        mean = jnp.sum(jnp.where(which, means, 0.0), 0) / third
+        return mean, jnp.sum(jnp.where(which, (means - mean) ** 2, 0.0), 0) / (third - 1)
 
     (m_1, v_1), (m_2, v_2) = moments(before), moments(after)
     gain, error = m_1 - m_2, jnp.sqrt((v_1 + v_2) / third)  # losses fall
     is_time = (state.num_blocks >= _ENOUGH) & (state.step % state.size == 0)
-    return is_time & (gain + confidence * error <= worth)
+    return is_time & jnp.all(gain + confidence * error <= worth)

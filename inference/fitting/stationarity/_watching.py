@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._settling import MAX_STEPS, SettlingState, noticed, start
+from ._settling import MAX_STEPS, Rule, SettlingState, noticed, start
 
 Array = jax.Array
 
@@ -30,7 +30,7 @@ def watching(optimizer: Any, num_steps: int | None) -> Any:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         loss = jnp.asarray(extra["value"], float)
-        return updates, WatchingState(inner, noticed(state.seen, loss, max_steps=most))
+        return updates, WatchingState(inner, noticed(state.seen, loss, Rule(max_steps=most)))
 
     init = lambda params: WatchingState(optimizer.init(params), start(()))
     return optax.GradientTransformationExtraArgs(init, update)

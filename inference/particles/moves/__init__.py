@@ -24,7 +24,7 @@ from ._kernels import (
     along as along,
     cholesky as cholesky,
 )
-from ._supports import transforms_of as transforms_of
+from ._supports import supports_of as supports_of, transforms_of as transforms_of
 
 __all__ = [
     "RandomWalk",

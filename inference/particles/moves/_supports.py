@@ -20,7 +20,15 @@ Array = jax.Array
 def transforms_of(
     method: str, program: ppl.Program, args: tuple[Any, ...], template: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """Site -> the transform from its unconstrained values, for the sites of `template` (values of the right shapes).
+    """Site -> the transform from its unconstrained values; raises as `supports_of`."""
+    found = supports_of(method, program, args, template)
+    return {name: biject_to(support) for name, support in found.items()}
+
+
+def supports_of(
+    method: str, program: ppl.Program, args: tuple[Any, ...], template: Mapping[str, Array]
+) -> dict[str, Any]:
+    """Site -> its support, for the sites of `template` (values of the right shapes).
 
     Raises:
         ValueError: a support that depends on the value of one of the sites or on another draw; `method` is who asks.
@@ -43,7 +51,7 @@ def transforms_of(
             f"{method}: the support of one of the sites {list(template)} depends on another draw, and their unconstrained "
             "coordinates would with it. Draw it on a fixed support, and scale or shift it."
         )
-    return {name: biject_to(support) for name, support in compiled(meet, *inputs).items()}
+    return dict(compiled(meet, *inputs))
 
 
 class _Supports(Messenger):

@@ -1,0 +1,141 @@
+"""The guide of a model alone: a Normal that is trained in coordinates in which the posterior is nearly the standard one."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions.transforms import LowerCholeskyAffine
+from numpyro.infer.autoguide import AutoContinuous
+
+from ...ppl import constrain
+from ...ppl._compat import is_concrete, no_handlers
+from ...ppl._precision import full_precision
+from ...ppl._shared_jit import shared_jit
+from ...ppl.language import Keywords, as_program
+from .starts import Space, Starts, find_starts
+
+Array = jax.Array
+
+
+class AutoWhitenedNormal(AutoContinuous):
+    """A Normal on the unconstrained values u of all continuous sites of a model, which begins near the posterior's best one.
+
+        u = center + factor (loc + scale_tril eps),   eps standard Normal
+
+    When it meets the model it follows Newton's steps from several dispersed points (`fitting.starts`) and takes the mean and the
+    Cholesky factor of the best Normal that it finds as "auto_center" and "auto_factor", which no gradient changes. Trained are
+    "auto_loc", from 0, and "auto_scale_tril", from the identity: in these coordinates all scales are near 1 and correlations
+    near 0, whatever the units of the model.
+
+    Args:
+        model: a program whose latent sites are continuous.
+        rank: "full", or "diagonal" for a diagonal "auto_scale" in place of `scale_tril`: all correlations are then those of the
+            factor.
+        hidden: continuous sites that are left to the model (missing cells).
+        prefix: of the names of its parameters and of its site.
+
+    Attributes:
+        starts: what was found, where the guide met its model with data in this process; else None.
+    """
+
+    scale_tril_constraint = dist.constraints.scaled_unit_lower_cholesky
+    starts: Starts | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        rank: Literal["full", "diagonal"] = "full",
+        hidden: tuple[str, ...] = (),
+        prefix: str = "auto",
+    ) -> None:
+        self.rank, self.hidden = rank, hidden
+        super().__init__(as_program(model), prefix=prefix)
+
+    def meet(self, *args: Any, **kwargs: Any) -> None:
+        """Learn the model's sites, and where to start."""
+        self._setup_prototype(*args, **kwargs)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        key = numpyro.prng_key()
+        args = (*args, Keywords(kwargs)) if kwargs else args
+        with no_handlers():
+            self.space = Space(self.model, args, self.hidden)
+            self.latent_dim = self.space.dimension
+            if is_concrete((args, key)):
+                self.starts = find_starts(self.space, args, key)
+        best = None if self.starts is None else self.starts.best
+        if best is not None and best.broken is not None:
+            reason = self.space.what_breaks(best.broken, args) or "the log-density is no number."
+            raise ValueError(
+                f"{type(self).__name__}: more than one in twenty draws of the best Normal that was found have no finite "
+                f"log-density under {self.model!r}, which no Normal guide can mend. At the first of them: {reason} Mend the "
+                "program there, or give its sites laws that stay where it is defined."
+            )
+        identity = np.eye(self.latent_dim)
+        self._init_latent = _single(np.zeros(self.latent_dim) if best is None else best.center)
+        self._init_factor = _single(identity if best is None else best.factor)
+        self._unpack_latent = self.space.unravel
+        self.prototype_trace = {
+            name: {"type": "sample", "name": name, "is_observed": False, "fn": fn}
+            for name, fn in self.space.laws.items()
+        }
+
+    @property
+    def trained(self) -> tuple[str, str]:
+        """The parameters that gradients change, in units of the posterior."""
+        return f"{self.prefix}_loc", f"{self.prefix}_scale" + "_tril" * (self.rank == "full")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"starts": None}  # compiled functions and data
+
+    def get_base_dist(self) -> dist.Distribution:
+        """The standard Normal."""
+        return dist.Normal(jnp.zeros(self.latent_dim), 1.0).to_event(1)
+
+    @full_precision
+    def _get_posterior(self) -> dist.Distribution:
+        param = lambda name, *args, **kwargs: numpyro.param(
+            f"{self.prefix}_{name}", *args, **kwargs
+        )
+        fixed = lambda name, init: jax.lax.stop_gradient(param(name, init))
+        center, factor = fixed("center", self._init_latent), fixed("factor", self._init_factor)
+        ones = jnp.ones_like(self._init_latent)
+        loc = param("loc", jnp.zeros_like(ones))
+        if self.rank == "full":
+            constraint = self.scale_tril_constraint
+            inner: Any = param("scale_tril", jnp.eye(self.latent_dim), constraint=constraint)
+        else:
+            constraint = dist.constraints.softplus_positive
+            inner = jnp.diag(param("scale", ones, constraint=constraint))
+        affine = LowerCholeskyAffine(center + factor @ loc, jnp.tril(factor @ inner))
+        return dist.TransformedDistribution(self.get_base_dist(), affine)
+
+    def normal(self, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean [d] and lower triangular factor [d, d] of u, of unconstrained parameters."""
+
+        def affine(params: Any) -> Any:
+            found = self.get_transform(constrain(params))
+            return found.loc, found.scale_tril
+
+        loc, factor = shared_jit(affine)(params)
+        return np.asarray(loc, float), np.asarray(factor, float)
+
+    def get_transform(self, params: dict[str, Any]) -> Any:
+        """The affine map from the standard Normal to u."""
+        return numpyro.handlers.substitute(self._get_posterior, params)().transforms[0]
+
+    def _unpack_and_constrain(self, latent_sample: Array, params: Any) -> dict[str, Array]:
+        each = self.space.choices
+        for _ in range(jnp.ndim(latent_sample) - 1):
+            each = jax.vmap(each)
+        return each(latent_sample)
+
+
+def _single(x: np.ndarray) -> Array:
+    return jnp.asarray(x, jnp.result_type(float))

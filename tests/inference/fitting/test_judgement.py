@@ -1,0 +1,101 @@
+"""What is said of a fit: nothing of a right one; of a wrong one why it is wrong, and what to do."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pytest
+
+from lapilli import inference, ppl
+from lapilli.inference.fitting._judgement import Draws, _off, weighed
+
+KEY = jax.random.key(0)
+
+
+def told_of(model, *args, **options):
+    """The fit, and what was warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit = inference.fit(model, args=args, progress=False, key=KEY, **options)
+    return fit, " ".join(str(w.message) for w in caught if "fit:" in str(w.message))
+
+
+def funnel(y):
+    scale = ppl.sample("scale", dist.Normal(0.0, 3.0))
+    ppl.sample("z", dist.Normal(jnp.zeros(9), jnp.exp(scale / 2)).to_event(1))
+    ppl.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def two_modes(y):
+    z = ppl.sample("z", dist.Normal(jnp.zeros(2), 3.0).to_event(1))
+    ppl.sample("y", dist.Normal(z[0] ** 2 + z[1], 0.3), obs=y)
+    ppl.sample("w", dist.Normal(z[1], 0.3), obs=0.0)
+
+
+def normal(y):
+    z = ppl.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    ppl.sample("y", dist.Normal(z.sum(), 0.1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "verdict", "words"),
+    [
+        (funnel, 0.0, "wrong family of guide", "k-hat is .*no stand-in"),
+        (two_modes, 4.0, "several modes", "several modes.*lie apart.*tempered_smc"),
+    ],
+    ids=["funnel", "modes"],
+)
+def test_what_a_normal_guide_cannot_be_is_told_with_the_reason(model, y, verdict, words):
+    fit, told = told_of(model, y, num_steps=300)
+    assert fit.worth.verdict == verdict
+    with pytest.warns(UserWarning, match=words):
+        warnings.warn(told, stacklevel=1)
+
+
+def test_of_a_right_fit_nothing_is_said_and_one_that_runs_away_has_not_converged():
+    fit, told = told_of(normal, jnp.asarray(0.5), num_steps=300)
+    assert told == "" and fit.worth.verdict == "" and fit.worth.ess > 800
+    assert "k-hat" in repr(fit)
+    fit, told = told_of(normal, jnp.asarray(0.5), num_steps=3, optimizer=optax.adam(5.0))
+    assert "has not converged" in told and "smaller learning rate" in told
+
+
+def weighted(shift, ratio=1.0, number=4000):
+    """Standard Normal draws, weighted for a Normal with another mean and width."""
+    x = np.random.default_rng(0).standard_normal(number)
+    log_weights = -0.5 * ((x - shift) / ratio) ** 2 - np.log(ratio) + 0.5 * x**2
+    return Draws(log_weights, {"x": x})
+
+
+@pytest.mark.parametrize(
+    ("shift", "ratio", "words"),
+    [
+        (0.5, 1.0, "the mean of 'x' is 0.4[0-9]|the mean of 'x' is 0.5"),
+        (0.0, 0.6, "the width of 'x' is 1.[67]"),
+        (0.1, 1.0, None),
+        (0.0, 0.9, None),
+        (0.0, 1.1, None),
+    ],
+)
+def test_weights_that_can_be_trusted_tell_how_far_draws_are_off(shift, ratio, words):
+    found = _off(weighted(shift, ratio))
+    if words is None:
+        assert found is None
+    else:
+        with pytest.raises(ValueError, match=words):
+            raise ValueError(found[1])
+
+
+def test_verdicts_on_right_and_wrong_weights_are_right():
+    """Weights of Pareto tails with k = 0.4 and k = 1: of 200 no more than four may be misjudged."""
+    for k, is_bad in ((0.4, False), (1.0, True)):
+
+        def make(number, key, k=k):
+            rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+            return Draws(k * rng.exponential(size=number), {})
+
+        told = [weighed(make, jax.random.key(n))[2] is not None for n in range(200)]
+        assert sum(t != is_bad for t in told) <= 4
