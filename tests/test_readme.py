@@ -8,26 +8,24 @@ import pytest
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"<!-- example -->\n```python\n(.*?)```", README, flags=re.DOTALL)
+(SHOWN,) = re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL)
+
+
+def masked(text):
+    """Without its numbers, which differ between machines."""
+    return re.sub(r"[\d.]+", "#", text)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_thirty_lines_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert [len(code.splitlines()) <= 30 for code in EXAMPLES] == [True, True]
+    assert [len(code.splitlines()) <= 30 for code in EXAMPLES] == [True]
     scope = {"__name__": "readme"}
     exec(EXAMPLES[0], scope)
     said = capsys.readouterr().out
     assert "odd summed out" in said and "certified   yes" in said
+    assert masked(said) == masked(SHOWN)
     assert scope["draws"].shape == (1000, 142)
     # Of 142 rows a 90% interval holds 0.9 +- 0.025; four of these, and the model is not the truth.
     inside = (scope["low"] < scope["y"][300:]) & (scope["y"][300:] < scope["high"])
     assert 0.8 < np.mean(inside) and f"intervals hold {np.mean(inside):.0%} of 142" in said
-
-    exec(EXAMPLES[1].replace("num_steps=1000", "num_steps=300"), scope)
-    history = scope["own"].history["value"]
-    assert history[-20:].mean() > history[:20].mean() + 50
-    assert (
-        scope["bound"].plan(scope["own"].params, scope["x"], scope["y"])["odd"].strategy == "enum"
-    )
-    assert scope["tree"].posterior.sizes["draw"] == 500
-    assert (tmp_path / "fit.npz").stat().st_size > 1000
