@@ -175,8 +175,8 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
 
         Of a table this is no multiple imputation in Rubin's sense, and a warning says so: what the networks have missed of a
         relation is missing from all completed tables, and no draw of the parameters tells how much that may be. Slopes are pulled
-        towards zero (1.3 for 2 in one table of 600 rows, a quarter of the cells missing), with intervals that do not know of it,
-        and categories come out as numbers between. `TableImputer` is for that.
+        towards zero, with intervals that do not know of it, and categories come out as numbers between. `TableImputer` is for
+        that.
 
         Args:
             X: as for `transform`.

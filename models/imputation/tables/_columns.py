@@ -291,7 +291,7 @@ def _with(column: Any, holes: np.ndarray, values: np.ndarray, is_category: bool)
     if not is_category and not is_numpy_float:
         # Whole numbers of pandas with holes: what is drawn is not whole, and rounding it would bias what is computed from it.
         own = "Float64" if getattr(dtype, "kind", "O") in "iuf" else float
-        column = column.astype(own)
+        column = column.where(~holes, 0).astype(own)
     found = column.copy()
-    found[holes] = values.tolist() if is_category else values
+    found[holes] = values.tolist() if is_category else values.astype(found.dtype.name.lower())
     return found

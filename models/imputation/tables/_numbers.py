@@ -12,9 +12,10 @@ exact for the complete table; under Jeffreys' prior the last ones would have n -
 and Sudderth 1999; Berger and Sun 2008, Annals of Statistics 36, 963.
 
 Cells. Of a row, with o its observed cells and x* = mean + L z an unconditional draw, x* + K (x_o - x*_o) has the law of x given
-x_o, where K r = L z' for the shortest z' with L_o z' = r. With N = [L_o, a unit vector for each missing cell] = R' Q' this is
-K = L Q_1 R'^-1, Q_1 the rows of Q that belong to L. Nothing is squared: a column that is the sum of two others to 1 in 1,000
-leaves four digits in single precision. K depends on which cells are observed alone, so that it is found once for each pattern.
+x_o. Observed cells are taken in one by one: with v the row of L that belongs to cell j, x moves by L v / |v|^2 times what cell j
+is off, and L (1 - v v' / |v|^2) is left of L (Gram and Schmidt's orthogonalisation of the observed rows). No covariance is
+formed: a column that is the sum of two others to 1 in 1,000 leaves four digits in single precision. K depends on which cells are
+observed alone, so that it is found once for each pattern.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ....ppl._precision import full_precision
 
 # Of a column's sum of squares: columns that others determine keep a thousandth of their spread, so that roots are not singular.
 RIDGE = 1e-6
+PATTERNS_AT_ONCE = 64
 
 
 @full_precision
@@ -59,14 +61,21 @@ def draw_parameters(key: Any, R: Float[Array, "q+d q+d"], rows: int, q: int) -> 
 @full_precision
 def gains(tril: Float[Array, "d d"], patterns: Bool[Array, "p d"]) -> Float[Array, "p d d"]:
     """K of each pattern of observed cells."""
-    d = len(tril)
+    d, tiny = len(tril), jnp.finfo(tril.dtype).tiny
 
     def gain(seen: Array) -> Array:
-        wide = jnp.concatenate([seen[:, None] * tril, jnp.diag(1.0 - seen)], 1)
-        q, r = jnp.linalg.qr(wide.T)
-        return solve_triangular(r, (tril @ q[:d]).T, lower=False).T
+        def take(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            left, found = carry
+            step = seen[j] * (left @ left[j]) / jnp.maximum((left[j] ** 2).sum(), tiny)
+            off = (jnp.arange(d) == j) - found[
+                j
+            ]  # of cell j, as a function of what all cells were off
+            return left - step[:, None] * left[j], found + step[:, None] * off
 
-    return jax.vmap(gain)(patterns.astype(tril.dtype))
+        return jax.lax.fori_loop(0, d, take, (tril, jnp.zeros_like(tril)))[1]
+
+    # Part by part, so that what a part needs stays near the processor.
+    return jax.lax.map(gain, patterns, batch_size=min(len(patterns), PATTERNS_AT_ONCE))
 
 
 @full_precision

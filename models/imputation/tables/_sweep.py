@@ -108,8 +108,9 @@ def sweep(
     keys = jax.random.split(key, 3)
     design, x, d = _design(state.c, levels), state.x, cells.x.shape[1]
     R = root(design, x)
-    B, L = draw_parameters(keys[0], R, *design.shape)
+    B, L = jnp.zeros((design.shape[1], d)), jnp.zeros((d, d))
     if d:
+        B, L = draw_parameters(keys[0], R, *design.shape)
         gain = gains(L, cells.patterns)[cells.pattern]
         draw = design @ B + jax.random.normal(keys[1], x.shape) @ L.T
         x = given_seen(draw, cells.x, cells.x_seen, gain)
@@ -134,7 +135,7 @@ def sweep(
 
 @full_precision
 def completed(
-    params: TableParameters, cells: Cells, keys: Any, levels: Levels, num_sweeps: int
+    params: TableParameters, cells: Cells, keys: Any, levels: Levels, num_sweeps: Any
 ) -> Completion:
     """Rows completed under known parameters, each from its own key.
 
@@ -147,7 +148,7 @@ def completed(
     gain = gains(params.tril, cells.patterns)[cells.pattern] if d else x
     num_sweeps = num_sweeps if levels else 1
 
-    def round_(carry: Any, number: Array) -> tuple[Any, None]:
+    def round_(number: Array, carry: Any) -> Any:
         x, c, mean, probs = carry
         row_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
         counts = number >= num_sweeps // 2
@@ -162,15 +163,15 @@ def completed(
             drawn = jax.vmap(draw)(row_keys[:, 1], found)
             c = c.at[:, k].set(jnp.where(cells.c_seen[:, k], cells.c[:, k], drawn))
             probs = probs.at[:, k].add(counts * jax.nn.softmax(found))
-        return (x, c, mean, probs), None
+        return x, c, mean, probs
 
     if levels:  # missing levels begin where these regressions put them at the mean of all numbers
         first = jnp.stack([params.weights[:, :, 0]] * len(c))
-        begins = lambda key, row: jax.random.categorical(jax.random.fold_in(key, num_sweeps), row)
+        begins = lambda key, row: jax.random.categorical(jax.random.fold_in(key, 2**31), row)
         drawn = jax.vmap(begins)(keys, jnp.where(exists, first, -jnp.inf))
         c = jnp.where(cells.c_seen, c, drawn)
     begin = (x, c, jnp.zeros_like(x), jnp.zeros((*c.shape, width)))
-    (x, c, mean, probs), _ = jax.lax.scan(round_, begin, jnp.arange(num_sweeps))
+    x, c, mean, probs = jax.lax.fori_loop(0, num_sweeps, round_, begin)
     count = num_sweeps - num_sweeps // 2
     return Completion(x, c, mean / count, probs / count)
 
