@@ -205,6 +205,13 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                     f"TableImputer: 0 sample(s) or 0 feature(s) in a frame of shape {X.shape}. Give rows and columns."
                 )
             return X
+        kind = getattr(getattr(X, "dtype", None), "kind", "")
+        texts = [v for v in X.flat if isinstance(v, str)][:1] if kind in ("O", "U") else []
+        if texts:
+            raise ValueError(
+                f"TableImputer: X is an array with texts, e.g. {str(texts[0])!r}. Give a pandas DataFrame, whose columns have "
+                "kinds of their own."
+            )
         found = validate_data(
             self, X, reset=reset, ensure_all_finite="allow-nan", dtype=[np.float64, np.float32]
         )
