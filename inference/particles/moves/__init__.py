@@ -23,6 +23,7 @@ from ._kernels import (
     acceptance as acceptance,
     along as along,
     cholesky as cholesky,
+    root_of as root_of,
 )
 from ._supports import supports_of as supports_of, transforms_of as transforms_of
 

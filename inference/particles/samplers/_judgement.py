@@ -47,13 +47,13 @@ def problems(
     if not shares.sum() ** 2 / (shares**2).sum() > num / 2:
         told = ", ".join(f"{x:.4g}" for x in island_log_evidence)
         found.append(f"the log-evidences of its {num} islands disagree ({told})")
-    limit = limit_of_z(2 * dimension)
-    if not (drift <= limit and lag <= limit):
+    limit, most = limit_of_z(2 * dimension), np.maximum(drift, lag)
+    if not most <= limit:
         which = "all temperatures" if drift <= limit else "the last temperatures"
         what = "log_evidence comes" if drift <= limit else "particles and log_evidence come"
         found.append(
-            f"at {which} moves carried the particles one way, by {np.maximum(drift, lag):.3g} standard errors (noise: {limit:.2g}), so "
-            f"that its {what} late"
+            f"at {which} moves carried the particles one way, by {most:.3g} standard errors (noise: {limit:.2g}), so that its "
+            f"{what} late"
         )
     return found
 

@@ -15,6 +15,7 @@ from ....ppl._compat import jaxpr_as_fun
 from ..._noise import check_noise
 from ..._observed import check_observed
 from ..moves import transforms_of
+from ._start import Base
 
 Array = jax.Array
 
@@ -62,12 +63,19 @@ class Coordinates:
     point: Callable[[Mapping[str, Array]], Array]
 
 
-def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None = None) -> Static:
+def as_static(
+    program: ppl.Program,
+    args: tuple[Any, ...],
+    data_axis: str | None = None,
+    start: Callable[[list[str], Callable[..., Array]], Base] | None = None,
+) -> Static:
     """Prior and likelihood of `program(*args)` in unconstrained coordinates.
 
     Args:
         program: the program.
         args: its arguments.
+        start: names of latent sites and `Coordinates.point` -> the law that takes the prior's place, the likelihood being that
+            of program and data divided by it; None: the prior.
         data_axis: a plate, or "time" for a scan, whose observations enter row by row; None: all are tempered alike.
 
     Raises:
@@ -98,9 +106,8 @@ def as_static(program: ppl.Program, args: tuple[Any, ...], data_axis: str | None
     def point(values: Mapping[str, Array]) -> Array:
         return jax.flatten_util.ravel_pytree({n: transforms[n].inv(values[n]) for n in latent})[0]
 
-    return static_of(
-        program, args, trace, Coordinates(flat, choices, log_jacobian, point), data_axis
-    )
+    at = Coordinates(flat, choices, log_jacobian, point)
+    return static_of(program, args, trace, at, data_axis, start and start(latent, point))
 
 
 def latent_sites(program: ppl.Program, args: tuple[Any, ...]) -> tuple[ppl.Trace, list[str]]:
@@ -120,8 +127,9 @@ def static_of(
     trace: ppl.Trace,
     at: Coordinates,
     data_axis: str | None,
+    base: Base | None = None,
 ) -> Static:
-    """The program's densities in these coordinates."""
+    """The program's densities in these coordinates, with another law than the prior if `base` is one."""
     latent = list(trace.choices)
     likelihood = [name for name in trace.log_probs if name not in latent]
     check_observed("tempered_smc", program, is_told=bool(likelihood))
@@ -135,7 +143,11 @@ def static_of(
         if rows:
             by_row = lambda n: jnp.moveaxis(log_probs[n], rows[n], 0).reshape(num_rows, -1).sum(1)
             terms = jnp.concatenate([sum(map(by_row, rows), jnp.zeros(num_rows)), terms])
-        return total(latent) + at.log_jacobian(u, x), terms
+        log_prior = total(latent) + at.log_jacobian(u, x)
+        if base is None:
+            return log_prior, terms
+        log_base = base.log_prob(u)
+        return log_base, log_prior + terms - log_base
 
     def exponents(temperature: Array) -> Array:
         place = num_rows * temperature
@@ -150,6 +162,7 @@ def static_of(
     closed = jax.make_jaxpr(parts)(at.flat)
     check_noise("tempered_smc", program, args, closed, [False])
     log_densities = jaxpr_as_fun(closed)
+    draw = draw if base is None else base.draw
     return Static(at.flat.size, draw, lambda u: tuple(log_densities(u)), exponents, at.choices)  # type: ignore[arg-type]
 
 

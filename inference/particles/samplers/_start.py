@@ -1,0 +1,114 @@
+"""A law around given draws, from which particles go to the posterior in place of the prior.
+
+Terms: draws of all latent sites in coordinates u, with mean m and covariance LL' (`moves.root_of`), and q the law of
+
+    u = m + 1.5 L t,   t multivariate Student with 5 degrees of freedom.
+
+The path is q^(1 - beta) p^beta, p the density of program and data. Invariant: q is positive everywhere, so that the path ends at
+the posterior whatever the draws are; they decide how long it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg
+from jax.scipy.special import gammaln
+
+from ....ppl._compat import is_concrete
+from ....ppl._precision import full_precision
+from ..moves import along, root_of
+
+Array = jax.Array
+WIDER, DF = 1.5, 5.0
+NUM_DRAWS = 500  # of a fit
+LEAST = 10
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A fit: what it draws from its guide has the sites' values as `choices`, [draws, ...]."""
+
+    def posterior(self, key: Any, num_samples: int) -> Any: ...
+
+
+class Base(NamedTuple):
+    """q: `draw` (key -> u) and `log_prob` (u -> nats)."""
+
+    draw: Any
+    log_prob: Any
+
+
+def base_of(
+    start: Fitted | Mapping[str, Any], key: Array, names: Sequence[str], point: Any
+) -> Base:
+    """The law q of a fit or of draws.
+
+    Args:
+        start: a fit, or site -> draws [n, ...].
+        key: of the fit's draws.
+        names: the latent sites.
+        point: site -> value, to u.
+
+    Raises:
+        ValueError: a site without draws, fewer than ten, or one outside of its support.
+    """
+    if not isinstance(start, Mapping):
+        start = start.posterior(key, NUM_DRAWS).choices
+    draws = {name: jnp.asarray(start[name]) for name in names if name in start}
+    if missing := [name for name in names if name not in draws]:
+        raise ValueError(
+            f"tempered_smc: start has no draws of the sites {missing}. Give draws of all latent sites: {list(names)}."
+        )
+    sizes = {jnp.shape(x)[0] if jnp.ndim(x) else 0 for x in draws.values()}
+    if len(sizes) > 1 or min(sizes) < LEAST:
+        raise ValueError(
+            f"tempered_smc: start has {sorted(sizes)} draws of its sites. Give the same number for each, {LEAST} or more, along "
+            "the first axis."
+        )
+    points = jax.vmap(point)(draws)
+    is_finite = jnp.isfinite(points).all()
+    if is_concrete(is_finite) and not bool(is_finite):
+        first = {name: x[0] for name, x in draws.items()}
+        odd = [n for n in names if not _is_finite(lambda x, n=n: point({**first, n: x}), draws[n])]
+        raise ValueError(
+            f"tempered_smc: start holds draws of the sites {odd or names} that are not finite, or at the edge of their supports. "
+            "Leave such draws out."
+        )
+    return around(points)
+
+
+def _is_finite(point: Any, values: Array) -> bool:
+    return bool(jnp.isfinite(jax.vmap(point)(values)).all())
+
+
+def around(points: Array) -> Base:
+    """The law q of points [n, d]."""
+    mean, root = points.mean(0), WIDER * root_of(points)
+    dimension = len(mean)
+    sizes = jnp.diagonal(root) if root.ndim == 2 else root
+    constant = (
+        gammaln((DF + dimension) / 2) - gammaln(DF / 2) - dimension / 2 * math.log(DF * math.pi)
+    )
+    constant = constant - jnp.log(jnp.abs(sizes)).sum()
+
+    def draw(key: Array) -> Array:
+        noise_key, size_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, mean.shape)
+        return mean + along(root, noise) / jnp.sqrt(jax.random.gamma(size_key, DF / 2) / (DF / 2))
+
+    @full_precision
+    def log_prob(u: Array) -> Array:
+        away = u - mean
+        solved = (
+            jax.scipy.linalg.solve_triangular(root, away, lower=True)
+            if root.ndim == 2
+            else away / root
+        )
+        return constant - (DF + dimension) / 2 * jnp.log1p((solved**2).sum() / DF)
+
+    return Base(draw, log_prob)
