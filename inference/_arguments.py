@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ..ppl.language import parted
+from ..ppl.traces import stand_ins
 
 
 def is_array(leaf: Any) -> bool:
@@ -89,7 +90,8 @@ def shapes_of(args: tuple) -> tuple:
 def outcome(fn: Callable[..., Any], args: tuple) -> Any:
     """What `fn(*args)` returns, as shapes: its arrays are traced, nothing is computed."""
     split = Arguments(args)
-    return jax.eval_shape(lambda arrays: fn(*split.join(arrays)), split.arrays(args))
+    with stand_ins():
+        return jax.eval_shape(lambda arrays: fn(*split.join(arrays)), split.arrays(args))
 
 
 def leaves_of(args: tuple) -> tuple[list[Any], Any]:

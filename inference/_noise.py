@@ -14,6 +14,7 @@ import jax
 from ..ppl._compat import ClosedJaxpr
 from ..ppl.inputs import own_noise, refuse_own_noise
 from ..ppl.language import Program
+from ..ppl.traces import stand_ins
 from ._arguments import Arguments
 
 
@@ -45,6 +46,7 @@ def check_noise(
             return trace.log_probs, trace.choices, trace.deterministic
 
         if jax.tree.leaves(params):
-            closed = jax.make_jaxpr(run)(params, key, arrays)
+            with stand_ins():
+                closed = jax.make_jaxpr(run)(params, key, arrays)
             is_key = [False] * len(jax.tree.leaves(params)) + [True] + [False] * len(arrays)
     refuse_own_noise(method, closed, is_key)

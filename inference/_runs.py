@@ -14,8 +14,9 @@ from ..ppl._compat import ClosedJaxpr, is_concrete
 from ..ppl.densities import Eliminated
 from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
 from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
-from ..ppl.traces import Trace
+from ..ppl.traces import Trace, stand_ins
 from ._arguments import Arguments, leaf_names
+from ._improper import check_proper
 from ._noise import check_noise
 
 
@@ -45,7 +46,8 @@ def abstract_run(program: Program, args: tuple) -> Run:
     def run(key: Any, arrays: list[Any]) -> Trace:
         return program.simulate(key, *split.join(arrays))
 
-    closed, trace = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0), arrays)
+    with stand_ins():
+        closed, trace = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0), arrays)
     return Run(program, args, closed, trace, arrays)
 
 
@@ -67,12 +69,13 @@ def whole(program: Any) -> Program | None:
 
 
 def check_run(method: str, run: Run) -> None:
-    """Refuse indices out of range, keys of a program's own, and constants that differ from run to run.
+    """Refuse indices out of range, improper posteriors, keys of a program's own, and constants that differ from run to run.
 
     Raises:
         ValueError: with argument, value and range.
     """
     check_indices(method, run)
+    check_proper(method, run.program, run.args, run.trace)
     check_noise(method, run.program, run.args, run.closed, [True, *[False] * len(run.arrays)])
     arrays = [x for x in run.closed.consts if np.ndim(x) and not _is_key(x)]
     if arrays and not same_numbers(run.closed, abstract_run(run.program, run.args).closed):
@@ -98,7 +101,8 @@ def check_indices(method: str, run: Run) -> None:
     split = Arguments(run.args)
 
     def counted(key: Any, arrays: list[Any]) -> Any:
-        trace = run.program.simulate(key, *split.join(arrays))
+        with stand_ins():
+            trace = run.program.simulate(key, *split.join(arrays))
         return trace.log_probs, {n: _where_it_counts(trace, n) for n in trace.choices}
 
     closed = jax.make_jaxpr(counted)(jax.random.key(0), run.arrays)

@@ -13,6 +13,7 @@ from ... import ppl
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import fit
 from ._certificate import Attempt
+from ._elimination import simulated
 from ._judged import LEAST_ESS, Verdict
 
 
@@ -35,7 +36,7 @@ def run_fit(
         return None, verdict, attempt
     log_weights = importance_diagnostics(drawn.log_weights).smoothed_log_weights
     rows = resampling_indices(keep_key, log_weights)[::4]
-    sites = program.simulate(jax.random.key(0), *args).choices
+    sites = simulated(program, args).choices
     choices = {n: x[rows] for n, x in drawn.choices.items() if n in sites}
     return choices, verdict, attempt
 

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from numpyro import handlers
-from numpyro.distributions import biject_to
 from numpyro.primitives import Messenger
 
 from .._compat import handler_stack, no_handlers, own_caches, typed_key
 from ..language import ChoiceMismatch, GivenSites, Program
-from ..traces import BoundParams, ParamCollector, Recorder, Runner
+from ..traces import BoundParams, ParamCollector, Recorder, Runner, stand_in
 
 Array = jax.Array
 # NumPyro's handlers that do not see inside a sum, and those that only give values, names and keys.
@@ -90,9 +89,7 @@ def _prior_draw(msg: dict[str, Any], key: Array) -> Array:
     try:
         return jnp.asarray(fn.sample(key))
     except NotImplementedError:
-        transform = biject_to(fn.support)
-        shape = transform.inverse_shape(fn.shape())
-        return jnp.asarray(transform(jax.random.uniform(key, shape, minval=-2.0, maxval=2.0)))
+        return stand_in(fn, key)
 
 
 def _foreign(label: str, handler: Any) -> TypeError:

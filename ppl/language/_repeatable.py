@@ -18,6 +18,7 @@ import numpy as np
 
 from .._compat import no_handlers
 from ..inputs import same_numbers
+from ..traces import stand_ins
 
 _looking = threading.local()
 
@@ -46,7 +47,8 @@ def refuse_unrepeatable(program: Any, args: Any, kwargs: Any) -> None:
         def run(
             params: Any,
         ) -> Any:  # a function of its own each time: JAX keeps the trace of one that it knows
-            trace = program.bind(params).simulate(key, *args, **kwargs)
+            with stand_ins():
+                trace = program.bind(params).simulate(key, *args, **kwargs)
             return trace.log_probs, trace.choices, trace.deterministic
 
         return jax.make_jaxpr(run)(params)

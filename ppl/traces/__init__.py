@@ -46,6 +46,8 @@ from ._runner import (
     Runner as Runner,
     guarded_log_prob as guarded_log_prob,
     numbers_for_trace as numbers_for_trace,
+    stand_in as stand_in,
+    stand_ins as stand_ins,
 )
 from ._running import (
     TERM as TERM,

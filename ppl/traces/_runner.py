@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.distributions import constraints
+from numpyro.distributions import biject_to, constraints
 
 from .._compat import is_concrete, mask_of
 from .._foreign import kind_of
@@ -121,6 +123,10 @@ class Runner(Recorder):
                 value, msg["intermediates"] = msg["fn"].sample_with_intermediates(key)
                 return value
             return msg["fn"].sample(key)
+        except NotImplementedError:
+            if not _STAND_INS.get():
+                raise
+            return stand_in(msg["fn"], key)
         except (ValueError, TypeError) as err:
             raise kind_of(err)(
                 f"Site '{msg['name']}': drawing from {type(msg['fn']).__name__} failed ({err}). "
@@ -138,6 +144,30 @@ class Runner(Recorder):
             penalty = penalty_of_reach(msg["name"], numbers["reach"], offered, jnp.ndim(log_prob))
             numbers["log_prob"] = log_prob if penalty is None else log_prob + penalty
         return numbers
+
+
+# Whether a law without a sampler is drawn from around its coordinates' zero.
+_STAND_INS: contextvars.ContextVar[bool] = contextvars.ContextVar("stand_ins", default=False)
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """Runs inside draw a site whose law has no sampler (`ImproperUniform`) by `stand_in`.
+
+    For runs that nothing is computed in, and for points to start from: what is drawn has not the site's law.
+    """
+    token = _STAND_INS.set(True)
+    try:
+        yield
+    finally:
+        _STAND_INS.reset(token)
+
+
+def stand_in(law: Any, key: Array) -> Array:
+    """A value in the support of a law, uniform on (-2, 2) in unconstrained coordinates, where NumPyro's chains start."""
+    transform = biject_to(law.support)
+    shape = transform.inverse_shape(law.shape())
+    return jnp.asarray(transform(jax.random.uniform(key, shape, minval=-2.0, maxval=2.0)))
 
 
 class EngineRecorder(Recorder):

@@ -15,6 +15,7 @@ import jax
 from ....ppl._checks import is_integer
 from ....ppl.densities import Eliminated
 from ....ppl.language import Program
+from ....ppl.traces import stand_ins
 from ..._arguments import Arguments, is_array, leaves_of, outcome, shapes, shapes_of
 from ..._positions import by_position
 from ..._rows import Met, rows_of
@@ -125,7 +126,8 @@ def _lined_up(objective: Any, args: tuple, longer: tuple, numbers: list[int]) ->
     def run(asked: list[Any], key: Any, others: list[Any]) -> Any:
         own, other = iter(asked), iter(others)
         arrays = [next(own) if i in numbers else next(other) for i in range(len(before))]
-        return [p.simulate(key, *split.join(arrays)).log_probs for p in programs]
+        with stand_ins():
+            return [p.simulate(key, *split.join(arrays)).log_probs for p in programs]
 
     asked = [before[i] for i in numbers]
     found = by_position(run, asked, jax.random.key(0), rest(before), rest(after))

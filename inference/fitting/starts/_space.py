@@ -17,6 +17,7 @@ from ....ppl._precision import full_precision
 from ....ppl._quiet import quiet
 from ....ppl._shared_jit import shared_jit
 from ....ppl.language import what_is_not_finite
+from ....ppl.traces import stand_ins
 from ..._arguments import Arguments, outcome
 
 Array = jax.Array
@@ -113,8 +114,9 @@ class Space:
         return total
 
     def draw(self, key: Array, *args: Any) -> Array:
-        """A draw of the prior."""
-        return self.point(self.program.simulate(key, *args).choices)
+        """A point to start from: a draw of the prior, whose laws without a sampler are uniform around 0."""
+        with stand_ins():
+            return self.point(self.program.simulate(key, *args).choices)
 
     def what_breaks(self, u: np.ndarray, args: tuple) -> str | None:
         """The site whose log-density is not finite at u, and why, where that is known."""

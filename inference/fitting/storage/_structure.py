@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ....ppl.language import Program
+from ....ppl.traces import stand_ins
 from ..._abstract_objective import ObjectiveSum
 from ..._arguments import Arguments, shapes
 from ._digest import digests
@@ -121,7 +122,8 @@ def _sites(program: Any, params: Any, args: tuple) -> dict[str, Any]:
     infos = {}
 
     def run(params: Any, arrays: Any) -> dict[str, Any]:
-        trace = program.bind(params).simulate(jax.random.key(0), *split.join(arrays))
+        with stand_ins():
+            trace = program.bind(params).simulate(jax.random.key(0), *split.join(arrays))
         infos.update(trace.sites)
         return {**trace.log_probs, **trace.deterministic}
 

@@ -11,10 +11,11 @@ the posterior whatever the draws are; they decide how long it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import jax.scipy.linalg
 from jax.scipy.special import gammaln
@@ -44,21 +45,21 @@ class Base(NamedTuple):
 
 
 def base_of(
-    start: Fitted | Mapping[str, Any], key: Array, names: Sequence[str], point: Any
+    start: Fitted | Mapping[str, Any], key: Array, inverses: Mapping[str, Callable[[Array], Array]]
 ) -> Base:
     """The law q of a fit or of draws.
 
     Args:
         start: a fit, or site -> draws [n, ...].
         key: of the fit's draws.
-        names: the latent sites.
-        point: site -> value, to u.
+        inverses: latent site -> the map from its value to its part of u.
 
     Raises:
         ValueError: a site without draws, fewer than ten, or one outside of its support.
     """
     if not isinstance(start, Mapping):
         start = start.posterior(key, NUM_DRAWS).choices
+    names = list(inverses)
     draws = {name: jnp.asarray(start[name]) for name in names if name in start}
     if missing := [name for name in names if name not in draws]:
         raise ValueError(
@@ -70,20 +71,15 @@ def base_of(
             f"tempered_smc: start has {sorted(sizes)} draws of its sites. Give the same number for each, {LEAST} or more, along "
             "the first axis."
         )
-    points = jax.vmap(point)(draws)
-    is_finite = jnp.isfinite(points).all()
-    if is_concrete(is_finite) and not bool(is_finite):
-        first = {name: x[0] for name, x in draws.items()}
-        odd = [n for n in names if not _is_finite(lambda x, n=n: point({**first, n: x}), draws[n])]
+    parts = {name: jax.vmap(inverses[name])(x) for name, x in draws.items()}
+    is_odd = {name: ~jnp.isfinite(x).all() for name, x in parts.items()}
+    if is_concrete(is_odd) and (odd := [name for name, x in is_odd.items() if bool(x)]):
         raise ValueError(
-            f"tempered_smc: start holds draws of the sites {odd or names} that are not finite, or at the edge of their supports. "
-            "Leave such draws out."
+            f"tempered_smc: start holds draws of the sites {odd} that are not finite, or at the edge of their supports. Leave "
+            "such draws out."
         )
+    points = jax.vmap(lambda parts: jax.flatten_util.ravel_pytree(parts)[0])(parts)
     return around(points)
-
-
-def _is_finite(point: Any, values: Array) -> bool:
-    return bool(jnp.isfinite(jax.vmap(point)(values)).all())
 
 
 def around(points: Array) -> Base:

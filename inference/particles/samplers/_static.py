@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from .... import ppl
 from ....ppl._compat import jaxpr_as_fun
+from ....ppl.traces import stand_ins
+from ..._improper import check_proper, improper_sites
 from ..._noise import check_noise
 from ..._observed import check_observed
 from ..moves import transforms_of
@@ -31,6 +33,7 @@ class Static:
             holds all observations and factors; with a data axis there is one for each of its rows, and one for what is outside.
         exponents: temperature in [0, 1] -> exponents of the terms, [terms]; each rises from 0 to 1.
         choices: u -> latent site -> value.
+        improper: latent sites whose law has no total.
     """
 
     dimension: int
@@ -38,6 +41,7 @@ class Static:
     log_densities: Callable[[Array], tuple[Array, Array]]
     exponents: Callable[[Array], Array]
     choices: Callable[[Array], dict[str, Array]]
+    improper: tuple[str, ...] = ()
 
     def log_likelihood(self, terms: Array, temperature: Array, since: Array | float = 0.0) -> Array:
         """Terms [..., terms] times what their exponents rise by from temperature `since` on; a term of exponent 0 may be -inf."""
@@ -67,14 +71,14 @@ def as_static(
     program: ppl.Program,
     args: tuple[Any, ...],
     data_axis: str | None = None,
-    start: Callable[[list[str], Callable[..., Array]], Base] | None = None,
+    start: Callable[[Mapping[str, Callable[..., Array]]], Base] | None = None,
 ) -> Static:
     """Prior and likelihood of `program(*args)` in unconstrained coordinates.
 
     Args:
         program: the program.
         args: its arguments.
-        start: names of latent sites and `Coordinates.point` -> the law that takes the prior's place, the likelihood being that
+        start: latent sites with the maps from their values to parts of u -> the law that takes the prior's place, the likelihood being that
             of program and data divided by it; None: the prior.
         data_axis: a plate, or "time" for a scan, whose observations enter row by row; None: all are tempered alike.
 
@@ -82,6 +86,13 @@ def as_static(
         ValueError: there is a discrete latent site, no latent site, or nothing observed; no observation has the data axis.
     """
     trace, latent = latent_sites(program, args)
+    improper = improper_sites(trace.sites)
+    if improper and start is None:
+        raise ValueError(
+            f"tempered_smc: sites {improper} have an improper law, from which no particle can be drawn. Give start=, a fit of "
+            "the model or draws to begin around, or proper priors."
+        )
+    check_proper("tempered_smc", program, args, trace)
     for name in latent:
         if trace.sites[name].regions or not jnp.issubdtype(trace.choices[name].dtype, jnp.floating):
             raise ValueError(
@@ -107,12 +118,15 @@ def as_static(
         return jax.flatten_util.ravel_pytree({n: transforms[n].inv(values[n]) for n in latent})[0]
 
     at = Coordinates(flat, choices, log_jacobian, point)
-    return static_of(program, args, trace, at, data_axis, start and start(latent, point))
+    return static_of(
+        program, args, trace, at, data_axis, start and start({n: transforms[n].inv for n in latent})
+    )
 
 
 def latent_sites(program: ppl.Program, args: tuple[Any, ...]) -> tuple[ppl.Trace, list[str]]:
     """The program's abstract trace and its latent sites, of which there is at least one."""
-    trace = jax.eval_shape(lambda key: program.simulate(key, *args), jax.random.key(0))
+    with stand_ins():
+        trace = jax.eval_shape(lambda key: program.simulate(key, *args), jax.random.key(0))
     if not trace.choices:
         raise ValueError(
             "tempered_smc: the program has no latent site, so that there is nothing to draw. "
@@ -163,7 +177,10 @@ def static_of(
     check_noise("tempered_smc", program, args, closed, [False])
     log_densities = jaxpr_as_fun(closed)
     draw = draw if base is None else base.draw
-    return Static(at.flat.size, draw, lambda u: tuple(log_densities(u)), exponents, at.choices)  # type: ignore[arg-type]
+    return Static(
+        at.flat.size, draw, lambda u: tuple(log_densities(u)), exponents, at.choices,  # type: ignore[arg-type]
+        tuple(improper_sites(trace.sites)),
+    )  # fmt: skip
 
 
 def _rows(trace: ppl.Trace, names: list[str], axis: str | None) -> tuple[dict[str, int], int]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
+from ..._improper import UNNORMALISED
 from ..population import facts_with_error, family_error, weighted_mean
 from ..resampling import equally_weighted
 from ._judgement import problems, r_hats
@@ -50,6 +51,8 @@ class TemperedResult:
         dimension: number of unconstrained coordinates.
         chain_length: states that are kept of each chain, those of a first particle's block among them; 1 but with `keep="all"`.
         offspring: the law of the offspring counts, that of the `Scheme`.
+        improper: latent sites with an improper law. `log_evidence` is then that of densities without a total: it has no meaning
+            of its own, and its differences between models have none unless these share the improper sites.
         evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
     """
 
@@ -72,10 +75,14 @@ class TemperedResult:
     dimension: int = dataclasses.field(default=0, metadata={"static": True})
     chain_length: int = dataclasses.field(default=1, metadata={"static": True})
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
+    improper: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
 
     def _facts(self) -> dict[str, Any]:
-        return facts_with_error(self, self._remedy)
+        facts = facts_with_error(self, self._remedy)
+        if self.improper:
+            facts["log_evidence"] = f"{UNNORMALISED} ({', '.join(self.improper)})"
+        return {name: value for name, value in facts.items() if name != "improper"}
 
     @property
     def log_evidence_std_error(self) -> Array | None:

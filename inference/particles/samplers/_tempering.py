@@ -149,7 +149,8 @@ def tempered_smc(
         NUM_ISLANDS if is_split else 1,
     )  # fmt: skip
     if keep == "persistent":
-        result = trimmed(TemperedResult(**run_persistent(run, key)), num_particles)
+        whole = TemperedResult(**run_persistent(run, key), improper=target.improper)
+        result = trimmed(whole, num_particles)
     else:
         result = run(key)
         scheme = as_scheme(resampling)
@@ -157,6 +158,7 @@ def tempered_smc(
         result = dataclasses.replace(
             result,
             evidence="unbiased" if is_unbiased else "consistent",
+            improper=target.improper,
             offspring=scheme.offspring,
             chain_length=num_moves + 1 if keep == "all" else 1,
         )
