@@ -78,8 +78,8 @@ def as_static(
     Args:
         program: the program.
         args: its arguments.
-        start: latent sites with the maps from their values to parts of u -> the law that takes the prior's place, the likelihood being that
-            of program and data divided by it; None: the prior.
+        start: latent sites with the maps from their values to parts of u -> the law that takes the prior's place, the
+            likelihood being that of program and data divided by it; None: the prior.
         data_axis: a plate, or "time" for a scan, whose observations enter row by row; None: all are tempered alike.
 
     Raises:
