@@ -156,14 +156,20 @@ def _summed(program: Program, discrete: list[str], args: tuple) -> Program:
     return summed
 
 
-def default_optimizer(params: Mapping[str, Any], num_steps: int | None) -> Any:
-    """Adam: faster for arrays than for the weights of modules; slowed down to a halt over `num_steps` if these are known."""
+def default_optimizer(
+    params: Mapping[str, Any], num_steps: int | None, parts: Mapping[str, float] | None = None
+) -> Any:
+    """Adam: faster for arrays than for the weights of modules; slowed down to a halt over `num_steps` if these are known.
+
+    `parts` of these rates are for the parameters that it names.
+    """
     import optax
 
     def adam(rate: float) -> Any:
         return optax.adam(optax.cosine_decay_schedule(rate, num_steps) if num_steps else rate)
 
-    rates = [ARRAY_RATE if hasattr(params[n], "dtype") else MODULE_RATE for n in leaf_names(params)]
+    base = lambda n: ARRAY_RATE if hasattr(params[n], "dtype") else MODULE_RATE
+    rates = [base(n) * (parts or {}).get(n, 1.0) for n in leaf_names(params)]
     labels = jax.tree.unflatten(jax.tree.structure(params), rates)
     return optax.partition({rate: adam(rate) for rate in set(rates)}, labels)
 
@@ -171,10 +177,23 @@ def default_optimizer(params: Mapping[str, Any], num_steps: int | None) -> Any:
 def rule_of(objective: Any, *, has_minibatches: bool) -> dict[str, Any]:
     """Options of `settling` for an objective that was chosen: its bound is in nats of a posterior, or its guide has its units."""
     guide = getattr(getattr(objective, "guide", None), "fn", None)
-    watched = {"watched": guide.trained} if isinstance(guide, AutoWhitenedNormal) else {}
-    if not has_minibatches:
-        return watched | {"most": MOST_NATS}
-    return watched | {"relative_tolerance": math.inf} if watched else {}
+    is_whitened = isinstance(guide, AutoWhitenedNormal)
+    if has_minibatches:
+        return {"watched": guide.trained[:1], "by": "gradients"} if is_whitened else {}
+    return {"most": MOST_NATS} | ({"watched": guide.trained} if is_whitened else {})
+
+
+def slower(objective: Any, share: float) -> dict[str, float]:
+    """Parameter -> part of the rate, for a guide that begins near its end and sees a share of the rows in each step.
+
+    Noise of batches is sqrt(1 / share) times the gradient of a place that is one width off. That of scales it hits through the
+    noise of each draw, which no epoch averages out.
+    """
+    guide = getattr(getattr(objective, "guide", None), "fn", None)
+    if not isinstance(guide, AutoWhitenedNormal):
+        return {}
+    loc, scale = guide.trained
+    return {loc: math.sqrt(share), scale: share}
 
 
 def report(reasons: Mapping[str, str]) -> None:

@@ -31,6 +31,7 @@ from ._defaults import (
     is_trained,
     report,
     rule_of,
+    slower,
     warn_if_unsettled,
     warn_of_short_memory,
     warn_of_verdict,
@@ -238,8 +239,11 @@ def fit(
     one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     is_given = optimizer is not None
     if optimizer is None:
-        optimizer = default_optimizer(one, None if average == "stationary" else num_steps)
-        reasons |= {"optimizer": RATES}
+        share = getattr(source, "share", 1.0)
+        parts = slower(objective, share) if is_model else {}
+        optimizer = default_optimizer(one, None if average == "stationary" else num_steps, parts)
+        told = f"; {', '.join(f'{x:.2g} of that for {n}' for n, x in parts.items())}"
+        reasons |= {"optimizer": RATES + told * (share < 1 and len(parts) > 0)}
     else:
         warn_of_short_memory(optimizer, objective, one, num_steps)
     if settles:

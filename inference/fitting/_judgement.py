@@ -87,8 +87,13 @@ def judged(fit: Any, key: Any, *, is_chosen: bool) -> tuple[GuideWorth, str | No
         found = _behind(total, starts) or _several(fit, total, starts)
         if found is not None:
             worth, text = worth._replace(verdict=found[0]), found[1]
-    if not worth.verdict and (found := _off(total)) is not None:
-        worth, text = worth._replace(verdict=found[0]), found[1]
+    if not worth.verdict and _off(total) is not None:
+        least = max(_ROUNDS[1] - len(total.log_weights), 0)
+        if least:  # that it is no chance
+            total = _joined(total, make(least, jax.random.fold_in(key, len(_ROUNDS))))
+            worth, text = verdict_on(total.log_weights, is_chosen=is_chosen)
+        if not worth.verdict and (found := _off(total)) is not None:
+            worth, text = worth._replace(verdict=found[0]), found[1]
     return worth, text
 
 

@@ -43,6 +43,7 @@ class Minibatches(Source):
         self.shapes = shapes(arrays)
         self._plates = {name: (plate_sizes[name], batch) for name, batch in batch_sizes.items()}
         self._plate_of = list(plate_of)
+        self.share = min(batch / size for size, batch in self._plates.values())
         self._mesh = mesh
         if mesh is not None:
             batches = [

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,7 +31,8 @@ _ARRIVED = 1e-3  # nats that the next step would gain
 _FINAL_DRAWS = 128
 _APART = 2.0  # standard deviations between two modes
 _NEAR = 0.05  # nats between evidence and bound: of a Normal that need not be improved
-_NATURAL_STEPS = 60
+_NATURAL_STEPS = 20, 150
+_NATURAL_WORK = 2e9  # numbers that the Hessians of all of them may touch
 _MOST_BROKEN = 0.05  # of the draws of a Normal
 _IMPROVED = 3  # Normals, those with the largest evidence
 _RIVAL = 3.0  # nats below the best bound
@@ -101,7 +102,7 @@ class Starts:
 
 
 def find_starts(
-    space: Space, args: tuple, key: Any, *, num_paths: int = 8, max_steps: int = 60
+    space: Space, args: tuple, key: Any, *, num_paths: int = 16, max_steps: int = 60
 ) -> Starts:
     """Normals near the modes of p(u, data), the best first.
 
@@ -110,7 +111,8 @@ def find_starts(
         args: the arguments of its program.
         key: PRNG key.
         num_paths: dispersed points to begin at: the median of prior draws, the likeliest of them, points uniform on (-2, 2).
-            Fewer where data and coordinates are many.
+            Half as many again begin where these ended: at the best mode with its labels permuted, and at points that have each
+            coordinate from one or another. Fewer where data and coordinates are many.
         max_steps: of each path.
 
     Raises:
@@ -121,18 +123,18 @@ def find_starts(
     landscape = Landscape(space, args, max(_TRIED * num_paths, 4 * _PRIOR_DRAWS), num_paths, size)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     names, points = _dispersed(landscape, args, key, rng, num_paths)
-    paths = _Paths(landscape, points, rng)
-    for _ in range(max_steps):
-        if not paths.step():
-            break
-    found = _compared(landscape, names, paths, rng)
+    normals = _climbed(landscape, names, points, rng, max_steps)
+    names, points = _recombined(landscape, normals, points, rng, max(num_paths // 2, 1))
+    if len(points):
+        normals += _climbed(landscape, names, points, rng, max_steps)
+    found = _compared(landscape, normals, rng)
     least = found[0].elbo - _RIVAL
     rivals = sorted((s for s in found if s.log_evidence > least), key=lambda s: -s.log_evidence)
     better = {
         id(start): _improved(landscape, start, rng) for start in [found[0], *rivals][:_IMPROVED]
     }
     found = sorted((better.get(id(start), start) for start in found), key=lambda s: -s.elbo)
-    return Starts(space, landscape, tuple(_apart(found)), len(names))
+    return Starts(space, landscape, tuple(_apart(found)), num_paths + len(names))
 
 
 def _dispersed(
@@ -163,6 +165,15 @@ def _dispersed(
     chosen = [*of("prior median"), *drawn[:1], *of("uniform start"), *drawn[1:], *of("prior mean")]
     chosen = chosen[:number]
     return [name for name, *_ in chosen], np.stack([u for _, u, _ in chosen])
+
+
+class _Normal(NamedTuple):
+    """A Normal that is not judged yet; see `Start`."""
+
+    name: str
+    center: np.ndarray
+    factor: np.ndarray
+    is_mode: bool
 
 
 class _Paths:
@@ -250,22 +261,57 @@ class _Split:
         return self.vectors / np.sqrt(self.size(floor)) / self.scale[:, None]
 
 
-def _compared(
-    landscape: Landscape, names: list[str], paths: _Paths, rng: np.random.Generator
-) -> list[Start]:
-    """The Normals at the ends and the best ones along the paths, by their bounds; one of those that are near to each other."""
-    found = [(names[i], paths.u[i], paths.factor[i], True) for i in np.flatnonzero(paths.is_mode)]
-    found += [
-        (names[i], *best, False)
-        for i, best in enumerate(paths.best)
-        if best is not None and not paths.is_mode[i]
+def _climbed(
+    landscape: Landscape, names: list[str], points: np.ndarray, rng: np.random.Generator, max_steps: int
+) -> list[_Normal]:  # fmt: skip
+    """The Normals at the ends of paths, and of those that end at no mode the best along them."""
+    paths = _Paths(landscape, points, rng)
+    for _ in range(max_steps):
+        if not paths.step():
+            break
+    found = [
+        _Normal(name, paths.u[i], paths.factor[i], True)
+        if paths.is_mode[i]
+        else _Normal(name, *paths.best[i], False)
+        for i, name in enumerate(names)
+        if paths.is_mode[i] or paths.best[i] is not None
     ]
-    if not found:  # no derivative is finite anywhere: the points themselves
-        d = paths.u.shape[1]
-        found = [(name, u, 0.1 * np.eye(d), False) for name, u in zip(names, paths.u, strict=True)]
-    noise = rng.standard_normal((_FINAL_DRAWS // 2, paths.u.shape[1]))
+    # No derivative is finite anywhere: the points themselves.
+    near = 0.1 * np.eye(points.shape[1])
+    return found or [_Normal(n, u, near, False) for n, u in zip(names, points, strict=True)]
+
+
+def _recombined(
+    landscape: Landscape, normals: list[_Normal], points: np.ndarray, rng: np.random.Generator, number: int
+) -> tuple[list[str], np.ndarray]:  # fmt: skip
+    """Names and points of a second round, of finite density."""
+    ends = np.stack([normal.center for normal in normals])
+    best = ends[landscape.values(ends).argmax()]
+    named = [("permuted labels", u) for u in landscape.space.relabelled(best)[: number // 2]]
+    pool = np.concatenate([ends, points])
+    for _ in range(number - len(named)):
+        one, other = pool[rng.integers(len(pool), size=2)]
+        named.append(("recombined modes", np.where(rng.random(len(best)) < 0.5, one, other)))
+    values = landscape.values(np.stack([u for _, u in named]))
+    kept = [x for x, v in zip(named, values, strict=True) if np.isfinite(v)]
+    return [name for name, _ in kept], np.stack([u for _, u in kept]) if kept else points[:0]
+
+
+def _compared(
+    landscape: Landscape, normals: list[_Normal], rng: np.random.Generator
+) -> list[Start]:
+    """The Normals by their bounds; one of those that are near to each other."""
+    noise = rng.standard_normal((_FINAL_DRAWS // 2, landscape.space.dimension))
     noise = np.concatenate([noise, -noise])
-    starts = [_judged(landscape, noise, *normal) for normal in found]
+    # Ends at one mode, before they are judged.
+    different: list[_Normal] = []
+    for normal in sorted(normals, key=lambda n: not n.is_mode):
+        twins = (n for n in different if n.is_mode and normal.is_mode)
+        if all(
+            np.linalg.norm(np.linalg.solve(n.factor, normal.center - n.center)) > 0.5 for n in twins
+        ):
+            different.append(normal)
+    starts = [_judged(landscape, noise, *normal) for normal in different]
     return _apart(sorted(starts, key=lambda s: -s.elbo))
 
 
@@ -308,8 +354,9 @@ def _improved(landscape: Landscape, start: Start, rng: np.random.Generator) -> S
     if start.log_evidence - start.elbo < _NEAR:
         return start
     center, factor, d = start.center, start.factor, len(start.center)
-    for number in range(_NATURAL_STEPS):
-        rate = 0.4 / (1 + number / 8)
+    work = landscape.size * d**2
+    for number in range(int(np.clip(_NATURAL_WORK / work, *_NATURAL_STEPS))):
+        rate = 0.3 / (1 + number / 40)
         half = rng.standard_normal((max(landscape.num_paths // 2, 1), d))
         noise = np.concatenate([half, -half])
         factors = np.broadcast_to(factor, (len(noise), d, d))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from ..._arguments import Arguments, outcome
 
 Array = jax.Array
 _STEP = 5e-3  # of differences
+_MOST_LABELS = 5  # that are permuted
 _AT_ONCE = 8_000_000  # numbers of data times points that a compiled call holds
 
 
@@ -118,6 +120,35 @@ class Space:
         with stand_ins():
             return self.point(self.program.simulate(key, *args).choices)
 
+    def relabelled(self, u: np.ndarray, most: int = 6) -> list[np.ndarray]:
+        """Points that differ by a permutation of labels, where sites have any: places to look for modes, and no more than that.
+
+        Labels are places along axes of equal length K (means of a mixture), and sites whose names differ by their last number.
+        """
+        choices = {n: np.asarray(x) for n, x in self.choices(jnp.asarray(u, float)).items()}
+        families: dict[str, list[str]] = {}
+        for name in sorted(choices, key=lambda n: (len(n), n)):
+            if (stem := name.rstrip("0123456789")) != name:
+                families.setdefault(stem, []).append(name)
+        sizes = {size for x in choices.values() for size in x.shape}
+        sizes |= {len(names) for names in families.values()}
+        found = []
+        for size in sorted(k for k in sizes if 2 <= k <= _MOST_LABELS):
+            for order in list(itertools.permutations(range(size)))[1 : most + 1]:
+                moved = {
+                    n: x[np.ix_(*(order if k == size else range(k) for k in x.shape))]
+                    for n, x in choices.items()
+                }
+                for names in families.values():
+                    if len(names) == size:
+                        values = [moved[n] for n in names]
+                        if len({x.shape for x in values}) == 1:
+                            moved |= {n: values[k] for n, k in zip(names, order, strict=True)}
+                free = self.point({n: jnp.asarray(x) for n, x in moved.items()})
+                if np.isfinite(free).all():
+                    found.append(np.asarray(free, float))
+        return found[:most]
+
     def what_breaks(self, u: np.ndarray, args: tuple) -> str | None:
         """The site whose log-density is not finite at u, and why, where that is known."""
         try:
@@ -141,7 +172,7 @@ class Landscape:
     """
 
     def __init__(self, space: Space, args: tuple, rows: int, num_paths: int, size: int) -> None:
-        self.space, self.rows, self.num_paths = space, rows, num_paths
+        self.space, self.rows, self.num_paths, self.size = space, rows, num_paths, size
         at_once = max(1, _AT_ONCE // size)
         split = Arguments(args)
         self._arrays = [jnp.asarray(x) for x in split.arrays(args)]

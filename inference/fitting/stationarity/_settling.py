@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class Rule(NamedTuple):
     confidence: float = CONFIDENCE
     most: float = math.inf
     max_steps: int = MAX_STEPS
+    by_gradients: bool = False
 
 
 class SettlingState(NamedTuple):
@@ -73,6 +74,7 @@ def settling(
     confidence: float = CONFIDENCE,
     most: float = math.inf,
     watched: Sequence[str] = (),
+    by: Literal["places", "gradients"] = "places",
     max_steps: int = MAX_STEPS,
 ) -> Any:
     """An optimiser that goes on at full pace until the value has settled, then slows down to a halt.
@@ -89,7 +91,9 @@ def settling(
 
     With `watched` parameters, whose unit is the width of the posterior, their means over the two thirds must not differ by more
     than 0.15 either, two standard errors included. Where each step sees a minibatch, the value's noise is that of the batch and
-    says little: `relative_tolerance=math.inf` goes by these parameters alone.
+    says little, and steps are short. With `by="gradients"` the mean gradient of these parameters over the last third must be no
+    more than 0.15, two standard errors included, and the value is not asked: in these units the curvature is near 1, so that the
+    gradient is how far the optimum is.
 
     Args:
         optimizer: an optax transformation.
@@ -99,6 +103,7 @@ def settling(
         confidence: number of standard errors.
         most: the most that the relative tolerance may come to, nats.
         watched: names of parameters, in units of the posterior's width.
+        by: what of them tells.
         max_steps: steps after which the run slows down in any case.
 
     Returns:
@@ -114,17 +119,19 @@ def settling(
             "settling: tolerance, relative_tolerance, confidence, most and max_steps must be positive, got "
             f"{tolerance}, {relative_tolerance}, {confidence}, {most} and {max_steps}."
         )
-    rule = Rule(tolerance, relative_tolerance, confidence, most, max_steps)
+    by_gradients = by == "gradients" and len(watched) > 0
+    rule = Rule(tolerance, relative_tolerance, confidence, most, max_steps, by_gradients)
     place = lambda params: jnp.concatenate(
         [jnp.ravel(params[n]) for n in watched] or [jnp.zeros(0)]
     )
     optimizer = optax.with_extra_args_support(optimizer)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        place_now = place(updates if by_gradients else params)
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         scale = _pace(state)
         loss = jnp.asarray(extra["value"], float)
-        state = noticed(state._replace(inner=inner), loss, rule, place(params))
+        state = noticed(state._replace(inner=inner), loss, rule, place_now)
         return jax.tree.map(lambda u: scale.astype(u.dtype) * u, updates), state
 
     init = lambda params: start(optimizer.init(params), place(params).size)
@@ -146,10 +153,14 @@ def noticed(
     """With one more loss, and where the watched parameters are; `settled_at` is this step if the run has settled now."""
     place = jnp.zeros(0) if place is None else place
     state = _seen(state, loss, place)
-    noise = jnp.sqrt(state.square)
-    worth = jnp.maximum(rule.tolerance, jnp.minimum(rule.relative_tolerance * noise, rule.most))
-    has_settled = _has_settled(state, state.means[:, None], worth, rule.confidence)
-    if place.size:
+    if rule.by_gradients:
+        has_settled = _is_at_rest(state)
+    else:
+        noise = jnp.sqrt(state.square)
+        worth = jnp.minimum(rule.relative_tolerance * noise, rule.most)
+        worth = jnp.maximum(rule.tolerance, worth)
+        has_settled = _has_settled(state, state.means[:, None], worth, rule.confidence)
+    if place.size and not rule.by_gradients:
         for places in (state.places, -state.places):
             has_settled &= _has_settled(state, places, _DRIFT, _DRIFT_CONFIDENCE)
     has_settled |= state.step >= rule.max_steps
@@ -218,16 +229,30 @@ def _has_settled(
     state: SettlingState, means: Array, worth: Array | float, confidence: float
 ) -> Array:
     """Whether a fall of the means [64, number] by more than `worth` is ruled out in each column."""
+    (m_1, v_1), (m_2, v_2) = _thirds(state, means)
+    gain, error = m_1 - m_2, jnp.sqrt((v_1 + v_2) / (state.num_blocks // 3))  # losses fall
+    return _is_time(state) & jnp.all(gain + confidence * error <= worth)
+
+
+def _is_at_rest(state: SettlingState) -> Array:
+    """Whether the mean gradient over the last third is known to be small in each column."""
+    _, (mean, variance) = _thirds(state, state.places)
+    error = jnp.sqrt(variance / (state.num_blocks // 3))
+    return _is_time(state) & jnp.all(jnp.abs(mean) + _DRIFT_CONFIDENCE * error <= _DRIFT)
+
+
+def _is_time(state: SettlingState) -> Array:
+    return (state.num_blocks >= _ENOUGH) & (state.step % state.size == 0)
+
+
+def _thirds(state: SettlingState, means: Array) -> list[tuple[Array, Array]]:
+    """Mean and variance of the blocks' means [64, number] over the last third but one, and over the last."""
     third = state.num_blocks // 3
     number = jnp.arange(_SLOTS)[:, None]
-    after = (number >= state.num_blocks - third) & (number < state.num_blocks)
-    before = (number >= state.num_blocks - 2 * third) & (number < state.num_blocks - third)
 
     def moments(which: Array) -> tuple[Array, Array]:
         mean = jnp.sum(jnp.where(which, means, 0.0), 0) / third
         return mean, jnp.sum(jnp.where(which, (means - mean) ** 2, 0.0), 0) / (third - 1)
 
-    (m_1, v_1), (m_2, v_2) = moments(before), moments(after)
-    gain, error = m_1 - m_2, jnp.sqrt((v_1 + v_2) / third)  # losses fall
-    is_time = (state.num_blocks >= _ENOUGH) & (state.step % state.size == 0)
-    return is_time & jnp.all(gain + confidence * error <= worth)
+    begins = [state.num_blocks - 2 * third, state.num_blocks - third]
+    return [moments((number >= begin) & (number < begin + third)) for begin in begins]

@@ -99,3 +99,84 @@ def test_verdicts_on_right_and_wrong_weights_are_right():
 
         told = [weighed(make, jax.random.key(n))[2] is not None for n in range(200)]
         assert sum(t != is_bad for t in told) <= 4
+
+
+X = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
+
+
+def logistic(y):
+    beta = ppl.sample("beta", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+    ppl.sample("y", dist.Bernoulli(logits=X @ beta).to_event(1), obs=y)
+
+
+def poisson(y):
+    beta = ppl.sample("beta", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+    ppl.sample("y", dist.Poisson(jnp.exp(X @ beta)).to_event(1), obs=y)
+
+
+def noise(y):
+    mean = ppl.sample("mean", dist.Normal(0.0, 100.0))
+    scale = ppl.sample("scale", dist.HalfNormal(100.0))
+    ppl.sample("y", dist.Normal(mean, scale).expand([60]).to_event(1), obs=y)
+
+
+def banana(y):
+    z = ppl.sample("z", dist.Normal(jnp.zeros(2), jnp.array([2.0, 10.0])).to_event(1))
+    ppl.sample("y", dist.Normal(z[1] - z[0] ** 2, 0.3), obs=y)
+
+
+def school_effects(y):
+    scale = ppl.sample("scale", dist.HalfCauchy(5.0))
+    effects = ppl.sample("effects", dist.Normal(0.0, scale).expand([6]).to_event(1))
+    ppl.sample("y", dist.Normal(effects, 10.0).to_event(1), obs=y)
+
+
+RIGHT = {
+    normal: jnp.asarray(0.5),
+    logistic: jnp.asarray(X[:, 0] > 0.1).astype(int) * (X[:, 1] < 1.0),
+    poisson: jnp.asarray(np.random.default_rng(2).poisson(np.exp(X @ [0.5, -0.3, 0.8]))),
+    noise: jnp.asarray(3.0 + 5.0 * np.random.default_rng(3).normal(size=60).astype(np.float32)),
+}
+WRONG = {
+    funnel: 0.0,
+    two_modes: 4.0,
+    banana: 0.0,
+    school_effects: jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 18.0]),
+}
+
+
+@pytest.mark.slow  # 160 fits
+def test_verdicts_over_20_keys_on_right_and_wrong_fits_are_right():
+    """Fewer than one in fifty is misjudged; the fits are made anew for each key."""
+    wrong = []
+    for models, is_bad in ((RIGHT, False), (WRONG, True)):
+        for model, y in models.items():
+            for number in range(20):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    fit = inference.fit(
+                        model, args=(y,), key=jax.random.key(number), progress=False
+                    )
+                if bool(fit.worth.verdict) != is_bad:
+                    wrong.append((model.__name__, number, str(fit.worth)))
+    assert len(wrong) <= 3, wrong
+
+
+def test_minibatches_of_a_conjugate_regression_end_at_the_posterior():
+    """0.05 posterior standard deviations and 5 % of a width; the run says when it is there."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5000, 3)).astype(np.float32)
+    y = (x @ [1.0, -1.0, 0.5] + rng.normal(size=5000)).astype(np.float32)
+
+    def regression(x, y):
+        beta = ppl.sample("beta", dist.Normal(0.0, 10.0).expand([3]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(x @ beta, 1.0), obs=y)
+
+    fit, told = told_of(regression, x, y, subsample={"rows": 100})
+    cov = np.linalg.inv(np.eye(3) / 100 + x.T.astype(float) @ x)
+    mean, factor = fit.objective.guide.fn.normal(fit.params)
+    sd = np.sqrt(np.diag(cov))
+    np.testing.assert_allclose((mean - cov @ (x.T.astype(float) @ y)) / sd, 0.0, atol=0.05)
+    np.testing.assert_allclose(np.linalg.norm(factor, axis=1) / sd, 1.0, atol=0.05)
+    assert told == "" and fit.stop_reason == "settled" and fit.steps < 100_000
