@@ -5,9 +5,9 @@ to the same program. `shared_jit` traces as `jax.jit` does, and looks the traced
 before, from this function or another, of objects that are gone or alive, is not compiled again.
 
 Invariants: the text is the whole program, numbers included, so that equal texts compute the same. Arrays that a function
-closes over are inputs of what is compiled: executables and their keys hold neither data nor objects of a program, and equal
-programs on other data share. What calls back into Python is not in its text, and is not
-shared. Where JAX traces, checks for NaN or keeps constants out of the text, this is `jax.jit`.
+closes over are inputs of what is compiled, but for small ones where that is asked for: executables and their keys hold neither
+data nor objects of a program, and equal programs on other data share. What calls back into Python is not in its text, and is
+not shared. Where JAX traces, checks for NaN or keeps constants out of the text, this is `jax.jit`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ._compat import ClosedJaxpr, Tracer, jaxpr_as_fun
+from ._compat import ClosedJaxpr, Tracer, jaxpr_as_fun, trace_state
 
 MOST_KEPT = 256  # executables, the last used
-_SETTINGS = ("disable_jit", "debug_nans", "debug_infs", "use_simplified_jaxpr_constants")
+_NO_TRACE = trace_state()
+# Settings of JAX under which a call is its own, and those by which a function is another program.
+_SETTINGS = (
+    "jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax_use_simplified_jaxpr_constants",
+)  # fmt: skip
+_MEANING = (
+    "jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion",
+    "jax_threefry_partitionable", "jax_default_prng_impl", "jax_default_device",
+)  # fmt: skip
 
 
 class SharedJit:
@@ -34,32 +41,37 @@ class SharedJit:
     Args:
         fn: the function.
         donate_argnums: arguments whose memory is used for the results; the caller must not use them again.
+        most_folded: entries of an array that the function closes over, up to which it is part of the program, so that XLA may
+            compute with it when it compiles; numbers of NumPy are in any case.
     """
 
-    def __init__(self, fn: Callable[..., Any], donate_argnums: Sequence[int] = ()) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], donate_argnums: Sequence[int] = (), most_folded: int = 0
+    ) -> None:
         self._jit, self._donated = jax.jit(fn, donate_argnums=donate_argnums), set(donate_argnums)
+        self._most_folded = most_folded
         self._known: dict[Any, tuple[Any, list[Any], Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
-        leaves = jax.tree.leaves(args)
+        leaves, tree = jax.tree.flatten(args)
         if _is_for_jax(leaves):
             return self._jit(*args)
-        # JAX finds what it has traced by all that it depends on, and keeps it for as long as the function lives.
-        traced = self._jit.trace(*args)
-        closed = traced.jaxpr
-        key = id(closed), _places(leaves)
+        key = tree, tuple(map(_kind, leaves)), tuple(getattr(jax.config, s) for s in _MEANING)
         if key not in self._known:
+            traced = self._jit.trace(*args)
             number = [i for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
             donated = [leaf for leaf, arg in enumerate(number) if arg in self._donated]
-            run, inputs = _compiled(closed, leaves, donated)
-            self._known[key] = run, inputs, closed
-        run, inputs, _ = self._known[key]
-        return jax.tree.unflatten(traced.out_tree, run(inputs, *leaves))
+            found = _compiled(traced.jaxpr, leaves, donated, self._most_folded)
+            self._known[key] = (*found, traced.out_tree)
+        run, inputs, out_tree = self._known[key]
+        return jax.tree.unflatten(out_tree, run(inputs, *leaves))
 
 
-def shared_jit(fn: Callable[..., Any], donate_argnums: Sequence[int] = ()) -> SharedJit:
+def shared_jit(
+    fn: Callable[..., Any], donate_argnums: Sequence[int] = (), most_folded: int = 0
+) -> SharedJit:
     """`fn` compiled; a program that was compiled before, from whatever function, is not compiled again."""
-    return SharedJit(fn, donate_argnums)
+    return SharedJit(fn, donate_argnums, most_folded)
 
 
 def shared_scan(step: Callable[..., Any], init: Any, xs: Any, **options: Any) -> Any:
@@ -81,10 +93,13 @@ _lock = threading.Lock()
 
 
 def _compiled(
-    closed: ClosedJaxpr, leaves: list[Any], donated: list[int]
+    closed: ClosedJaxpr, leaves: list[Any], donated: list[int], most_folded: int
 ) -> tuple[Callable[..., list[Any]], list[Any]]:
     """`run(inputs, *leaves)`, and the constants of the program that are its inputs."""
-    is_input = [isinstance(x, jax.Array) or np.ndim(x) > 0 for x in closed.consts]
+    is_array = [isinstance(x, jax.Array) or np.ndim(x) > 0 for x in closed.consts]
+    is_input = [
+        a and np.size(x) > most_folded for a, x in zip(is_array, closed.consts, strict=True)
+    ]
     inputs = [const for const, is_one in zip(closed.consts, is_input, strict=True) if is_one]
 
     def run(inputs: list[Any], *leaves: Any) -> list[Any]:
@@ -117,9 +132,16 @@ def _places(leaves: list[Any]) -> tuple[Any, ...]:
     return jax.config.jax_default_device, tuple(committed)
 
 
+def _kind(x: Any) -> Any:
+    """What a program depends on in an argument: not its values."""
+    if isinstance(x, jax.Array):
+        return x.aval, x.sharding if x.committed else None  # pyright: ignore[reportAttributeAccessIssue]
+    return (np.shape(x), x.dtype) if isinstance(x, np.ndarray | np.generic) else type(x)
+
+
 def _is_for_jax(leaves: list[Any]) -> bool:
     """Whether a call is left to JAX."""
-    if any(getattr(jax.config, f"jax_{name}", False) for name in _SETTINGS):
+    if any(getattr(jax.config, name, False) for name in _SETTINGS):
         return True
     # Under a transformation whatever is computed is traced, arguments or not.
-    return any(isinstance(x, Tracer) for x in [*leaves, jnp.zeros(())])
+    return trace_state() != _NO_TRACE or any(isinstance(x, Tracer) for x in leaves)

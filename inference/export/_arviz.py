@@ -96,7 +96,7 @@ def to_arviz(
         coords: axis name -> labels.
         dims: site -> names of all its axes, or of those that have no name.
         constant_data: name -> array.
-        batch_size: draws on the device at a time.
+        batch_size: draws on the device at a time, at most; fewer where the arguments are large (64 MB in all).
         path: also write the tree to this netCDF file.
 
     Returns:

@@ -25,6 +25,7 @@ from .._arguments import Arguments
 from ._summed import likelihoods, one_step_ahead, why_no_likelihood
 
 Choices = Mapping[str, Any]
+MOST_BYTES = 2**26  # of the arguments, times the draws that are made at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +70,15 @@ class Description:
 
 
 def in_parts(fn: Callable[..., Any], inputs: Any, args: tuple, batch_size: int) -> Any:
-    """`fn(inputs[s], *args)` for every s of the inputs' leading axis, `batch_size` at a time; NumPy arrays."""
+    """`fn(inputs[s], *args)` for every s of the inputs' leading axis; NumPy arrays.
+
+    At most `batch_size` are made at a time, and fewer where the arguments are large: each takes some arrays of their size.
+    """
     size = len(jax.tree.leaves(inputs)[0])
-    width = min(batch_size, size)
     split = Arguments(args)
     arrays = split.arrays(args)
+    most = MOST_BYTES // max(1, sum(array.nbytes for array in arrays))
+    width = max(1, min(batch_size, size, most))
     run = shared_jit(lambda part, arrays: jax.vmap(lambda x: fn(x, *split.join(arrays)))(part))
     out: Any = None
     for start in range(0, size, width):

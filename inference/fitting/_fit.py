@@ -46,7 +46,7 @@ from .data import is_iterable_of_batches, make_source
 from .stationarity import Averaging, averaged, noise_shares, summary
 from .storage import Run, check_writable, describe, fingerprint, load
 
-_MAX_STEPS_PER_CALL = 1000  # length of the buffer of values on the device
+_MAX_STEPS_PER_CALL = 10_000  # length of the buffer of values on the device
 
 
 def fit(

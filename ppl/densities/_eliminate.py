@@ -299,9 +299,10 @@ def eliminate(
     Raises:
         ValueError: sites are summed out already; an unknown approximation, or one with parallel=True. At the first run, before
             any device work, naming site and remedy: a name that is no latent site, or has neither a finite support nor a normal
-            law, or stands in an eliminated program called inside; more than 65,536 states, or 2,048 normal numbers that are
-            believed jointly; a statement that depends on normal sites and is no normal law with an affine mean, or stands in a
-            branch; a normal site that is masked out; log-probs scaled differently (subsampling) that meet in one sum;
+            law, or stands in an eliminated program called inside; more than 65,536 states (4,096 of a
+            chain that remembers one step), or 2,048 normal numbers that are believed jointly; a statement that depends on normal
+            sites and is no normal law with an affine mean, or stands in a branch; a normal site that is masked out; log-probs
+            scaled differently (subsampling) that meet in one sum;
             parallel=True under particles, or with a step in which sites are left or that has a scan or branch of its own; a
             program that subsamples a plate or uses `ppl.rng_key`; under NumPyro's inference, a support that is computed.
         TypeError: discrete sites are summed out and it is drawn inside an objective (as a guide); NumPyro's handlers around it.

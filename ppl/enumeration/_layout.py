@@ -21,6 +21,7 @@ from ..strategies import StrategySite
 
 Array = jax.Array
 MAX_STATES = 65_536  # evaluated at once: states of sites that meet, or elements replayed one by one
+MAX_WINDOWS = 4096**2  # of a chain, evaluated at once for one step: 67 MB in single precision
 
 
 class Asker(NamedTuple):
@@ -31,12 +32,15 @@ class Asker(NamedTuple):
     sites: str
     error: Callable[[StrategySite, str], Exception]
 
-    def check(self, site: StrategySite, base: int, power: int, why: str, remedy: str) -> None:
-        """Refuse more than `MAX_STATES` states, of which there are `base ** power`."""
-        if power * math.log(base) > math.log(MAX_STATES):
+    def check(
+        self, site: StrategySite, base: int, power: int, why: str, remedy: str, *, has_chain: bool
+    ) -> None:
+        """Refuse more than `MAX_STATES` states, `MAX_WINDOWS` with a chain among them; there are `base ** power`."""
+        limit = MAX_WINDOWS if has_chain else MAX_STATES
+        if power * math.log(base) > math.log(limit) + 1e-9:
             count = f"{base}^{power}" if power > 1 else str(base)
             text = (
-                f"Site '{site.address}': {self.what} would need {count} states at once (the limit is {MAX_STATES}), "
+                f"Site '{site.address}': {self.what} would need {count} states at once (the limit is {limit}), "
                 f"because {why}. {remedy.format(name=site.name)}"
             )
             raise self.error(site, text)
@@ -58,7 +62,8 @@ def layout_of(
     elements = math.prod(site.sizes[a] for a in joint)
     assert site.num_values is not None
     meet = f"{elements} elements (of shape {site.sizes}) meet: {why}"
-    asker.check(site, site.num_values, elements * (lag + 1), meet, asker.elements)
+    power, has_chain = elements * (lag + 1), axis is not None
+    asker.check(site, site.num_values, power, meet, asker.elements, has_chain=has_chain)
     states = site.num_values**elements
     return Layout(tuple(sorted(joint)), states ** (lag + 1), states, axis, lag, why)
 
@@ -81,7 +86,9 @@ def check_together(
     """
     if met:
         why = f"the enumerated sites {sorted(sites[i].address for i in met)} meet"
-        asker.check(sites[max(met)], size_of(met, layouts), 1, why, asker.sites)
+        has_chain = any(layouts[i].axis is not None for i in met)
+        size = size_of(met, layouts)
+        asker.check(sites[max(met)], size, 1, why, asker.sites, has_chain=has_chain)
 
 
 def mixing(uses: Iterable[Relation], axes: Collection[int]) -> str:

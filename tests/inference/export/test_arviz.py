@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -15,6 +16,7 @@ from lapilli import inference, ppl
 from lapilli.inference.diagnostics._weights import importance_diagnostics
 from lapilli.inference.export._arviz import to_arviz
 from lapilli.inference.fitting._fit_result import Fit
+from lapilli.ppl._shared_jit import shared_jit
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
 EXACT_LOC, EXACT_SCALE = X.sum() / 13, 13**-0.5
@@ -344,3 +346,30 @@ def test_log_likelihoods_of_random_programs_are_numpyros_or_refused(seed, key):
         expected = log_likelihood(case.model, draws, *args)["y"]
         found = tree["log_likelihood"]["y"].to_numpy()[0]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_few_draws_are_made_at_a_time_where_the_data_are_large(monkeypatch):
+    from lapilli.inference.export import _draws
+
+    widths = []
+
+    def seen(fn):
+        run = shared_jit(fn)
+
+        def call(part, arrays):
+            widths.append(len(jax.tree.leaves(part)[0]))
+            return run(part, arrays)
+
+        return call
+
+    monkeypatch.setattr(_draws, "shared_jit", seen)
+    result = normal()
+    whole = to_arviz(result, num_samples=20)
+    assert set(widths) == {20}
+    widths.clear()
+    monkeypatch.setattr(_draws, "MOST_BYTES", 3 * X.nbytes)
+    parts = to_arviz(result, num_samples=20)
+    assert set(widths) == {3}
+    for group in ("posterior", "log_likelihood", "posterior_predictive"):
+        for name, values in whole[group].data_vars.items():
+            np.testing.assert_allclose(parts[group][name], values, rtol=1e-5)

@@ -53,3 +53,33 @@ def test_a_chain_of_no_steps():
     assert left.posterior(jax.random.key(0), {}, y)["s"].shape == (0,)
     assert left.posterior_probs({}, y)["s"].shape == (0, NUM_STATES)
     assert left.mode({}, y)[0]["s"].shape == (0,)
+
+
+def many_states(num):
+    """A chain of `num` states whose law is the same at each step."""
+
+    def series(y):
+        logits = jnp.sin(jnp.arange(float(num)))
+
+        def step(s, y):
+            s = ppl.sample("s", dist.Categorical(logits=logits + 0.01 * s))
+            ppl.sample("y", dist.Normal(0.01 * s, 1.0), obs=y)
+            return s, None
+
+        ppl.scan(step, 0, y)
+
+    return ppl.eliminate(series, "s")
+
+
+def test_a_chain_of_more_than_256_states_is_summed_step_by_step():
+    y = jnp.array([0.5, -1.0, 2.0])
+    found = many_states(300).log_density({}, y)
+    law = np.exp(np.sin(np.arange(300.0)))
+    law /= law.sum()  # a shift of all logits moves nothing
+    terms = law @ np.exp(-0.5 * (np.asarray(y) - 0.01 * np.arange(300.0)[:, None]) ** 2)
+    np.testing.assert_allclose(found, np.log(terms / np.sqrt(2 * np.pi)).sum(), rtol=1e-5)
+
+
+def test_a_chain_whose_windows_do_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"need 4097\^2 states at once \(the limit is 16777216\)"):
+        many_states(4097).log_density({}, jnp.zeros(3))
