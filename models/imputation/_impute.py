@@ -17,8 +17,8 @@ import numpy as np
 from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
 from ...ppl._compat import typed_key
+from ...ppl._shared_jit import shared_jit
 from .._series import Series
-from ._compiled import compiled
 from ._imputation import Imputation
 from ._moves import moved
 from ._over_time import OF_GUIDE, OF_MODEL, paths
@@ -128,7 +128,9 @@ def impute(
 
     params = (model.params or {}, guide.params or {})
     width = min(batch_size, size)
-    parts, whole = [], None
+    # Parameters are inputs: as constants they would be folded, and compiled anew for each fit.
+    whole = shared_jit(batch if own is None else _by_series(batch), most_folded=1024)
+    parts = []
     for number, start in enumerate(range(0, size, width)):
         first = min(start, size - width)  # the last part overlaps the one before: one shape
         rows = jax.tree.map(jnp.asarray, data.rows(slice(first, first + width)))
@@ -136,8 +138,6 @@ def impute(
             inputs = (params, own[first : first + width], rows)
         else:
             inputs = (params, jax.random.fold_in(key, number), rows)
-        # Parameters are inputs: as constants they would be folded, and compiled anew for each fit.
-        whole = whole or compiled(batch if own is None else _by_series(batch), *inputs)
         part = whole(*inputs)
         fresh = slice(start - first, None)
         parts.append(

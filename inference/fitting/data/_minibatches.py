@@ -52,7 +52,9 @@ class Minibatches(Source):
                 if p
             ]
             check_divisible(mesh, [True] * len(batches), batches, "a minibatch")
-            arrays = put(arrays, mesh, [False] * len(arrays), PartitionSpec())
+            # Each device holds its share of the rows, where these can be shared out evenly, and hands over those of a batch.
+            is_shared = [p is not None and plate_sizes[p] % mesh.size == 0 for p in self._plate_of]
+            arrays = put(arrays, mesh, is_shared, PartitionSpec(mesh.axis_names))
         self._data = [jnp.asarray(array) for array in arrays]
 
     def load(self, num_steps: int) -> tuple[Any, int]:

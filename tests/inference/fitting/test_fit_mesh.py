@@ -20,13 +20,16 @@ PROGRAM = """
 import jax, numpy as np, optax
 from _fit_fakes import Objective
 from lapilli.inference.fitting._fit import fit
+from lapilli.inference.fitting.data import Minibatches
 
 assert jax.device_count() == 2
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
+MANY = np.linspace(0.5, 3.0, 1000, dtype=np.float32)
 options = {"num_steps": 12, "key": jax.random.key(0), "progress": False}
 cases = {
     "full": ((X,), {}),
     "minibatches": ((X,), {"subsample": {"rows": 4}}),
+    "many rows": ((MANY,), {"subsample": {"rows": 4}}),
     "batches": ([(X[:4],), (X[4:8],), (X[8:],)], {"plate_sizes": {"rows": 12}}),
     "seeds": ((X,), {"subsample": {"rows": 4}, "num_seeds": 2}),
 }
@@ -54,6 +57,9 @@ class Look(Objective):
 
 
 fit(Look(), optax.sgd(0.1), (X,), subsample={"rows": 4}, mesh=mesh, **options)
+for rows in (12, 13):  # 13 cannot be shared out
+    (held,) = Minibatches((np.zeros(rows),), {"rows": 4}, {"rows": rows}, mesh, ["rows"])._data
+    print(rows, "rows, held by a device:", *held.sharding.shard_shape(held.shape))
 draws = two.best().posterior(jax.random.key(1), 4)
 assert draws.log_weights.shape == (4,)
 """
@@ -68,9 +74,11 @@ def test_two_devices_give_the_numbers_of_one():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for name in ("full", "minibatches", "batches", "seeds"):
+    for name in ("full", "minibatches", "many rows", "batches", "seeds"):
         assert f"same {name}" in done.stdout
     assert "rows (2,)" in done.stdout  # each device computed on half of the minibatch
+    assert "12 rows, held by a device: 6" in done.stdout
+    assert "13 rows, held by a device: 13" in done.stdout
 
 
 RESUME = """

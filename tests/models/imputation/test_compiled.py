@@ -9,7 +9,6 @@ from _compilations import compilations
 
 from lapilli import ppl
 from lapilli.models import imputation
-from lapilli.models.imputation import _compiled
 
 SLOPE = 1.0
 
@@ -82,11 +81,3 @@ def test_with_own_keys_a_series_does_not_depend_on_the_others():
 def test_keys_of_another_number_are_refused():
     with pytest.raises(ValueError, match="argument 'key' holds 4 keys for 5 series. Give one"):
         run(*toy(), series(5), key=jax.random.split(jax.random.key(0), 4))
-
-
-def test_few_executables_are_kept(monkeypatch):
-    monkeypatch.setattr(_compiled, "_kept", type(_compiled._kept)())
-    monkeypatch.setattr(_compiled, "NUM_KEPT", 2)
-    for size in (1, 2, 3, 2):
-        _compiled.compiled(lambda x: x + 1, jnp.zeros(size))
-    assert len(_compiled._kept) == 2
