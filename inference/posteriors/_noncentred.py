@@ -8,8 +8,10 @@ Reference: Papaspiliopoulos, Roberts and Skold 2007; Gorinova, Moore and Hoffman
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from numpyro import handlers
-from numpyro.infer.reparam import LocScaleReparam
+from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 
 from ... import ppl
 from ...ppl.densities import Eliminated
@@ -17,6 +19,7 @@ from ...ppl.language import Program, name_of
 from ._elimination import is_moved, readers_of, simulated
 
 _FAMILIES = ("Normal", "Cauchy", "Laplace", "Logistic", "Gumbel")
+_OF_NORMAL = ("LogNormal",)  # transforms of a normal law
 
 
 def noncentred(program: Program, args: tuple) -> tuple[Program, tuple[str, ...]]:
@@ -29,13 +32,14 @@ def noncentred(program: Program, args: tuple) -> tuple[Program, tuple[str, ...]]
     names = tuple(
         n
         for n in trace.choices
-        if (info := trace.sites[n]).distribution in _FAMILIES
-        and not (info.regions or info.is_imputed or info.is_masked)
+        if (info := trace.sites[n]).distribution in _FAMILIES + _OF_NORMAL
+        and not (info.is_imputed or info.is_masked)
         and is_moved(heard, n)
     )
     if not names:
         return program, ()
-    found = as_standard(program, names)
+    transformed = [n for n in names if trace.sites[n].distribution in _OF_NORMAL]
+    found = as_standard(program, names, transformed)
     try:
         left = simulated(found, args).choices
     except Exception:  # a program that no handler can change
@@ -43,9 +47,15 @@ def noncentred(program: Program, args: tuple) -> tuple[Program, tuple[str, ...]]
     return (found, names) if not set(names) & set(left) else (program, ())
 
 
-def as_standard(program: Program, names: tuple[str, ...]) -> Program:
+def as_standard(
+    program: Program, names: Collection[str], transformed: Collection[str] = ()
+) -> Program:
     """The program with these sites drawn from their standard laws, under the names "<site>_decentered"."""
-    config = {name: LocScaleReparam(centered=0.0) for name in names}
+    config = {}
+    for name in names:
+        if name in transformed:
+            config[name], name = TransformReparam(), f"{name}_base"
+        config[name] = LocScaleReparam(centered=0.0)
     run = handlers.reparam(program.run, config=config)
     run.__name__ = name_of(program)
     return ppl.Program(run)

@@ -140,16 +140,19 @@ class Search:
             chains = self._chains(first, (0.9, 0.95))
             if chains.verdict.is_certified:
                 return True
-        if chains.verdict.is_apart and self._in_modes(first, chains):
+        if any(
+            self._chains(form, (0.9, 0.95)).verdict.is_certified
+            for form in self._other_forms(first, plain)
+        ):
             return True
-        return any(
-            self._chains(form, accepts).verdict.is_certified
-            for form, accepts in self._other_forms(first, plain)
-        )
+        if chains.verdict.is_apart:
+            return self._in_modes(first, chains)
+        return self._chains(first, (0.95, 0.99)).verdict.is_certified
 
     def _is_coarse(self, form: Form, chains: Chains) -> bool:
         """Whether the chains' trouble is that of single precision."""
-        if form.is_double or jax.config.jax_enable_x64:
+        is_hindered = chains.verdict.is_apart or chains.verdict.is_stiff
+        if form.is_double or jax.config.jax_enable_x64 or not is_hindered:
             return False
         try:
             with precision(is_double=True):
@@ -158,17 +161,13 @@ class Search:
         except (TypeError, ValueError):  # the program insists on single precision
             return False
 
-    def _other_forms(self, first: Form, plain: Form) -> Iterator[tuple[Form, tuple[float, ...]]]:
-        more = self._without(plain, DEAR, only_moving=False)
-        if set(more.eliminated) - set(first.eliminated):
-            yield more, (0.9, 0.95)
+    def _other_forms(self, first: Form, plain: Form) -> Iterator[Form]:
         changed, names = noncentred(first.program, self._args(first))
         if names:
-            yield (
-                Form(f"{', '.join(names)} shifted and scaled", changed, first.eliminated),
-                (0.9, 0.95),
-            )
-        yield first, (0.95, 0.99)
+            yield first._replace(label=f"{', '.join(names)} shifted and scaled", program=changed)
+        more = self._without(plain, DEAR, only_moving=False)
+        if set(more.eliminated) - set(first.eliminated):
+            yield more
 
     def _in_modes(self, form: Form, chains: Chains) -> bool:
         """The places of the chains weighed; or chains that begin in further modes, and theirs."""
