@@ -43,7 +43,7 @@ class Certificate:
         is_certified: whether nothing that was looked at speaks against them.
         problems: what does, in words.
         seen: what was measured, by name: r_hat, ess_bulk, ess_tail, divergences, e_bfmi of chains (the worst over all sampled
-            numbers and the log-density); r_hat between independent halves of particles; k_hat and ess of weights.
+            numbers and the log-density); r_hat, spread of the log-evidence and drift of particles; k_hat and ess of weights.
         attempts: all that was tried, the last one's draws being those that were returned unless an earlier one's were better.
         eliminated: sites that were summed or integrated out, exactly, and drawn given the others.
         heavy_tails: numbers of sites whose tails have no variance as far as the draws tell, by name -> Pareto shape, at least

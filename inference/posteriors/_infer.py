@@ -40,10 +40,12 @@ def infer(
     1. *eliminate*: discrete sites are summed out; normal ones are integrated out where `ppl.eliminate` can: all of them, if
        nothing is left then, and the draws are independent and exact; else those whose law moves with other latent values, if
        that is cheap. They are drawn afterwards, given the rest.
-    2. *nuts*: NumPyro's NUTS, chains side by side from dispersed points. Chains that found different places are begun again in
-       the modes that Newton's steps from further points find. Chains that break off or hardly move are run in better
-       coordinates with smaller steps; with more sites integrated out; with sites shifted and scaled (not centred).
-    3. *tempered*: `tempered_smc` from the prior, in two runs of independent keys.
+    2. *nuts*: NumPyro's NUTS, chains side by side from dispersed points. Chains of places whose share of the posterior is
+       nothing are begun again in the others; chains that break off or hardly move are run in better coordinates with smaller
+       steps, in double precision where single is too coarse, with sites shifted and scaled (not centred), with more sites
+       integrated out. Modes that no chain crosses are weighed by importance draws of a mixture that is fitted to the chains, and
+       looked for by Newton's steps from further points.
+    3. *tempered*: `tempered_smc` from the prior, judged by its islands and by what its moves still change.
     4. *fit*: `fit` with its default guide, whose draws are resampled by Pareto-smoothed weights.
 
     Args:
@@ -69,9 +71,10 @@ def infer(
     Validity:
         Certified are chains with R-hat (rank-normalised, split, folded) of at most 1.01 and effective sample sizes of bulk and
         tails of at least 400 for every sampled number and the log-density, without a trajectory that broke off, with E-BFMI of
-        at least 0.2; two tempered runs whose R-hat against each other is at most 1.01 and whose evidence differs by at most half
-        a nat; weights of a fit with k-hat below its threshold and an effective size of 400. That speaks against what was looked
-        at and no more: a mode that nothing has met leaves no trace, in these as in all such numbers.
+        at least 0.2; a tempered run without `problems`; weights of a fit or a mixture with k-hat below its threshold and an
+        effective size of 400. That speaks against what was looked at and no more: a mode that nothing has met leaves no trace,
+        in these as in all such numbers. Where a number's tails are so heavy that it has no variance, there is a warning, and
+        `Certificate.heavy_tails`: the draws may be certified, their means and standard deviations are chance.
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist

@@ -1,4 +1,4 @@
-"""Particles from the prior to the posterior, in two runs of independent keys whose agreement is the verdict."""
+"""Particles from the prior to the posterior, judged by the run itself: independent islands, moves that still carry one way."""
 
 from __future__ import annotations
 
@@ -12,48 +12,31 @@ import numpy as np
 from ... import ppl
 from ..particles.samplers import tempered_smc
 from ._certificate import Attempt
-from ._convergence import r_hat
-from ._judged import MOST_R_HAT, Verdict
-
-_MOST_EVIDENCE_APART = 0.5  # nats: modes weigh then alike in both runs
+from ._judged import Verdict
 
 
 def run_tempered(
     program: ppl.Program, args: tuple, key: Any, num_samples: int
 ) -> tuple[dict[str, np.ndarray] | None, Verdict, Attempt]:
-    """Equally weighted draws [S, ...], half of them of each run, the verdict on them, and the attempt in words."""
+    """Equally weighted draws of the program's sites [S, ...], the verdict on them, and the attempt in words."""
     began = time.perf_counter()
-    num = -(-num_samples // 2)
+    run_key, keep_key = jax.random.split(key)
+    choices = None
     try:
-        halves = [_half(program, args, k, num) for k in jax.random.split(key)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it finds is told here
+            run = tempered_smc(program, run_key, *args, num_particles=num_samples)
     except (ValueError, RuntimeError, NotImplementedError) as err:
-        verdict = Verdict({}, (f"it is not for this program ({err})",))
-        return None, verdict, Attempt("tempered", time.perf_counter() - began, verdict.outcome, {})
-    names = list(halves[0][0])
-    numbers = np.stack(
-        [np.concatenate([x[n].reshape(num, -1) for n in names], 1) for x, _ in halves]
-    )
-    labels = [n for n in names for _ in range(halves[0][0][n].reshape(num, -1).shape[1])]
-    ratios = np.nan_to_num(r_hat(numbers), nan=np.inf)
-    apart = abs(halves[0][1] - halves[1][1])
-    seen = {"r_hat": float(ratios.max()), "log_evidence_apart": float(apart)}
-    problems = []
-    if not seen["r_hat"] <= MOST_R_HAT:
-        where = labels[int(ratios.argmax())]
-        problems.append(
-            f"R-hat is {seen['r_hat']:.3f} at '{where}', above {MOST_R_HAT}: two tempered runs do not agree"
-        )
-    if not apart <= _MOST_EVIDENCE_APART:
-        problems.append(f"the log-evidence of two tempered runs differs by {apart:.2f} nats")
-    verdict = Verdict(seen, tuple(problems))
-    choices = {n: np.concatenate([x[n] for x, _ in halves])[:num_samples] for n in names}
-    attempt = Attempt("tempered", time.perf_counter() - began, verdict.outcome, seen)
+        verdict = Verdict({}, (f"tempering is not for this program: {err}",))
+    else:
+        worst = [float(np.max(x)) for x in run.r_hat.values() if x.size]
+        evidence = np.asarray(run.island_log_evidence, float)
+        seen = {
+            "r_hat": max(worst, default=1.0),
+            "log_evidence_spread": float(np.ptp(evidence)),
+            "drift": float(run.drift),
+        }
+        verdict = Verdict(seen, run.problems)
+        choices = {n: np.asarray(x) for n, x in run.sample(keep_key, num_samples).items()}
+    attempt = Attempt("tempered", time.perf_counter() - began, verdict.outcome, verdict.seen)
     return choices, verdict, attempt
-
-
-def _half(program: ppl.Program, args: tuple, key: Any, num: int) -> tuple[dict[str, Any], float]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it finds is judged here
-        run = tempered_smc(program, key, *args, num_particles=num)
-    drawn = run.sample(jax.random.fold_in(key, 1), num)
-    return {n: np.asarray(x) for n, x in drawn.items()}, float(run.log_evidence)
