@@ -27,10 +27,14 @@ def run_fit(
     """Draws of the program's sites [S, ...], the verdict on their weights, and the attempt in words."""
     began = time.perf_counter()
     fit_key, draw_key, keep_key = jax.random.split(key, 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it finds is told here
-        fitted = fit(program, args=args, key=fit_key, progress=False)
-        drawn = fitted.posterior(draw_key, _DRAWS * num_samples, batch_size=500)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it finds is told here
+            fitted = fit(program, args=args, key=fit_key, progress=False)
+            drawn = fitted.posterior(draw_key, _DRAWS * num_samples, batch_size=500)
+    except (ValueError, RuntimeError, NotImplementedError) as err:
+        verdict = Verdict({}, (f"a fit is not for this program: {err}",))
+        return None, verdict, Attempt("fit", time.perf_counter() - began, verdict.outcome, {})
     verdict = of_weights(drawn.log_weights)
     if fitted.worth is not None and fitted.worth.verdict not in ("", _NEED_WEIGHTS):
         verdict = verdict._replace(problems=(f"the fit says: {fitted.worth}", *verdict.problems))

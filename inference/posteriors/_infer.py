@@ -64,8 +64,8 @@ def infer(
     Raises:
         TypeError: the model is an objective or a guide; the arguments are neither a tuple nor a dict.
         ValueError: the model observes nothing, has parameters to be learned or a plate that draws its rows; discrete sites
-            cannot be summed out; a support depends on another draw; no place with a finite log-density is found; data are wrong
-            (as `fit` says).
+            cannot be summed out; a support moves within a scan or with a discrete draw; no place with a finite log-density is
+            found; data are wrong (as `fit` says).
         RuntimeError: nothing is certified, with `uncertified="raise"`.
 
     Validity:

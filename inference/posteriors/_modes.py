@@ -23,9 +23,9 @@ def starts_in_modes(
     Every mode whose evidence, by importance draws of its Normal, counts beside the best one has a chain, as far as there are
     chains. None where the search is not for this program.
     """
-    space = Space(target.program, args, target.idle, method)
     search_key, key = jax.random.split(key)
     try:
+        space = Space(target.program, args, target.idle, method)
         found = find_starts(space, args, search_key, num_paths=2 * num_chains)
     except ValueError:
         return None

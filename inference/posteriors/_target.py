@@ -22,7 +22,7 @@ from ...ppl._compat import jaxpr_as_fun
 from ...ppl.densities import Eliminated
 from .._arguments import Arguments, outcome
 from .._observed import readers
-from ..particles.moves import transforms_of
+from ._maps import maps_of
 
 Array = jax.Array
 
@@ -70,20 +70,23 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     if not sites:
         return Target(program, args, arrays, (), tuple(idle), 0, _nothing, lambda u: {}, ())
     whole = program.program if isinstance(program, Eliminated) else program
-    transforms = transforms_of(method, whole, args, {n: zeros[n] for n in sites})
-    base = {n: jax.eval_shape(transforms[n].inv, zeros[n]) for n in sites}
-    sizes = [math.prod(base[n].shape) for n in sites]
+    shapes, maps = maps_of(
+        method, whole, args, {n: zeros[n] for n in sites},
+        has_steps=any(trace.sites[n].regions for n in sites),
+    )  # fmt: skip
+    sizes = [math.prod(shapes[n]) for n in sites]
     ends = np.cumsum(sizes)
 
     def parts(u: Array) -> dict[str, Array]:
         cut = {n: u[end - size : end] for n, size, end in zip(sites, sizes, ends, strict=True)}
-        return {n: x.reshape(base[n].shape) for n, x in cut.items()}
+        return {n: x.reshape(shapes[n]) for n, x in cut.items()}
 
     def choices(u: Array) -> dict[str, Array]:
-        return {n: transforms[n](v) for n, v in parts(u).items()}
+        return maps(parts(u))[1]
 
     def log_density(u: Array, arrays: list[Any]) -> Array:
-        free, x = parts(u), choices(u)
+        free = parts(u)
+        transforms, x = maps(free)
         run = program.trace({**x, **{n: zeros[n] for n in idle}}, *split.join(arrays))
         total = sum(jnp.sum(lp) for n, lp in run.log_probs.items() if n not in idle)
         for name in sites:
@@ -93,7 +96,7 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
             total += jnp.sum(volume)
         return total
 
-    places = [(n, place) for n in sites for place in np.ndindex(base[n].shape)]
+    places = [(n, place) for n in sites for place in np.ndindex(shapes[n])]
     names = [f"{n}{list(place) if place else ''}" for n, place in places]
     dimension = int(ends[-1])
     closed = jax.make_jaxpr(log_density)(jnp.zeros(dimension), arrays)  # traced once
