@@ -174,7 +174,7 @@ def _started(
     """Chains at points uniform on (-2, 2) with a finite density."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
     shape = (sampler.num_chains, target.dimension)
-    points = rng.uniform(-2, 2, shape)
+    points, good = rng.uniform(-2, 2, shape), np.zeros(shape[0], bool)
     for number in range(_TRIED):
         state = sampler.begin(jax.random.fold_in(key, number), points, frame, accept)
         good = is_finite(state)

@@ -9,6 +9,7 @@ Reference: Papaspiliopoulos, Roberts and Skold 2007; Gorinova, Moore and Hoffman
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from numpyro import handlers
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
@@ -56,6 +57,6 @@ def as_standard(
         if name in transformed:
             config[name], name = TransformReparam(), f"{name}_base"
         config[name] = LocScaleReparam(centered=0.0)
-    run = handlers.reparam(program.run, config=config)
+    run: Any = handlers.reparam(program.run, config=config)
     run.__name__ = name_of(program)
     return ppl.Program(run)

@@ -88,7 +88,8 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
         free = parts(u)
         transforms, x = maps(free)
         run = program.trace({**x, **{n: zeros[n] for n in idle}}, *split.join(arrays))
-        total = sum(jnp.sum(lp) for n, lp in run.log_probs.items() if n not in idle)
+        counted = [jnp.sum(lp) for n, lp in run.log_probs.items() if n not in idle]
+        total = sum(counted, jnp.zeros(()))
         for name in sites:
             volume = transforms[name].log_abs_det_jacobian(free[name], x[name])
             if name in imputed:
