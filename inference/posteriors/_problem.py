@@ -18,7 +18,6 @@ from .._rows import met, unbound
 from .._runs import abstract_run, check_run, tried_run
 from ..fitting.prediction import map_keys
 from ._elimination import simulated
-from ._samplers import with_samplers
 
 _PRIOR = " Draws from the prior are made by program.simulate."
 
@@ -64,12 +63,8 @@ def posed(method: str, model: Any, args: Any) -> Problem:
     program = as_program(model)
     raw = (Keywords(args),) if isinstance(args, Mapping) else args
     arguments, labels = as_arguments(args, program), labels_of(raw, program)
-    try:
-        trace = simulated(program, arguments)
-    except NotImplementedError:  # a flat prior
-        program = with_samplers(program)
-        trace = simulated(program, arguments)
     whole = program.program if isinstance(program, Eliminated) else program
+    trace = simulated(program, arguments)
     run = tried_run(whole, arguments) or abstract_run(whole, arguments)
     check_run(method, run)
     check_observed(method, whole, is_told=tells(run.trace.sites), more=_PRIOR)

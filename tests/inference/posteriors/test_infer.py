@@ -13,7 +13,6 @@ from numpyro.infer.autoguide import AutoNormal
 from lapilli import inference, ppl
 from lapilli.inference.posteriors._infer import told
 from lapilli.inference.posteriors._noncentred import noncentred
-from lapilli.inference.posteriors._samplers import with_samplers
 from lapilli.inference.posteriors._tails import heavy_tails, tail_shapes
 from lapilli.inference.posteriors._target import make_target
 
@@ -259,7 +258,7 @@ def test_flat_priors_and_supports_that_move_have_the_posterior_that_they_should(
 def test_the_maps_of_moving_supports_are_the_programs_own():
     """Values, and the log-density with the Jacobian, against a change of variables by hand."""
     program = ppl.as_program(chains_of_three)
-    target = make_target("infer", with_samplers(program), (0.5,))
+    target = make_target("infer", program, (0.5,))
     u = jnp.array([0.3, -0.7, 1.1])
     sigmoid = lambda x: 1 / (1 + np.exp(-x))
     a, b = np.exp(0.3), np.exp(0.3) * sigmoid(-0.7)
