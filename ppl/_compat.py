@@ -145,6 +145,13 @@ def control_flow_value(statement: ControlFlow, result: Any) -> Any:
     return (statement.length, None, carry), (nothing, ys)
 
 
+def known_point(z: Any, potential: Any, gradient: Any) -> Any:
+    """A point of which NumPyro's `hmc` is to believe that potential and gradient are these, and evaluates neither."""
+    from numpyro.infer.util import ParamInfo
+
+    return ParamInfo(z, potential, gradient)
+
+
 def mcmc_arguments(mcmc: Any) -> tuple[Any, dict[str, Any]]:
     """What the last `mcmc.run` was called with, after its key: (args, kwargs)."""
     return mcmc._args, mcmc._kwargs

@@ -36,6 +36,9 @@ FILES = sorted(f for p in ("ppl", "inference", "models") for f in (ROOT / p).rgl
 HOST = {
     "inference/fitting/_judgement.py",
     "inference/fitting/starts/_search.py",
+    "inference/posteriors/_mixture.py",
+    "inference/posteriors/_modes.py",
+    "inference/posteriors/_sampler.py",
     "models/gflownet/environments/_bits.py",
     "models/gflownet/environments/_structure.py",
     "models/ising.py",

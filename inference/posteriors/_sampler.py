@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.hmc import hmc
-from numpyro.infer.util import ParamInfo
 
+from ...ppl._compat import known_point
 from ...ppl._precision import full_precision
 
 Array = jax.Array
@@ -107,7 +107,7 @@ class Sampler:
     def _kernel(self, frame: Frame, arrays: list[Any]) -> Any:
         return hmc(lambda q: self._potential(q, frame, arrays), algo="NUTS")
 
-    def _started(self, init: Any, key: Any, point: ParamInfo, target_accept: Any) -> Any:
+    def _started(self, init: Any, key: Any, point: Any, target_accept: Any) -> Any:
         return init(
             point, num_warmup=self.num_warmup, step_size=1.0 / max(self.dimension, 1) ** 0.25,
             dense_mass=self._is_dense, target_accept_prob=target_accept, trajectory_length=None, rng_key=key,
@@ -118,14 +118,14 @@ class Sampler:
     ) -> Any:
         value, gradient = jax.value_and_grad(self._potential)(q, frame, arrays)
         init, _ = hmc(lambda q: jnp.zeros(()), algo="NUTS")
-        return self._started(init, key, ParamInfo(q, value, gradient), target_accept)
+        return self._started(init, key, known_point(q, value, gradient), target_accept)
 
     def _transitions(
         self, state: Any, frame: Frame, target: Any, arrays: list[Any]
     ) -> tuple[Any, Any]:
         init, sample = self._kernel(frame, arrays)
         # NumPyro's kernel learns its options from the call that begins a chain; its result is not used here.
-        point = ParamInfo(state.z[0], state.potential_energy[0], state.z_grad[0])
+        point = known_point(state.z[0], state.potential_energy[0], state.z_grad[0])
         self._started(init, jax.random.key(0), point, target)
 
         def step(state: Any, _: None) -> Any:

@@ -162,6 +162,18 @@ def _():
     assert [f(1.0) for f in found.branches] == [1.0, -1.0]
 
 
+@row("known_point")
+def _():
+    from numpyro.infer.hmc import hmc
+
+    def potential(z):
+        raise AssertionError("evaluated")
+
+    point = c.known_point(jnp.ones(2), jnp.array(7.0), jnp.array([3.0, 4.0]))
+    state = hmc(potential)[0](point, num_warmup=10, trajectory_length=None)
+    assert state.potential_energy == 7.0 and state.z_grad.tolist() == [3.0, 4.0]
+
+
 @row("mcmc_arguments")
 def _():
     from numpyro.infer import MCMC, NUTS
