@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from ..mends import log_gamma_ratio
 from ._groups import Groups
 
 LOG_PI = 1.1447298858494002
@@ -85,9 +85,9 @@ class GroupedStudentT(dist.Distribution):
     def log_prob(self, value: Array) -> Array:
         """Log-density, nats [*batch]."""
         distance = self.groups.total(((value - self.loc) / self.scale) ** 2)
-        n, half = self.groups.sizes, 0.5 * (self.df + self.groups.sizes)
-        constant = gammaln(half) - gammaln(0.5 * self.df) - 0.5 * n * (LOG_PI + jnp.log(self.df))
-        by_group = constant - half * jnp.log1p(distance / self.df)
+        n = self.groups.sizes
+        peak = log_gamma_ratio(0.5 * self.df, 0.5 * n) - 0.5 * n * (LOG_PI + jnp.log(self.df))
+        by_group = peak - 0.5 * (self.df + n) * jnp.log1p(distance / self.df)
         return by_group.sum(-1) - jnp.log(self.scale).sum(-1)
 
     @property

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
+from ..mends import log_gamma_kernel
 from ._mean_and_scale import mean_and_scale
 
 LOG_2PI = 1.8378770664093453
@@ -126,9 +127,13 @@ class NormalInverseGamma(dist.Distribution):
     def log_prob_moments(self, mean: Array, variance: Array) -> Array:
         """Log-density of (mean, variance), nats."""
         normal = dist.Normal(self.loc, jnp.sqrt(variance / self.mean_precision)).log_prob(mean)
-        a, b = self.concentration, self.rate
-        log_gamma = a * jnp.log(b) - gammaln(a) - (a + 1) * jnp.log(variance) - b / variance
-        return normal + log_gamma
+        log_variance = jnp.log(variance)
+        log_ratio = jnp.log(self.rate) - log_variance
+        return (
+            normal
+            + log_gamma_kernel(self.rate / variance, log_ratio, self.concentration)
+            - log_variance
+        )
 
     def expected_natural_params(self) -> ExpectedNormal:
         """Expectations of the natural parameters of `conditional`, each [*batch]."""

@@ -232,21 +232,22 @@ class NormalInverseWishart(dist.Distribution):
         count = weight.sum(-1)
         mean = (weight[..., None] * x).sum(-2) / jnp.where(count == 0, 1.0, count)[..., None]
         centred = x - mean[..., None, :]
-        outer = centred[..., :, None] * centred[..., None, :] + covariance
-        scatter = (weight[..., None, None] * outer).sum(-3)
         total = self.mean_precision + count
         shrinkage = self.mean_precision * count / total
         shift = mean - self.loc
         weights = (self.mean_precision / total)[..., None], (count / total)[..., None]
-        matrix = (
-            self.scale_tril @ self.scale_tril.mT
-            + scatter
-            + shrinkage[..., None, None] * shift[..., :, None] * shift[..., None, :]
-        )
+        one = jnp.ones_like(self.loc)
+        columns = [  # the widest first: its rounding stays its own
+            (shift[..., None], shrinkage[..., None]),
+            (centred.mT, weight),
+            (self.scale_tril, one),
+        ]
+        is_certain = isinstance(covariance, int | float) and covariance == 0
+        own = None if is_certain else (weight[..., None, None] * covariance).sum(-3)
         return NormalInverseWishart(
             weights[0] * self.loc + weights[1] * mean,
             total,
-            jnp.linalg.cholesky(matrix),
+            _cholesky_of(columns, own),
             self.df + count,
         )
 
@@ -281,6 +282,37 @@ class NormalInverseWishart(dist.Distribution):
 
 def _log_diagonal(tril: Array) -> Array:
     return jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1))
+
+
+@full_precision
+def _cholesky_of(columns: list[tuple[Array, Array]], own: Array | None) -> Array:
+    """The Cholesky factor of sum_j w_j x_j x_j' + own, for columns x_j [*batch, d, k] with weights [*batch, k].
+
+    Its value L_0 comes from the columns themselves, whose condition number is the root of the sum's. Its derivatives are those of
+    L_0 chol(sum_j w_j y_j y_j' + L_0^-1 own L_0'^-1), y = L_0^-1 x, which is L_0: the root of a weight has none at 0.
+    """
+    size = columns[0][0].shape[-2]
+    roots = [x * jnp.sqrt(w)[..., None, :] for x, w in columns]
+    if own is not None:
+        own = jnp.broadcast_to(own, jnp.broadcast_shapes(own.shape, (size, size)))
+        values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(own))
+        roots.append(vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :])
+    batch = jnp.broadcast_shapes(*(x.shape[:-2] for x in roots))
+    root = jnp.concatenate([jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in roots], -1)
+    tril = jnp.linalg.qr(jax.lax.stop_gradient(root).mT)[1].mT
+    tril = tril * jnp.where(jnp.diagonal(tril, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
+
+    def whitened(x: Array) -> Array:
+        return solve_triangular(tril, jnp.broadcast_to(x, (*batch, *x.shape[-2:])), lower=True)
+
+    total = jnp.zeros_like(tril)
+    for x, w in columns:
+        y = whitened(x)
+        total = total + (y * w[..., None, :]) @ y.mT
+    if own is not None:
+        total = total + whitened(whitened(own).mT)
+    moved = total - jax.lax.stop_gradient(total)
+    return tril @ jnp.linalg.cholesky(jnp.eye(size, dtype=tril.dtype) + moved)
 
 
 @full_precision

@@ -9,4 +9,8 @@ have one kind of law each.
 """
 
 from ._list import MENDS as MENDS, records as records
-from ._special import CONTINUOUS as CONTINUOUS
+from ._special import (
+    CONTINUOUS as CONTINUOUS,
+    log_gamma_kernel as log_gamma_kernel,
+    log_gamma_ratio as log_gamma_ratio,
+)

@@ -17,6 +17,8 @@ from ._special import (
     log_gamma_kernel,
     log_gamma_ratio,
     log_i0e,
+    log_ray_in_space,
+    log_ray_in_the_plane,
 )
 from ._tails import log_student_density
 
@@ -78,6 +80,21 @@ def multivariate_student_t(self: Any, value: Any) -> Any:
     log_det = jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)).sum(-1)
     peak = log_gamma_ratio(half, 0.5 * dim) - 0.5 * dim * jnp.log(2 * np.pi * half) - log_det
     return peak - (half + 0.5 * dim) * jnp.log1p((whitened**2).sum(-1) / (2 * half))
+
+
+def projected_normal_2(concentration: Any, value: Any) -> Array:
+    """Along the direction an integral, across it a normal law."""
+    c, v = arrays(concentration, value)
+    across = (c[..., 0] * v[..., 1] - c[..., 1] * v[..., 0]) ** 2
+    ray = log_ray_in_the_plane((c * v).sum(-1), across, (c**2).sum(-1))
+    return ray - np.log(2 * np.pi)
+
+
+def projected_normal_3(concentration: Any, value: Any) -> Array:
+    c, v = arrays(concentration, value)
+    across = (jnp.cross(c, v) ** 2).sum(-1)
+    ray = log_ray_in_space((c * v).sum(-1), across, (c**2).sum(-1))
+    return ray - 1.5 * np.log(2 * np.pi)
 
 
 @validate_sample

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import gammaln
 from numpyro.distributions import discrete
 
 from ..._compat import validate_sample
@@ -15,8 +14,9 @@ from ._continuous import arrays
 from ._special import (
     continuous,
     log1mexp,
+    log_beta_negative_binomial,
     log_binomial,
-    log_gamma_ratio,
+    log_dirichlet_multinomial,
     log_negative_binomial,
     log_poisson,
 )
@@ -57,22 +57,19 @@ def binomial_probs(self: Any, value: Any) -> Any:
 @validate_sample
 def beta_binomial(self: Any, value: Any) -> Any:
     k, n, a, b = arrays(value, self.total_count, self.concentration1, self.concentration0)
-    log_ways = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-    ratios = log_gamma_ratio(a, k) + log_gamma_ratio(b, n - k)
-    return log_ways + ratios - log_gamma_ratio(a + b, n)
+    return log_dirichlet_multinomial(jnp.stack([k, n - k], -1), jnp.stack([a, b], -1))
 
 
 @validate_sample
 def beta_negative_binomial(self: Any, value: Any) -> Any:
-    k, n, a, b = arrays(value, self.n, self.concentration1, self.concentration0)
-    log_ways = log_gamma_ratio(n, k) - gammaln(k + 1)
-    return log_ways + log_gamma_ratio(a, k) + log_gamma_ratio(b, n) - log_gamma_ratio(a + b, k + n)
+    return log_beta_negative_binomial(
+        *arrays(value, self.n, self.concentration1, self.concentration0)
+    )
 
 
-def log_beta_1(alpha: Any, value: Any) -> Any:
-    """Logarithm of Gamma(alpha) value! / Gamma(alpha + value)."""
-    alpha, value = arrays(alpha, value)
-    return gammaln(1 + value) - log_gamma_ratio(alpha, value)
+@validate_sample
+def dirichlet_multinomial(self: Any, value: Any) -> Any:
+    return log_dirichlet_multinomial(*arrays(value, self.concentration))
 
 
 @continuous

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.distributions import conjugate, discrete
+from numpyro.distributions import directional, discrete
 
 from ...._workarounds import Workaround
 from ..._compat import Mixture
@@ -32,6 +32,7 @@ def _at(make: Any, value: Any) -> Any:
 
 
 MILLION = 1e6
+_RAY = "Against the mean direction its density is a difference that underflows."
 _BIG = "At large parameters its log-gamma functions of millions are subtracted, each of which is rounded to 1."
 
 _LAWS = (
@@ -123,8 +124,22 @@ _LAWS = (
         (-2.518676, 0.9999955), _BIG,
     ),
     (
-        "dirichlet-multinomial", conjugate, "_log_beta_1", _counts.log_beta_1,
-        lambda f, x, zero, one: f(MILLION * (one + x), 5 * one), (-64.29007, -4.99999), _BIG,
+        "dirichlet-multinomial", dist.DirichletMultinomial, "log_prob", _counts.dirichlet_multinomial,
+        _at(
+            lambda x, one: dist.DirichletMultinomial(jnp.stack([one, 2 * one]) * MILLION * (one + x), 20 * one),
+            lambda x, one: jnp.stack([7 * one, 13 * one]),
+        ),
+        (-1.703045, 3.333425e-06), _BIG,
+    ),
+    (
+        "projected-normal-2", directional, "_projected_normal_log_prob_2", _continuous.projected_normal_2,
+        lambda f, x, zero, one: f(jnp.stack([-20 * one + x, zero]), jnp.stack([one, zero])),
+        (-207.836777, 20.0992628), _RAY,
+    ),
+    (
+        "projected-normal-3", directional, "_projected_normal_log_prob_3", _continuous.projected_normal_3,
+        lambda f, x, zero, one: f(jnp.stack([-20 * one + x, zero, zero]), jnp.stack([one, zero, zero])),
+        (-211.0657, 20.1485328), _RAY,
     ),
     (
         "ordered-logistic", dist.OrderedLogistic, "log_prob", _counts.ordered_logistic,

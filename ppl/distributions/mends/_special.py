@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaln, i0e
+from jax.scipy.special import gammaln, i0e, log_ndtr
+from scipy.special import roots_genlaguerre
 
 Array = jax.Array
 CONTINUOUS: set[tuple[str, str]] = set()  # name and file of each function
@@ -25,6 +26,8 @@ HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 _FROM = 8.0  # where Stirling's series takes over: to 1e-15 with these terms
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
 _FROM_BESSEL = 50.0
+_FROM_RAY = 2.0
+_RAY = {n: (x, w / w.sum()) for n in (1, 2) for x, w in [roots_genlaguerre(40, n)]}
 _BESSEL = tuple(
     float(np.prod((2 * np.arange(1, k + 1) - 1.0) ** 2 / (8 * np.arange(1, k + 1))))
     for k in range(1, 9)
@@ -128,6 +131,84 @@ def log_gamma_ratio(a: Array, k: Array) -> Array:
     """The difference log Gamma(a + k) - log Gamma(a), k >= 0."""
     grown = (a - 0.5) * jnp.log1p(k / a) + k * jnp.log(a + k) - k
     return grown + stirling(a + k) - stirling(a)
+
+
+def log_dirichlet(x: Array, log_x: Array, a: Array) -> Array:
+    """Of proportions x: sum a_j log x_j - log Beta(a), over the last axis; gamma variables given their sum."""
+    total = a.sum(-1, keepdims=True)
+    parts = log_gamma_kernel(total * x, jnp.log(total) + log_x, a)
+    return parts.sum(-1) - log_gamma_kernel(total, jnp.log(total), total)[..., 0]
+
+
+def with_derivatives_of(value: Array, like: Array) -> Array:
+    """The value, with the derivatives of another way to compute it."""
+    return jax.lax.stop_gradient(value) + (like - jax.lax.stop_gradient(like))
+
+
+@continuous
+def log_dirichlet_multinomial(k: Array, a: Array) -> Array:
+    """Logarithm of n! / prod k_j! Beta(a + k) / Beta(a), over the last axis.
+
+    As Multinomial(k; x) Dirichlet(x; a) / Dirichlet(x; a + k), which is the same at every x: at the mean of a + k each factor is
+    of the size of the result or smaller. The derivatives are those of ratios of gamma functions, none of which cancels.
+    """
+    total, num = a.sum(-1, keepdims=True), k.sum(-1, keepdims=True)
+    x = (a + k) / (total + num)
+    multinomial = log_poisson(k, num * x).sum(-1) - log_poisson(num, num)[..., 0]
+    log_x = jnp.log(x)
+    value = multinomial + log_dirichlet(x, log_x, a) - log_dirichlet(x, log_x, a + k)
+    ways = gammaln(num + 1)[..., 0] - gammaln(k + 1).sum(-1)
+    ratios = log_gamma_ratio(a, k).sum(-1) - log_gamma_ratio(total, num)[..., 0]
+    return with_derivatives_of(value, ways + ratios)
+
+
+@continuous
+def log_beta_negative_binomial(k: Array, n: Array, a: Array, b: Array) -> Array:
+    """Logarithm of Gamma(n + k) / (Gamma(n) k!) Beta(b + n, a + k) / Beta(b, a), as above by a negative binomial law."""
+    shares = jnp.stack([b + n, a + k], -1)
+    x = shares / shares.sum(-1, keepdims=True)
+    log_x = -jnp.log1p(shares[..., ::-1] / shares)
+    count = log_negative_binomial(k, n, x[..., 0], x[..., 1], log_x[..., 0], log_x[..., 1])
+    before = log_dirichlet(x, log_x, jnp.stack([b, a], -1))
+    value = count + before - log_dirichlet(x, log_x, shares)
+    ratios = log_gamma_ratio(a, k) + log_gamma_ratio(b, n) - log_gamma_ratio(a + b, k + n)
+    return with_derivatives_of(value, log_gamma_ratio(n, k) - gammaln(k + 1) + ratios)
+
+
+def _log_ray(t: Array, order: int, across: Array, total: Array) -> Array:
+    """The logarithm of integral_0^inf x^n e^(-(x - t)^2 / 2) dx, n = `order` of 1 or 2, less across / 2; total = t^2 + across.
+
+    It neither under- nor overflows. Far below 0 by Laguerre's nodes, for n! / s^(n + 1) E[e^(-u^2 / 2 s^2)] e^(-t^2 / 2), s = -t
+    and u ~ Gamma(n + 1); above by Phi.
+    """
+    is_far, is_high = t < -_FROM_RAY, t > 3
+    nodes, weights = (jnp.asarray(x, t.dtype) for x in _RAY[order])
+    s = jnp.where(is_far, -t, _FROM_RAY)
+    mean = (weights * jnp.exp(-0.5 * (nodes / s[..., None]) ** 2)).sum(-1)
+    far = jnp.log(mean) + np.log(order) - (order + 1) * jnp.log(s)
+    low, high = jnp.where(is_far | is_high, 0.0, t), jnp.where(is_high, t, 3.0)
+    mills = jnp.exp(0.5 * low**2 + HALF_LOG_2PI + log_ndtr(low))  # Phi / phi
+    near = jnp.log(1 + low * mills if order == 1 else low + (1 + low**2) * mills)
+    log_phi = log_ndtr(high)
+    # phi / Phi beside t, or t / (1 + t^2) of it.
+    more = jnp.exp(-0.5 * high**2 - HALF_LOG_2PI - log_phi)
+    more = more / (high if order == 1 else high + 1 / high)
+    above = (jnp.log(high) if order == 1 else jnp.log1p(high**2)) + jnp.log1p(more)
+    above = above + HALF_LOG_2PI + log_phi - 0.5 * jnp.where(is_high, across, 0)
+    below = jnp.where(is_far, far, near) - 0.5 * jnp.where(is_high, 0, total)
+    return jnp.where(is_high, above, below)
+
+
+@continuous
+def log_ray_in_the_plane(t: Array, across: Array, total: Array) -> Array:
+    """The logarithm of integral_0^inf x e^(-(x - t)^2 / 2) dx, less across / 2; total = t^2 + across."""
+    return _log_ray(t, 1, across, total)
+
+
+@continuous
+def log_ray_in_space(t: Array, across: Array, total: Array) -> Array:
+    """The logarithm of integral_0^inf x^2 e^(-(x - t)^2 / 2) dx, less across / 2; total = t^2 + across."""
+    return _log_ray(t, 2, across, total)
 
 
 @continuous

@@ -107,6 +107,39 @@ def test_golden_values_of_the_conjugate_posterior():
     close(numbers(), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("log_spread", [-2, -3, -4])
+def test_a_posterior_in_single_precision_loses_its_condition_number_and_not_the_square(log_spread):
+    """Columns that are one but for 1e-2 to 1e-4, under a vague prior; rows of weight 0 have their derivatives, too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3))
+    x[:, 1] = x[:, 0] + 10.0**log_spread * x[:, 1]
+    weight = np.ones(40)
+    weight[-5:] = 0
+
+    def density(x, weight, wide):
+        law = ppl.distributions.NormalInverseWishart(wide * 0, 1.0, 1e-6 * jnp.eye(3), 5.0)
+        post = law.posterior(x, weight=weight)
+        return post.predictive().log_prob(x[0] + 1e-3), post.scale_tril
+
+    run = jax.jit(jax.value_and_grad(density, argnums=(0, 1), has_aux=True))
+    single = [np.asarray(a, np.float32) for a in (x, weight, np.zeros(3))]
+    (want, tril), grads = run(*(a.astype(float) for a in single))
+    with jax.enable_x64(False):
+        (found, root), slopes = run(*single)
+    size = np.linalg.cond(tril / np.linalg.norm(tril, axis=1, keepdims=True))
+    off = np.abs(np.linalg.solve(tril, np.asarray(root, float)) - np.eye(3)).max()
+    eps = np.finfo(np.float32).eps
+    assert off < 5 * eps * size  # by the square of the condition number 0.05 at -3, and NaN at -4
+    np.testing.assert_allclose(found, want, atol=20 * eps * size)
+    for a, b in zip(slopes, grads, strict=True):
+        assert np.abs(np.asarray(a) - b).max() < 20 * eps * size * np.abs(b).max()
+    uneven = ppl.distributions.NormalInverseWishart(np.zeros(3), 1.0, np.eye(3), 5.0)
+    own = np.diag([0.0, 0.5, 2.0]) + np.zeros((40, 1, 1))
+    post = uneven.posterior(x, covariance=own, weight=weight)
+    plain = uneven.posterior(x, weight=weight)
+    close(post.scale_tril @ post.scale_tril.T, plain.scale_tril @ plain.scale_tril.T + 35 * own[0])
+
+
 @pytest.mark.slow_for("3")
 @pytest.mark.parametrize("d", [pytest.param(1, marks=pytest.mark.slow), 3])  # one is enough
 def test_bayes_rule_jacobian_and_scipy(d):

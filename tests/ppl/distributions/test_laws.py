@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.stats as st
 from _laws import grid
+from scipy import integrate
 
 from lapilli import ppl  # noqa: F401, puts the mends in their places
 
@@ -20,6 +21,47 @@ COUNTS = np.array([0, 1, 7, 20])
 def around(mean):
     """Counts below, at and above a mean."""
     return np.unique(np.round(np.array([0, 1, mean / 2, mean, 2 * mean + 5])))
+
+
+class _Total:
+    """Counts k, n - k and 0 of three."""
+
+    def __init__(self, law, concentration, num):
+        self.num, self.law = held(num), law(concentration, held(num))
+
+    def log_prob(self, k):
+        return self.law.log_prob(held(jnp.stack([k, self.num - k, 0 * k])))
+
+
+class _Held:
+    """A law of counts, which have no derivative."""
+
+    def __init__(self, law):
+        self.log_prob = lambda k: law.log_prob(held(k))
+
+
+class _Angle:
+    """The direction at an angle to the first axis."""
+
+    def __init__(self, concentration):
+        self.size, self.law = concentration.shape[0], dist.ProjectedNormal(concentration)
+
+    def log_prob(self, x):
+        return self.law.log_prob(jnp.stack([jnp.cos(x), jnp.sin(x), 0 * x][: self.size]))
+
+
+class _Twice:
+    """Two equal numbers."""
+
+    def __init__(self, law):
+        self.log_prob = lambda x: law.log_prob(jnp.stack([x, x]))
+
+
+class _Pair:
+    """A mean of a tenth of the scale, and the scale."""
+
+    def __init__(self, law):
+        self.log_prob = lambda x: law.log_prob(jnp.stack([0.1 * x, x], -1))
 
 
 # JAX has no second derivatives of the incomplete gamma functions in a, by which an error of the first is judged.
@@ -133,6 +175,34 @@ LAWS = {
         lambda a, b: dist.BetaBinomial(a, b, 20), SIZES, SIZES, values=lambda a, b: COUNTS,
         exact=lambda a, b: st.betabinom(20, a, b),
     ),
+    "BetaBinomialOfAMillion": lambda: grid(
+        lambda a, b: _Held(dist.BetaBinomial(a, b, 1e6)), SIZES[:4], SIZES[:4],
+        values=lambda a, b: np.array([0, 1, 3e5, 1e6]),
+    ),
+    "BetaNegativeBinomialOfAMillion": lambda: grid(
+        lambda a, b, n: _Held(dist.BetaNegativeBinomial(a, b, held(n))), SIZES[:4], SIZES[:4], (1.0, 1e6),
+        values=lambda a, b, n: np.array([0, 1, 1e6]),
+    ),
+    "DirichletMultinomial": lambda: grid(
+        lambda a, b, n: _Total(dist.DirichletMultinomial, jnp.stack([a, b, 1.0 + 0 * a]), n),
+        SIZES[:-1], SIZES[:-1], (20.0, 1e6), values=lambda a, b, n: np.round(n * np.array([0, 0.1, 0.3])),
+    ),
+    "ProjectedNormalInThePlane": lambda: grid(
+        lambda c, d: _Angle(jnp.stack([c, d])), (-30.0, -3.0, 0.0, 1e-3, 1.0, 300.0), (-1.0, 0.0, 10.0),
+        values=lambda c, d: np.array([-3.0, -1.0, 0.1, 2.0, 3.1]),
+    ),
+    "ProjectedNormalInSpace": lambda: grid(
+        lambda c, d: _Angle(jnp.stack([c, d, 0.5 + 0 * c])), (-30.0, -3.0, 0.0, 1e-3, 1.0, 300.0), (-1.0, 0.0, 10.0),
+        values=lambda c, d: np.array([-3.0, -1.0, 0.1, 2.0, 3.1]),
+    ),
+    "GroupedStudentT": lambda: grid(
+        lambda d, m, s: _Twice(ppl.distributions.GroupedStudentT(d, m * jnp.ones(2), s, group=[0, 0])),
+        (0.3, 3.0, 1e3, 1e6), (0.0, 30.0), (1.0, 1e-3), values=lambda d, m, s: m + s * np.array([-30, -1, 0.1, 5]),
+    ),
+    "NormalInverseGamma": lambda: grid(
+        lambda k, a, b: _Pair(ppl.distributions.NormalInverseGamma(0 * k, k, a, b)), (1e-3, 1.0, 1e3), SIZES, SCALE,
+        values=lambda k, a, b: (b / a) ** 0.5 * np.array([0.3, 0.99, 1.0, 1.01, 3.0]),
+    ),
     "BetaNegativeBinomial": lambda: grid(
         dist.BetaNegativeBinomial, SIZES, SIZES, (1.0, 5.0), values=lambda a, b, n: COUNTS
     ),
@@ -182,3 +252,16 @@ def test_the_examination_finds_a_formula_that_cancels():
 
     law = _laws.Law(cancels, np.array([[1e6, 0.3], [1.0, 0.3]], np.float32))
     assert [fault[:11] for fault in _laws.examine(law).faults] == ["log-density"]
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_directions_of_a_normal_vector_have_mass_one(dim):
+    """Near, across and against the mean direction: an integral over the angle to it, by Simpson's rule."""
+    with jax.enable_x64(True):
+        angle = np.linspace(0, np.pi, 2001)
+        x = np.stack([np.cos(angle), np.sin(angle), 0 * angle][:dim], -1)
+        for size in (0.0, 1.0, 3.0, 30.0):
+            law = dist.ProjectedNormal(size * np.eye(dim)[0])
+            ring = 2.0 if dim == 2 else 2 * np.pi * np.sin(angle)
+            mass = integrate.simpson(ring * np.exp(jax.vmap(law.log_prob)(x)), x=angle)
+            np.testing.assert_allclose(mass, 1, rtol=1e-5)
