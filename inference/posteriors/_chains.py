@@ -58,6 +58,7 @@ def run_chains(
     method: str, target: Target, key: jax.Array, settings: Settings,
     starts: np.ndarray | None = None, frame: Frame | None = None,
     tell: Callable[[Attempt], None] = lambda attempt: None, label: str = "",
+    is_hopeless: Callable[[Run], bool] = lambda run: False,
 ) -> Chains:  # fmt: skip
     """The first run that is certified, or else the one with the fewest problems.
 
@@ -70,6 +71,7 @@ def run_chains(
         frame: coordinates of the first run.
         tell: told of each run.
         label: of the form of the model, for what is told.
+        is_hopeless: whether chains at different places, of which it is asked, shall not be run again.
 
     Raises:
         ValueError: no place was found where the log-density and its gradient are finite.
@@ -99,7 +101,7 @@ def run_chains(
         counts = np.arange(len(run.u))
         if verdict.is_apart:
             counts = _that_count(run)
-            if len(counts) == len(run.u) or again != label:
+            if len(counts) == len(run.u) or again != label or is_hopeless(run):
                 break
             again = f"{label} chains that count".strip()
             accepts.insert(0, accept)

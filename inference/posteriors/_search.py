@@ -27,7 +27,7 @@ from ._mixture import MOST_COORDINATES, weigh_modes
 from ._modes import starts_in_modes
 from ._noncentred import noncentred
 from ._problem import Problem, completed
-from ._sampler import CHUNK, DENSE_UP_TO
+from ._sampler import CHUNK, DENSE_UP_TO, Run
 from ._tails import heavy_tails
 from ._target import Target, make_target
 from ._tempered import run_tempered
@@ -131,10 +131,17 @@ class Search:
         return form._replace(label=label, program=program, eliminated=(*form.eliminated, *names))
 
     def _nuts(self, first: Form, plain: Form) -> bool:
-        chains = self._chains(first, (0.9, 0.95))
+        found: list[bool] = []
+
+        def is_coarse_at(run: Run) -> bool:
+            found[:] = found or [self._is_coarse(first, run)]
+            return found[0]
+
+        chains = self._chains(first, (0.9, 0.95), is_hopeless=is_coarse_at)
         if chains.verdict.is_certified:
             return True
-        if self._is_coarse(first, chains):
+        is_hindered = chains.verdict.is_apart or chains.verdict.is_stiff
+        if is_hindered and is_coarse_at(chains.run):
             label = f"{first.label} in double precision".strip()
             first, plain = (f._replace(label=label, is_double=True) for f in (first, plain))
             chains = self._chains(first, (0.9, 0.95))
@@ -149,15 +156,14 @@ class Search:
             return self._in_modes(first, chains)
         return self._chains(first, (0.95, 0.99)).verdict.is_certified
 
-    def _is_coarse(self, form: Form, chains: Chains) -> bool:
-        """Whether the chains' trouble is that of single precision."""
-        is_hindered = chains.verdict.is_apart or chains.verdict.is_stiff
-        if form.is_double or jax.config.jax_enable_x64 or not is_hindered:
+    def _is_coarse(self, form: Form, run: Run) -> bool:
+        """Whether gradients where chains ended are those of single precision, and not the posterior's."""
+        if form.is_double or jax.config.jax_enable_x64:
             return False
         try:
             with precision(is_double=True):
                 fine = self._target(form._replace(is_double=True))
-            return is_coarse(self._target(form), fine, chains.run.u[:, -1])
+            return is_coarse(self._target(form), fine, run.u[:, -1])
         except (TypeError, ValueError):  # the program insists on single precision
             return False
 
@@ -202,8 +208,9 @@ class Search:
         return weighed.verdict.is_certified
 
     def _chains(
-        self, form: Form, accepts: tuple[float, ...], starts: Any = None, frame: Any = None
-    ) -> Chains:
+        self, form: Form, accepts: tuple[float, ...], starts: Any = None, frame: Any = None,
+        is_hopeless: Callable[[Run], bool] = lambda run: False,
+    ) -> Chains:  # fmt: skip
         with precision(is_double=form.is_double):
             target = self._target(form)
             settings = Settings(
@@ -212,7 +219,15 @@ class Search:
             )  # fmt: skip
             key = self._fresh()
             chains = run_chains(
-                self.method, target, key, settings, starts, frame, self._tell, form.label
+                self.method,
+                target,
+                key,
+                settings,
+                starts,
+                frame,
+                self._tell,
+                form.label,
+                is_hopeless,
             )
         self.found.append(chains_found(self.problem, target, chains, form))
         return chains
