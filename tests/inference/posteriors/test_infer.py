@@ -239,6 +239,7 @@ def chains_of_three(y):
     ppl.sample("y", dist.Normal(c, 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_flat_priors_and_supports_that_move_have_the_posterior_that_they_should():
     y, rng = 0.5, np.random.default_rng(0)
     draws = inference.infer(chains_of_three, args=(y,), num_samples=2000, progress=False)
