@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ....ppl._compat import is_concrete
 from ....ppl._shared_jit import shared_while_loop
 from ..moves import Kernel, Standing
 from ..population import evidence, log_apart, reweight, uniform
@@ -130,7 +132,19 @@ class Run:
     def start(self, key: Array) -> tuple[Array, Array]:
         """Draws from the law at temperature 0 and the terms of their log-likelihoods."""
         points = map_particles(self.target.draw, self.num_particles, self.batch_size)(key)
+        if self.target.owners and is_concrete(points):
+            self._check_finite(np.asarray(points))
         return points, self.likelihoods(points)
+
+    def _check_finite(self, points: np.ndarray) -> None:
+        if (is_out := ~np.isfinite(points)).any():
+            column = int(is_out.sum(0).argmax())
+            num, site = int(is_out[:, column].sum()), self.target.owners[column]
+            raise ValueError(
+                f"tempered_smc: {num} of {len(points)} draws of site '{site}' are at the edge of its support, or infinite, in this "
+                "precision, so that no particle can move there. Give start=, a fit of the model or draws to begin around, or a "
+                "prior without so much weight at its edge."
+            )
 
     def likelihoods(self, points: Array) -> Array:
         """Terms of the log-likelihoods, [particles, terms]."""

@@ -34,6 +34,7 @@ class Static:
         exponents: temperature in [0, 1] -> exponents of the terms, [terms]; each rises from 0 to 1.
         choices: u -> latent site -> value.
         improper: latent sites whose law has no total.
+        owners: the latent site of each continuous coordinate.
     """
 
     dimension: int
@@ -42,6 +43,7 @@ class Static:
     exponents: Callable[[Array], Array]
     choices: Callable[[Array], dict[str, Array]]
     improper: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
 
     def log_likelihood(self, terms: Array, temperature: Array, since: Array | float = 0.0) -> Array:
         """Terms [..., terms] times what their exponents rise by from temperature `since` on; a term of exponent 0 may be -inf."""
@@ -118,9 +120,10 @@ def as_static(
         return jax.flatten_util.ravel_pytree({n: transforms[n].inv(values[n]) for n in latent})[0]
 
     at = Coordinates(flat, choices, log_jacobian, point)
-    return static_of(
-        program, args, trace, at, data_axis, start and start({n: transforms[n].inv for n in latent})
-    )
+    law = start and start({n: transforms[n].inv for n in latent})
+    owners = tuple(n for n in sorted(base) for _ in range(base[n].size))
+    static = static_of(program, args, trace, at, data_axis, law)
+    return dataclasses.replace(static, owners=owners)
 
 
 def latent_sites(program: ppl.Program, args: tuple[Any, ...]) -> tuple[ppl.Trace, list[str]]:

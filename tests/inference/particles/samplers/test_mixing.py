@@ -184,3 +184,15 @@ def test_the_mean_over_islands_is_unbiased_with_frozen_tuning_and_so_is_its_vari
     # One island's variance is four times that of their mean.
     alone = np.exp(np.asarray(islands[:, 0], float) - LOG_Z)
     assert 3 < alone.var() / z.var() < 5
+
+
+def test_prior_draws_at_the_edge_of_a_support_are_refused_by_name(key):
+    """Most of a Gamma(0.001, 0.001) lies below the smallest number."""
+
+    def bugs(y):
+        tau = ppl.sample("tau", dist.Gamma(0.001, 0.001))
+        ppl.sample("y", dist.Normal(0.0, tau**-0.5).expand([4]).to_event(1), obs=y)
+
+    told = "of 40 draws of site 'tau' are at the edge of its support.*Give start="
+    with pytest.raises(ValueError, match=told):
+        inference.tempered_smc(bugs, key, COUNTS, num_particles=40)
