@@ -141,9 +141,9 @@ class Run:
             column = int(is_out.sum(0).argmax())
             num, site = int(is_out[:, column].sum()), self.target.owners[column]
             raise ValueError(
-                f"tempered_smc: {num} of {len(points)} draws of site '{site}' are at the edge of its support, or infinite, in this "
-                "precision, so that no particle can move there. Give start=, a fit of the model or draws to begin around, or a "
-                "prior without so much weight at its edge."
+                f"tempered_smc: {num} of {len(points)} draws of site '{site}' are at the edge of its support, or infinite, in "
+                "this precision, so that no particle can move there. Give start=, a fit of the model or draws to begin around, "
+                "or a prior without so much weight at its edge."
             )
 
     def likelihoods(self, points: Array) -> Array:
