@@ -138,12 +138,11 @@ class Run:
 
     def _check_finite(self, points: np.ndarray) -> None:
         if (is_out := ~np.isfinite(points)).any():
-            column = int(is_out.sum(0).argmax())
-            num, site = int(is_out[:, column].sum()), self.target.owners[column]
+            sites = sorted({self.target.owners[i] for i in np.flatnonzero(is_out.any(0))})
             raise ValueError(
-                f"tempered_smc: {num} of {len(points)} draws of site '{site}' are at the edge of its support, or infinite, in "
-                "this precision, so that no particle can move there. Give start=, a fit of the model or draws to begin around, "
-                "or a prior without so much weight at its edge."
+                f"tempered_smc: {int(is_out.any(1).sum())} of {len(points)} draws of the prior are infinite or at the edge of the "
+                f"support in this precision, at the sites {sites}, so that no particle can move there. Give start=, a fit of the "
+                "model or draws to begin around, or a prior without so much weight at its edge."
             )
 
     def likelihoods(self, points: Array) -> Array:
