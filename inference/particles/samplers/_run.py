@@ -140,7 +140,7 @@ class Run:
         if (is_out := ~np.isfinite(points)).any():
             sites = sorted({self.target.owners[i] for i in np.flatnonzero(is_out.any(0))})
             raise ValueError(
-                f"tempered_smc: {int(is_out.any(1).sum())} of {len(points)} draws of the prior are infinite or at the edge of the "
+                f"tempered_smc: {is_out.any(1).sum()} of {len(points)} draws of the prior are infinite or at an edge of the "
                 f"support in this precision, at the sites {sites}, so that no particle can move there. Give start=, a fit of the "
                 "model or draws to begin around, or a prior without so much weight at its edge."
             )
