@@ -9,9 +9,9 @@ The table without holes is known, so that two numbers can be compared for each w
 how far its slopes are from those of the full table, and how far its own standard errors say that they may be on account of the
 holes, sqrt(SE^2 - SE of the full table^2). Root mean squares over slopes and punched tables.
 
-Expected: pooled tables are nearest, and say how near. One completed table is farther off and says that it is nearer.
-Complete rows are five times as far off as their standard errors say, since they are biased. Figures: docs/_data/figures, missing_data/regression. Run time:
-a minute of processor time.
+Expected: pooled tables are nearest, and say how near. One completed table is farther off and says that it is nearer. Complete
+rows are five times as far off as their standard errors say, since they are biased. Figures: docs/_data/figures,
+missing_data/regression. Run time: a minute of processor time.
 
     python examples/imputation/regression.py [--smoke] [--punches 20] [--imputations 20] [--out regression_output] [--record]
 """
