@@ -11,7 +11,8 @@ from ._convergence import e_bfmi, ess, r_hat
 MOST_R_HAT = 1.01
 APART = 1.1  # R-hat above which chains are at different places, and not only slow
 LEAST_ESS = 400  # that R-hat itself and quantiles are stable
-_FEW = 0.01  # of all trajectories
+_TOLERATED = 1e-4  # of all trajectories that broke off: none of 4,000
+_FEW = 0.01  # ... at which smaller steps may be all that is missing
 LEAST_E_BFMI = 0.2
 
 
@@ -79,7 +80,7 @@ def of_chains(
             )
     is_apart = not seen["r_hat"] <= APART
     is_short = bool(problems) and not is_apart and not seen["divergences"]
-    if seen["divergences"]:
+    if seen["divergences"] > _TOLERATED * is_diverging.size:
         problems.append(
             f"{seen['divergences']} of {is_diverging.size} trajectories broke off: part of the posterior is too narrow for the "
             "chains' steps and may be missing"

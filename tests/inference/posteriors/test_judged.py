@@ -83,6 +83,15 @@ def test_each_problem_is_seen(change, words):
     assert re.search(words, "; ".join(verdict.problems))
 
 
+@pytest.mark.parametrize("number, is_good", [(4, True), (5, False)])
+def test_one_trajectory_of_ten_thousand_may_break_off(number, is_good):
+    rng = np.random.default_rng(0)
+    broken = np.zeros((4, 10_000), bool)
+    broken[0, :number] = True
+    x, energy = rng.standard_normal((4, 10_000, 1)), rng.standard_normal((4, 10_000))
+    assert of_chains(x, ["a"], energy, broken).is_certified == is_good
+
+
 def test_few_draws_are_short_and_nothing_else():
     rng = np.random.default_rng(3)
     verdict = of_chains(
