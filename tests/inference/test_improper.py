@@ -101,7 +101,9 @@ def test_a_posterior_without_a_total_is_refused_by_name(case, method):
     model, x, told = IMPROPER[case]
     with pytest.raises(ValueError, match=f"{method}: .*{told}"):
         if method == "tempered_smc":
-            start = {n: np.arange(1.0, 21.0) for n in ("top", "below", "b", "s")}
+            start: dict[str, np.ndarray] = {
+                n: np.arange(1.0, 21.0) for n in ("top", "below", "b", "s")
+            }
             start["b"] = np.ones((20, 2)) if model is flat else start["b"]
             inference.tempered_smc(model, KEY, x, Y, start=start)
         else:

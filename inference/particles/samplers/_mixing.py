@@ -58,7 +58,7 @@ def has_mixed(mixing: Mixing) -> Array:
     return (mixing.shift <= NEGLIGIBLE) & (mixing.correlation <= ENOUGH)
 
 
-def is_enough(mixing: Mixing, before: Mixing, num_moves: Array) -> Array:
+def is_enough(mixing: Mixing, before: Mixing, num_moves: Array | int) -> Array:
     """Whether moves may end: particles do not shift, and have left their places or never will.
 
     `before` is of half as many moves. Twice the moves of a slow walk double 1 - correlation, and leave that between far modes as
@@ -69,11 +69,11 @@ def is_enough(mixing: Mixing, before: Mixing, num_moves: Array) -> Array:
     return has_mixed(mixing) | is_kept
 
 
-def lags(z: Array, is_mixed: Array, num_steps: Array) -> tuple[Array, Array]:
+def lags(z: Array, is_mixed: Array, num_steps: Array | int) -> tuple[Array, Array]:
     """Drift and lag of so many temperatures; z [max_steps, 2 d], is_mixed [max_steps]."""
     at = jnp.arange(len(z))
 
-    def largest(since: Array) -> Array:
+    def largest(since: Array | int) -> Array:
         is_in = (at >= since) & (at < num_steps)
         total = jnp.where(is_in[:, None], z, 0.0).sum(0)
         return jnp.abs(total).max() / jnp.sqrt(jnp.maximum(is_in.sum(), 1))

@@ -71,11 +71,7 @@ class Run:
     max_steps: int
     batch_size: int | None
     num_islands: int
-
-    @property
-    def chain_length(self) -> int:
-        """States that are kept of each chain."""
-        return 1 if self.keep != "all" else self.num_moves + 1  # type: ignore[operator]
+    chain_length: int  # states that are kept of each chain
 
     def __call__(self, key: Array) -> TemperedResult:
         init_key, loop_key = jax.random.split(key)
@@ -237,12 +233,12 @@ class Run:
             at, rate = move(key, at, scale)
             return at, (at.point, rate)
 
-        _, (passed, rates) = jax.lax.scan(one, start, jax.random.split(key, self.num_moves))
+        _, (passed, rates) = jax.lax.scan(one, start, jax.random.split(key, self.chain_length - 1))
         states = jnp.moveaxis(jnp.concatenate([points[None], passed]), 0, 1)
         rate, mixing = rates.mean(), mixing_of(points, passed[-1])
         return Moved(
             states.reshape(self.num_particles, -1), rate, scale, self._rescaled(scale, rate),
-            jnp.int32(self.num_moves), mixing, mixing.z,
+            jnp.int32(self.chain_length - 1), mixing, mixing.z,
         )  # fmt: skip
 
     def _until(

@@ -57,10 +57,10 @@ def base_of(
     Raises:
         ValueError: a site without draws, fewer than ten, or one outside of its support.
     """
-    if not isinstance(start, Mapping):
-        start = start.posterior(key, NUM_DRAWS).choices
+    given: Mapping[str, Any]
+    given = start if isinstance(start, Mapping) else start.posterior(key, NUM_DRAWS).choices
     names = list(inverses)
-    draws = {name: jnp.asarray(start[name]) for name in names if name in start}
+    draws = {name: jnp.asarray(given[name]) for name in names if name in given}
     if missing := [name for name in names if name not in draws]:
         raise ValueError(
             f"tempered_smc: start has no draws of the sites {missing}. Give draws of all latent sites: {list(names)}."

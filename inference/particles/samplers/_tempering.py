@@ -29,6 +29,7 @@ from ._static import as_static
 from ._tempered import TemperedResult, trimmed
 
 Array = jax.Array
+CHAIN_MOVES = 5  # of chains that are kept whole
 NUM_ISLANDS, MIN_ISLAND = 4, 100  # islands, and chains that each has at least
 REMEDY = "Take more particles or a higher target_ess, begin nearer (start=, draws of a fit), or use another method."
 
@@ -115,8 +116,8 @@ def tempered_smc(
     """
     args = checked(tempered_smc, model, args, kwargs)
     key, kernel = typed_key(key), kernel or HMC()
-    if keep == "all" and num_moves is None:
-        num_moves = 5
+    chain_length = 1 if keep != "all" else 1 + (CHAIN_MOVES if num_moves is None else num_moves)
+    num_moves = num_moves if keep != "all" else chain_length - 1
     _check(num_particles, target_ess, temperatures, max_steps, num_moves, keep, batch_size)
     if frozen is not None and temperatures is not None:
         raise ValueError("tempered_smc: give temperatures or a frozen result, not both.")
@@ -130,14 +131,15 @@ def tempered_smc(
         target, num_values = as_discrete(ppl.as_program(model), args, data_axis)
         kernel = dataclasses.replace(kernel, num_values=num_values)
     else:
-        of_start = start and functools.partial(base_of, start, jax.random.fold_in(key, 1))
+        base_key = jax.random.fold_in(key, 1)
+        of_start = None if start is None else functools.partial(base_of, start, base_key)
         target = as_static(ppl.as_program(model), args, data_axis, of_start)
     if temperatures is not None:
         max_steps = len(temperatures)
     schedule = None if temperatures is None else jnp.asarray(temperatures, float)
     if frozen is not None:
         max_steps, schedule = len(frozen.temperatures), frozen.temperatures
-    num_chains = num_particles // (num_moves + 1) if keep == "all" else num_particles
+    num_chains = num_particles // chain_length
     is_split = (
         keep != "persistent"
         and num_chains % NUM_ISLANDS == 0
@@ -146,7 +148,7 @@ def tempered_smc(
     run = Run(
         target, kernel, num_particles, num_moves, target_ess, schedule, frozen,
         as_scheme(resampling).ancestors, keep, max_steps, batch_size,
-        NUM_ISLANDS if is_split else 1,
+        NUM_ISLANDS if is_split else 1, chain_length,
     )  # fmt: skip
     if keep == "persistent":
         whole = TemperedResult(**run_persistent(run, key), improper=target.improper)
@@ -160,7 +162,7 @@ def tempered_smc(
             evidence="unbiased" if is_unbiased else "consistent",
             improper=target.improper,
             offspring=scheme.offspring,
-            chain_length=num_moves + 1 if keep == "all" else 1,
+            chain_length=chain_length,
         )
     is_short = result.temperatures[-1] < 1
     if is_concrete(is_short) and bool(is_short):
