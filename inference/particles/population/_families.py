@@ -74,7 +74,7 @@ def law_of(run: Weighed) -> str:
 def family_variance(run: Weighed, form: str, read: Callable[[Array], Any] = lambda x: x) -> Any:
     """The v of the module's formula, nats squared; `read` makes the arrays that it is computed of."""
     num = run._num_resamplings(read) if form == "unbiased" else 0
-    apart = getattr(run, "island_log_apart", run.log_apart)
+    apart: Any = getattr(run, "island_log_apart", run.log_apart)
     v = (num + 1) * math.log1p(-1 / run._num_first) - read(apart)
     if not np.ndim(v):
         return v
