@@ -100,11 +100,11 @@ class AutoWhitenedNormal(AutoContinuous):
 
     @full_precision
     def _get_posterior(self) -> dist.Distribution:
-        param = lambda name, *args, **kwargs: numpyro.param(
-            f"{self.prefix}_{name}", *args, **kwargs
-        )
-        fixed = lambda name, init: jax.lax.stop_gradient(param(name, init))
-        center, factor = fixed("center", self._init_latent), fixed("factor", self._init_factor)
+        def param(name: str, init: Any, **options: Any) -> Any:
+            return numpyro.param(f"{self.prefix}_{name}", init, **options)
+
+        center = jax.lax.stop_gradient(param("center", self._init_latent))
+        factor = jax.lax.stop_gradient(param("factor", self._init_factor))
         ones = jnp.ones_like(self._init_latent)
         loc = param("loc", jnp.zeros_like(ones))
         if self.rank == "full":
@@ -128,7 +128,8 @@ class AutoWhitenedNormal(AutoContinuous):
 
     def get_transform(self, params: dict[str, Any]) -> Any:
         """The affine map from the standard Normal to u."""
-        return numpyro.handlers.substitute(self._get_posterior, params)().transforms[0]
+        posterior: Any = numpyro.handlers.substitute(self._get_posterior, params)
+        return posterior().transforms[0]
 
     def _unpack_and_constrain(self, latent_sample: Array, params: Any) -> dict[str, Array]:
         each = self.space.choices

@@ -269,13 +269,14 @@ def _climbed(
     for _ in range(max_steps):
         if not paths.step():
             break
-    found = [
-        _Normal(name, paths.u[i], paths.factor[i], True)
-        if paths.is_mode[i]
-        else _Normal(name, *paths.best[i], False)
-        for i, name in enumerate(names)
-        if paths.is_mode[i] or paths.best[i] is not None
-    ]
+    found = []
+    for name, u, factor, is_mode, best in zip(
+        names, paths.u, paths.factor, paths.is_mode, paths.best, strict=True
+    ):
+        if is_mode:
+            found.append(_Normal(name, u, factor, True))
+        elif best is not None:
+            found.append(_Normal(name, best[0], best[1], False))
     # No derivative is finite anywhere: the points themselves.
     near = 0.1 * np.eye(points.shape[1])
     return found or [_Normal(n, u, near, False) for n, u in zip(names, points, strict=True)]
@@ -385,5 +386,5 @@ def _entropy(factor: np.ndarray) -> np.ndarray:
 
 def lower(factor: np.ndarray) -> np.ndarray:
     """The lower triangular L with L L^T = F F^T and a positive diagonal, without the product."""
-    upper = np.linalg.qr(factor.T, mode="r")
+    upper: Any = np.linalg.qr(factor.T, mode="r")
     return upper.T * np.sign(np.diag(upper))
