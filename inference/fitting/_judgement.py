@@ -106,7 +106,10 @@ def weighed(
         more = make(size - len(total.log_weights), jax.random.fold_in(key, number))
         total = _joined(total, more)
         worth, text = verdict_on(total.log_weights, is_chosen=is_chosen)
-        if not abs(worth.k_hat - worth.k_threshold) < _DOUBT or worth.ess >= 0.9 * size:
+        is_near = abs(worth.k_hat - worth.k_threshold) < _DOUBT
+        # A tail that looks heavy where most draws count is that of a few of them.
+        is_odd = worth.k_hat > worth.k_threshold and worth.ess > 0.3 * size
+        if not (is_near or is_odd) or worth.ess >= 0.9 * size:
             break
     return total, worth, text
 
