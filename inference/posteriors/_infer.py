@@ -73,8 +73,8 @@ def infer(
         tails of at least 400 for every sampled number and the log-density, with at most one trajectory of 10,000 that broke
         off, with E-BFMI of at least 0.2; a tempered run without `problems`; weights of a fit or a mixture with k-hat below its
         threshold and an effective size of 400. That speaks against what was looked at and no more: a mode that nothing has met
-        leaves no trace, in these as in all such numbers. Where a number's tails are so heavy that it has no variance, there is a warning, and
-        `Certificate.heavy_tails`: the draws may be certified, their means and standard deviations are chance.
+        leaves no trace, in these as in all such numbers. Where a number's tails are so heavy that it has no variance, there is a
+        warning, and `Certificate.heavy_tails`: the draws may be certified, their means and standard deviations are chance.
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist
