@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy.special import stdtr, stdtrit
 
 
@@ -66,8 +67,8 @@ class Pooled:
 
 
 def pool(
-    estimates: Float[ArrayLike, "tables ..."],
-    variances: Float[ArrayLike, "tables ..."],
+    estimates: ArrayLike,
+    variances: ArrayLike,
     *,
     df: float | None = None,
 ) -> Pooled:
@@ -78,7 +79,7 @@ def pool(
     nu_obs = (df + 1) / (df + 3) df (1 - lambda), the degrees of freedom are nu nu_obs / (nu + nu_obs).
 
     Args:
-        estimates: of each completed table, e.g. coefficients of a regression.
+        estimates: of each completed table, e.g. coefficients of a regression, [tables, ...].
         variances: their squared standard errors, of the same shape.
         df: degrees of freedom of the analysis of a complete table, rows less coefficients; None: infinitely many.
 
