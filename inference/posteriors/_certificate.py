@@ -46,8 +46,8 @@ class Certificate:
             numbers and the log-density); r_hat, spread of the log-evidence and drift of particles; k_hat and ess of weights.
         attempts: all that was tried, the last one's draws being those that were returned unless an earlier one's were better.
         eliminated: sites that were summed or integrated out, exactly, and drawn given the others.
-        heavy_tails: numbers of sites whose tails have no variance as far as the draws tell, by name -> Pareto shape, at least
-            1/2: their means and standard deviations are chance (a mean exists below 1), their quantiles are not.
+        heavy_tails: numbers of sites whose tails leave their standard deviation open, by name -> Pareto shape: from 1/2 on there
+            is none, from 1 on no mean; below, so many draws do not tell it to a tenth. Quantiles are not touched.
     """
 
     method: Method

@@ -44,8 +44,8 @@ def _r_hat(x: np.ndarray) -> np.ndarray:
 def _ess(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x = _split(x)
     low, high = np.quantile(x, [0.05, 0.95], axis=(0, 1))
-    tails = [_size((x <= low).astype(float)), _size((x <= high).astype(float))]
-    return _size(_normal_scores(x)), np.minimum(*tails)
+    tails = [mean_sizes((x <= low).astype(float)), mean_sizes((x <= high).astype(float))]
+    return mean_sizes(_normal_scores(x)), np.minimum(*tails)
 
 
 def _split(x: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ def _ratio(x: np.ndarray) -> np.ndarray:
         return np.sqrt(((num - 1) / num * within + between / num) / within)
 
 
-def _size(x: np.ndarray) -> np.ndarray:
+def mean_sizes(x: np.ndarray) -> np.ndarray:
     """Effective sample size of the mean of each number, [d]."""
     chains, num, _ = x.shape
     centred = x - x.mean(1, keepdims=True)

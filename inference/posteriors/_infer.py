@@ -73,8 +73,8 @@ def infer(
         tails of at least 400 for every sampled number and the log-density, with at most one trajectory of 10,000 that broke
         off, with E-BFMI of at least 0.2; a tempered run without `problems`; weights of a fit or a mixture with k-hat below its
         threshold and an effective size of 400. That speaks against what was looked at and no more: a mode that nothing has met
-        leaves no trace, in these as in all such numbers. Where a number's tails are so heavy that it has no variance, there is a
-        warning, and `Certificate.heavy_tails`: the draws may be certified, their means and standard deviations are chance.
+        leaves no trace, in these as in all such numbers. Where a number's tails are so heavy that its standard deviation is not
+        known to a tenth, or does not exist, there is a warning, and `Certificate.heavy_tails`.
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist
@@ -191,9 +191,9 @@ def told(method: str, draws: Draws, uncertified: str) -> None:
     if heavy := certificate.heavy_tails:
         most = max(heavy, key=lambda name: heavy[name])
         warnings.warn(
-            f"{method}: the tails of {', '.join(list(heavy)[:5])}{', ...' if len(heavy) > 5 else ''} are so heavy that they have "
-            f"no variance as far as the draws tell (Pareto shape {heavy[most]:.2f} at {most}, and from 0.5 on there is none): "
-            "means and standard deviations of draws are chance there. Report medians and quantiles, or give a prior with lighter "
+            f"{method}: the tails of {', '.join(list(heavy)[:5])}{', ...' if len(heavy) > 5 else ''} are so heavy that their "
+            f"standard deviation is not known from so many draws, if there is one (Pareto shape {heavy[most]:.2f} at {most}; "
+            "from 0.5 on there is none, from 1 on no mean). Report medians and quantiles, draw more, or give a prior with lighter "
             "tails.",
             stacklevel=4,
         )

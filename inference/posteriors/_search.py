@@ -309,7 +309,7 @@ def make_draws(problem: Problem, found: Found, key: Any, attempts: tuple[Attempt
     verdict, choices = found.verdict, found.draw(key)
     certificate = Certificate(
         found.method, verdict.is_certified, verdict.problems, verdict.seen, attempts, found.form.eliminated,
-        heavy_tails(choices, verdict.seen.get("ess_tail", np.inf)),
+        heavy_tails(choices, found.num_chains),
     )  # fmt: skip
     return Draws(
         choices, certificate, found.num_chains, dict(found.statistics),

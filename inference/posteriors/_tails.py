@@ -12,27 +12,41 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ._convergence import mean_sizes
+
 NO_VARIANCE = 0.5  # the least shape that has none
+_HEAVY = 0.15  # above the shape of an exponential tail, as it is estimated
+_UNKNOWN = 0.1  # relative standard error of a standard deviation
 _FAR = 5.0  # quartile distances from the median, below which no draw of a heavy tail stays
 _PRIOR_DRAWS, _PRIOR_SHAPE = 10, 0.5
 
 
-def heavy_tails(choices: Mapping[str, np.ndarray], size: float) -> dict[str, float]:
-    """Numbers of sites without a variance, by name -> shape; `size` is the effective one of the draws."""
+def heavy_tails(choices: Mapping[str, np.ndarray], num_chains: int) -> dict[str, float]:
+    """Numbers of sites whose tails leave their standard deviation open, by name -> shape.
+
+    There is none, as far as the shape tells, or its standard error, by the effective size of the squared distances from the mean,
+    is above a tenth of it. `choices` are chain by chain; draws of one "chain" are independent.
+    """
     found = {}
     for name, x in choices.items():
         if x.dtype.kind != "f" or not x[0].size:
             continue
-        flat = x.reshape(len(x), -1)
+        flat = x.reshape(len(x), -1).astype(float)
         low, middle, high = np.quantile(flat, [0.25, 0.5, 0.75], axis=0)
         with np.errstate(invalid="ignore"):
-            is_far = (np.abs(flat - middle) > _FAR * (high - low)).any(0)
-        shapes = np.full(flat.shape[1], -np.inf)
-        shapes[is_far] = tail_shapes(flat[:, is_far], min(size, len(x)))
-        shapes = shapes.reshape(x.shape[1:])
-        for place in np.argwhere(shapes >= NO_VARIANCE):
-            label = f"{name}{place.tolist() if len(place) else ''}"
-            found[label] = float(shapes[tuple(place)])
+            places = np.flatnonzero((np.abs(flat - middle) > _FAR * (high - low)).any(0))
+        if not len(places):
+            continue
+        flat = flat[:, places]
+        squares = (flat - flat.mean(0)) ** 2
+        in_chains = squares.reshape(num_chains, -1, len(places))
+        sizes = mean_sizes(in_chains) if num_chains > 1 else float(len(flat))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = 0.5 * squares.std(0) / squares.mean(0) / np.sqrt(sizes)
+        shapes = tail_shapes(flat, len(flat))
+        for i in np.flatnonzero((shapes >= NO_VARIANCE) | (shapes > _HEAVY) & (error > _UNKNOWN)):
+            place = [int(k) for k in np.unravel_index(places[i], x.shape[1:])]
+            found[f"{name}{place if place else ''}"] = float(shapes[i])
     return found
 
 

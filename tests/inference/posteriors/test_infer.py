@@ -214,13 +214,25 @@ def test_a_funnel_is_right_or_warned_of():
 def test_a_mean_of_draws_that_is_chance_is_warned_of(found):
     rng = np.random.default_rng(0)
     cauchy = {"slope": rng.standard_cauchy(4000), "noise": rng.exponential(size=4000)}
-    heavy = heavy_tails(cauchy, 4000)
+    heavy = heavy_tails(cauchy, 4)
     assert set(heavy) == {"slope"} and 0.7 < heavy["slope"] < 1.3
     certificate = dataclasses.replace(found.certificate, heavy_tails=heavy)
     with pytest.warns(
-        UserWarning, match="the tails of slope are so heavy that they have no variance"
+        UserWarning, match="the tails of slope are so heavy that their standard deviation"
     ):
         told("infer", dataclasses.replace(found, certificate=certificate), "raise")
+
+
+def test_a_width_that_so_many_draws_do_not_tell_is_named():
+    """Of Student laws with 1.5 degrees of freedom (no variance), and of exponential and normal ones."""
+    rng = np.random.default_rng(3)
+    laws = {
+        "t": rng.standard_t(1.5, (4000, 20)),
+        "e": rng.exponential(size=(4000, 20)),
+        "n": rng.standard_normal((4000, 20)),
+    }
+    found = [name.partition("[")[0] for name in heavy_tails(laws, 4)]
+    assert found.count("t") >= 15 and set(found) == {"t"}
 
 
 @pytest.mark.parametrize("freedom, most", [(30.0, 0.2), (4.0, 0.45)])
