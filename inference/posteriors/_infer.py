@@ -193,8 +193,8 @@ def told(method: str, draws: Draws, uncertified: str) -> None:
         warnings.warn(
             f"{method}: the tails of {', '.join(list(heavy)[:5])}{', ...' if len(heavy) > 5 else ''} are so heavy that their "
             f"standard deviation is not known from so many draws, if there is one (Pareto shape {heavy[most]:.2f} at {most}; "
-            "from 0.5 on there is none, from 1 on no mean). Report medians and quantiles, draw more, or give a prior with lighter "
-            "tails.",
+            "from 0.5 on there is none, from 1 on no mean). Report medians and quantiles, draw more, or give priors with "
+            "lighter tails.",
             stacklevel=4,
         )
     if certificate.is_certified:
