@@ -92,7 +92,7 @@ def choose_objective(
 def _guide(program: Program, size: int, missing: tuple[str, ...]) -> tuple[Any, str]:
     """The guide, and what is told of it."""
     if size > FACTOR_UP_TO:
-        seen = numpyro.handlers.block(program, hide=missing) if missing else program
+        seen = numpyro.handlers.block(program, hide=list(missing)) if missing else program
         guide: Any = AutoNormal(seen, init_loc_fn=init_to_median(num_samples=15))
         return (
             guide,

@@ -108,7 +108,7 @@ def ssp(
     whole, rest = offspring.shares(jnp.roll(mass, shift), total, num)
     own, part = whole[shift], rest[shift] / total
     bit = jax.random.uniform(key_bit) * (own + part) < part * (own + 1)
-    bits = pivotal.rounded(key_bits, rest, total, pivotal.Given(shift, bit))
+    bits = pivotal.rounded(key_bits, rest, total, pivotal.KnownBit(shift, bit))
     counts = whole.astype(jnp.int32) + bits
     until = offspring.running_sum(counts)
     slot = until[shift] - 1 - jax.random.randint(key_slot, (), 0, jnp.maximum(counts[shift], 1))
