@@ -1,8 +1,9 @@
 """Numbers of a traced program that are known before it runs: those computed from its arguments and constants alone.
 
 Input: a jaxpr in which the values of some inputs are known. Output: for each equation its operands, known or not; what is known
-is computed when it is asked for, once. In the body of a scan a known number has a value for each step (`depth` leading axes); in
-the branches of a cond and in loops with a traced end nothing is known, since they may not be run.
+is computed when it is asked for, once. In the body of a scan a known number has a value for each step (`depth` leading axes). The
+branches of a cond know what they are given, and a loop with a traced end what stays as it is in it; what either makes is not
+known, since it may not be run.
 """
 
 from __future__ import annotations
@@ -128,6 +129,16 @@ def _results(eqn: Any, operands: list[Known | None], found: list[Any]) -> list[K
         return _run(jaxpr, consts, operands, found)
     if name == "scan":
         _scan(eqn, operands, found)
+        return list(unknown)
+    if name == "cond":
+        for branch in eqn.params["branches"]:
+            _run(branch.jaxpr, branch.consts, operands[1:], found)
+        return list(unknown)
+    if name == "while":
+        body, skipped = eqn.params["body_jaxpr"], eqn.params["cond_nconsts"]
+        fixed = operands[skipped : skipped + eqn.params["body_nconsts"]]
+        carried = [None] * len(eqn.outvars)
+        _run(body.jaxpr, body.consts, [*fixed, *carried], found)
         return list(unknown)
     is_plain = not eqn.effects and next(inner_jaxprs(eqn), None) is None and len(eqn.outvars) == 1
     if not is_plain or any(o is None for o in operands):

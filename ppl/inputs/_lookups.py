@@ -175,7 +175,7 @@ def _read_at(closed: ClosedJaxpr, lookup: Lookup, is_other: bool) -> Callable[..
 
 
 class _Nested(Interpreter):
-    """Runs calls and scans by itself; calls dissolve."""
+    """Runs calls, scans, branches and loops by itself; calls dissolve."""
 
     def within(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> Interpreter:
         return type(self)(closed, inputs)
@@ -187,7 +187,24 @@ class _Nested(Interpreter):
         if name == "scan":
             body = eqn.params["jaxpr"]
             return scan_again(eqn, args, lambda xs, _: self.within(body, xs).outputs())
+        if name == "cond":
+            branches = [self._branch(branch) for branch in eqn.params["branches"]]
+            return jax.lax.switch(args[0], branches, *args[1:])
+        if name == "while":
+            return self._looped(eqn.params, args)
         return super().results(eqn, args)
+
+    def _branch(self, closed: ClosedJaxpr) -> Callable[..., list[Any]]:
+        return lambda *args: self.within(closed, args).outputs()
+
+    def _looped(self, params: Any, args: list[Any]) -> list[Any]:
+        first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+        test, body = self._branch(params["cond_jaxpr"]), self._branch(params["body_jaxpr"])
+        return jax.lax.while_loop(
+            lambda x: test(*args[:first], *x)[0],
+            lambda x: body(*args[first:second], *x),
+            list(args[second:]),
+        )
 
 
 class _Inlined(_Nested):

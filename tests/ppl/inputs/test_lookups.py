@@ -63,7 +63,24 @@ WAYS = {
     "multiplied by zero": (lambda e, g: e[g] * ((g >= 0) & (g < 3)), 0, False, False),
     "not used": (lambda e, g: (e[g], e.sum())[1], 0, False, False),
     "behind a condition": (
-        lambda e, g: jax.lax.cond((g >= 0).all(), lambda: e[g], lambda: 0.0 * e[g * 0]), 0, False, False
+        lambda e, g: jax.lax.cond((g >= 0).all(), lambda: e[g], lambda: 0.0 * e[g * 0]), 0, False, True
+    ),
+    "in a branch": (
+        lambda e, g: jax.lax.cond(e.sum() > 0, lambda: e[g], lambda: 0.0 * e[g * 0]), 0, True, True
+    ),
+    "in a branch that is not taken": (
+        lambda e, g: jax.lax.cond(e.sum() < 0, lambda: e[g], lambda: 0.0 * e[g * 0]), 0, False, False
+    ),
+    "one of three branches": (
+        lambda e, g: jax.lax.switch(g.size - 4, [lambda: 0.0 * e[g * 0], lambda: e[:1] * g, lambda: e[g]]), 0, True, True
+    ),
+    "in a loop": (
+        lambda e, g: jax.lax.while_loop(lambda c: c[0] < e[0] + 2, lambda c: (c[0] + 1, c[1] + e[g]), (0, 0.0 * g))[1],
+        0, True, True,
+    ),
+    "in a loop that is not run": (
+        lambda e, g: jax.lax.while_loop(lambda c: c[0] < e[0] - 2, lambda c: (c[0] + 1, c[1] + e[g]), (0, 0.0 * g))[1],
+        0, False, False,
     ),
 }  # fmt: skip
 
