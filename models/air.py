@@ -180,7 +180,7 @@ def programs(
     """The model and guide of the module's text, with freshly initialised networks.
 
     Parameters: "decoder" (an equinox MLP, in the model), "reader" (`GuideNetworks`) and "counter" (a
-        linear layer, a(h_t)) in the guide.
+    linear layer, a(h_t)) in the guide.
     Let the counter wait where it starts: before windows and patches mean anything a further object explains nothing,
     and a count that has learned to be one never again looks for a second.
 
