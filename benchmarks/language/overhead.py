@@ -103,10 +103,10 @@ def air_step(strategy: str, batch: int = 32) -> Case:
     x = jax.random.uniform(jax.random.key(1), (batch, side * side))
     objective = inference.elbo(model, guide, strategies={"more_*": strategy})
     params = dict(objective.init(jax.random.key(2), x))
-    frame = air.Frame((side, side), cells, 13.0, 0.1)
+    frame = air.Geometry((side, side), cells, 13.0, 0.1)
     key = jax.random.key(0)
     shells = {
-        "reader": air.Reader(side**2, cells, num_what, hidden, key=key),
+        "reader": air.GuideNetworks(side**2, cells, num_what, hidden, key=key),
         "decoder": eqx.nn.MLP(num_what, cells**2, hidden, 1, activation=silu, key=key),
         "counter": eqx.nn.Linear(hidden, "scalar", key=key),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
@@ -105,7 +104,7 @@ class Objective(AbstractObjective):
     @functools.cached_property
     def expectation(self) -> ppl.Expectation:
         """The objective as an expectation over parameters."""
-        without_expectation = copy.copy(self)  # see `ppl.estimation.Expectation`
+        without_expectation = dataclasses.replace(self)  # see `ppl.estimation.Expectation`
         return ppl.expectation(
             without_expectation._run,
             strategies=self.strategies,

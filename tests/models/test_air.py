@@ -40,7 +40,7 @@ MORE = [[0, 1], [1, 0], [1, 1]]  # counts 0, 1, 2
 
 @pytest.fixture(scope="module")
 def frame():
-    return air.Frame(SHAPE, 3, 4.0, 0.1)
+    return air.Geometry(SHAPE, 3, 4.0, 0.1)
 
 
 def test_read_interpolates_linearly(frame):

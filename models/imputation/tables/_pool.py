@@ -6,8 +6,9 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from scipy.special import stdtr, stdtrit
+
+from ....ppl._compat import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,22 +26,22 @@ class Pooled:
         num_tables: M.
     """
 
-    estimate: Float[np.ndarray, ...]
-    within: Float[np.ndarray, ...]
-    between: Float[np.ndarray, ...]
-    variance: Float[np.ndarray, ...]
-    df: Float[np.ndarray, ...]
-    fmi: Float[np.ndarray, ...]
+    estimate: Float[np.ndarray, "..."]
+    within: Float[np.ndarray, "..."]
+    between: Float[np.ndarray, "..."]
+    variance: Float[np.ndarray, "..."]
+    df: Float[np.ndarray, "..."]
+    fmi: Float[np.ndarray, "..."]
     num_tables: int
 
     @property
-    def standard_error(self) -> Float[np.ndarray, ...]:
+    def standard_error(self) -> Float[np.ndarray, "..."]:
         """The root of the total variance."""
         return np.sqrt(self.variance)
 
     def interval(
         self, level: float = 0.95
-    ) -> tuple[Float[np.ndarray, ...], Float[np.ndarray, ...]]:
+    ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
         """Ends of the interval of Student's t that covers `level`.
 
         Args:
@@ -56,7 +57,7 @@ class Pooled:
         reach = -_quantile(self.df, (1 - level) / 2) * self.standard_error
         return self.estimate - reach, self.estimate + reach
 
-    def p_value(self, null: ArrayLike = 0.0) -> Float[np.ndarray, ...]:
+    def p_value(self, null: ArrayLike = 0.0) -> Float[np.ndarray, "..."]:
         """Two-sided p-values of estimate = null.
 
         Args:
