@@ -208,7 +208,7 @@ def told(method: str, draws: Draws, uncertified: str) -> None:
         f"{advice[method]}."
     )
     if uncertified == "raise":
-        raise RuntimeError(text + " uncertified='warn' returns the draws as they are.")
+        raise RuntimeError(text + " Say uncertified='warn' to have the draws as they are.")
     warnings.warn(text, stacklevel=4)
 
 

@@ -434,7 +434,8 @@ MISTAKES = {
         "the program's sites are",
     ),
 }
-ERRORS = (ValueError, TypeError, RuntimeError, inference.fitting.NonFiniteError)
+# A warning is an error here: `fit` warns of a model that fails at few draws only.
+ERRORS = (ValueError, TypeError, RuntimeError, UserWarning, inference.fitting.NonFiniteError)
 
 
 @pytest.mark.slow_for("a missing cell under tempering", "data outside of the law's support")
