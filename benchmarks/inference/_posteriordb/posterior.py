@@ -47,7 +47,8 @@ class Posterior:
     def reference(self) -> dict[str, Summary]:
         """Means and standard deviations by parameter, of posteriordb's 10,000 draws.
 
-        Where it has none (radon, surgical, seeds, Mb) of 8,000 of NumPyro's NUTS in double precision.
+        Where it has none (radon, surgical, Mb) of 8,000 of NumPyro's NUTS in double precision; of seeds of 40,000, the plates'
+        effects standardised (R-hat 1.0004, at least 14,272 effective draws).
         """
         mean, sd = _read(f"{self.name}/mean/"), _read(f"{self.name}/sd/")
         return {name: Summary(mean[name], sd[name]) for name in mean}

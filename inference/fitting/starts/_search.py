@@ -249,7 +249,7 @@ class _Split:
 
     def size(self, floor: float) -> np.ndarray:
         size = np.abs(self.true)
-        return np.maximum(size, floor * size.max())
+        return np.maximum(size, max(floor * size.max(), 1e-20))  # a Hessian may be zero
 
     def solve(self, gradient: np.ndarray, floor: float) -> np.ndarray:
         """|A|^-1 gradient."""

@@ -243,7 +243,8 @@ class Landscape:
 
 
 def _single(x: np.ndarray) -> Array:
-    return jnp.asarray(x, jnp.result_type(float))
+    with np.errstate(over="ignore"):  # a point that is too far has no density there
+        return jnp.asarray(x, jnp.result_type(float))
 
 
 def _hessian(fn: Any, x: Array, at_once: int) -> Array:

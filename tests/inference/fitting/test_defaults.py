@@ -12,6 +12,7 @@ import pytest
 from _fit_fakes import Objective
 
 from lapilli import inference, ppl
+from lapilli.inference.fitting.starts import _search
 from lapilli.inference import fitting
 from lapilli.inference.fitting import settling
 from lapilli.inference.fitting._defaults import of_seeds
@@ -118,6 +119,16 @@ def test_many_coordinates_keep_the_starts_correlations_very_many_have_none_and_n
     fit = inference.fit(none, **settings)
     assert "none, since no continuous site is latent" in capsys.readouterr().out
     assert fit.params["mean"] > 1.5
+
+
+def test_a_normal_that_leaves_the_models_support_is_refused(monkeypatch):
+    def logs(y):
+        s = ppl.sample("s", dist.Normal(0.0, 1.0).expand([5]).to_event(1))
+        ppl.sample("y", dist.Normal(jnp.log(s), 3.0).to_event(1), obs=y)
+
+    monkeypatch.setattr(_search, "_MOST_BROKEN", 0.0)
+    with pytest.raises(ValueError, match="no place to start.*invalid loc parameter.*Correct"):
+        inference.fit(logs, args=(jnp.zeros(5),), num_steps=5, progress=False)
 
 
 def test_a_bad_guide_is_warned_of():

@@ -138,6 +138,24 @@ def test_draws_come_back_from_a_file(found, tmp_path):
         inference.to_arviz(bare, key=KEY)
 
 
+def test_missing_cells_that_share_a_support_are_refused():
+    def shares(x, seen):
+        rows = ppl.sample("x", dist.Dirichlet(jnp.ones((4, 3))), obs=x, obs_mask=seen)
+        ppl.sample("y", dist.Normal(rows.sum(), 1.0), obs=0.3)
+
+    seen = jnp.array([True, True, False, True])
+    with pytest.raises(
+        ValueError, match="Site 'x_unobserved': its missing cells are read.*Draw the cells"
+    ):
+        inference.nuts(shares, args=(jnp.full((4, 3), 1 / 3), seen), progress=False)
+
+
+def test_a_file_without_arguments_needs_them(found, tmp_path):
+    dataclasses.replace(found, args=None).save(tmp_path / "draws.npz")
+    with pytest.raises(ValueError, match=r"has no arguments of the program.*Pass some: args="):
+        inference.Draws.load(tmp_path / "draws.npz", found.model)
+
+
 def test_two_modes_that_no_chain_crosses_are_not_certified_by_nuts():
     def modes(y):
         z = ppl.sample("z", dist.Normal(0.0, 30.0))
