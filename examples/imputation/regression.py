@@ -96,6 +96,30 @@ def report(scores: dict[str, dict[str, float]], punches: int) -> str:
     return "\n".join(lines)
 
 
+def draw(scores: dict[str, dict[str, float]], path: Path) -> None:
+    """Both numbers of each way, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    places = np.arange(len(WAYS))
+    for shift, name, label in (
+        (-0.2, "distance", "off by"),
+        (0.2, "said", "off by, as its own standard errors say"),
+    ):
+        axis.barh(places + shift, [scores[way][name] for way in WAYS], 0.36, label=label)
+    axis.set_yticks(places, WAYS)
+    axis.invert_yaxis()
+    axis.set_xlabel("standard errors of the slopes of the full table")
+    axis.set_title("Slopes from a table with a quarter of its cells missing", loc="left")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A regression on a table with holes.")
     parser.add_argument("--smoke", action="store_true", help="one punched table")
@@ -108,6 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = report(scores, config.punches)
     print(text)
     (config.out / "report.txt").write_text(text + "\n")
+    draw(scores, config.out / "regression.png")
     (config.out / "metrics.json").write_text(json.dumps(scores, indent=1))
     if config.record:
         record_figure(

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind, scan_counts
+from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind, scan_counts, while_counts
 from ..jaxprs import inner_jaxpr, inner_jaxprs
 
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
@@ -135,8 +135,8 @@ def _results(eqn: Any, operands: list[Known | None], found: list[Any]) -> list[K
             _run(branch.jaxpr, branch.consts, operands[1:], found)
         return list(unknown)
     if name == "while":
-        body, skipped = eqn.params["body_jaxpr"], eqn.params["cond_nconsts"]
-        fixed = operands[skipped : skipped + eqn.params["body_nconsts"]]
+        body, (skipped, own) = eqn.params["body_jaxpr"], while_counts(eqn.params)
+        fixed = operands[skipped : skipped + own]
         carried = [None] * len(eqn.outvars)
         _run(body.jaxpr, body.consts, [*fixed, *carried], found)
         return list(unknown)

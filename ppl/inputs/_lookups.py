@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._compat import CALLS, ClosedJaxpr
+from .._compat import CALLS, ClosedJaxpr, while_counts
 from ..jaxprs import Interpreter, called, inner_jaxpr, scan_again
 from ._known import Known, walk
 
@@ -198,7 +198,8 @@ class _Nested(Interpreter):
         return lambda *args: self.within(closed, args).outputs()
 
     def _looped(self, params: Any, args: list[Any]) -> list[Any]:
-        first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+        first, own = while_counts(params)
+        second = first + own
         test, body = self._branch(params["cond_jaxpr"]), self._branch(params["body_jaxpr"])
         return jax.lax.while_loop(
             lambda x: test(*args[:first], *x)[0],

@@ -359,7 +359,7 @@ def _explore(
 def _is_explored(recorders: list[Recorder]) -> bool:
     """Whether this statement stands in a body that is explored by all of them: one run of its own body is then enough.
 
-    Each level of nested statements would double the runs otherwise. What it returns is that of one step or branch. A recorder that
+    Each level of nested statements would double the runs otherwise. What it returns is that of one step or branch. One that
     began inside of an explored body (of a guide within particles) keeps its sites, which others are scored at: it needs the run.
     """
     return all(any(frame.kind == "explore" for frame in r.frames) for r in recorders)

@@ -26,22 +26,22 @@ class Pooled:
         num_tables: M.
     """
 
-    estimate: Float[np.ndarray, "..."]
-    within: Float[np.ndarray, "..."]
-    between: Float[np.ndarray, "..."]
-    variance: Float[np.ndarray, "..."]
-    df: Float[np.ndarray, "..."]
-    fmi: Float[np.ndarray, "..."]
+    estimate: Float[np.ndarray, "*shape"]
+    within: Float[np.ndarray, "*shape"]
+    between: Float[np.ndarray, "*shape"]
+    variance: Float[np.ndarray, "*shape"]
+    df: Float[np.ndarray, "*shape"]
+    fmi: Float[np.ndarray, "*shape"]
     num_tables: int
 
     @property
-    def standard_error(self) -> Float[np.ndarray, "..."]:
+    def standard_error(self) -> Float[np.ndarray, "*shape"]:
         """The root of the total variance."""
         return np.sqrt(self.variance)
 
     def interval(
         self, level: float = 0.95
-    ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    ) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
         """Ends of the interval of Student's t that covers `level`.
 
         Args:
@@ -57,7 +57,7 @@ class Pooled:
         reach = -_quantile(self.df, (1 - level) / 2) * self.standard_error
         return self.estimate - reach, self.estimate + reach
 
-    def p_value(self, null: ArrayLike = 0.0) -> Float[np.ndarray, "..."]:
+    def p_value(self, null: ArrayLike = 0.0) -> Float[np.ndarray, "*shape"]:
         """Two-sided p-values of estimate = null.
 
         Args:

@@ -12,11 +12,11 @@ import pytest
 from _fit_fakes import Objective
 
 from lapilli import inference, ppl
-from lapilli.inference.fitting.starts import _search
 from lapilli.inference import fitting
 from lapilli.inference.fitting import settling
 from lapilli.inference.fitting._defaults import of_seeds
 from lapilli.inference.fitting._judgement import verdict_on
+from lapilli.inference.fitting.starts import _search
 from lapilli.inference.fitting.stationarity import is_done
 
 KEY = jax.random.key(0)
