@@ -16,8 +16,9 @@ from ._whitened import AutoWhitenedNormal
 from .starts import Start, Starts
 
 _ROUNDS = (1000, 4000, 16_000)  # draws in all
+_FEW, _THIN = 0.6, 0.25  # share of draws that count: where more are made; where weights are needed
 _DOUBT = 0.2  # of k-hat from its threshold: where more draws are made
-_OFF, _RATIO = 0.25, 1.33  # of a mean, posterior standard deviations; of widths
+_OFF, _RATIO = 0.25, 1.25  # of a mean, posterior standard deviations; of widths
 _FAR = 4.0  # standard deviations between a guide and a mode that it has not met
 _SHARE = math.log(
     30.0
@@ -87,12 +88,13 @@ def judged(fit: Any, key: Any, *, is_chosen: bool) -> tuple[GuideWorth, str | No
         found = _behind(total, starts) or _several(fit, total, starts)
         if found is not None:
             worth, text = worth._replace(verdict=found[0]), found[1]
-    if not worth.verdict and _off(total) is not None:
+    # Where few draws count, or some speak against the rest, more of them tell means and widths better.
+    if not worth.verdict and (worth.ess < _FEW * worth.num_draws or _off(total) is not None):
         least = max(_ROUNDS[1] - len(total.log_weights), 0)
-        if least:  # that it is no chance
+        if least:
             total = _joined(total, make(least, jax.random.fold_in(key, len(_ROUNDS))))
             worth, text = verdict_on(total.log_weights, is_chosen=is_chosen)
-        if not worth.verdict and (found := _off(total)) is not None:
+        if not worth.verdict and (found := _off(total) or _thin(worth)) is not None:
             worth, text = worth._replace(verdict=found[0]), found[1]
     return worth, text
 
@@ -218,6 +220,16 @@ def _several(fit: Any, draws: Draws, starts: Starts) -> tuple[str, str] | None:
     return "several modes", (
         f"fit: the posterior has several modes, and a Normal guide is at one of them: its log evidence is {evidence:.4g} nats, "
         f"and that of others, which lie apart, {others}. inference.infer and inference.tempered_smc go to them all; {SKIP}"
+    )
+
+
+def _thin(worth: GuideWorth) -> tuple[str, str] | None:
+    """What the share of draws that count says against unweighted ones, where weights can be trusted."""
+    if worth.ess >= _THIN * worth.num_draws:
+        return None
+    return "draws need their weights", (
+        f"fit: the guide's draws are no stand-in for the posterior without their weights: {worth.ess:.0f} of {worth.num_draws} "
+        f"count. Weight them by Posterior.log_weights; {RICHER} as the guide or {SAMPLERS} may do better; {SKIP}"
     )
 
 
