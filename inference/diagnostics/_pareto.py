@@ -17,7 +17,7 @@ def pareto_smoothed(log_weights: np.ndarray, num_tail: int) -> tuple[np.ndarray,
     order = np.argsort(lw)
     tail = order[-num_tail:]
     cutoff = np.exp(lw[order[-num_tail - 1]])
-    k_hat, sigma = _fitted(np.exp(lw[tail]) - cutoff)
+    k_hat, sigma = fitted(np.exp(lw[tail]) - cutoff)
     if np.isfinite(k_hat) and sigma > 0:
         survival = np.log1p(-np.arange(0.5, num_tail) / num_tail)
         excess = -survival if k_hat == 0 else np.expm1(-k_hat * survival) / k_hat
@@ -25,8 +25,10 @@ def pareto_smoothed(log_weights: np.ndarray, num_tail: int) -> tuple[np.ndarray,
     return lw - np.log(np.exp(lw).sum()), float(k_hat)
 
 
-def _fitted(excess: np.ndarray) -> tuple[float, float]:
-    """Shape and scale of ordered excesses [n]: the posterior mean of b = -k / sigma over a grid, and a prior of 10 draws for k.
+def fitted(excess: np.ndarray) -> tuple[float, float]:
+    """Shape and scale of ordered excesses [n]; inf or NaN where they cannot be fitted.
+
+    The posterior mean of b = -k / sigma over a grid, and a prior of 10 draws for k.
 
     Reference: Zhang and Stephens 2009, Technometrics 51; the prior is Vehtari's and others', appendix G.
     """

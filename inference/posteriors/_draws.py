@@ -16,7 +16,7 @@ from ...ppl._show import shown
 from ...ppl.language import Keywords, labelled_as
 from .._runs import check_new
 from ..fitting.prediction import predicted, thinned
-from ._certificate import Certificate, told
+from ._certificate import Certificate
 from ._saved import load_draws, save_draws
 
 
@@ -46,19 +46,10 @@ class Draws:
     labels: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
 
     def _facts(self) -> dict[str, Any]:
-        facts = self.certificate
-        verdict = "yes" if facts.is_certified else f"NO: {'; '.join(facts.problems)}"
         size = len(next(iter(self.choices.values()), ()))
         chains = f" of {self.num_chains} chains" if self.num_chains > 1 else ""
-        return {
-            "certified": verdict,
-            "method": f"{facts.method}, {size} draws{chains}",
-            "seen": told(facts.seen),
-            "heavy tails": told(facts.heavy_tails) or None,
-            "eliminated": ", ".join(facts.eliminated) or None,
-            "attempts": "; ".join(
-                f"{a.method} {a.seconds:.1f} s, {a.outcome}" for a in facts.attempts
-            ),
+        return self.certificate._facts() | {
+            "method": f"{self.certificate.method}, {size} draws{chains}",
             "sites": {name: x[0] for name, x in self.choices.items()} if size else self.choices,
         }
 

@@ -21,7 +21,7 @@ from ._certificate import Attempt
 from ._convergence import r_hat
 from ._fitted import of_weights
 from ._judged import APART, Verdict
-from ._sampler import Run
+from ._sampler import Run, mean_and_root
 from ._target import Target
 
 _FREEDOM = 7.0  # degrees of it
@@ -90,12 +90,8 @@ class _Student(NamedTuple):
 
     @classmethod
     def of(cls, u: np.ndarray) -> _Student:
-        size, d = u.shape
-        scale = np.maximum(u.std(0), 1e-30)
-        correlation = np.atleast_2d(np.corrcoef(u / scale, rowvar=False))
-        share = d / (d + size)
-        root = np.linalg.cholesky((1 - share) * np.nan_to_num(correlation) + share * np.eye(d))
-        return cls(u.mean(0), _WIDER * scale[:, None] * root)
+        location, root = mean_and_root(u)
+        return cls(location, _WIDER * root)
 
     def draws(self, rng: np.random.Generator, number: int) -> np.ndarray:
         normal = rng.standard_normal((number, len(self.location)))

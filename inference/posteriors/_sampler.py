@@ -161,12 +161,18 @@ def _from(frame: Frame, u: np.ndarray) -> np.ndarray:
 
 def frame_of(u: np.ndarray, *, is_dense: bool) -> Frame:
     """Coordinates in which points [S, d] have mean 0 and unit scales, correlations taken out if there are enough points."""
-    location = u.mean(0)
-    scale = np.maximum(u.std(0), 1e-30)
-    if not is_dense:
-        return Frame(np.float32(location), np.float32(scale))
-    size, d = u.shape
+    location, factor = mean_and_root(u) if is_dense else (u.mean(0), _scales(u))
+    return Frame(np.float32(location), np.float32(factor))
+
+
+def mean_and_root(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of points [S, d] and a root of their covariance [d, d], correlations shrunk by d / (d + S) towards none."""
+    (size, d), location, scale = u.shape, u.mean(0), _scales(u)
     correlation = np.atleast_2d(np.corrcoef((u - location) / scale, rowvar=False))
-    share = d / (d + size)  # shrunk towards none, which keeps it positive definite
-    root = np.linalg.cholesky((1 - share) * correlation + share * np.eye(d))
-    return Frame(np.float32(location), np.float32(scale[:, None] * root))
+    share = d / (d + size)  # keeps it positive definite
+    root = np.linalg.cholesky((1 - share) * np.nan_to_num(correlation) + share * np.eye(d))
+    return location, scale[:, None] * root
+
+
+def _scales(u: np.ndarray) -> np.ndarray:
+    return np.maximum(u.std(0), 1e-30)

@@ -20,7 +20,7 @@ from ._certificate import Attempt, Certificate, Method
 from ._chains import Chains, Settings, run_chains
 from ._double import doubled, is_coarse, precision, singled
 from ._draws import Draws
-from ._elimination import CHEAP, DEAR, without_discrete, without_normal
+from ._elimination import CHEAP, DEAR, simulated, without_discrete, without_normal
 from ._fitted import run_fit
 from ._judged import Verdict
 from ._mixture import MOST_COORDINATES, weigh_modes
@@ -268,8 +268,6 @@ class Search:
 
 def simulated_choices(program: ppl.Program, args: tuple) -> list[str]:
     """Latent sites that are left, but for missing cells."""
-    from ._elimination import simulated
-
     trace = simulated(program, args)
     return [n for n in trace.choices if not trace.sites[n].is_imputed]
 

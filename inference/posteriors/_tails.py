@@ -12,13 +12,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..diagnostics._pareto import fitted
 from ._convergence import mean_sizes
 
 NO_VARIANCE = 0.5  # the least shape that has none
 _HEAVY = 0.15  # above the shape of an exponential tail, as it is estimated
 _UNKNOWN = 0.1  # relative standard error of a standard deviation
 _FAR = 5.0  # quartile distances from the median, below which no draw of a heavy tail stays
-_PRIOR_DRAWS, _PRIOR_SHAPE = 10, 0.5
 
 
 def heavy_tails(choices: Mapping[str, np.ndarray], num_chains: int) -> dict[str, float]:
@@ -72,15 +72,7 @@ def tail_shapes(x: np.ndarray, sizes: np.ndarray | float) -> np.ndarray:
 
 
 def _shape(x: np.ndarray) -> float:
-    """The shape of excesses in ascending order, drawn towards 1/2 by as much as ten draws would."""
-    size = len(x)
-    if not (np.isfinite(x).all() and x[0] >= 0 and x[-1] > x[size // 4] > 0):
+    """The shape of excesses in ascending order."""
+    if not (np.isfinite(x).all() and x[0] >= 0 and x[-1] > x[len(x) // 4] > 0):
         return -np.inf
-    grid = 30 + int(size**0.5)
-    theta = 1 / x[-1] + (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * x[size // 4])
-    shapes = np.log1p(-theta[:, None] * x).mean(1)
-    likelihood = size * (np.log(-theta / shapes) - shapes - 1)
-    weights = 1 / np.exp(likelihood - likelihood[:, None]).sum(1)
-    weights /= weights.sum()
-    shape = np.log1p(-(theta * weights).sum() * x).mean()
-    return float((size * shape + _PRIOR_DRAWS * _PRIOR_SHAPE) / (size + _PRIOR_DRAWS))
+    return float(np.nan_to_num(fitted(x)[0], nan=-np.inf))
