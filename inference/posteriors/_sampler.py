@@ -16,6 +16,7 @@ from numpyro.infer.hmc import hmc
 
 from ...ppl._compat import known_point
 from ...ppl._precision import full_precision
+from ...ppl._shared_jit import shared_jit
 
 Array = jax.Array
 CHUNK = 250  # transitions in one device call
@@ -66,8 +67,8 @@ class Sampler:
         self._log_density, self._arrays = log_density, arrays
         self.dimension, self.num_chains, self.num_warmup = dimension, num_chains, num_warmup
         self._is_dense = is_dense
-        self._begun = jax.jit(jax.vmap(self._begin, (0, 0, None, None, None)))
-        self._many = jax.jit(self._transitions)
+        self._begun = shared_jit(jax.vmap(self._begin, (0, 0, None, None, None)))
+        self._many = shared_jit(self._transitions)
 
     def frame(self) -> Frame:
         """The coordinates of the program themselves."""

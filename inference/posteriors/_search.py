@@ -104,6 +104,11 @@ class Search:
         for name in self.methods:
             if name in rungs and rungs[name](first, plain):
                 break
+        if not self.found:
+            told = "; ".join(attempt.outcome for attempt in self.attempts)
+            raise RuntimeError(
+                f"{self.method}: {problem.program!r} has no draws by methods={list(self.methods)}: {told}. Add 'nuts' to them."
+            )
         return self._made(min(self.found, key=lambda found: found.verdict.rank))
 
     def _exact(self, plain: Form) -> Found | None:

@@ -387,6 +387,15 @@ def test_what_has_no_posterior_here_is_refused(model, args, message):
         inference.infer(model, args=args, progress=False)
 
 
+def test_methods_that_give_no_draws_are_told():
+    def flat(x):
+        level = ppl.sample("level", dist.ImproperUniform(dist.constraints.real, (), ()))
+        ppl.sample("x", dist.Normal(level, 1.0).expand([3]).to_event(1), obs=x)
+
+    with pytest.raises(RuntimeError, match="no draws by methods.*improper law.*Add 'nuts'"):
+        inference.infer(flat, args=(jnp.ones(3),), methods=["tempered"], progress=False)
+
+
 def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match="argument 'model' is a guide, AutoNormal"):
         inference.infer(AutoNormal(line), args=(X, Y))
