@@ -166,9 +166,9 @@ def fit(
         NonFiniteError: if a step is not finite; it names the first bad site in program order, or the parameter.
 
     Validity:
-        The gradient is as good as the objective's. With `subsample` each row is equally likely at each place of an epoch, so value
-        and gradient stay unbiased for terms that are sums over the plate; a parameter with one entry per row is refused. For
-        an iterable, that its batches are uniform draws is up to the caller. A batch of r rows where the first had n counts
+        The gradient is as good as the objective's. With `subsample` each row is equally likely at each place of an epoch, so
+        value and gradient stay unbiased for terms that are sums over the plate; a parameter with one entry per row is refused.
+        For an iterable, that its batches are uniform draws is up to the caller. A batch of r rows where the first had n counts
         r / n of a step (its gradient is multiplied by that), so that every row has the same weight over an epoch in any order.
         An unbiased gradient is no unbiased step: optimisers that divide by a short memory of squared gradients (`decay` or
         `b2` of 0.9) come to rest beside the optimum at every rate, and are warned of.

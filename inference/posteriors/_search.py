@@ -105,7 +105,7 @@ class Search:
             if name in rungs and rungs[name](first, plain):
                 break
         if not self.found:
-            told = "; ".join(attempt.outcome for attempt in self.attempts)
+            told = "; ".join(attempt.outcome.rstrip(".") for attempt in self.attempts)
             raise RuntimeError(
                 f"{self.method}: {problem.program!r} has no draws by methods={list(self.methods)}: {told}. Add 'nuts' to them."
             )

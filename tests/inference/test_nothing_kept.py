@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from _slope import new_programs
 
 from lapilli import inference, ppl
 
@@ -20,19 +21,6 @@ NUM_ROWS = 5000
 def rows(seed):
     x = np.random.default_rng(seed).normal(size=NUM_ROWS).astype(np.float32)
     return x, 0.5 * x
-
-
-def new_programs():
-    def model(x, y=None):
-        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
-        with ppl.plate("rows", len(x)):
-            ppl.sample("y", dist.Normal(slope * x, 1.0), obs=y)
-
-    def guide(x, y=None):
-        width = ppl.param("width", 0.3, constraint=dist.constraints.positive)
-        ppl.sample("slope", dist.Normal(ppl.param("mean", 0.0), width))
-
-    return model, guide
 
 
 def fit(seed, **options):

@@ -6,6 +6,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from _compilations import compilations
+from _slope import new_programs
 
 from lapilli import inference, ppl
 
@@ -20,16 +21,7 @@ def rows(seed, size=40):
 
 
 def new_objective():
-    def model(x, y=None):
-        slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
-        with ppl.plate("rows", len(x)):
-            ppl.sample("y", dist.Normal(slope * x, 1.0), obs=y)
-
-    def guide(x, y=None):
-        width = ppl.param("width", 0.3, constraint=dist.constraints.positive)
-        ppl.sample("slope", dist.Normal(ppl.param("mean", 0.0), width))
-
-    return inference.elbo(model, guide)
+    return inference.elbo(*new_programs())
 
 
 def fit(seed=0, num_steps=120, **options):
