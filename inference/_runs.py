@@ -20,7 +20,7 @@ from ._improper import check_proper
 from ._noise import check_noise
 
 
-class Run(NamedTuple):
+class TracedRun(NamedTuple):
     """An abstract run.
 
     Attributes:
@@ -38,7 +38,7 @@ class Run(NamedTuple):
     arrays: list[Any]
 
 
-def abstract_run(program: Program, args: tuple) -> Run:
+def abstract_run(program: Program, args: tuple) -> TracedRun:
     """The program simulated, nothing computed."""
     split = Arguments(args)
     arrays = split.arrays(args)
@@ -48,10 +48,10 @@ def abstract_run(program: Program, args: tuple) -> Run:
 
     with stand_ins():
         closed, trace = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0), arrays)
-    return Run(program, args, closed, trace, arrays)
+    return TracedRun(program, args, closed, trace, arrays)
 
 
-def tried_run(program: Any, args: tuple) -> Run | None:
+def tried_run(program: Any, args: tuple) -> TracedRun | None:
     """`abstract_run`, or None where a program cannot be simulated; whoever needs that says so."""
     if (program := whole(program)) is None:
         return None
@@ -68,7 +68,7 @@ def whole(program: Any) -> Program | None:
     return program if is_plain else None
 
 
-def check_run(method: str, run: Run) -> None:
+def check_run(method: str, run: TracedRun) -> None:
     """Refuse indices out of range, improper posteriors, keys of a program's own, and constants that differ from run to run.
 
     Raises:
@@ -87,7 +87,7 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(getattr(x, "dtype", np.dtype(float)), jax.dtypes.extended)
 
 
-def check_indices(method: str, run: Run) -> None:
+def check_indices(method: str, run: TracedRun) -> None:
     """Refuse indices that are known and lie outside of what they index, where something depends on what is read.
 
     Raises:
@@ -122,7 +122,7 @@ def _where_it_counts(trace: Trace, name: str) -> Any:
     return x
 
 
-def _array_names(run: Run, split: Arguments) -> list[str]:
+def _array_names(run: TracedRun, split: Arguments) -> list[str]:
     names = leaf_names(run.program, run.args)
     return [name for name, is_array in zip(names, split.is_array, strict=True) if is_array]
 

@@ -118,7 +118,7 @@ def _wrong_values(seen: Any, times: Any, lengths: Any, labels: Any, valid: Any) 
     return problems
 
 
-class Standard(NamedTuple):
+class Standardisation(NamedTuple):
     """Mean and standard deviation of each channel's observed cells, [D] each; made by `standardise`."""
 
     mean: np.ndarray
@@ -134,8 +134,8 @@ class Standard(NamedTuple):
         return np.asarray(values) * self.scale + self.mean
 
 
-def standardise(train: Series) -> Standard:
-    """Statistics of the observed cells of `train`, for `Standard.apply` on it and on test series.
+def standardise(train: Series) -> Standardisation:
+    """Statistics of the observed cells of `train`, for `Standardisation.apply` on it and on test series.
 
     A channel with fewer than two observed cells, or without spread, keeps its scale.
 
@@ -148,4 +148,4 @@ def standardise(train: Series) -> Standard:
     mean = np.where(count > 0, np.where(seen, cells, 0).sum((0, 1)) / np.maximum(count, 1), 0.0)
     spread = np.where(seen, (cells - mean) ** 2, 0).sum((0, 1)) / np.maximum(count, 1)
     scale = np.where(spread > 0, np.sqrt(spread), 1.0)
-    return Standard(mean.astype(np.float32), scale.astype(np.float32))
+    return Standardisation(mean.astype(np.float32), scale.astype(np.float32))

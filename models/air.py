@@ -46,14 +46,14 @@ class AIR(NamedTuple):
     Attributes:
         model: sites "more_t" [images], "where_t" [images, 3], "what_t" [images, d] for t = 1..T, "x" (observed); deterministic
             "count" [images] and "canvas" [images, H * W], the mean of x.
-        guide: the same latent sites; deterministic "count" and "windows" [images, T, 3], see `Window`.
+        guide: the same latent sites; deterministic "count" and "windows" [images, T, 3], see `AttentionWindow`.
     """
 
     model: ppl.Program
     guide: ppl.Program
 
 
-class Window(NamedTuple):
+class AttentionWindow(NamedTuple):
     """Square windows in pixels, from the upper left corner of the image; arrays of one shape.
 
     Attributes:
@@ -82,11 +82,11 @@ class Geometry(NamedTuple):
     size: float
     spread: float
 
-    def window(self, where: Float[Array, "*batch 3"]) -> Window:
+    def window(self, where: Float[Array, "*batch 3"]) -> AttentionWindow:
         """The window of a standardised `where`; its centre has a standard deviation of a fifth of the image."""
         side = self.size * jnp.exp(self.spread * where[..., 0])
         row, column = ((0.5 + 0.2 * where[..., 1 + i]) * n for i, n in enumerate(self.shape))
-        return Window(side, row, column)
+        return AttentionWindow(side, row, column)
 
     def read(self, x: Float[Array, "images pixels"], where: Float[Array, "images 3"]) -> Array:
         """Pixels in the window, [images, num_cells^2]; zero outside of the image."""

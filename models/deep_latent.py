@@ -49,7 +49,7 @@ class DeepLatent(NamedTuple):
     guide: ppl.Program
 
 
-class Encoder(eqx.Module):
+class CodeEncoder(eqx.Module):
     """Mean offset and scale of the code given pixels and class: (m, s) = V act(trunk(x) + E k), where k is one-hot.
 
     Args:
@@ -97,7 +97,7 @@ def programs(
 ) -> DeepLatent:
     """The model and guide of the module's text, with freshly initialised networks.
 
-    Parameters: "classifier" and "decoder" (equinox MLPs with one and two hidden layers), "encoder" (`Encoder`),
+    Parameters: "classifier" and "decoder" (equinox MLPs with one and two hidden layers), "encoder" (`CodeEncoder`),
     "class_logits" (log pi up to a constant, [num_classes]), "class_loc" and "class_scale" (mu and sigma,
     [num_classes, num_latents]). Model and guide share "class_loc".
 
@@ -130,7 +130,7 @@ def programs(
     keys = jax.random.split(key, 4)
     widths = {"activation": jax.nn.silu, "width_size": num_hidden}
     classifier_0 = eqx.nn.MLP(num_pixels, num_classes, depth=1, key=keys[0], **widths)
-    encoder_0 = Encoder(num_pixels, num_classes, num_latents, num_hidden, key=keys[1])
+    encoder_0 = CodeEncoder(num_pixels, num_classes, num_latents, num_hidden, key=keys[1])
     decoder_0 = eqx.nn.MLP(num_latents, num_pixels, depth=2, key=keys[2], **widths)
     bias = jnp.zeros(num_pixels) if pixel_logits is None else jnp.asarray(pixel_logits, float)
     decoder_0 = eqx.tree_at(lambda net: net.layers[-1].bias, decoder_0, bias)

@@ -78,7 +78,10 @@ def frechet_distance(
 
     def compute(x: np.ndarray, y: np.ndarray) -> Estimate:
         centre = x.mean(0)  # against cancellation in sums of products
-        one, two = _Moments.of_cells(x - centre, draws), _Moments.of_cells(y - centre, draws)
+        one, two = (
+            _CellMoments.of_cells(x - centre, draws),
+            _CellMoments.of_cells(y - centre, draws),
+        )
         intercept, plain, slope = _extrapolated(one.by_part(), two.by_part())
         left_out = np.array([_extrapolated(one.by_part(g), two.by_part(g)) for g in range(_GROUPS)])
         error, plain_error, _ = jackknife_error(left_out)
@@ -137,7 +140,7 @@ def _least(d: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Moments:
+class _CellMoments:
     """Sums over the rows of each cell: counts [parts, groups], rows [parts, groups, d], their products [..., d, d]."""
 
     counts: np.ndarray
@@ -145,7 +148,7 @@ class _Moments:
     products: np.ndarray
 
     @classmethod
-    def of_cells(cls, x: np.ndarray, draws: np.random.Generator) -> _Moments:
+    def of_cells(cls, x: np.ndarray, draws: np.random.Generator) -> _CellMoments:
         order, d = draws.permutation(len(x)), x.shape[1]
         counts = np.zeros((_PARTS, _GROUPS))
         sums, products = np.zeros((_PARTS, _GROUPS, d)), np.zeros((_PARTS, _GROUPS, d, d))
@@ -155,12 +158,12 @@ class _Moments:
             counts[at], sums[at], products[at] = len(part), part.sum(0), part.T @ part
         return cls(counts, sums, products)
 
-    def by_part(self, left_out: int | None = None) -> _Moments:
+    def by_part(self, left_out: int | None = None) -> _CellMoments:
         """Sums over groups, one of them left out: [parts], [parts, d], [parts, d, d]."""
         terms = (self.counts, self.sums, self.products)
         if left_out is None:
-            return _Moments(*(t.sum(1) for t in terms))
-        return _Moments(*(t.sum(1) - t[:, left_out] for t in terms))
+            return _CellMoments(*(t.sum(1) for t in terms))
+        return _CellMoments(*(t.sum(1) - t[:, left_out] for t in terms))
 
     def of_subset(self, fraction: int, number: int) -> tuple[float, np.ndarray, np.ndarray]:
         """Rows, mean and covariance of the `number`-th of `fraction` subsets, of moments by part."""
@@ -170,7 +173,7 @@ class _Moments:
         return n, mean, (self.products[parts].sum(0) - n * np.outer(mean, mean)) / (n - 1)
 
 
-def _extrapolated(one: _Moments, two: _Moments) -> tuple[float, float, float]:
+def _extrapolated(one: _CellMoments, two: _CellMoments) -> tuple[float, float, float]:
     """Intercept, distance of all rows, and what the latter is too large by, from moments by part."""
     ratios, values = [], []
     for fraction in _FRACTIONS:

@@ -17,7 +17,7 @@ from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics
 from ..fitting._fit_result import Fit, Posterior
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
-from ._arviz_source import PARTICLES, Source, is_mcmc, make_source
+from ._arviz_source import PARTICLES, ArvizSource, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import describe, draw_prior, replay
 
@@ -159,7 +159,9 @@ def _split(key: Any) -> dict[str, jax.Array] | None:
     )
 
 
-def _resampled(source: Source, diagnostics: ImportanceDiagnostics | None, keys: Any) -> Source:
+def _resampled(
+    source: ArvizSource, diagnostics: ImportanceDiagnostics | None, keys: Any
+) -> ArvizSource:
     if diagnostics is None:
         why = source.no_weight or "no log_weights came with the draws"
         raise ValueError(
@@ -184,7 +186,7 @@ def _resampled(source: Source, diagnostics: ImportanceDiagnostics | None, keys: 
 
 
 def _wanted(
-    groups: Collection[str] | None, group: str, source: Source, keys: Any
+    groups: Collection[str] | None, group: str, source: ArvizSource, keys: Any
 ) -> frozenset[str]:
     """The groups to compute, besides the draws themselves and their statistics."""
     if source.model is None:
@@ -204,7 +206,12 @@ def _wanted(
 
 
 def _content(
-    source: Source, wanted: frozenset[str], group: str, keys: Any, num_samples: int, batch_size: int
+    source: ArvizSource,
+    wanted: frozenset[str],
+    group: str,
+    keys: Any,
+    num_samples: int,
+    batch_size: int,
 ) -> Content:
     """Everything that goes into the tree; runs the model where there is one."""
     origin = source.origin + (", not weighted" if source.log_weights is not None else "")

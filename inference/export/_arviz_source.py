@@ -34,7 +34,7 @@ PARTICLES = SMCResult | SMC2Result | TemperedResult | IslandsResult | LiuWestRes
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ArvizSource:
     """Draws, and what is known of them without running the model.
 
     Attributes:
@@ -67,7 +67,7 @@ class Source:
         return self.stats.get("log_weight")
 
 
-def make_source(result, keys, num_samples, args, model, log_weights, batch_size) -> Source:
+def make_source(result, keys, num_samples, args, model, log_weights, batch_size) -> ArvizSource:
     """What `result` holds; the arguments are those of `to_arviz`, with one key for each use."""
     if isinstance(result, Fit):
         return _from_fit(result, keys, num_samples, args, batch_size)
@@ -91,12 +91,14 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
         choices = result.shared_choices if isinstance(result, ppl.Trace) else result
         given = named_data(choices, "The value of site '{}'")
         choices = {name: np.asarray(value) for name, value in given.items()}
-        source = Source(choices, "as given", program, args or (), stats)
+        source = ArvizSource(choices, "as given", program, args or (), stats)
     _check_lengths(source)
     return source
 
 
-def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_size: int) -> Source:
+def _from_fit(
+    fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_size: int
+) -> ArvizSource:
     if keys is None:
         raise ValueError(
             "to_arviz: argument 'key' is missing: a fit has no draws yet. Pass key=jax.random.key(0)."
@@ -127,7 +129,7 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
     stats = {"lp": draws.log_p, "log_q": draws.log_q}
     if draws.no_weight is None:
         stats["log_weight"] = draws.log_p - draws.log_q
-    return Source(
+    return ArvizSource(
         draws.choices, "from the guide", model, args, stats, {"deterministic": draws.deterministic},
         Content(sites=draws.sites), no_weight=draws.no_weight,
         attrs={"objective": fit.label, "chains": _ONE_RUN},
@@ -136,7 +138,7 @@ def _from_fit(fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_s
 
 def _from_seeds(
     fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_size: int
-) -> Source:
+) -> ArvizSource:
     """The draws of each seed's guide as a chain: R-hat then tells whether the seeds found the same."""
     known = fit.args if args is None else args
     model = fit.objective.model
@@ -163,7 +165,7 @@ def _from_seeds(
 
 def _from_particles(
     result: Any, keys: Any, num_samples: int, args: tuple | None, model: Any
-) -> Source:
+) -> ArvizSource:
     """Equally weighted particles: their weights are those of a whole history, not ratios of two densities."""
     if keys is None:
         raise ValueError(
@@ -184,7 +186,7 @@ def _from_particles(
     if hasattr(result, "evidence"):
         attrs["evidence"] = result.evidence
     program = None if model is None else ppl.as_program(model)
-    return Source(
+    return ArvizSource(
         {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,
         args or (), attrs=attrs,
     )  # fmt: skip
@@ -200,18 +202,18 @@ def _evidence_error(result: Any) -> float | str:
     return "not known from this run; inference.particles.replicate tells it from several"
 
 
-def _from_chains(result: PMMHResult, args: tuple | None, model: Any) -> Source:
+def _from_chains(result: PMMHResult, args: tuple | None, model: Any) -> ArvizSource:
     """One chain, or several of one length, [chains, samples, ...]."""
     num_chains = result.log_joint.shape[0] if result.log_joint.ndim == 2 else 1
     in_a_row = lambda x: np.asarray(x).reshape(-1, *x.shape[result.log_joint.ndim :])
     stats = {"log_joint": in_a_row(result.log_joint), "is_accepted": in_a_row(result.is_accepted)}
-    return Source(
+    return ArvizSource(
         {name: in_a_row(x) for name, x in result.choices.items()}, "by PMMH",
         None if model is None else ppl.as_program(model), args or (), stats, num_chains=num_chains,
     )  # fmt: skip
 
 
-def _from_draws(draws: Draws, args: tuple | None) -> Source:
+def _from_draws(draws: Draws, args: tuple | None) -> ArvizSource:
     args = draws.args if args is None else args
     if args is None:
         raise ValueError(
@@ -222,7 +224,7 @@ def _from_draws(draws: Draws, args: tuple | None) -> Source:
         "certified": int(certificate.is_certified),
         "problems": "; ".join(certificate.problems),
     }
-    return Source(
+    return ArvizSource(
         draws.choices, f"of the posterior, by {certificate.method}", draws.model, args, dict(draws.statistics),
         num_chains=draws.num_chains, attrs=attrs,
     )  # fmt: skip
@@ -234,21 +236,21 @@ def is_mcmc(result: Any) -> bool:
     return isinstance(result, MCMC)
 
 
-def _from_mcmc(mcmc: Any, args: tuple | None) -> Source:
+def _from_mcmc(mcmc: Any, args: tuple | None) -> ArvizSource:
     if mcmc.last_state is None:
         raise ValueError("to_arviz: the MCMC holds no draws. Call mcmc.run(key, *args) first.")
     samples = mcmc.get_samples(group_by_chain=True)
     if not isinstance(samples, Mapping):  # a potential without a model: ArviZ names its parts
-        return Source({}, "by MCMC", mcmc=mcmc)
+        return ArvizSource({}, "by MCMC", mcmc=mcmc)
     choices = {name: np.asarray(v).reshape(-1, *v.shape[2:]) for name, v in samples.items()}
     model, (run_args, kwargs) = mcmc.sampler.model, mcmc_arguments(mcmc)
     if model is not None:
         model = ppl.as_program(functools.partial(model, **kwargs) if kwargs else model)
     args = run_args if args is None else args
-    return Source(choices, "by MCMC", model, args or (), num_chains=mcmc.num_chains, mcmc=mcmc)
+    return ArvizSource(choices, "by MCMC", model, args or (), num_chains=mcmc.num_chains, mcmc=mcmc)
 
 
-def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> Source:
+def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> ArvizSource:
     """A batch of traces speaks for itself: axes, log-probs and data are in it."""
     trace = jax.tree.map(np.asarray, dataclasses.replace(trace, retval=None))
     sites = dict(trace.sites)
@@ -275,7 +277,7 @@ def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> Source:
     }
     observed = {name: value[0] for name, value in trace.observed.items()}
     content = Content(sites=sites, data={"observed_data": observed}, cells=_cells_of(trace))
-    return Source(trace.choices, "as given", stats=stats, given=given, content=content)
+    return ArvizSource(trace.choices, "as given", stats=stats, given=given, content=content)
 
 
 def _cells_of(trace: ppl.Trace) -> dict[str, np.ndarray]:
@@ -296,7 +298,7 @@ def _cells_of(trace: ppl.Trace) -> dict[str, np.ndarray]:
     return cells
 
 
-def _check_lengths(source: Source) -> None:
+def _check_lengths(source: ArvizSource) -> None:
     shapes = {name: np.shape(v) for name, v in {**source.choices, **source.stats}.items()}
     lengths = {shape[:1] for shape in shapes.values()}
     if not source.choices or len(lengths) != 1 or () in lengths:

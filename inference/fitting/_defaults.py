@@ -41,7 +41,7 @@ _OF_POSTERIORS = frozenset(
 _ON_PURPOSE = " To fit what is not observed on purpose, say unobserved='allow'."
 
 
-class Chosen(NamedTuple):
+class ChosenObjective(NamedTuple):
     """An objective, and what was chosen with why, by subject; nothing, if the objective was given."""
 
     objective: Any
@@ -50,7 +50,7 @@ class Chosen(NamedTuple):
 
 def choose_objective(
     model: Any, args: tuple, *, may_be_prior: bool, check_jumps: ppl.checks.CheckJumps = True
-) -> Chosen:
+) -> ChosenObjective:
     """The evidence lower bound of a model with a Normal guide on all continuous sites; discrete ones are summed out.
 
     Raises:
@@ -82,11 +82,15 @@ def choose_objective(
         reasons["discrete"] = f"{', '.join(discrete)} summed out, exactly (ppl.eliminate)"
     if size == 0:
         reasons["guide"] = "none, since no continuous site is latent"
-        return Chosen(elbo(program, lambda *args, **kwargs: None, check_jumps=check_jumps), reasons)
+        return ChosenObjective(
+            elbo(program, lambda *args, **kwargs: None, check_jumps=check_jumps), reasons
+        )
     if missing:
         reasons["missing"] = f"{', '.join(missing)} left to the model"
     guide, reasons["guide"] = _guide(program, size, tuple(missing))
-    return Chosen(elbo(program, guide, check_jumps=check_jumps), reasons | {"objective": "elbo"})
+    return ChosenObjective(
+        elbo(program, guide, check_jumps=check_jumps), reasons | {"objective": "elbo"}
+    )
 
 
 def _guide(program: Program, size: int, missing: tuple[str, ...]) -> tuple[Any, str]:

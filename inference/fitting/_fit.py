@@ -41,10 +41,10 @@ from ._initial import initial_params
 from ._judgement import judged
 from ._loop import Carry, Config, initial_carry, run_keys, strong
 from ._optimizer import FROZEN, apply, is_optimizer, make_optimizer
-from ._train import Plan, Training
+from ._train import HostPlan, Training
 from .data import is_iterable_of_batches, make_source
 from .stationarity import Averaging, averaged, noise_shares, summary
-from .storage import Run, check_writable, describe, fingerprint, load
+from .storage import StoredRun, check_writable, describe, fingerprint, load
 
 _MAX_STEPS_PER_CALL = 10_000  # length of the buffer of values on the device
 
@@ -283,7 +283,7 @@ def fit(
     if checkpoint is not None:
         own = make_optimizer(optimizer, one)
         run["belongs to"] = describe(
-            Run(
+            StoredRun(
                 objective=scaled,
                 params=one,
                 state=carry.state
@@ -340,7 +340,7 @@ def fit(
     source.resume(loader, step)
     if mesh is not None:
         carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
-    plan = Plan(
+    plan = HostPlan(
         num_steps, tuple(callbacks), callback_every, checkpoint, checkpoint_every, run, progress
     )
     result = Training(config, plan, keys, carry, step, values, make_fit).finish()

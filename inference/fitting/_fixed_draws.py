@@ -64,7 +64,7 @@ class FixedDrawsFit(Fit):
         Raises:
             ValueError: H is not definite, so the end is no maximum; or there are too many parameters.
         """
-        bound = _Bound.of(self)
+        bound = _FixedDrawsBound.of(self)
         flat, unflatten = jax.flatten_util.ravel_pytree(self.params)
         inverse = bound.inverse_hessian(flat, unflatten)
         grads = bound.gradients(flat, unflatten)
@@ -97,7 +97,7 @@ class FixedDrawsFit(Fit):
         Reference: Giordano, Broderick and Jordan 2018, arXiv:1709.02536; with fixed draws Giordano, Ingram and Broderick 2024,
         arXiv:2304.05527.
         """
-        bound, guide = _Bound.of(self), self.objective.guide
+        bound, guide = _FixedDrawsBound.of(self), self.objective.guide
         if self.objective.name != "elbo":
             raise ValueError(
                 f"FixedDrawsFit: linear response is of the evidence lower bound, not of {self.objective.name}: only its top "
@@ -174,7 +174,7 @@ def fit_fixed_draws(
     check_programs("fit_fixed_draws", objective, arguments, may_be_prior=unobserved == "allow")
     first = objective.init(start_key, *arguments) if params is None else params
     _check_strategies(objective, first, arguments)
-    bound = _Bound(objective, arguments, draw_key, num_draws)
+    bound = _FixedDrawsBound(objective, arguments, draw_key, num_draws)
     starts = [first]
     if params is None:
         keys = jax.random.split(start_key, num_starts)
@@ -202,7 +202,7 @@ def fit_fixed_draws(
     )  # fmt: skip
 
 
-class _Bound:
+class _FixedDrawsBound:
     """-L_S (or L_S, if it is minimised) and its derivatives."""
 
     def __init__(self, objective: Any, args: tuple, key: Any, num_draws: int) -> None:
@@ -212,7 +212,7 @@ class _Bound:
         self.sign = -1.0 if objective.direction == "max" else 1.0
 
     @classmethod
-    def of(cls, fit: FixedDrawsFit) -> _Bound:
+    def of(cls, fit: FixedDrawsFit) -> _FixedDrawsBound:
         if fit.args is None:
             raise ValueError(
                 "FixedDrawsFit: the data are gone; fit again, or load the fit with args=."
@@ -289,7 +289,7 @@ def _check_strategies(objective: Any, params: Any, args: tuple) -> None:
             )
 
 
-def _check_gradient(bound: _Bound, params: Any) -> None:
+def _check_gradient(bound: _FixedDrawsBound, params: Any) -> None:
     """Refuse a value whose derivative is not that of its differences, tried in one direction."""
     flat, unflatten = jax.flatten_util.ravel_pytree(params)
     flat, dtype = np.asarray(flat, float), flat.dtype

@@ -56,7 +56,7 @@ class GuideWorth(NamedTuple):
         return self._asdict()
 
 
-class Draws(NamedTuple):
+class WeightedDraws(NamedTuple):
     """Weighted draws of a guide.
 
     Attributes:
@@ -100,10 +100,10 @@ def judged(fit: Any, key: Any, *, is_chosen: bool) -> tuple[GuideWorth, str | No
 
 
 def weighed(
-    make: Callable[[int, Any], Draws], key: Any, *, is_chosen: bool = False
-) -> tuple[Draws, GuideWorth, str | None]:
+    make: Callable[[int, Any], WeightedDraws], key: Any, *, is_chosen: bool = False
+) -> tuple[WeightedDraws, GuideWorth, str | None]:
     """Draws of `make(number, key)`, as many as tell k-hat from its threshold, and `verdict_on` them."""
-    total = Draws(np.zeros(0), {})
+    total = WeightedDraws(np.zeros(0), {})
     for number, size in enumerate(_ROUNDS):
         more = make(size - len(total.log_weights), jax.random.fold_in(key, number))
         total = _joined(total, more)
@@ -152,17 +152,19 @@ def _starts(fit: Any) -> Starts | None:
     return guide.starts if isinstance(guide, AutoWhitenedNormal) else None
 
 
-def _draws(fit: Any, key: Any, number: int, starts: Starts | None) -> Draws:
+def _draws(fit: Any, key: Any, number: int, starts: Starts | None) -> WeightedDraws:
     if starts is None:
         drawn = fit.posterior(key, number, batch_size=100)
-        return Draws(drawn.log_weights.astype(float), _by_coordinate(drawn.choices))
+        return WeightedDraws(drawn.log_weights.astype(float), _by_coordinate(drawn.choices))
     mean, factor = _normal(fit)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     noise = rng.standard_normal((number, len(mean)))
     u = mean + noise @ factor.T
     log_q = -0.5 * (noise**2 + math.log(2 * math.pi)).sum(1) - np.linalg.slogdet(factor)[1]
     choices = starts.landscape.choices(u)
-    return Draws(starts.landscape.values(u, keep_nan=True) - log_q, _by_coordinate(choices), u)
+    return WeightedDraws(
+        starts.landscape.values(u, keep_nan=True) - log_q, _by_coordinate(choices), u
+    )
 
 
 def _by_coordinate(choices: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -180,16 +182,16 @@ def _normal(fit: Any) -> tuple[np.ndarray, np.ndarray]:
     return fit.objective.guide.fn.normal(fit.params)
 
 
-def _joined(one: Draws, other: Draws) -> Draws:
+def _joined(one: WeightedDraws, other: WeightedDraws) -> WeightedDraws:
     points = {
         n: np.concatenate([one.points[n], x]) if n in one.points else x
         for n, x in other.points.items()
     }
     u = np.concatenate([one.u, other.u]) if one.u.size else other.u
-    return Draws(np.concatenate([one.log_weights, other.log_weights]), points, u)
+    return WeightedDraws(np.concatenate([one.log_weights, other.log_weights]), points, u)
 
 
-def _behind(draws: Draws, starts: Starts) -> tuple[str, str] | None:
+def _behind(draws: WeightedDraws, starts: Starts) -> tuple[str, str] | None:
     """Whether training has lost what the start had."""
     weights = draws.log_weights
     error = weights.std() / math.sqrt(len(weights))
@@ -201,7 +203,7 @@ def _behind(draws: Draws, starts: Starts) -> tuple[str, str] | None:
     )
 
 
-def _several(fit: Any, draws: Draws, starts: Starts) -> tuple[str, str] | None:
+def _several(fit: Any, draws: WeightedDraws, starts: Starts) -> tuple[str, str] | None:
     """Whether a Normal that was found before holds mass where the guide is not."""
     mean, factor = _normal(fit)
     top = draws.log_weights.max()
@@ -233,7 +235,7 @@ def _thin(worth: GuideWorth) -> tuple[str, str] | None:
     )
 
 
-def _off(draws: Draws) -> tuple[str, str] | None:
+def _off(draws: WeightedDraws) -> tuple[str, str] | None:
     """What weighted draws say against unweighted ones, of a coordinate of which each half of the draws says it.
 
     A width is known where k-hat of weight x squared distance is below its threshold, too; of a law that is itself so heavy that

@@ -29,7 +29,7 @@ from .storage import Checkpoint, save
 _SECONDS_PER_CALL = 0.3
 
 
-class Plan(NamedTuple):
+class HostPlan(NamedTuple):
     """What the host does and when."""
 
     num_steps: int | None
@@ -79,7 +79,7 @@ class Training:
     def __init__(
         self,
         config: Config,
-        plan: Plan,
+        plan: HostPlan,
         keys: jax.Array,
         carry: Carry,
         step: int,
@@ -267,7 +267,7 @@ class Timing(NamedTuple):
         return min(max(least, wanted), 8 * self.num_steps)
 
 
-def _bar(plan: Plan, step: int) -> Any:
+def _bar(plan: HostPlan, step: int) -> Any:
     return progress_bar(plan.num_steps, step, is_shown=plan.progress and jax.process_index() == 0)
 
 

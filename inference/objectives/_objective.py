@@ -20,7 +20,7 @@ from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
 from .._abstract_objective import AbstractObjective, Direction
 from .._runs import check_new
-from ._recreated import Recipe, recreate, recreated
+from ._recreated import RecordedCall, recreate, recreated
 
 Array = jax.Array
 Weighing = Literal["scaled", "functional", "refused"]
@@ -68,7 +68,7 @@ class Objective(AbstractObjective):
     site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None
     weighing: Weighing = "functional"
     gradient: str = "full"
-    recipe: Recipe | None = dataclasses.field(default=None, repr=False)
+    recipe: RecordedCall | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self.name, num_replicates=self.num_replicates)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ...ppl._calls import checked_call
 
 
-class Recipe(NamedTuple):
+class RecordedCall(NamedTuple):
     """A call of a function that can be found by its names, with the defaults of its arguments."""
 
     module: str
@@ -35,13 +35,13 @@ def recreated[F: Callable[..., Any]](factory: F) -> F:
         made = make(*args, **kwargs)
         call = inspect.signature(factory, follow_wrapped=False).bind(*args, **kwargs)
         call.apply_defaults()
-        recipe = Recipe(factory.__module__, factory.__qualname__, call.args, call.kwargs)
+        recipe = RecordedCall(factory.__module__, factory.__qualname__, call.args, call.kwargs)
         return dataclasses.replace(made, recipe=recipe)
 
     return remembered  # pyright: ignore[reportReturnType]
 
 
-def recreate(recipe: Recipe, fields: Mapping[str, Any]) -> Any:
+def recreate(recipe: RecordedCall, fields: Mapping[str, Any]) -> Any:
     """The objective that a call makes, with other fields."""
     made: Any = importlib.import_module(recipe.module)
     for name in recipe.name.split("."):

@@ -27,7 +27,7 @@ _SMALLEST = 0.99  # acceptance of the smallest steps that are tried
 NEGLIGIBLE = 15.0  # nats of evidence below the best place: a share of 3e-7
 
 
-class Settings(NamedTuple):
+class ChainSettings(NamedTuple):
     """Of chains.
 
     Attributes:
@@ -55,7 +55,7 @@ class Chains(NamedTuple):
 
 
 def run_chains(
-    method: str, target: Target, key: jax.Array, settings: Settings,
+    method: str, target: Target, key: jax.Array, settings: ChainSettings,
     starts: np.ndarray | None = None, frame: Frame | None = None,
     tell: Callable[[Attempt], None] = lambda attempt: None, label: str = "",
     is_hopeless: Callable[[Run], bool] = lambda run: False,
@@ -114,7 +114,12 @@ def run_chains(
 
 
 def _run(
-    sampler: Sampler, target: Target, state: Any, frame: Frame, accept: float, settings: Settings
+    sampler: Sampler,
+    target: Target,
+    state: Any,
+    frame: Frame,
+    accept: float,
+    settings: ChainSettings,
 ) -> tuple[Run, Verdict]:
     """One run with its verdict; few draws, where trajectories are so long that coordinates must be wrong."""
     is_stiff, warmed = False, 0

@@ -12,12 +12,12 @@ from ...ppl._calls import checked_call, did_you_mean
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ._certificate import Attempt
-from ._chains import Settings, run_chains
+from ._chains import ChainSettings, run_chains
 from ._draws import Draws
 from ._elimination import without_discrete
 from ._problem import posed
 from ._sampler import DENSE_UP_TO
-from ._search import METHODS, Form, Search, chains_found, make_draws
+from ._search import METHODS, ModelForm, Search, chains_found, make_draws
 from ._target import make_target
 
 
@@ -163,7 +163,7 @@ def nuts(
         )
     chain_key, draw_key = jax.random.split(key)
     is_dense = target.dimension <= DENSE_UP_TO if is_dense is None else is_dense
-    settings = Settings(
+    settings = ChainSettings(
         num_chains, -(-num_samples // num_chains), num_warmup, (target_accept,), 0, bool(is_dense)
     )
     attempts: list[Attempt] = []
@@ -174,7 +174,7 @@ def nuts(
         say(str(attempt))
 
     chains = run_chains("nuts", target, chain_key, settings, tell=tell)
-    form = Form("", program, gone)
+    form = ModelForm("", program, gone)
     found = chains_found(problem, target, chains, form)
     draws = make_draws(problem, found, draw_key, tuple(attempts))
     told("nuts", draws, uncertified)

@@ -55,7 +55,7 @@ def _moving(
     program: ppl.Program, args: tuple, template: Mapping[str, Array], refusal: ValueError
 ) -> tuple[dict[str, tuple[int, ...]], Maps]:
     def supports(key: Array, values: Mapping[str, Array]) -> dict[str, Any]:
-        met = _Supports(template)
+        met = _SiteSupports(template)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             with met, fresh_caches():
@@ -88,7 +88,7 @@ def _moving(
     return {n: shape(n) for n in template}, maps
 
 
-class _Supports(Messenger):
+class _SiteSupports(Messenger):
     """Collects the supports of sites."""
 
     only_watches = True  # programs that let no handler act on them let it stay

@@ -43,7 +43,7 @@ class Weighed(NamedTuple):
 def weigh_modes(target: Target, run: Run, key: Any, num_samples: int) -> Weighed:
     """Draws of the posterior as far as the chains' places go."""
     began = time.perf_counter()
-    laws = [_Student.of(run.u[group].reshape(-1, target.dimension)) for group in groups(run.u)]
+    laws = [_StudentLaw.of(run.u[group].reshape(-1, target.dimension)) for group in groups(run.u)]
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     number = -(-_DRAWS * num_samples // len(laws))
     u = np.concatenate([law.draws(rng, number) for law in laws])
@@ -82,14 +82,14 @@ def groups(u: np.ndarray) -> list[list[int]]:
     return found
 
 
-class _Student(NamedTuple):
+class _StudentLaw(NamedTuple):
     """A multivariate Student law: location + root (normal / sqrt(chi2 / freedom))."""
 
     location: np.ndarray
     root: np.ndarray
 
     @classmethod
-    def of(cls, u: np.ndarray) -> _Student:
+    def of(cls, u: np.ndarray) -> _StudentLaw:
         location, root = mean_and_root(u)
         return cls(location, _WIDER * root)
 

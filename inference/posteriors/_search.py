@@ -17,7 +17,7 @@ import numpy as np
 
 from ... import ppl
 from ._certificate import Attempt, Certificate, Method
-from ._chains import Chains, Settings, run_chains
+from ._chains import Chains, ChainSettings, run_chains
 from ._double import doubled, is_coarse, precision, singled
 from ._draws import Draws
 from ._elimination import CHEAP, DEAR, simulated, without_discrete, without_normal
@@ -35,7 +35,7 @@ from ._tempered import run_tempered
 METHODS = ("eliminate", "nuts", "tempered", "fit")
 
 
-class Form(NamedTuple):
+class ModelForm(NamedTuple):
     """A form of the model.
 
     Attributes:
@@ -56,7 +56,7 @@ class Found(NamedTuple):
 
     method: Method
     verdict: Verdict
-    form: Form
+    form: ModelForm
     draw: Callable[[Any], dict[str, np.ndarray]]
     num_chains: int = 1
     statistics: dict[str, np.ndarray] = {}  # noqa: RUF012
@@ -95,7 +95,7 @@ class Search:
         program, gone = without_discrete(self.method, problem.program, problem.trace, problem.args)
         if gone:
             self.say(f"{', '.join(gone)} summed out, exactly")
-        plain = Form("", program, gone)
+        plain = ModelForm("", program, gone)
         if (exact := self._exact(plain)) is not None:
             self._tell(Attempt("exact", time.perf_counter() - began, "certified", {}))
             return self._made(exact)
@@ -111,7 +111,7 @@ class Search:
             )
         return self._made(min(self.found, key=lambda found: found.verdict.rank))
 
-    def _exact(self, plain: Form) -> Found | None:
+    def _exact(self, plain: ModelForm) -> Found | None:
         """Independent draws, where nothing is left to approximate."""
         if not simulated_choices(plain.program, self.problem.args):
             form = plain
@@ -123,7 +123,7 @@ class Search:
         draw = lambda key: completed(self.problem, form.program, key, each, lambda _: {})
         return Found("exact", Verdict({}, ()), form, draw)
 
-    def _without(self, form: Form, most_work: float, *, only_moving: bool) -> Form:
+    def _without(self, form: ModelForm, most_work: float, *, only_moving: bool) -> ModelForm:
         """The form without normal sites for which that is exact and not dearer than this."""
         if "eliminate" not in self.methods:
             return form
@@ -135,7 +135,7 @@ class Search:
         label = f"{', '.join(names)} integrated out"
         return form._replace(label=label, program=program, eliminated=(*form.eliminated, *names))
 
-    def _nuts(self, first: Form, plain: Form) -> bool:
+    def _nuts(self, first: ModelForm, plain: ModelForm) -> bool:
         found: list[bool] = []
 
         def is_coarse_at(run: Run) -> bool:
@@ -161,7 +161,7 @@ class Search:
             return self._in_modes(first, chains)
         return self._chains(first, (0.95, 0.99)).verdict.is_certified
 
-    def _is_coarse(self, form: Form, run: Run) -> bool:
+    def _is_coarse(self, form: ModelForm, run: Run) -> bool:
         """Whether gradients where chains ended are those of single precision, and not the posterior's."""
         if form.is_double or jax.config.jax_enable_x64:
             return False
@@ -172,7 +172,7 @@ class Search:
         except (TypeError, ValueError):  # the program insists on single precision
             return False
 
-    def _other_forms(self, first: Form, plain: Form) -> Iterator[Form]:
+    def _other_forms(self, first: ModelForm, plain: ModelForm) -> Iterator[ModelForm]:
         changed, names = noncentred(first.program, self._args(first))
         if names:
             yield first._replace(label=f"{', '.join(names)} shifted and scaled", program=changed)
@@ -180,7 +180,7 @@ class Search:
         if set(more.eliminated) - set(first.eliminated):
             yield more
 
-    def _in_modes(self, form: Form, chains: Chains) -> bool:
+    def _in_modes(self, form: ModelForm, chains: Chains) -> bool:
         """The places of the chains weighed; or chains that begin in further modes, and theirs."""
         if self._weighed_modes(form, chains):
             return True
@@ -200,7 +200,7 @@ class Search:
             return self._weighed_modes(form, chains)
         return chains.verdict.is_certified
 
-    def _weighed_modes(self, form: Form, chains: Chains) -> bool:
+    def _weighed_modes(self, form: ModelForm, chains: Chains) -> bool:
         with precision(is_double=form.is_double):
             target = self._target(form)
             if target.dimension > MOST_COORDINATES or chains.verdict.is_stiff:
@@ -213,12 +213,12 @@ class Search:
         return weighed.verdict.is_certified
 
     def _chains(
-        self, form: Form, accepts: tuple[float, ...], starts: Any = None, frame: Any = None,
+        self, form: ModelForm, accepts: tuple[float, ...], starts: Any = None, frame: Any = None,
         is_hopeless: Callable[[Run], bool] = lambda run: False,
     ) -> Chains:  # fmt: skip
         with precision(is_double=form.is_double):
             target = self._target(form)
-            settings = Settings(
+            settings = ChainSettings(
                 self.num_chains, -(-self.num_samples // self.num_chains), 2 * CHUNK, accepts, 2,
                 target.dimension <= DENSE_UP_TO,
             )  # fmt: skip
@@ -237,15 +237,15 @@ class Search:
         self.found.append(chains_found(self.problem, target, chains, form))
         return chains
 
-    def _tempered(self, first: Form, plain: Form) -> bool:
+    def _tempered(self, first: ModelForm, plain: ModelForm) -> bool:
         found = run_tempered(first.program, self.problem.args, self._fresh(), self.num_samples)
         return self._weighed("tempered", first, found)
 
-    def _fit(self, first: Form, plain: Form) -> bool:
+    def _fit(self, first: ModelForm, plain: ModelForm) -> bool:
         found = run_fit(first.program, self.problem.args, self._fresh(), self.num_samples)
         return self._weighed("fit", first, found)
 
-    def _weighed(self, method: Method, form: Form, found: Any) -> bool:
+    def _weighed(self, method: Method, form: ModelForm, found: Any) -> bool:
         choices, verdict, attempt = found
         self._tell(attempt)
         if choices is None:
@@ -254,10 +254,10 @@ class Search:
         self.found.append(Found(method, verdict, form, draw))
         return verdict.is_certified
 
-    def _target(self, form: Form) -> Target:
+    def _target(self, form: ModelForm) -> Target:
         return make_target(self.method, form.program, self._args(form))
 
-    def _args(self, form: Form) -> tuple:
+    def _args(self, form: ModelForm) -> tuple:
         return doubled(self.problem.args) if form.is_double else self.problem.args
 
     def _fresh(self) -> Any:
@@ -292,7 +292,7 @@ def completing(
     return draw
 
 
-def chains_found(problem: Problem, target: Target, chains: Chains, form: Form) -> Found:
+def chains_found(problem: Problem, target: Target, chains: Chains, form: ModelForm) -> Found:
     """The draws of chains."""
     run = chains.run
     flat = {

@@ -41,7 +41,7 @@ from ._metrics import (
     total_variation as total_variation,
 )
 from ._object_sampler import Drawn as Drawn, ObjectSampler as ObjectSampler
-from ._process import Batch as Batch, Process as Process
+from ._process import Process as Process, TrajectoryBatch as TrajectoryBatch
 from ._programs import programs as programs
 from ._rollout import rollout as rollout
 from ._table import Table as Table, tabulate as tabulate
@@ -81,7 +81,7 @@ __all__ = [
     "total_variation",
     "Drawn",
     "ObjectSampler",
-    "Batch",
+    "TrajectoryBatch",
     "Process",
     "programs",
     "rollout",

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from ... import inference, ppl
 from ._gflownet import GFlowNet, neighbours
 from ._losses import Loss
-from ._process import Batch, Numbers, Process
+from ._process import Numbers, Process, TrajectoryBatch
 from ._rollout import rollout
 from .environments import _environment as walks
 
@@ -109,7 +109,9 @@ class Balance(inference.AbstractObjective):
         value, grads = self.value_and_grad_at(params, batch, cut_key)
         return value, grads, state
 
-    def value_and_grad_at(self, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
+    def value_and_grad_at(
+        self, params: Any, batch: TrajectoryBatch, key: Array
+    ) -> tuple[Array, Any]:
         """Loss and gradient at a batch whose numbers are those of `params`; `key` cuts incomplete trajectories."""
         process = self._cut(self.net.process(batch), key)
 
@@ -128,7 +130,7 @@ class Balance(inference.AbstractObjective):
         names = ("log_reward", "log_flow", "log_pf", "log_pb")
         return {n: {"log_prob": getattr(process, n), "value": getattr(process, n)} for n in names}
 
-    def _collect(self, params: Any, state: Any, key: Array) -> tuple[Batch, Any, Array]:
+    def _collect(self, params: Any, state: Any, key: Array) -> tuple[TrajectoryBatch, Any, Array]:
         """The trajectories of a step, the next state, and a key that is left."""
         draw_key, replay_key, cut_key = jax.random.split(key, 3)
         modules = self.net.modules(params)
@@ -144,7 +146,7 @@ class Balance(inference.AbstractObjective):
         batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, again)
         return batch, state, cut_key
 
-    def _remember(self, state: dict[str, Array], batch: Batch) -> dict[str, Array]:
+    def _remember(self, state: dict[str, Array], batch: TrajectoryBatch) -> dict[str, Array]:
         assert self.replay is not None
         where = (state["count"] + jnp.arange(self.batch_size)) % self.replay.capacity
         log_reward = self.net.process(batch).log_reward[:, -1]
@@ -177,7 +179,7 @@ class Balance(inference.AbstractObjective):
         last = jnp.minimum(first + self.num_consecutive, process.length)
         return process._replace(first=first, last=last)
 
-    def _pull_back(self, params: Any, batch: Batch, cotangents: Numbers) -> Any:
+    def _pull_back(self, params: Any, batch: TrajectoryBatch, cotangents: Numbers) -> Any:
         """Sum over rows of cotangent times derivative."""
         net, num_positions = self.net, self.net.env.length + 1
         flat = lambda x: x.reshape(-1, *x.shape[2:])

@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
 from ... import ppl
-from ._process import Batch, Process
+from ._process import Process, TrajectoryBatch
 from ._target import target_of
 from .environments import Conditional, _environment as walks
 from .environments._environment import EXCLUDED, Environment, Position, log_softmax
@@ -179,15 +179,15 @@ class GFlowNet:
         """
         return self.process(self.retrace(self.modules(params), actions))
 
-    def retrace(self, modules: Modules, actions: Int[Array, "batch steps"]) -> Batch:
+    def retrace(self, modules: Modules, actions: Int[Array, "batch steps"]) -> TrajectoryBatch:
         """Given trajectories with the model's numbers along them."""
         positions = jax.vmap(lambda a: walks.walk(self.env, a))(actions)
         taken, led = neighbours(actions)
         rows = jax.vmap(jax.vmap(lambda *x: self.row(modules, *x)), (0, None, 0, 0))
         numbers = rows(positions, jnp.arange(self.env.length + 1), taken, led)
-        return Batch(actions, positions, numbers)
+        return TrajectoryBatch(actions, positions, numbers)
 
-    def process(self, batch: Batch) -> Process:
+    def process(self, batch: TrajectoryBatch) -> Process:
         """The process of a batch."""
         position, num_positions = batch.positions, self.env.length + 1
         length = jnp.full(len(batch.actions), self.env.length)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 Numbers = tuple[Array, Array, Array]
 
 
-class Batch(NamedTuple):
+class TrajectoryBatch(NamedTuple):
     """Trajectories, as `rollout` draws them.
 
     Attributes:

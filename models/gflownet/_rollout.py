@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._gflownet import GFlowNet, Modules
-from ._process import Batch
+from ._process import TrajectoryBatch
 from .environments import _environment as walks
 from .environments._environment import EXCLUDED
 
@@ -21,7 +21,7 @@ def rollout(
     batch_size: int,
     epsilon: float | Float[Array, ""] = 0.0,
     temperature: float | Float[Array, ""] = 1.0,
-) -> Batch:
+) -> TrajectoryBatch:
     """Draw trajectories; ends when the last one is complete.
 
     Each action is uniform among legal ones with probability epsilon, else from P_F^(1 / temperature). The numbers are those of
@@ -90,7 +90,7 @@ def rollout(
         numbers = (numbers[0], numbers[1].at[-1].set(end), numbers[2])
         visited = jax.tree.map(lambda x, end: x.at[-1].set(end), visited, last)
     swap = lambda x: jnp.swapaxes(x, 0, 1)
-    return jax.tree.map(swap, Batch(taken, visited, numbers))
+    return jax.tree.map(swap, TrajectoryBatch(taken, visited, numbers))
 
 
 def _expand(mask: Array, x: Array) -> Array:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._series import (
     Series as Series,
-    Standard as Standard,
+    Standardisation as Standardisation,
     series as series,
     standardise as standardise,
 )
@@ -48,7 +48,7 @@ from ._gp import (
     step_log_prob as step_log_prob,
 )
 from ._imputation import Imputation as Imputation
-from ._impute import Draws as Draws, draws as draws, impute as impute
+from ._impute import ImputationDraws as ImputationDraws, draws as draws, impute as impute
 from ._masks import (
     MECHANISMS as MECHANISMS,
     blocks as blocks,
@@ -91,7 +91,7 @@ __all__ = [
     "smoothed",
     "step_log_prob",
     "Imputation",
-    "Draws",
+    "ImputationDraws",
     "draws",
     "impute",
     "MECHANISMS",
@@ -109,7 +109,7 @@ __all__ = [
     "programs",
     "cell_scores",
     "Series",
-    "Standard",
+    "Standardisation",
     "series",
     "standardise",
 ]

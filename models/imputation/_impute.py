@@ -115,7 +115,7 @@ def impute(
     else:
         raise ValueError(f"impute: no method {method!r}; choose 'importance' or 'smc'.")
 
-    def batch(params: Any, key: Any, data: Series) -> Draws:
+    def batch(params: Any, key: Any, data: Series) -> ImputationDraws:
         programs = model.bind(params[0]), guide.bind(params[1])
         if num_refinements:
             own = refined(*programs, data, jax.random.fold_in(key, 1), num_refinements, draws)
@@ -143,14 +143,14 @@ def impute(
         parts.append(
             [
                 None if array is None else np.asarray(array)[(slice(None),) * axis + (fresh,)]
-                for array, axis in zip(part, Draws.series_axis, strict=True)
+                for array, axis in zip(part, ImputationDraws.series_axis, strict=True)
             ]
         )
     joined = [
         None if arrays[0] is None else np.concatenate(arrays, axis)
-        for arrays, axis in zip(zip(*parts, strict=True), Draws.series_axis, strict=True)
+        for arrays, axis in zip(zip(*parts, strict=True), ImputationDraws.series_axis, strict=True)
     ]
-    found = Draws(*joined)
+    found = ImputationDraws(*joined)
     arrays = (found.x, found.x_loc, found.log_weights, found.logits)
     return Imputation(
         np.asarray(data.observed), *arrays, average, _is_collapsed(kinds), found.origins,
@@ -158,7 +158,7 @@ def impute(
     )  # fmt: skip
 
 
-class Draws(NamedTuple):
+class ImputationDraws(NamedTuple):
     """What `draws` returns: the first attributes of `Imputation`, and what particles over time leave.
 
     Attributes:
@@ -189,7 +189,7 @@ def draws(
     key: Any,
     num_particles: int,
     num_imputations: int,
-) -> Draws:
+) -> ImputationDraws:
     """Draws and log-weights of one batch of series; may be traced, as in a loss of validation series.
 
     Args:
@@ -201,19 +201,19 @@ def draws(
         num_imputations: J, draws of the missing cells at each.
 
     Returns:
-        `Draws`; weights as in `Imputation`, not normalised.
+        `ImputationDraws`; weights as in `Imputation`, not normalised.
     """
 
-    def particle(key: Any) -> Draws:
+    def particle(key: Any) -> ImputationDraws:
         guide_key, model_key = jax.random.split(key)
         q = guide.simulate(guide_key, data)
 
-        def imputation(key: Any) -> Draws:
+        def imputation(key: Any) -> ImputationDraws:
             p, _ = model.generate(key, q.choices, data)
             own = {n: lp for n, lp in p.log_probs.items() if not p.sites[n].is_imputed}
             log_p = log_density_of(dataclasses.replace(p, log_probs=own), "rows")
             found = p.deterministic
-            return Draws(found["x"], found["x_loc"], log_p, found.get("logits"))
+            return ImputationDraws(found["x"], found["x_loc"], log_p, found.get("logits"))
 
         found = jax.vmap(imputation)(jax.random.split(model_key, num_imputations))
         log_weights = found.log_weights - log_density_of(q, "rows")
@@ -230,7 +230,7 @@ def _draws_over_time(
     num_particles: int,
     memory: int,
     carries_cells: bool,
-) -> Draws:
+) -> ImputationDraws:
     """The same by particles over time, with one draw of the missing cells each."""
     paths_key, model_key = jax.random.split(key)
     found = paths(model, guide, data, paths_key, num_particles, memory, carries_cells)
@@ -241,14 +241,19 @@ def _draws_over_time(
 
     sites = jax.vmap(whole)(jax.random.split(model_key, num_particles), found.z, found.x)
     logits = sites["logits"][:, None] if "logits" in sites else None
-    return Draws(
+    return ImputationDraws(
         sites["x"][:, None], sites["x_loc"], found.log_weights[:, None], logits, found.origins, found.z
     )  # fmt: skip
 
 
 def _after_moves(
-    model: ppl.Program, guide: ppl.Program, data: Series, key: Any, found: Draws, num_moves: int
-) -> Draws:
+    model: ppl.Program,
+    guide: ppl.Program,
+    data: Series,
+    key: Any,
+    found: ImputationDraws,
+    num_moves: int,
+) -> ImputationDraws:
     """Equally weighted draws, moved, with as many draws of the missing cells each as before."""
     moves_key, cells_key = jax.random.split(key)
     num_particles, num_imputations = found.log_weights.shape[:2]
@@ -264,7 +269,7 @@ def _after_moves(
 
     sites = jax.vmap(cells)(jax.random.split(cells_key, num_particles), z)
     log_weights = jnp.broadcast_to(log_mean, found.log_weights.shape)
-    return Draws(
+    return ImputationDraws(
         sites["x"],
         sites["x_loc"][:, 0],
         log_weights,
@@ -282,17 +287,17 @@ def _key_data(keys: Any) -> np.ndarray | None:
     return np.asarray(keys, np.uint32) if np.ndim(keys) == 2 else None
 
 
-def _by_series(batch: Callable[..., Draws]) -> Callable[..., Draws]:
+def _by_series(batch: Callable[..., ImputationDraws]) -> Callable[..., ImputationDraws]:
     """The same, each series by itself with its own key."""
 
-    def over(params: Any, keys: Any, data: Series) -> Draws:
+    def over(params: Any, keys: Any, data: Series) -> ImputationDraws:
         one = lambda key, row: batch(params, key, jax.tree.map(lambda x: x[None], row))
         found = jax.vmap(one)(jax.random.wrap_key_data(keys), data)
         joined = [
             None if array is None else jnp.moveaxis(jnp.squeeze(array, axis + 1), 0, axis)
-            for array, axis in zip(found, Draws.series_axis, strict=True)
+            for array, axis in zip(found, ImputationDraws.series_axis, strict=True)
         ]
-        return Draws(*joined)
+        return ImputationDraws(*joined)
 
     return over
 

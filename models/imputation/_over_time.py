@@ -46,7 +46,7 @@ OF_GUIDE = ("looked", "looks", "look_precision")
 NUM_REFRESHES = 4
 
 
-class Paths(NamedTuple):
+class SeriesPaths(NamedTuple):
     """Weighted particles of a batch of series, [particles, series, ...].
 
     Attributes:
@@ -62,7 +62,7 @@ class Paths(NamedTuple):
     origins: Array
 
 
-class _State(NamedTuple):
+class _ParticleState(NamedTuple):
     noise: Array  # [latents, time]; zero at steps to come
     x: Array | None
     log_potential: Array
@@ -77,7 +77,7 @@ def paths(
     num_particles: int,
     memory: int,
     carries_cells: bool,
-) -> Paths:
+) -> SeriesPaths:
     """Particles of each series; traceable.
 
     Args:
@@ -90,7 +90,7 @@ def paths(
         carries_cells: particles hold their missing cells, as they must where p(s | x) weighs them.
     """
 
-    def one(key: Array, row: Series, sites: dict[str, Array]) -> Paths:
+    def one(key: Array, row: Series, sites: dict[str, Array]) -> SeriesPaths:
         return _one(model, sites, row, key, num_particles, memory, carries_cells)
 
     rows = jax.tree.map(lambda a: jnp.asarray(a)[:, None], data)
@@ -140,7 +140,7 @@ def _one(
     size: int,
     memory: int,
     carries_cells: bool,
-) -> Paths:
+) -> SeriesPaths:
     smc_key, key = jax.random.split(key)
     looked, looks, precision = (sites[name] for name in OF_GUIDE)
     law = smoothed(looked[None], looks[None], precision[None])
@@ -159,10 +159,10 @@ def _one(
     log_mean = found.log_evidence + proposal.log_c()
     log_weights = found.log_weights + jnp.log(size) + log_mean + whole - last.log_paid
     if last.x is None:
-        return Paths(z, None, log_weights, origins)
+        return SeriesPaths(z, None, log_weights, origins)
     keys = jax.random.split(jax.random.fold_in(key, 1), size)
     x = jax.vmap(lambda *state: _refreshed(model, data, *state))(keys, z, last.x, log_r)
-    return Paths(z, x, log_weights, origins)
+    return SeriesPaths(z, x, log_weights, origins)
 
 
 def _steps(
@@ -181,7 +181,7 @@ def _steps(
     early, early_path = _behind(width - 1, data), _behind(width - 1, path)
     seen_loc, seen_noise = proposal.through(proposal.looked)
 
-    def advanced(key: Array, state: _State, t: Array) -> _State:
+    def advanced(key: Array, state: _ParticleState, t: Array) -> _ParticleState:
         noise_key, x_key = jax.random.split(key)
         noise = state.noise.at[:, t].set(jax.random.normal(noise_key, shape[:1]))
         # Steps t - width + 1, ..., t; those before the first do not exist.
@@ -195,12 +195,12 @@ def _steps(
         seen = seen_loc[:, t] + (seen_noise[:, t] * noise).sum(-1)
         log_g = here["step_log_prob"] - proposal.log_look(t, seen)
         if state.x is None:
-            return _State(noise, None, log_g, state.log_paid + log_g)
+            return _ParticleState(noise, None, log_g, state.log_paid + log_g)
         paid = state.log_paid + log_g + here["step_log_draw"]
-        return _State(noise, state.x.at[t].set(here["x"]), log_g, paid)
+        return _ParticleState(noise, state.x.at[t].set(here["x"]), log_g, paid)
 
     cells = jnp.zeros(data.values.shape[1:]) if carries_cells else None
-    empty = _State(jnp.zeros(shape), cells, jnp.zeros(()), jnp.zeros(()))
+    empty = _ParticleState(jnp.zeros(shape), cells, jnp.zeros(()), jnp.zeros(()))
     return FeynmanKac(
         init=lambda key: advanced(key, empty, jnp.zeros((), jnp.int32)),
         kernel=advanced,

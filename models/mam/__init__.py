@@ -6,10 +6,10 @@
 from typing import TYPE_CHECKING, Any
 
 from ._bracket import bracket as bracket
-from ._distribution import Draw as Draw, MaM as MaM
+from ._distribution import MaM as MaM, OrderedDraw as OrderedDraw
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
 from ._made import MADE as MADE, autoregressive as autoregressive
-from ._marginal import Marginal as Marginal
+from ._marginal import ObservedMarginal as ObservedMarginal
 from ._objectives import (
     any_order as any_order,
     distil as distil,
@@ -59,7 +59,7 @@ __all__ = [
     "scored",
     "ResidualCNN",
     "residual_cnns",
-    "Draw",
+    "OrderedDraw",
     "MaM",
     "BlockGibbs",
     "Move",
@@ -67,7 +67,7 @@ __all__ = [
     "unets",
     "MADE",
     "autoregressive",
-    "Marginal",
+    "ObservedMarginal",
     "Gathered",
     "Networks",
     "Pair",

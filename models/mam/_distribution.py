@@ -30,7 +30,7 @@ from numpyro.distributions import constraints
 
 from ...ppl._compat import is_concrete, typed_key
 from . import _chain
-from ._marginal import Marginal
+from ._marginal import ObservedMarginal
 from ._orders import random_orders
 from .networks import Networks
 
@@ -38,7 +38,7 @@ Density = Literal["chain", "ensemble", "marginal", "amortised"]
 _DENSITIES = ("chain", "ensemble", "marginal", "amortised")
 
 
-class Draw(NamedTuple):
+class OrderedDraw(NamedTuple):
     """Draws of the conditional network along an order, and their exact law.
 
     Attributes:
@@ -302,7 +302,7 @@ class MaM(dist.Distribution):
             self.sample(key)  # refuses
         return value, [order] if self.density == "chain" else []
 
-    def draw(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Draw:
+    def draw(self, key: Array, sample_shape: tuple[int, ...] = ()) -> OrderedDraw:
         """Any-order draws with their order and their exact log-probability given it, whatever `density` is.
 
         Args:
@@ -317,7 +317,7 @@ class MaM(dist.Distribution):
         tokens, log_prob = _chain.by_row(
             _chain.generate, self.networks, evidence, order, scalars=(keys,)
         )
-        return Draw(tokens - 1, order, log_prob)
+        return OrderedDraw(tokens - 1, order, log_prob)
 
     def _draw_orders(self, key: Array, evidence: Array) -> Array:
         if self.orders is None:
@@ -348,9 +348,9 @@ class MaM(dist.Distribution):
         tokens = self._refuse_impossible("MaM.condition", *self._observe(value, observed))
         return MaM(self.networks, density=self.density, orders=self.orders, evidence=tokens)
 
-    def marginal(self, observed: Bool[Array, "*batch variables"]) -> Marginal:
+    def marginal(self, observed: Bool[Array, "*batch variables"]) -> ObservedMarginal:
         """The law of the observed variables alone, by the marginal network: a likelihood for rows with missing values."""
-        return Marginal(self, observed)
+        return ObservedMarginal(self, observed)
 
     # Coding.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ._distribution import MaM
 
 
-class Marginal(dist.Distribution):
+class ObservedMarginal(dist.Distribution):
     """The law of the observed part of a row, log p(x_S | evidence) by the marginal network in one pass. Made by `MaM.marginal`.
 
     Hidden variables are integrated out, not masked: their entries in a value are not read.

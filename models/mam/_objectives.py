@@ -32,7 +32,7 @@ from ...ppl._compat import is_concrete
 from . import _chain
 from ._bracket import verdicts
 from ._orders import random_orders
-from ._persistent import Chains, PersistentObjective, RowReplay
+from ._persistent import PersistentChains, PersistentObjective, RowReplay
 from ._tempering import LogTarget, tempered_rows
 from .networks import Networks, Pair
 
@@ -141,7 +141,9 @@ def distil(
             if share > 0:
                 ppl.factor("chains", -share * penalty(1, chains))
 
-    chains = Chains(lambda params: networks, lambda x: jnp.shape(x)[0], block_size, refresh_every)
+    chains = PersistentChains(
+        lambda params: networks, lambda x: jnp.shape(x)[0], block_size, refresh_every
+    )
     return PersistentObjective(_log_density("min", "distil")(model), chains)
 
 
@@ -311,7 +313,9 @@ def energy(
     # The last chains are tempered, the first ones replaced: the shares do not meet.
     num_tempered = min(round(tempered * num_chains), num_own - num_explored)
     each = tuple(float(p) for p in np.linspace(*powers, num_tempered))
-    chains = Chains(networks.with_params, lambda: num_own, block_size, refresh_every, each)
+    chains = PersistentChains(
+        networks.with_params, lambda: num_own, block_size, refresh_every, each
+    )
     replayed = RowReplay(num_replayed, particles) if num_replayed else None
     judge = lambda several, *how: verdicts([*map(networks.with_params, several)], log_target, *how)
     return PersistentObjective(_log_density("min", "energy")(model), chains, replayed, judge)

@@ -61,7 +61,7 @@ class TemperedConditionals(Networks):
 
 
 @dataclasses.dataclass(frozen=True)
-class Chains:
+class PersistentChains:
     """How the chains are run.
 
     Args:
@@ -150,7 +150,7 @@ class PersistentObjective(AbstractObjective):
     """
 
     inner: Objective
-    chains: Chains
+    chains: PersistentChains
     replay: RowReplay | None = None
     judge: Callable[[list[Any], Array, int], list[str | None]] | None = None
 

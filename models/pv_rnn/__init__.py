@@ -39,7 +39,7 @@ from ._plot import plot_latents as plot_latents
 from ._predictive import interval as interval, log_score as log_score, mean as mean
 from ._programs import (
     PVRNN as PVRNN,
-    Encoder as Encoder,
+    LayerEncoder as LayerEncoder,
     adaptive_vectors as adaptive_vectors,
     frozen as frozen,
     programs as programs,
@@ -48,7 +48,7 @@ from ._programs import (
 )
 from ._regression import (
     ErrorRegression as ErrorRegression,
-    Prediction as Prediction,
+    Forecast as Forecast,
     Stream as Stream,
 )
 
@@ -79,14 +79,14 @@ __all__ = [
     "log_score",
     "mean",
     "PVRNN",
-    "Encoder",
+    "LayerEncoder",
     "adaptive_vectors",
     "frozen",
     "programs",
     "site_weights",
     "unroll",
     "ErrorRegression",
-    "Prediction",
+    "Forecast",
     "Stream",
 ]
 

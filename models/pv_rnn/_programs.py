@@ -56,7 +56,7 @@ class PVRNN(NamedTuple):
     guide: ppl.language.InlineGuide
 
 
-class Encoder(eqx.Module):
+class LayerEncoder(eqx.Module):
     """Pre-activations of all layers given x_t: a network with one hidden layer.
 
     Args:
@@ -172,7 +172,7 @@ def programs(
         table_0 = adaptive_vectors(network, num_sequences, num_steps, scale=init_scale, key=key)
     if guide == "encoder":
         assert key is not None
-        encoder_0 = Encoder(network, num_hidden, key=key)
+        encoder_0 = LayerEncoder(network, num_hidden, key=key)
 
     @ppl.model
     def pv_rnn(x: Any, index: Any, seen: Any = None) -> Any:

@@ -60,7 +60,7 @@ class Stream(eqx.Module):
     last: State
 
 
-class Prediction(eqx.Module):
+class Forecast(eqx.Module):
     """Laws of the next observations and of those in the window; see `log_score`, `mean`, `interval`.
 
     Attributes:
@@ -183,7 +183,7 @@ class ErrorRegression(eqx.Module):
             zero, zero, zero,
         )  # fmt: skip
 
-    def observe(self, stream: Stream, x: Array, seen: Any = None) -> tuple[Stream, Prediction]:
+    def observe(self, stream: Stream, x: Array, seen: Any = None) -> tuple[Stream, Forecast]:
         """Take in one observation; compiled once.
 
         Args:
@@ -201,7 +201,7 @@ class ErrorRegression(eqx.Module):
         """
         return _observe(self, stream, *self._checked(x, seen, 1))
 
-    def run(self, stream: Stream, xs: Array, seen: Any = None) -> tuple[Stream, Prediction]:
+    def run(self, stream: Stream, xs: Array, seen: Any = None) -> tuple[Stream, Forecast]:
         """`observe` for each row, in one compiled scan; predictions are stacked along the first axis.
 
         Args:
@@ -288,18 +288,16 @@ class ErrorRegression(eqx.Module):
 
 
 @eqx.filter_jit
-def _run(er: ErrorRegression, stream: Stream, xs: Array, seen: Array) -> tuple[Stream, Prediction]:
+def _run(er: ErrorRegression, stream: Stream, xs: Array, seen: Array) -> tuple[Stream, Forecast]:
     return jax.lax.scan(lambda s, inputs: _step(er, s, *inputs), stream, (xs, seen))
 
 
 @eqx.filter_jit
-def _observe(
-    er: ErrorRegression, stream: Stream, x: Array, seen: Array
-) -> tuple[Stream, Prediction]:
+def _observe(er: ErrorRegression, stream: Stream, x: Array, seen: Array) -> tuple[Stream, Forecast]:
     return _step(er, stream, x, seen)
 
 
-def _step(er: ErrorRegression, stream: Stream, x: Array, seen: Array) -> tuple[Stream, Prediction]:
+def _step(er: ErrorRegression, stream: Stream, x: Array, seen: Array) -> tuple[Stream, Forecast]:
     _, fit_key, window_key, ahead_key = _keys(stream)
     moved = shift(er, stream, x, seen)
     slots = jnp.arange(er.window)
@@ -318,7 +316,7 @@ def _step(er: ErrorRegression, stream: Stream, x: Array, seen: Array) -> tuple[S
         lambda s: (s.after_first, s.last), moved,
         (tuple(h[0, 0] for h in states), tuple(h[0] for h in last)),
     )  # fmt: skip
-    prediction = Prediction(er.network.emit(ahead), er.network.emit(states), value, is_ready)
+    prediction = Forecast(er.network.emit(ahead), er.network.emit(states), value, is_ready)
     return moved, prediction
 
 

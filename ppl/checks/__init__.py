@@ -19,7 +19,7 @@ from ._inputs import (
     signature_of as signature_of,
 )
 from ._jump_search import CheckJumps as CheckJumps, JumpSearch as JumpSearch, search_of as search_of
-from ._jumps import Search as Search, suspects_of as suspects_of
+from ._jumps import ProgramSearch as ProgramSearch, suspects_of as suspects_of
 from ._null_probe import try_null_values as try_null_values
 from ._probe_inputs import with_quick_key as with_quick_key
 from ._row_probe import try_rows as try_rows

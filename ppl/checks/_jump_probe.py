@@ -29,14 +29,14 @@ MOST_OTHERS = 4  # paths that are tried to see whether anything is sure
 DEFAULT = JumpSearch()
 
 
-class Found(NamedTuple):
+class LargestJumps(NamedTuple):
     """The largest jumps in one source: at the data given, at other data; infinite where nothing was finite."""
 
     here: float
     elsewhere: float
 
 
-class Trial(NamedTuple):
+class PathTrial(NamedTuple):
     """What paths have found.
 
     Attributes:
@@ -95,15 +95,15 @@ class Probe:
         self._run = run
         self._compiled: Any = None
 
-    def __call__(self, inputs: Inputs) -> Trial:
+    def __call__(self, inputs: Inputs) -> PathTrial:
         """What the paths find."""
         if not self._paths.groups.size:  # in this precision nothing is suspected
-            return Trial(np.zeros((4, 0), int), np.zeros(0), np.zeros(0, bool))
+            return PathTrial(np.zeros((4, 0), int), np.zeros(0), np.zeros(0, bool))
         jobs = self._jobs(inputs)
         sizes, is_finite = self._tried(inputs, jobs, jobs.shape[1])
-        return Trial(jobs, sizes, is_finite)
+        return PathTrial(jobs, sizes, is_finite)
 
-    def again(self, inputs: Inputs, trial: Trial) -> Trial:
+    def again(self, inputs: Inputs, trial: PathTrial) -> PathTrial:
         """The trial with the paths that found something tried by this probe: of each kind, until one finds it, too."""
         sizes, seen, lost = trial.sizes.copy(), set(), []
         for some in self._batches(np.flatnonzero(trial.sizes)):
@@ -127,20 +127,20 @@ class Probe:
         return [places[n : n + self._batch] for n in range(0, len(places), self._batch)]
 
     def _retried(
-        self, inputs: Inputs, trial: Trial, places: np.ndarray
+        self, inputs: Inputs, trial: PathTrial, places: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sizes, and whether anything was sure, on these paths of a trial, of which there are as many as are tried at once."""
         jobs = trial.jobs[:, np.resize(places, self._batch)]
         sizes, is_finite = self._tried(inputs, jobs, len(trial.sizes))
         return sizes[: len(places)], is_finite[: len(places)]
 
-    def found(self, trial: Trial, inputs: Inputs) -> dict[int | str, Found]:
+    def found(self, trial: PathTrial, inputs: Inputs) -> dict[int | str, LargestJumps]:
         """The largest jumps in each source."""
         _, source, _, number = trial.jobs
         there = leaves_data(number) & bool(inputs.data)
 
         if not trial.sizes.size:
-            return dict.fromkeys(self.sources, Found(0.0, 0.0))
+            return dict.fromkeys(self.sources, LargestJumps(0.0, 0.0))
 
         def largest(mine: Any) -> float:
             return (
@@ -150,7 +150,7 @@ class Probe:
             )
 
         return {
-            s: Found(
+            s: LargestJumps(
                 largest((source == n) & ~there),
                 float(trial.sizes[(source == n) & there].max(initial=0.0)),
             )

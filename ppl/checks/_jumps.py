@@ -33,7 +33,7 @@ from ..distributions import LAWS
 from ..jaxprs import PARAMS, SAMPLER, Cause, merged, solver_in
 from ..strategies import Boundary, StrategyError, StrategySite
 from ._inputs import as_wide
-from ._jump_probe import DEFAULT, Found, Probe
+from ._jump_probe import DEFAULT, LargestJumps, Probe
 from ._jump_search import JumpSearch
 from ._probe_inputs import inputs_of
 
@@ -79,7 +79,7 @@ def _is_accepted(site: StrategySite) -> bool:
     return site.strategy.is_biased or bool(getattr(site.strategy, "allow_jumps", False))
 
 
-class Search:
+class ProgramSearch:
     """The search for jumps of one program, compiled at its first use.
 
     Args:
@@ -109,7 +109,7 @@ class Search:
         }
         return ", ".join(f"{names[s]} ({why.operation})" for s, why in self.suspects.items())
 
-    def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
+    def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, LargestJumps]:
         """What is found at these values, which may not be tracers."""
         trials = self._trials  # another thread may be at its own search
         with quiet():  # NumPyro warns of values outside the support, which probing may meet
@@ -124,7 +124,7 @@ class Search:
 
     def _run(
         self, trials: Trials | None, params: Any, data: Any, *, is_double: bool
-    ) -> dict[int | str, Found]:
+    ) -> dict[int | str, LargestJumps]:
         if trials is None:
             self._trials = trials = self._made(self.suspects, is_double=is_double)
         return trials(params, data)
@@ -146,8 +146,8 @@ class Search:
         return Trials(probe)
 
     def _with_overflow(
-        self, found: dict[int | str, Found], params: Any, data: Any
-    ) -> dict[int | str, Found]:
+        self, found: dict[int | str, LargestJumps], params: Any, data: Any
+    ) -> dict[int | str, LargestJumps]:
         """What overflows does so where single precision ends; with all digits, since rounding is no overflow."""
         # Where all noise is that of suspected sites, their own paths meet it. In the space of the parameters a program overflows
         # far from here.
@@ -161,12 +161,12 @@ class Search:
                 self._narrow = narrow = self._made(over, is_double=True, is_narrow=True)
             sizes = narrow(params, data)
         finite = lambda x: x if np.isfinite(x) else 0.0  # what is nowhere finite is loud
-        larger = lambda a, b: Found(
+        larger = lambda a, b: LargestJumps(
             max(a.here, finite(b.here)), max(a.elsewhere, finite(b.elsewhere))
         )
         return {s: larger(f, sizes[s]) if s in sizes else f for s, f in found.items()}
 
-    def refuse(self, found: Mapping[int | str, Found], *, elsewhere: str = "") -> None:
+    def refuse(self, found: Mapping[int | str, LargestJumps], *, elsewhere: str = "") -> None:
         """Raise for the first source that jumps.
 
         Args:
@@ -193,7 +193,7 @@ class Search:
         return "" if trials is None else solver_in(trials.probe.program.closed.jaxpr)
 
     @staticmethod
-    def is_settled(found: Mapping[int | str, Found]) -> bool:
+    def is_settled(found: Mapping[int | str, LargestJumps]) -> bool:
         """Whether no other data make it jump either."""
         return all(there == 0 for _, there in found.values())
 
@@ -209,7 +209,7 @@ class Trials:
         self._made, self.probe = made, made(False)
         self._rounded: Probe | None = None
 
-    def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, Found]:
+    def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, LargestJumps]:
         """What is found at these values, by source."""
         with jax.ensure_compile_time_eval():
             if self.probe.is_double:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._compat import handler_stack, typed_key
-from ..gaussian import BESIDE, BESIDE_SCALE, Emit, Smoothing, integrate
+from ..gaussian import BESIDE, BESIDE_SCALE, Emit, SmoothingRequest, integrate
 from ..language import Program
 from ..traces import Params, Recorder, Trace, refuse_inside_engine
 from ._outside import check_left, check_outside, check_reach, check_stack, declared, is_predicting
@@ -77,17 +77,17 @@ class Integrated(Program):
     ) -> dict[str, Array]:
         """One joint draw of the integrated sites given the choices and the data."""
         refuse_inside_engine("posterior")
-        return _Moments(self, Smoothing(key=typed_key(key)), choices, args, kwargs).means
+        return _Moments(self, SmoothingRequest(key=typed_key(key)), choices, args, kwargs).means
 
     def posterior_marginals(
         self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, dist.Normal]:
         """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape."""
-        return _Moments(self, Smoothing(), choices, args, kwargs).marginals
+        return _Moments(self, SmoothingRequest(), choices, args, kwargs).marginals
 
     def means(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Posterior means of the integrated sites, which are their most probable values."""
-        return _Moments(self, Smoothing(), choices, args, kwargs).means
+        return _Moments(self, SmoothingRequest(), choices, args, kwargs).means
 
     def __repr__(self) -> str:
         return f"<Program {self.label} of {self.program!r}>"
@@ -107,7 +107,7 @@ class _Moments:
     def __init__(
         self,
         program: Integrated,
-        smoothing: Smoothing,
+        smoothing: SmoothingRequest,
         choices: Mapping[str, Any],
         args: Any,
         kwargs: Any,

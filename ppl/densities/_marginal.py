@@ -60,11 +60,11 @@ class Marginal(StochasticProgram):
         kept = {name: joint.choices[name] for name in self.keep}
         rest = {name: v for name, v in joint.choices.items() if name not in kept}
         if self.proposal is None:
-            weight = _Terms.of(joint, without=rest)
+            weight = _SignedTerms.of(joint, without=rest)
         else:
             proposed = self._given_proposal(rest, kept, args, kwargs)
             joint = matched(joint, proposed, ("covers",))
-            weight = _Terms.of(joint).minus(_Terms.of(proposed))
+            weight = _SignedTerms.of(joint).minus(_SignedTerms.of(proposed))
         check_is_law(joint, f"program of {self.label}")
         return self._result(kept, joint.sites, [weight], args, kwargs)
 
@@ -77,7 +77,12 @@ class Marginal(StochasticProgram):
         return self._result(kept, None, [], args, kwargs)
 
     def _result(
-        self, kept: dict[str, Array], infos: Any, retained: list[_Terms], args: Any, kwargs: Any
+        self,
+        kept: dict[str, Array],
+        infos: Any,
+        retained: list[_SignedTerms],
+        args: Any,
+        kwargs: Any,
     ) -> Trace:
         num_fresh = self.num_particles - len(retained)
         if self.num_particles == 1:
@@ -96,7 +101,7 @@ class Marginal(StochasticProgram):
             infos = infos or found.infos
         return estimated(self.label, kept, infos, log_mean_exp(jnp.concatenate(log_weights)))
 
-    def _fresh(self, kept: dict[str, Array], args: Any, kwargs: Any) -> _Terms:
+    def _fresh(self, kept: dict[str, Array], args: Any, kwargs: Any) -> _SignedTerms:
         """The weight of auxiliary choices drawn from the proposal."""
         if self.proposal is None:
             recorder = Constrained(kept)
@@ -104,7 +109,7 @@ class Marginal(StochasticProgram):
                 retval = self.program(*args, **kwargs)
             trace = trace_of(recorder, retval)
             self._check_kept(trace, recorder.frame.used)
-            return _Terms.of(trace, without=set(trace.choices) - set(kept))
+            return _SignedTerms.of(trace, without=set(trace.choices) - set(kept))
         drawn = self.proposal._draw(kept, *args, **kwargs)
         twice = sorted(set(drawn.choices) & set(kept))
         if twice:
@@ -116,7 +121,7 @@ class Marginal(StochasticProgram):
             joint = self.program._score({**kept, **drawn.choices}, *args, **kwargs)
         except ChoiceMismatch as err:
             raise self._mismatch(err.missing, err.extra) from err
-        return _Terms.of(matched(joint, drawn, ("covers",))).minus(_Terms.of(drawn))
+        return _SignedTerms.of(matched(joint, drawn, ("covers",))).minus(_SignedTerms.of(drawn))
 
     def _given_proposal(self, rest: Any, kept: Any, args: Any, kwargs: Any) -> Trace:
         assert self.proposal is not None
@@ -199,7 +204,7 @@ def marginal(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Terms:
+class _SignedTerms:
     """A log-weight as signed log-probs by name, with the sites' descriptions."""
 
     log_probs: dict[str, Array]
@@ -207,14 +212,14 @@ class _Terms:
     own: dict[str, SiteInfo]
 
     @staticmethod
-    def of(trace: Trace, without: Collection[str] = ()) -> _Terms:
+    def of(trace: Trace, without: Collection[str] = ()) -> _SignedTerms:
         terms = {name: lp for name, lp in trace.log_probs.items() if name not in without}
-        return _Terms(terms, dict(trace.sites), {n: trace.sites[n] for n in terms})
+        return _SignedTerms(terms, dict(trace.sites), {n: trace.sites[n] for n in terms})
 
-    def minus(self, other: _Terms) -> _Terms:
+    def minus(self, other: _SignedTerms) -> _SignedTerms:
         theirs = {f"{name} (proposal)": -lp for name, lp in other.log_probs.items()}
         own = {f"{name} (proposal)": info for name, info in other.own.items()}
-        return _Terms({**self.log_probs, **theirs}, self.infos, {**self.own, **own})
+        return _SignedTerms({**self.log_probs, **theirs}, self.infos, {**self.own, **own})
 
     def checked(self, label: str) -> Array:
         """The sum (scalar); refuses scaled terms."""

@@ -21,7 +21,7 @@ from .._compat import is_concrete
 from ..analysis import Analysed, RowProgram, analyse, traced_rows
 from ..checks import (
     CheckJumps,
-    Search,
+    ProgramSearch,
     abstract,
     behind_tangents,
     check_arguments,
@@ -70,7 +70,7 @@ class _Check:
     """
 
     demoted: dict[str, set[str]]
-    search: Search | None = None
+    search: ProgramSearch | None = None
     seconds: float = 0.0
     data: set[int] | None = None
 
@@ -194,7 +194,7 @@ class CheckedPrograms:
         if may_be_null and (known := self._known(params, args))[1]:
             try_null_values(copy(), *self._leaves(*known[0]))
         if self.check_jumps and (suspects := suspects_of(program)):
-            check.search = Search(program.sites, suspects, copy, self.jump_search)
+            check.search = ProgramSearch(program.sites, suspects, copy, self.jump_search)
             self._look(check, params, args)
         check.seconds = time.monotonic() - start
 

@@ -12,4 +12,4 @@ from ._approximate import APPROXIMATIONS as APPROXIMATIONS
 from ._integrate import integrate as integrate, propose as propose
 from ._integrator import BESIDE as BESIDE, BESIDE_SCALE as BESIDE_SCALE, Emit as Emit
 from ._laws import JointNormal as JointNormal
-from .beliefs import Smoothing as Smoothing
+from .beliefs import SmoothingRequest as SmoothingRequest

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from .._compat import bind
 from .._precision import full_precision
 from ._arranged import flat, matrix_of, unflat
-from ._forms import Form, Points, rows_of
+from ._forms import Form, PointValues, rows_of
 from .beliefs import Belief
 
 Array = jax.Array
@@ -65,18 +65,18 @@ def linearised(
     return [Form(b - a, s, r) for b, a, s, r in zip(base, away, slopes, rows, strict=True)]
 
 
-def at_points(eqn: Any, args: Sequence[Any], belief: Belief) -> list[Points]:
+def at_points(eqn: Any, args: Sequence[Any], belief: Belief) -> list[PointValues]:
     """What an equation makes of values at the points of the belief."""
-    given = [points_of(x, belief).values if isinstance(x, Form | Points) else x for x in args]
-    axes = [0 if isinstance(x, Form | Points) else None for x in args]
+    given = [points_of(x, belief).values if isinstance(x, Form | PointValues) else x for x in args]
+    axes = [0 if isinstance(x, Form | PointValues) else None for x in args]
     values = jax.vmap(lambda *xs: bind(eqn, list(xs)), in_axes=axes)(*given)
-    return [Points(x, r) for x, r in zip(values, rows_of(eqn, args), strict=True)]
+    return [PointValues(x, r) for x, r in zip(values, rows_of(eqn, args), strict=True)]
 
 
 @full_precision
-def points_of(value: Form | Points, belief: Belief) -> Points:
+def points_of(value: Form | PointValues, belief: Belief) -> PointValues:
     """A value at the points of the belief, which is whole."""
-    if isinstance(value, Points):
+    if isinstance(value, PointValues):
         return value
     num = belief.root.shape[-1]
     scale = jnp.sqrt(jnp.asarray(num, belief.root.dtype))
@@ -84,18 +84,18 @@ def points_of(value: Form | Points, belief: Belief) -> Points:
     basis = belief.mean[None] + jnp.concatenate([steps, -steps])
     matrix = matrix_of(value, belief.size)
     numbers = flat(value.const, value.rows)[None] + (matrix[None] @ basis[..., None])[..., 0]
-    return Points(
+    return PointValues(
         unflat(numbers, value.rows, value.const.shape).astype(value.const.dtype), value.rows
     )
 
 
 @full_precision
-def joint_of(values: Sequence[Form | Points], belief: Belief) -> Belief:
+def joint_of(values: Sequence[Form | PointValues], belief: Belief) -> Belief:
     """The law of values, one after the other: those that are affine as they are, those at points by their moments."""
     belief = belief.whole()
     means, tops, rests = [], [], []
     for value in values:
-        if isinstance(value, Points):
+        if isinstance(value, PointValues):
             mean, slope, rest = moments_of(value)
         else:
             matrix = matrix_of(value, belief.size)
@@ -108,7 +108,7 @@ def joint_of(values: Sequence[Form | Points], belief: Belief) -> Belief:
     return belief.widened(jnp.concatenate(means, -1), root).squared()
 
 
-def moments_of(points: Points) -> tuple[Array, Array, Array]:
+def moments_of(points: PointValues) -> tuple[Array, Array, Array]:
     """Mean, G and S of a value at points, shapes (*rows, m), (*rows, m, k), (*rows, m, k)."""
     values = jax.vmap(lambda x: flat(x, points.rows))(points.values)
     num = values.shape[0] // 2

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ._forms import Form, Points, RowsMeet
+from ._forms import Form, PointValues, RowsMeet
 
 
 def matrix_of(form: Form, columns: int) -> Array:
@@ -29,9 +29,9 @@ class Shaped(NamedTuple):
     rows: tuple[int, ...]
 
     @classmethod
-    def of(cls, value: Form | Points) -> Shaped:
+    def of(cls, value: Form | PointValues) -> Shaped:
         """That of a form, or of a value at points."""
-        if isinstance(value, Points):
+        if isinstance(value, PointValues):
             return cls(value.values.shape[1:], value.values.dtype, value.rows)
         return cls(value.const.shape, value.const.dtype, value.rows)
 

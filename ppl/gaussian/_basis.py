@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ._approximate import joint_of
 from ._arranged import Shaped, flat, matrix_of, unit_forms
-from ._forms import Beyond, Form, Points
+from ._forms import Beyond, Form, PointValues
 from ._lift import Statement
 from .beliefs import Belief, Read
 
@@ -47,15 +47,17 @@ class Basis:
         """Values with forms in place of points, which a statement or another basis follows."""
         live = [env[v] for env, names in self.open for v in names]
         every = {id(x): x for x in [*live, *values]}
-        if not any(isinstance(x, Points) for x in every.values()):
+        if not any(isinstance(x, PointValues) for x in every.values()):
             return list(values)
         assert self.belief is not None
         new: dict[int, Any] = {
             i: Beyond("a comparison")
             for i, x in every.items()
-            if isinstance(x, Points) and not jnp.issubdtype(x.values.dtype, jnp.floating)
+            if isinstance(x, PointValues) and not jnp.issubdtype(x.values.dtype, jnp.floating)
         }
-        kept = {i: x for i, x in every.items() if isinstance(x, Form | Points) and i not in new}
+        kept = {
+            i: x for i, x in every.items() if isinstance(x, Form | PointValues) and i not in new
+        }
         self.tell()
         self.belief = joint_of(list(kept.values()), self.belief)
         new |= dict(zip(kept, unit_forms(list(map(Shaped.of, kept.values()))), strict=True))

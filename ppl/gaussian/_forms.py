@@ -54,7 +54,7 @@ class Beyond:
     remedy: str = ""
 
 
-class Points(NamedTuple):
+class PointValues(NamedTuple):
     """A value at the points of a belief (`_approximate.py`).
 
     Attributes:
@@ -104,7 +104,7 @@ BILINEAR = frozenset("mul dot_general conv_general_dilated".split())
 
 def is_certain(value: Any) -> bool:
     """Whether a value does not depend on the sites."""
-    return not isinstance(value, Form | Points | Beyond)
+    return not isinstance(value, Form | PointValues | Beyond)
 
 
 def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:

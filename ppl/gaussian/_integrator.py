@@ -25,12 +25,12 @@ from ..jaxprs import Interpreter, called, has_other_derivative, name_of
 from ._approximate import at_points, is_smooth, linearised, mean_of
 from ._arranged import flat, matrix_of, spread, unflat
 from ._basis import Basis, PlateMeets
-from ._forms import Beyond, Form, Points, RowsMeet, is_certain, propagate
+from ._forms import Beyond, Form, PointValues, RowsMeet, is_certain, propagate
 from ._laws import JointNormal, made_plain
 from ._lift import Statement, counting, holds_statement, last_reads, statement_p
 from ._readings import Reading, loc_of, noise_of, reading_of
 from ._refusals import check_scale, check_size, readable_loc
-from .beliefs import MAX_AWAY, Belief, Read, Smoothing, no_belief
+from .beliefs import MAX_AWAY, Belief, Read, SmoothingRequest, no_belief
 from .control_flow import run_cond, run_scan
 
 Array = jax.Array
@@ -48,7 +48,7 @@ class Emit(NamedTuple):
     """
 
     is_dry: bool = False
-    smoothing: Smoothing | None = None
+    smoothing: SmoothingRequest | None = None
     approximation: str | None = None
     parallel: bool = False
 
@@ -127,7 +127,7 @@ class Integrator(Basis):
 
     def _propagated(self, eqn: Any, args: list[Any]) -> list[Any]:
         """What an equation without statements makes of uncertain values."""
-        is_free = not any(isinstance(x, Points | Beyond) for x in args)
+        is_free = not any(isinstance(x, PointValues | Beyond) for x in args)
         found = propagate(eqn, args) if is_free else []
         kind, belief = self.emit.approximation, self.belief
         if is_free and not (kind and any(isinstance(x, Beyond) for x in found)):

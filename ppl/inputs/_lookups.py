@@ -171,7 +171,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _read_at(closed: ClosedJaxpr, lookup: Lookup, is_other: bool) -> Callable[..., list[Any]]:
-    return lambda *inputs: _Read(closed, inputs, lookup, is_other).outputs()
+    return lambda *inputs: _LookupRead(closed, inputs, lookup, is_other).outputs()
 
 
 class _Nested(Interpreter):
@@ -212,7 +212,7 @@ class _Inlined(_Nested):
     """Each equation is there once then, so that it is known by itself."""
 
 
-class _Read(_Nested):
+class _LookupRead(_Nested):
     """One lookup reads other elements, if `is_other`, where its index is out of range; all that it reads from differs."""
 
     def __init__(self, closed: ClosedJaxpr, inputs: Any, lookup: Lookup, is_other: bool) -> None:
@@ -220,7 +220,7 @@ class _Read(_Nested):
         self.lookup, self.is_other = lookup, is_other
 
     def within(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> Interpreter:
-        return _Read(closed, inputs, self.lookup, self.is_other)
+        return _LookupRead(closed, inputs, self.lookup, self.is_other)
 
     def results(self, eqn: Any, args: list[Any]) -> list[Any]:
         lookup = self.lookup

@@ -47,7 +47,7 @@ class Begun(NamedTuple):
 
 
 @dataclasses.dataclass
-class Frame:
+class RegionState:
     """What a recorder knows of the region that is being run."""
 
     key: Array | None
@@ -78,7 +78,7 @@ class Recorder(Messenger, abc.ABC):
     def __init__(self, key: Array | None = None, forced: dict[str, Array] | None = None) -> None:
         super().__init__()
         self.root_key = key
-        self.frames = [Frame(key, None, forced=dict(forced or {}))]
+        self.frames = [RegionState(key, None, forced=dict(forced or {}))]
         # Run region bodies once untransformed first, so that parameters inside them are met as plain arrays.
         self.is_exploring = False
         self.plates: dict[str, int] = {}
@@ -88,7 +88,7 @@ class Recorder(Messenger, abc.ABC):
     is_final = True
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> RegionState:
         """The frame of the innermost open region."""
         return self.frames[-1]
 
@@ -284,7 +284,7 @@ class Recorder(Messenger, abc.ABC):
 
     def push(self, kind: str, key: Array | None, forced: dict[str, Array]) -> None:
         """Enter the body of a region."""
-        self.frames.append(Frame(key, trace_state(), kind, forced))
+        self.frames.append(RegionState(key, trace_state(), kind, forced))
 
     def depth(self, kind: str) -> int:
         """How many regions of this kind are open."""
@@ -295,14 +295,14 @@ class Recorder(Messenger, abc.ABC):
         """The numbers of a site in a branch that is not taken: zeros."""
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), numbers)
 
-    def pop(self) -> tuple[Frame, dict[str, dict[str, Any]]]:
+    def pop(self) -> tuple[RegionState, dict[str, dict[str, Any]]]:
         """Leave the body of a region: its frame, emptied of the body's arrays, and the numbers, to be returned by the body."""
         frame = self.frames.pop()
         numbers = frame.numbers
         frame.key, frame.state, frame.forced, frame.numbers = None, None, {}, {}
         return frame, numbers
 
-    def merge(self, frame: Frame, numbers: dict[str, dict[str, Any]], region: Region) -> None:
+    def merge(self, frame: RegionState, numbers: dict[str, dict[str, Any]], region: Region) -> None:
         """Take in the numbers of a closed region, stacked along the region's axis."""
         for name, info in frame.infos.items():
             self.address({"name": name})

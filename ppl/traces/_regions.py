@@ -25,7 +25,7 @@ from ._at_step import AtStep, GivenValues, given_around
 from ._begun import begun, check_begins_anew, check_one_length, leading
 from ._branches import check_infos, joined
 from ._reach import completed
-from ._recorder import SEEN, Begun, Frame, Recorder
+from ._recorder import SEEN, Begun, Recorder, RegionState
 from ._sites import Region
 
 
@@ -117,7 +117,7 @@ def _scan(
     )
     if is_explored:
         return first[0], _repeated(first[1], length)
-    frames: list[Frame] = []
+    frames: list[RegionState] = []
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
         t, forced, x = inputs
@@ -196,7 +196,7 @@ def cond(
     _explore(recorders, lambda: (keys, forced), lambda: false_fn(*operands))
     if is_explored:
         return first
-    frames: dict[int, list[Frame]] = {}
+    frames: dict[int, list[RegionState]] = {}
 
     def run(index: int, fn: Callable[..., Any]) -> Callable[..., Any]:
         def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -292,7 +292,7 @@ class particles:
             )
             if is_explored:
                 return _repeated(first, size)
-            frames: list[Frame] = []
+            frames: list[RegionState] = []
 
             def one(key: Any, forced: Any) -> tuple[Any, Any]:
                 _push(recorders, "particles", key, forced)
@@ -338,7 +338,7 @@ def _push(
         recorder.push(kind, key, values)
 
 
-def _pop(recorders: list[Recorder]) -> tuple[list[Frame], list[dict[str, dict[str, Any]]]]:
+def _pop(recorders: list[Recorder]) -> tuple[list[RegionState], list[dict[str, dict[str, Any]]]]:
     popped = [r.pop() for r in recorders]
     return [frame for frame, _ in popped], [numbers for _, numbers in popped]
 
@@ -382,7 +382,7 @@ def _blank(x: Any) -> Any:
 
 
 def _merge(
-    recorders: list[Recorder], frames: list[Frame], numbers: list[Any], region: Region
+    recorders: list[Recorder], frames: list[RegionState], numbers: list[Any], region: Region
 ) -> None:
     for recorder, frame, values in zip(recorders, frames, numbers, strict=True):
         recorder.merge(frame, values, region)

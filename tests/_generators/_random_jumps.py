@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jax import lax
 
 from lapilli import ppl
-from lapilli.ppl.checks import Search, suspects_of
+from lapilli.ppl.checks import ProgramSearch, suspects_of
 
 OFFSETS = jnp.array([0.3, -0.4, 0.1])
 DRAWS = np.random.default_rng(0).normal(0.3, 1.0, 400)
@@ -312,6 +312,8 @@ def jumps_found(compositions: list[Composition]) -> list[bool]:
     program = expectation.ready(at)
     found = {}
     if suspects := suspects_of(program):
-        search = Search(program.sites, suspects, lambda: expectation.programs.copy(at, (), {}))
+        search = ProgramSearch(
+            program.sites, suspects, lambda: expectation.programs.copy(at, (), {})
+        )
         found = search([at], [])
     return [i in found and found[i].here > 0 for i in range(len(compositions))]

@@ -42,7 +42,7 @@ def networks(params):
     blank = {
         "classifier": mlp((PIXELS, CLASSES), 1),
         "decoder": mlp((LATENTS, PIXELS), 2),
-        "encoder": deep_latent.Encoder(PIXELS, CLASSES, LATENTS, 5, key=jax.random.key(0)),
+        "encoder": deep_latent.CodeEncoder(PIXELS, CLASSES, LATENTS, 5, key=jax.random.key(0)),
     }
     return {
         n: eqx.combine(params[n], eqx.partition(b, eqx.is_inexact_array)[1])

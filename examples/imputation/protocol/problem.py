@@ -16,7 +16,7 @@ from lapilli.models.imputation import (
     MECHANISMS,
     Imputation,
     Series,
-    Standard,
+    Standardisation,
     cell_scores,
     standardise,
 )
@@ -43,7 +43,7 @@ class Problem(NamedTuple):
     test: Series
     truth: np.ndarray
     hidden: np.ndarray
-    units: Standard
+    units: Standardisation
     num_classes: int
 
     def point_scores(self, point: Any) -> dict[str, float]:

@@ -22,7 +22,7 @@ from ..._arguments import Arguments
 from ._ahead import Ahead
 from ._buffers import Buffers
 from ._interface import Source
-from ._reader import LoaderState, Reader, as_args
+from ._reader import IterableReader, LoaderState, as_args
 from ._sharding import check_divisible, constrain, put, with_leading
 
 # Batches in a stack, at least and at most: each device call costs the host about a millisecond.
@@ -53,7 +53,7 @@ class Batches(Source):
     """
 
     def __init__(self, iterable: Iterable, prefetch: int = 0):
-        self._reader, self._prefetch = Reader(iterable), prefetch
+        self._reader, self._prefetch = IterableReader(iterable), prefetch
         origin = LoaderState(self._reader.get_state(), 0)
         item = self._reader.next()
         if item is None:

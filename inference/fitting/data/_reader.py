@@ -16,7 +16,7 @@ class LoaderState(NamedTuple):
     num_read: int
 
 
-class Reader:
+class IterableReader:
     """An iterable that can be iterated again (a list, a data loader) starts anew at its end; an iterator has one."""
 
     def __init__(self, iterable: Iterable):

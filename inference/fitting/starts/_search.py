@@ -176,7 +176,7 @@ class _Normal(NamedTuple):
     is_mode: bool
 
 
-class _Paths:
+class _Climbs:
     """Points u [n, d] that climb together."""
 
     def __init__(self, landscape: Landscape, points: np.ndarray, rng: np.random.Generator) -> None:
@@ -200,7 +200,7 @@ class _Paths:
         step, short = np.zeros((n, d)), np.zeros((n, d))
         factor = self.factor.copy()
         for i in np.flatnonzero(self.is_on):
-            split = _Split.of(-hessian[i])
+            split = _ScaledEigen.of(-hessian[i])
             step[i] = self.factor[i] @ split.solve(gradient[i], _FLOOR)
             short[i] = self.factor[i] @ split.solve(gradient[i], 1e-2)
             factor[i] = self.factor[i] @ split.root(_FLOOR)
@@ -233,7 +233,7 @@ class _Paths:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Split:
+class _ScaledEigen:
     """A = D V diag(true) V^T D, D a scaling by the diagonal of A."""
 
     scale: np.ndarray
@@ -241,7 +241,7 @@ class _Split:
     true: np.ndarray
 
     @classmethod
-    def of(cls, a: np.ndarray) -> _Split:
+    def of(cls, a: np.ndarray) -> _ScaledEigen:
         a = (a + a.T) / 2
         scale = np.sqrt(np.maximum(np.abs(np.diag(a)), 1e-20))
         values, vectors = np.linalg.eigh(a / scale[:, None] / scale)
@@ -265,7 +265,7 @@ def _climbed(
     landscape: Landscape, names: list[str], points: np.ndarray, rng: np.random.Generator, max_steps: int
 ) -> list[_Normal]:  # fmt: skip
     """The Normals at the ends of paths, and of those that end at no mode the best along them."""
-    paths = _Paths(landscape, points, rng)
+    paths = _Climbs(landscape, points, rng)
     for _ in range(max_steps):
         if not paths.step():
             break

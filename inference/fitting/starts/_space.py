@@ -27,7 +27,7 @@ _MOST_LABELS = 5  # that are permuted
 _AT_ONCE = 8_000_000  # numbers of data times points that a compiled call holds
 
 
-class Law(NamedTuple):
+class SiteLaw(NamedTuple):
     """What a guide needs of a site's law."""
 
     support: Any
@@ -69,7 +69,7 @@ class Space:
             )
         template = {n: jnp.zeros(x.shape, x.dtype) for n, x in values.items()}
         supports = supports_of(method, program, args, template)
-        self.laws = {n: Law(supports[n], len(trace.sites[n].event_shape)) for n in template}
+        self.laws = {n: SiteLaw(supports[n], len(trace.sites[n].event_shape)) for n in template}
         self.transforms = {n: biject_to(supports[n]) for n in template}
         self.shapes = {
             n: jax.eval_shape(self.transforms[n].inv, x).shape for n, x in template.items()

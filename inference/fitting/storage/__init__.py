@@ -9,7 +9,7 @@ from ._checkpoint import (
 )
 from ._exported import export_fit as export_fit
 from ._replacing import check_writable as check_writable
-from ._run import Run as Run, describe as describe, describe_step as describe_step
+from ._run import StoredRun as StoredRun, describe as describe, describe_step as describe_step
 from ._saved import (
     check_same as check_same,
     kept_arguments as kept_arguments,

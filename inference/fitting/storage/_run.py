@@ -24,7 +24,7 @@ _SETTINGS = "jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_part
 _MARGIN = 1e-5  # of the root mean square of an array: other devices round otherwise
 
 
-class Run(NamedTuple):
+class StoredRun(NamedTuple):
     """What a run does, of one seed.
 
     Attributes:
@@ -46,7 +46,7 @@ class Run(NamedTuple):
     start: Any
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: StoredRun) -> dict[str, Any]:
     """What is compared, as JSON can hold it."""
     args = shapes_of(run.args)
     split = Arguments(args)
@@ -101,7 +101,7 @@ def _programs(objective: Any, params: Any, args: tuple) -> dict[str, Any]:
         return structure(objective, params, None)
 
 
-def _optimizer(run: Run) -> dict[str, Any]:
+def _optimizer(run: StoredRun) -> dict[str, Any]:
     if run.update is None:
         return {"name": "default"}
     value = jax.ShapeDtypeStruct((), jnp.result_type(float))

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..population import Weights, log_apart, pareto_shape, reweight, uniform
+from ..population import StepWeights, log_apart, pareto_shape, reweight, uniform
 from ..programs import Future
 from ..resampling import Differentiation, Drawing, Look, Policy, Resampled, box, resample_ahead
 from ._descent import new_ancestor, turned
@@ -204,12 +204,12 @@ class Settings:
         }
         return none | record | own | {"is_scored": False, "limited": ()}
 
-    def _reweight(self, log_weights: Array, log_potentials: Array) -> Weights:
+    def _reweight(self, log_weights: Array, log_potentials: Array) -> StepWeights:
         copy = self.place.copy
         return copy(reweight(copy(log_weights), copy(log_potentials)))
 
     def _record(
-        self, weights: Weights, increment: Array, meeting: Any, score: Array, is_resampled: Array, ancestors: Array
+        self, weights: StepWeights, increment: Array, meeting: Any, score: Array, is_resampled: Array, ancestors: Array
     ) -> Record:  # fmt: skip
         """What a weighing leaves behind."""
         record = {

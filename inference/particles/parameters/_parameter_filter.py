@@ -19,7 +19,7 @@ from ._parameters import Parameters, given, make_parameters
 Array = jax.Array
 
 
-class Estimate(NamedTuple):
+class FilterEstimate(NamedTuple):
     """What one filter says of parameters theta.
 
     Attributes:
@@ -55,7 +55,7 @@ class ParameterFilter:
     space: Parameters
     options: Mapping[str, Any]
 
-    def __call__(self, key: Array, point: Array) -> Estimate:
+    def __call__(self, key: Array, point: Array) -> FilterEstimate:
         """The parameters at unconstrained coordinates `point` [d]."""
         run_key, choice_key = jax.random.split(key)
         model, guide = given(self.program, self.proposal, self.space.values(point))
@@ -64,7 +64,7 @@ class ParameterFilter:
         # The first weighing is that of the straight code, where the parameters count as observed.
         increments = result.increments.at[0].add(-log_prior)
         states = one_path(choice_key, result)
-        return Estimate(
+        return FilterEstimate(
             log_prior, self.space.log_jacobian(point), increments, result.log_evidence, states
         )
 

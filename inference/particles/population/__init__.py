@@ -19,7 +19,7 @@ from ._families import (
 from ._guard import drawn as drawn, floats as floats, underived as underived, unused as unused
 from ._tail import pareto_shape as pareto_shape, worst_shape as worst_shape
 from ._weights import (
-    Weights as Weights,
+    StepWeights as StepWeights,
     evidence as evidence,
     reweight as reweight,
     times as times,

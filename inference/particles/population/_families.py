@@ -47,7 +47,7 @@ def log_apart(families: Array, log_weights: Array) -> Array:
     return jnp.log(m * (2 - m) - jnp.vdot(others, others))
 
 
-class Weighed(Protocol):
+class WeighedRun(Protocol):
     """A run: its genealogy's share (None where there is none), weights, and number of resamplings before the last weighing."""
 
     @property
@@ -63,7 +63,7 @@ class Weighed(Protocol):
     def _num_resamplings(self, read: Callable[[Array], Any]) -> Any: ...
 
 
-def law_of(run: Weighed) -> str:
+def law_of(run: WeighedRun) -> str:
     """The law of the offspring counts: that of the scheme, but where nothing was resampled, known values only."""
     num = run._num_resamplings(lambda x: x)
     if run.offspring == "unknown" and is_readable(num) and not np.asarray(num).any():
@@ -71,7 +71,7 @@ def law_of(run: Weighed) -> str:
     return run.offspring
 
 
-def family_variance(run: Weighed, form: str, read: Callable[[Array], Any] = lambda x: x) -> Any:
+def family_variance(run: WeighedRun, form: str, read: Callable[[Array], Any] = lambda x: x) -> Any:
     """The v of the module's formula, nats squared; `read` makes the arrays that it is computed of."""
     num = run._num_resamplings(read) if form == "unbiased" else 0
     apart: Any = getattr(run, "island_log_apart", run.log_apart)
@@ -82,7 +82,7 @@ def family_variance(run: Weighed, form: str, read: Callable[[Array], Any] = lamb
     return -numbers.log1p((shares**2 * numbers.expm1(-v)).sum())
 
 
-def family_error(run: Weighed, read: Callable[[Array], Any] = lambda x: x) -> Any | None:
+def family_error(run: WeighedRun, read: Callable[[Array], Any] = lambda x: x) -> Any | None:
     """A standard error of the log-evidence, nats; infinite where all particles are related, None where the run does not show it.
 
     Where families do not tell, the spread of islands does.

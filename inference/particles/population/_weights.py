@@ -16,7 +16,7 @@ from ....ppl._precision import full_precision
 Array = jax.Array
 
 
-class Weights(NamedTuple):
+class StepWeights(NamedTuple):
     """Weights after one step.
 
     Attributes:
@@ -48,7 +48,7 @@ def weighted_mean(log_weights: Array, values: Any) -> Any:
 
 
 @full_precision
-def reweight(log_weights: Array, log_potentials: Array) -> Weights:
+def reweight(log_weights: Array, log_potentials: Array) -> StepWeights:
     """Multiply weights by potentials G_k.
 
     If every weight vanishes the increment is -inf. A weight that is NaN makes it NaN: leaving that particle out would be a bias.
@@ -63,7 +63,7 @@ def reweight(log_weights: Array, log_potentials: Array) -> Weights:
     normalised = jnp.where(is_lost, uniform(len(log_weights)), unnormalised - increment)
     ess = jnp.where(is_lost, 0.0, total**2 / jnp.vdot(scaled, scaled))
     nothing = jnp.where(jnp.isnan(unnormalised).any(), jnp.nan, -jnp.inf)
-    return Weights(normalised, jnp.where(is_lost, nothing, increment), ess)
+    return StepWeights(normalised, jnp.where(is_lost, nothing, increment), ess)
 
 
 def evidence(increments: Array) -> tuple[Array, Array]:

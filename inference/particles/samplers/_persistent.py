@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from ....ppl._shared_jit import shared_while_loop
-from ..population import Weights, evidence, reweight
+from ..population import StepWeights, evidence, reweight
 from ..resampling import resample
 from ._mixing import lags
-from ._run import Run
+from ._run import SamplerSettings
 
 Array = jax.Array
 
@@ -46,7 +46,7 @@ class Pool(NamedTuple):
     log_z: Array
 
 
-def begin(run: Run, points: Array, terms: Array) -> Pool:
+def begin(run: SamplerSettings, points: Array, terms: Array) -> Pool:
     """Draws from the prior as level 0."""
     levels, zeros = run.max_steps + 1, jnp.zeros(run.max_steps + 1)
     empty = lambda x: jnp.zeros((levels, *x.shape)).at[0].set(x)
@@ -54,7 +54,7 @@ def begin(run: Run, points: Array, terms: Array) -> Pool:
     return Pool(jnp.int32(0), empty(points), empty(terms), mixture, zeros, zeros)
 
 
-def weigh(run: Run, pool: Pool, beta: Array) -> Weights:
+def weigh(run: SamplerSettings, pool: Pool, beta: Array) -> StepWeights:
     """Weights of all particles for temperature `beta`, [levels * particles], and its log Z as their increment."""
     levels = jnp.arange(run.max_steps + 1)[:, None]
     ratios = run.target.log_likelihood(pool.terms, beta) - pool.log_mixture + jnp.log1p(pool.last)
@@ -62,7 +62,7 @@ def weigh(run: Run, pool: Pool, beta: Array) -> Weights:
     return reweight(jnp.full(ratios.shape, -jnp.log(run.num_particles * (pool.last + 1.0))), ratios)
 
 
-def extend(run: Run, pool: Pool, points: Array, beta: Array, log_z: Array) -> Pool:
+def extend(run: SamplerSettings, pool: Pool, points: Array, beta: Array, log_z: Array) -> Pool:
     """The pool with one more level."""
     n, terms = pool.last + 1, run.likelihoods(points)
     temperatures, log_zs = pool.temperatures.at[n].set(beta), pool.log_z.at[n].set(log_z)
@@ -78,7 +78,7 @@ def extend(run: Run, pool: Pool, points: Array, beta: Array, log_z: Array) -> Po
     )  # fmt: skip
 
 
-def run_persistent(run: Run, key: Array) -> dict[str, Any]:
+def run_persistent(run: SamplerSettings, key: Array) -> dict[str, Any]:
     """The fields of a `TemperedResult`; particles of all levels, empty ones with log-weight -inf."""
     init_key, loop_key = jax.random.split(key)
     size = run.max_steps

@@ -33,7 +33,7 @@ NUM_BISECTIONS = 40
 MAX_MOVES = 128
 
 
-class Moved(NamedTuple):
+class MovedPoints(NamedTuple):
     """Particles after the moves of one temperature.
 
     Attributes:
@@ -56,7 +56,7 @@ class Moved(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class SamplerSettings:
     """One run's settings; see `tempered_smc`. `num_moves` None: until particles have mixed, `MAX_MOVES` at most."""
 
     target: Static
@@ -191,7 +191,12 @@ class Run:
         )  # fmt: skip
 
     def recorded(
-        self, record: dict[str, Array], n: Array, moved: Moved, spread: Array, new: dict[str, Array]
+        self,
+        record: dict[str, Array],
+        n: Array,
+        moved: MovedPoints,
+        spread: Array,
+        new: dict[str, Array],
     ) -> dict[str, Array]:
         """The records with those of temperature n."""
         new = new | {
@@ -202,7 +207,7 @@ class Run:
 
     def moved(
         self, key: Array, n: Array, points: Array, beta: Array, scale: Array
-    ) -> tuple[Moved, Array]:
+    ) -> tuple[MovedPoints, Array]:
         """Particles after the moves of a chain from each point at temperature n, of exponent `beta`, and the spread used."""
         if self.frozen is None:
             spread = self.kernel.spread(points)
@@ -226,7 +231,9 @@ class Run:
             return self._kept(key, points, start, move, scale), spread
         return self._until(key, n, points, start, move, scale), spread
 
-    def _kept(self, key: Array, points: Array, start: Standing, move: Any, scale: Array) -> Moved:
+    def _kept(
+        self, key: Array, points: Array, start: Standing, move: Any, scale: Array
+    ) -> MovedPoints:
         """All states of chains of a fixed length."""
 
         def one(at: Standing, key: Array) -> tuple[Standing, tuple[Array, Array]]:
@@ -236,14 +243,14 @@ class Run:
         _, (passed, rates) = jax.lax.scan(one, start, jax.random.split(key, self.chain_length - 1))
         states = jnp.moveaxis(jnp.concatenate([points[None], passed]), 0, 1)
         rate, mixing = rates.mean(), mixing_of(points, passed[-1])
-        return Moved(
+        return MovedPoints(
             states.reshape(self.num_particles, -1), rate, scale, self._rescaled(scale, rate),
             jnp.int32(self.chain_length - 1), mixing, mixing.z,
         )  # fmt: skip
 
     def _until(
         self, key: Array, n: Array, points: Array, start: Standing, move: Any, scale: Array
-    ) -> Moved:
+    ) -> MovedPoints:
         """The ends of chains whose length is fixed, or doubles until `is_enough` says so of the last half."""
 
         def one(i: Array, state: Any) -> Any:
@@ -273,7 +280,7 @@ class Run:
             mixing = mixing_of(points, inner[0].point)
         at, last, scale, rates = inner
         z = mixing_of(points, at.point).z
-        return Moved(at.point, rates / i, last, scale, i, mixing, z)
+        return MovedPoints(at.point, rates / i, last, scale, i, mixing, z)
 
     def _rescaled(self, scale: Array, rate: Array) -> Array:
         return scale * jnp.exp(rate - self.kernel.target_accept) if self.frozen is None else scale

@@ -23,7 +23,7 @@ from ..population import voided
 from ..resampling import Scheme, as_scheme
 from ._discrete import as_discrete
 from ._persistent import run_persistent
-from ._run import Run
+from ._run import SamplerSettings
 from ._start import Fitted, base_of
 from ._static import as_static
 from ._tempered import TemperedResult, trimmed
@@ -145,7 +145,7 @@ def tempered_smc(
         and num_chains % NUM_ISLANDS == 0
         and num_chains >= NUM_ISLANDS * MIN_ISLAND
     )
-    run = Run(
+    run = SamplerSettings(
         target, kernel, num_particles, num_moves, target_ess, schedule, frozen,
         as_scheme(resampling).ancestors, keep, max_steps, batch_size,
         NUM_ISLANDS if is_split else 1, chain_length,

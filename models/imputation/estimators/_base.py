@@ -11,7 +11,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ..._estimator import StoredEstimator
-from ..._series import Series, Standard, standardise
+from ..._series import Series, Standardisation, standardise
 from ..._series_inputs import Given, digest, given
 from .._imputation import Imputation
 from .._impute import impute
@@ -173,7 +173,7 @@ class SeriesEstimator(StoredEstimator):
         self._layout, self.n_steps_ = state["layout"], state["n_steps"]
         if len(arrays["classes"]):
             self.classes_ = arrays["classes"]
-        self._standard = Standard(arrays["mean"], arrays["scale"])
+        self._standard = Standardisation(arrays["mean"], arrays["scale"])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from ....inference import elbo
 from ....ppl._compat import ArrayLike
 from ..._estimator import StoredEstimator
-from ..._series import Series, Standard, standardise
+from ..._series import Series, Standardisation, standardise
 from ..._series_inputs import given
 from .._network import Gaussian, Network
 from .._predictive import log_score
@@ -265,7 +265,7 @@ class SeriesForecaster(StoredEstimator):
     def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         super()._restore(state, arrays)
         self.n_steps_ = state["n_steps"]
-        self._standard = Standard(arrays["mean"], arrays["scale"])
+        self._standard = Standardisation(arrays["mean"], arrays["scale"])
         self.layers = tuple(tuple(layer) for layer in self.layers)  # lists, in JSON
 
     def __sklearn_tags__(self) -> Any:

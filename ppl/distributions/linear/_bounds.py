@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._precision import full_precision
-from ._elimination import Bound, Solved
+from ._elimination import LinearBound, Solved
 
 Array = jax.Array
 KINDS = ("free", "lower", "upper", "both")
@@ -91,7 +91,7 @@ def _fixed(group: list[Solved], num: int) -> Fixed:
 
 
 def _rows(
-    bounds: Sequence[Sequence[Bound]], num: int, none: float
+    bounds: Sequence[Sequence[LinearBound]], num: int, none: float
 ) -> tuple[np.ndarray, np.ndarray]:
     most = max(len(rows) for rows in bounds)
     weights, constants = np.zeros((len(bounds), most, num)), np.full((len(bounds), most), none)

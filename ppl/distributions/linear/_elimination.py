@@ -18,7 +18,7 @@ _LIMIT = 2_000
 
 
 @dataclass(frozen=True)
-class Bound:
+class LinearBound:
     """x_i >= constant + sum weights_j x_j over coordinates j before i, or <=."""
 
     weights: dict[int, Fraction]
@@ -30,9 +30,9 @@ class Solved:
     """A coordinate: `fixed` is its value where an equality gives it, otherwise it lies between all `lower` and all `upper`."""
 
     coordinate: int
-    lower: tuple[Bound, ...] = ()
-    upper: tuple[Bound, ...] = ()
-    fixed: Bound | None = None
+    lower: tuple[LinearBound, ...] = ()
+    upper: tuple[LinearBound, ...] = ()
+    fixed: LinearBound | None = None
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,16 @@ def solve(rows: Sequence[Row], names: Sequence[str], order: Sequence[int]) -> li
     return [solved[i] for i in order]
 
 
-def _bound(row: _Derived, coordinate: int) -> Bound:
+def _bound(row: _Derived, coordinate: int) -> LinearBound:
     weight = row.weights[coordinate]
     others = {j: -w / weight for j, w in enumerate(row.weights) if w and j != coordinate}
-    return Bound(others, row.constant / weight)
+    return LinearBound(others, row.constant / weight)
 
 
-def _bounds(rows: Sequence[_Derived], coordinate: int) -> tuple[Bound, ...]:
+def _bounds(rows: Sequence[_Derived], coordinate: int) -> tuple[LinearBound, ...]:
     """Different bounds: of those with one direction the tightest."""
     is_lower = bool(rows) and rows[0].weights[coordinate] > 0
-    tightest: dict[tuple[tuple[int, Fraction], ...], Bound] = {}
+    tightest: dict[tuple[tuple[int, Fraction], ...], LinearBound] = {}
     for row in rows:
         bound = _bound(row, coordinate)
         direction = tuple(sorted(bound.weights.items()))

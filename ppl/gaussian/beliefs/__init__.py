@@ -28,5 +28,5 @@ from ._roots import (
 from ._smoothing import (
     MAX_AWAY as MAX_AWAY,
     Read as Read,
-    Smoothing as Smoothing,
+    SmoothingRequest as SmoothingRequest,
 )

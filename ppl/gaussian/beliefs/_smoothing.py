@@ -98,7 +98,7 @@ def _wrapped(data: Array) -> Array:
     return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
-class Smoothing(NamedTuple):
+class SmoothingRequest(NamedTuple):
     """What is asked for of the sites given everything: their means and scales, or one joint draw.
 
     Attributes:

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference.fitting._judgement import Draws, _off, weighed
+from lapilli.inference.fitting._judgement import WeightedDraws, _off, weighed
 
 KEY = jax.random.key(0)
 
@@ -67,7 +67,7 @@ def weighted(shift, ratio=1.0, number=4000):
     """Standard Normal draws, weighted for a Normal with another mean and width."""
     x = np.random.default_rng(0).standard_normal(number)
     log_weights = -0.5 * ((x - shift) / ratio) ** 2 - np.log(ratio) + 0.5 * x**2
-    return Draws(log_weights, {"x": x})
+    return WeightedDraws(log_weights, {"x": x})
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_verdicts_on_right_and_wrong_weights_are_right():
 
         def make(number, key, k=k):
             rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-            return Draws(k * rng.exponential(size=number), {})
+            return WeightedDraws(k * rng.exponential(size=number), {})
 
         told = [weighed(make, jax.random.key(n))[2] is not None for n in range(200)]
         assert sum(t != is_bad for t in told) <= 4

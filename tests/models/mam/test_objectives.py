@@ -16,7 +16,7 @@ from lapilli import inference
 from lapilli.models import gflownet, mam
 from lapilli.models.ising import Ising
 from lapilli.models.mam import _chain
-from lapilli.models.mam._persistent import Chains, TemperedConditionals
+from lapilli.models.mam._persistent import PersistentChains, TemperedConditionals
 
 pytestmark = pytest.mark.one_in(2)
 
@@ -314,7 +314,7 @@ class TestEnergy:
     @pytest.mark.slow
     def test_chains_start_anew_when_their_time_has_come(self, key):
         """Every third move is a draw along a whole order; the others change two variables at most."""
-        chains = Chains(lambda _: NETWORKS, lambda: 40_000, 2, 3)
+        chains = PersistentChains(lambda _: NETWORKS, lambda: 40_000, 2, 3)
         stuck = jnp.ones((40_000, D), int)
         move = jax.jit(lambda number: chains.advance({}, key, stuck, number))
         for number in (0, 1, 3):
@@ -326,7 +326,7 @@ class TestEnergy:
     def test_tempered_chains_are_those_of_conditionals_to_a_power(self, key):
         """Fresh chains of three powers against the law of sampling with c^power; 8 states each, |z| < 4.5."""
         powers = (-2.0, 0.5, 3.0)
-        chains = Chains(lambda _: NETWORKS, lambda: 5, 2, None, powers)
+        chains = PersistentChains(lambda _: NETWORKS, lambda: 5, 2, None, powers)
         start = jax.jit(jax.vmap(lambda key: chains.start({}, key)))
         tokens = start(jax.random.split(key, 10_000))
         for row, power in zip(range(5), (1.0, 1.0, *powers), strict=True):
@@ -340,7 +340,7 @@ class TestEnergy:
         log_p = np.asarray(power * LOG_F).ravel()
         p = np.exp(log_p - np.logaddexp.reduce(log_p))
         start = np.random.default_rng(0).choice(8, 40_000, p=p)
-        chains = Chains(lambda _: tables, lambda: 40_000, 1, None, (power,) * 40_000)
+        chains = PersistentChains(lambda _: tables, lambda: 40_000, 1, None, (power,) * 40_000)
         tokens = jax.jit(chains.advance)({}, key, jnp.asarray(X[start] + 1), 0)
         assert (tokens - 1 != X[start]).any()
         assert_unbiased((tokens[:, None] - 1 == X).all(-1), p)
