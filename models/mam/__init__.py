@@ -6,10 +6,13 @@
 from typing import TYPE_CHECKING, Any
 
 from ._bracket import bracket as bracket
-from ._distribution import MaM as MaM, OrderedDraw as OrderedDraw
+from ._distribution import (
+    MaM as MaM,
+    ObservedMarginal as ObservedMarginal,
+    OrderedDraw as OrderedDraw,
+)
 from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
 from ._made import MADE as MADE, autoregressive as autoregressive
-from ._marginal import ObservedMarginal as ObservedMarginal
 from ._objectives import (
     any_order as any_order,
     distil as distil,

@@ -12,6 +12,7 @@ import numpyro.handlers
 
 from .._compat import ClosedJaxpr, handler_stack, no_handlers, own_caches
 from ..traces import Recorder, running_engine
+from ._collector import Collector
 from ._forms import is_certain
 from ._integrator import Emit, Integrator, tried
 from ._lift import Lifter
@@ -34,6 +35,7 @@ def integrate(
     """
     lifter = Lifter(label)
     closed, tree, static = _lifted(lifter, program, params, args, kwargs)
+    emit = emit._replace(collector=Collector)
     dry = emit._replace(is_dry=True)
     probe, joint = tried(lambda joint: Integrator(label, names, joint, dry), closed, [0])
     if absent := sorted(set(names) - probe.found):

@@ -45,12 +45,15 @@ class Emit(NamedTuple):
         smoothing: what is asked for of the sites given everything, by sites beside them (`beliefs`); None: nothing.
         approximation: of means that are not affine, see `_approximate.py`; None: they are refused.
         parallel: whether all steps of a scan are filtered at once.
+        collector: (integrator, how many numbers a step is handed, what the step has made or None) -> one that collects a step
+            as affine maps (`_collector.py`).
     """
 
     is_dry: bool = False
     smoothing: SmoothingRequest | None = None
     approximation: str | None = None
     parallel: bool = False
+    collector: Callable[[Integrator, int, dict[str, Array] | None], Any] | None = None
 
 
 class Integrator(Basis):
@@ -85,12 +88,6 @@ class Integrator(Basis):
         inner.rows, inner.found, inner.scales = self.rows, self.found, self.scales
         inner.numbers = self.numbers
         return inner
-
-    def collector(self, handed: int, made: dict[str, Any] | None) -> Any:
-        """One that collects a step as affine maps (`_collector.py`)."""
-        from ._collector import Collector
-
-        return Collector(self, handed, made)
 
     # Equations.
 

@@ -18,6 +18,7 @@ from .._precision import full_precision
 from ..jaxprs import Interpreter, called
 from ..traces import scan
 from ._arranged import flat, unflat
+from ._collector import Collector
 from ._forms import Form, is_certain
 from ._integrator import Emit, Integrator, tried
 from ._laws import JointNormal, made_plain
@@ -100,9 +101,10 @@ def _proposed(
     label: str, body: ClosedJaxpr, args: list[Any], approximation: str | None
 ) -> dict[str, Array]:
     """The sites of a step: normal ones from their law given the step's data, others from their own."""
-    dry = Emit(is_dry=True, approximation=approximation)
+    emit = Emit(approximation=approximation, collector=Collector)
+    dry = emit._replace(is_dry=True)
     _, joint = tried(lambda joint: _Updated(label, joint, dry), body, args)
-    updated = _Updated(label, joint, Emit(approximation=approximation))
+    updated = _Updated(label, joint, emit)
     updated.settled(updated.run(body, args, [False] * len(body.jaxpr.outvars)))
     return updated.values | updated.draws()
 

@@ -48,6 +48,7 @@ from ._program import (
 )
 from ._repeatable import refuse_unrepeatable as refuse_unrepeatable
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight
+from ._rng_key import rng_key as rng_key
 from ._score import (
     check_proposed_cells as check_proposed_cells,
     matched as matched,
@@ -61,7 +62,6 @@ from ._statements import (
     module as module,
     param as param,
     plate as plate,
-    rng_key as rng_key,
     sample as sample,
     subsample as subsample,
 )

@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpyro
 
-from ._statements import rng_key
+from ._rng_key import rng_key
 
 
 def declare(name: str, module: Any) -> Any:
     """A copy of the `nnx.Module` with the parameter `name` in the place of its floating-point `nnx.Param`."""
+    import equinox as eqx
     from flax import nnx
 
     learned = lambda _, variable: (

@@ -12,11 +12,12 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from .._compat import apply_stack, handler_stack, is_concrete
+from .._compat import handler_stack, is_concrete
 from .._data import Masked, as_value
 from ..distributions import law_of_cells
 from ..traces import HiddenDraw
 from ._inline_guide import propose
+from ._nnx import declare
 
 Array = jax.Array
 
@@ -278,8 +279,6 @@ def module(name: str, module: Any) -> Any:
     if not handler_stack():
         return module
     if is_nnx:
-        from ._nnx import declare
-
         return declare(name, module)
     return eqx.combine(numpyro.param(name, lambda _: arrays), static)
 
@@ -321,28 +320,3 @@ def deterministic(name: str, value: Any) -> Any:
         `value`.
     """
     return numpyro.deterministic(name, value)
-
-
-def rng_key(name: str) -> Array:
-    """A random key of its own address, for noise that is not a site (dropout). Replays of the program see the same key.
-
-    The noise may be moved and scaled by parameters. A draw whose value jumps as they move (`bernoulli(key, p)`) is refused
-    by `ppl.expectation`: it has to be a site.
-
-    Args:
-        name: name of the key, apart from other keys of the program.
-    """
-    message: dict[str, Any] = {
-        "type": "prng_key",
-        "name": f"rng:{name}",
-        "fn": lambda rng_key: rng_key,
-        "args": (),
-        "kwargs": {"rng_key": None},
-        "value": None,
-    }
-    key = apply_stack(message)["value"] if handler_stack() else None
-    if key is None:
-        raise RuntimeError(
-            f"ppl.rng_key('{name}') needs a running program; call simulate(key), an objective, or seed it."
-        )
-    return key

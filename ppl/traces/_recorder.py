@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -168,11 +169,12 @@ class Recorder(Messenger, abc.ABC):
                 "replayed. Pass the state through the program's arguments and return value."
             )
 
+    # The value of a control-flow statement of numpyro.contrib; `_regions.py` sets it, since regions are made of recorders.
+    adopt: ClassVar[Callable[[dict[str, Any]], Any]]
+
     def control_flow(self, msg: dict[str, Any]) -> None:
         """Take over a control-flow statement of numpyro.contrib."""
-        from ._regions import adopt
-
-        msg["value"], msg["stop"] = adopt(msg), True
+        msg["value"], msg["stop"] = Recorder.adopt(msg), True
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "plate":

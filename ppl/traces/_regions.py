@@ -325,6 +325,9 @@ def adopt(msg: dict[str, Any]) -> Any:
     return control_flow_value(found, result)
 
 
+Recorder.adopt = staticmethod(adopt)
+
+
 def _recorders() -> list[Recorder]:
     """The recorders on the stack; none if no run of ours is at the end of it."""
     recorders = [h for h in handler_stack() if isinstance(h, Recorder)]

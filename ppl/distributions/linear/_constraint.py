@@ -14,6 +14,7 @@ from ..._precision import full_precision
 from ._bounds import Fixed, Stage, stages_of
 from ._elimination import solve
 from ._statements import Row, Statement, rows_of, rows_of_matrix
+from ._triangular import solved
 
 Array = jax.Array
 
@@ -190,11 +191,8 @@ class LinearConstraints(constraints.Constraint):
 
     def feasible_like(self, prototype: Any) -> Array:
         """What the bijection makes of zeros."""
-        from ._bijection import TriangularTransform
-
-        inside = TriangularTransform(self)(
-            jnp.zeros(self.num_free, jnp.result_type(float, prototype))
-        )
+        zeros = jnp.zeros(self.num_free, jnp.result_type(float, prototype))
+        _, inside, _ = solved(self.stages, len(self.names), zeros, None)
         return jnp.broadcast_to(inside, jnp.shape(prototype))
 
     def _vector(self, x: Any) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,7 @@ import jax.numpy as jnp
 from ...traces import scan as scan_statements
 from .._forms import Beyond, Form
 from ._kinds import as_arrays, as_values, rows_of_step
-
-if TYPE_CHECKING:
-    from ._scan import Scan
+from ._scan import Scan
 
 
 def pushed(scan: Scan) -> list[Any]:

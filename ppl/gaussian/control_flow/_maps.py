@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,18 @@ from .._chains import Affine, NotCollected, Step, joined
 from .._forms import Beyond, Form, is_certain
 from .._refusals import MAX_NUMBERS
 from ..beliefs import Belief, no_belief
-
-if TYPE_CHECKING:
-    from ._scan import Scan
+from ._scan import PUT_TOGETHER, Scan
 
 Array = jax.Array
-PUT_TOGETHER = "a scan, whose steps are put together"
 
 
 def step_maps(
     scan: Scan, certain: Sequence[Any], x: Sequence[Any], made: dict[str, Array] | None
 ) -> tuple[list[Any], Step]:
     """A step as affine maps of what is handed to it."""
-    collector = scan.outer.collector(sum(v.size for v in scan.handed_on()), made)
+    collect = scan.outer.emit.collector
+    assert collect is not None  # `integrate` and `propose` set it
+    collector = collect(scan.outer, sum(v.size for v in scan.handed_on()), made)
     values, kept = scan.open_step(collector, certain)
     if collector.belief is None:
         collector.belief = no_belief(scan.rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,7 @@ from ...traces import Recorder, Runner, all_steps
 from .._chains import NotCollected, filtered
 from .._forms import is_certain
 from ._maps import joined_results, probed, step_maps
-
-if TYPE_CHECKING:
-    from ._scan import Scan
+from ._scan import Scan
 
 
 def is_parallel(scan: Scan) -> bool:

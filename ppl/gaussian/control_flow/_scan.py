@@ -1,14 +1,10 @@
-"""Scans with the belief carried along, or with a basis that stays as it is.
+"""A scan of a lifted program: which carried values are uncertain, how a step is run, what is handed on.
 
-A scan whose steps add to the basis or condition it hands on the belief of the values that the next step, or what follows the
-scan, reads; or the beliefs are found in parallel, and then all steps run at once. Where a statement reads the stacked values of
-the steps, the noise of all steps is the basis afterwards. A scan that leaves the basis as it is hands on the coefficients of its
-values.
+How the steps are run, one after the other or at once, is `_run_scan.py`'s.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from ..._compat import no_handlers, scan_counts
-from ...traces import first_step, scan as scan_statements
+from ...traces import first_step
 from .._arranged import Shaped, unit_forms
 from .._forms import Beyond, Form, is_certain
 from .._lift import holds_statement
 from ..beliefs import Belief, known, no_belief
-from ._constant_basis import pushed
 from ._kinds import Kind, either, kind_of, rows_of_step
-from ._maps import PUT_TOGETHER, joined_results, read_results, step_maps, why_lost
-from ._parallel import is_parallel, together
 
 if TYPE_CHECKING:
     from .._integrator import Integrator
+
+PUT_TOGETHER = "a scan, whose steps are put together"
 
 
 class Scan:
@@ -38,7 +33,8 @@ class Scan:
         kinds: of the carried values, the same in every step.
         y_kinds: of the stacked results.
         reads: which results a statement depends on.
-        lost: what stands for stacked results that are read; None: they are known.
+        lost: what stands for stacked results that are read; None: they are known. With `is_joined`, whether the steps are put
+            together for them, it is found by `run_scan`.
 
     Args:
         outer: whose program the scan stands in.
@@ -66,8 +62,8 @@ class Scan:
             self.has_slices = False
             self.kinds = [kind_of(x) for x in self.init]
             self._explore()
-        self.lost = why_lost(self) if self.is_changed else None
-        self.is_joined = self.is_changed and self.lost is None and bool(read_results(self))
+        self.lost: Beyond | None = None
+        self.is_joined = False
 
     def _explore(self) -> bool:
         """Find which carried values are uncertain; whether the belief changes within the steps."""
@@ -156,34 +152,6 @@ class Scan:
         """Those carried values that are certain."""
         return [x for x, k in zip(values, self.kinds, strict=False) if k is None]
 
-    def run(self) -> list[Any]:
-        """The results of the scan."""
-        if not self.is_changed:
-            return pushed(self)
-        return together(self) if is_parallel(self) else self._filtered()
-
-    def _filtered(self) -> list[Any]:
-        """With the belief carried: of what is handed on, in one vector."""
-        outer, num_carry, start = self.outer, len(self.init), self.start()
-        # Joined, all noise is asked for what is known of it later, and not the states.
-        first = dataclasses.replace(start, later=None) if start and self.is_joined else start
-
-        def step(carry: Any, x: Any) -> Any:
-            certain, belief = carry
-            inner = outer.inner()
-            outs, belief = self.filter_step(inner, certain, belief, x)
-            maps = step_maps(self, certain, x, inner.made)[1] if self.is_joined else None
-            ys = [y for y in outs[num_carry:] if is_certain(y)]
-            return (self.certain(outs[:num_carry]), belief), (ys, maps)
-
-        init = [jnp.asarray(x) for x in self.certain(self.init)]
-        (certain, belief), (ys, maps) = scan_statements(
-            step, (init, first), self.slices(), self.length
-        )
-        if self.is_joined:
-            return joined_results(self, certain, maps, start, ys)
-        return self.results(certain, belief, ys)
-
     def start(self) -> Belief | None:
         """The belief of what is handed to the first step."""
         return self.belief_of(self.outer, self.init, self.kept) if self.has_belief else None
@@ -248,8 +216,3 @@ class Scan:
             else self.lost or (next(read) if is_read else Beyond(PUT_TOGETHER))
             for k, is_read in zip(self.y_kinds, self.reads[len(self.init) :], strict=True)
         ]
-
-
-def run_scan(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
-    """The results of a scan."""
-    return Scan(outer, eqn, args).run()
