@@ -21,6 +21,7 @@ from ..checks import (
     watched,
 )
 from ..distributions import sound
+from ..evaluation import stacked
 from ..language import apply, joined
 from ..strategies import Decision
 from ._again import check_derivatives, moving, refusal_of_jump, slope_of
@@ -170,8 +171,20 @@ class Expectation:
         leaves, tree = jax.tree.flatten(params)
         state = _fresh_state(program) if state is None else state
 
+        states: list[Any] = []
+
+        def flat(*leaves: Array) -> list[Array]:
+            params = jax.tree.unflatten(tree, leaves)
+            found = self._surrogate_of(program, params, args, key, state)
+            numbers, structure = jax.tree.flatten(found[1])
+            states.append(structure)
+            return [found[0], *numbers]
+
+        short = stacked(flat)
+
         def surrogate(leaves: list[Array]) -> Any:
-            return self._surrogate_of(program, jax.tree.unflatten(tree, leaves), args, key, state)
+            value, *numbers = short(*leaves)
+            return value, jax.tree.unflatten(states[-1], numbers)
 
         (value, state), grads = jax.value_and_grad(surrogate, has_aux=True)(leaves)
         if program.may_have_null_values:

@@ -4,7 +4,7 @@
 reference (`_evaluate.py`). `optimised` returns the same numbers from less work (`_optimised.py`), which counts where many
 replacements are asked for at once: by numbers that no replacement reaches (`_invariants.py`), arrays of equal elements
 (`_same.py`), loops without a loop (`_unrolled.py`, `_steps.py`, `_split.py`). `hoist_noise` draws noise in front of a loop
-(`_hoist.py`).
+(`_hoist.py`). `stacked` runs a function of arrays with alike equations of straight code as one (`_stacked.py`).
 """
 
 from ._evaluate import Evaluator as Evaluator, Forced as Forced, evaluate as evaluate
@@ -29,5 +29,6 @@ from ._split import (
     total_of as total_of,
     whole_at as whole_at,
 )
+from ._stacked import stacked as stacked
 from ._steps import row_by_row as row_by_row
 from ._unrolled import NeedsLoop as NeedsLoop, Windows as Windows

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 
-Name = Literal["invariants", "noise", "numbers", "rows", "windows"]
+Name = Literal["invariants", "noise", "numbers", "rows", "stacks", "windows"]
 NAMES: tuple[Name, ...] = get_args(Name)
 VARIABLE = "LAPILLI_PASSES"
 
@@ -35,6 +35,7 @@ PASSES: dict[Name, Pass] = {
     "noise": Pass("the noise of a loop is drawn in front of it (`_hoist.py`)"),
     "numbers": Pass("arrays of equal elements are carried along as one number (`_same.py`)"),
     "rows": Pass("rows of a plate stand in front of enumerated states (`_steps.py`)"),
+    "stacks": Pass("alike equations of straight code are one (`_stacked.py`)"),
     "windows": Pass("all steps of a chain at once, in place of a loop (`_unrolled.py`)"),
 }
 _chosen: ContextVar[tuple[Name, ...] | None] = ContextVar("lapilli_passes", default=None)

@@ -17,6 +17,7 @@ from .... import ppl
 from ....ppl._precision import full_precision
 from ....ppl._quiet import quiet
 from ....ppl._shared_jit import shared_jit
+from ....ppl.evaluation import stacked
 from ....ppl.language import what_is_not_finite
 from ....ppl.traces import stand_ins
 from ..._arguments import Arguments, outcome
@@ -24,6 +25,7 @@ from ..._arguments import Arguments, outcome
 Array = jax.Array
 _STEP = 5e-3  # of differences
 _MOST_LABELS = 5  # that are permuted
+_MANY = 1000  # points whose values are taken at once
 _AT_ONCE = 8_000_000  # numbers of data times points that a compiled call holds
 
 
@@ -176,8 +178,13 @@ class Landscape:
         at_once = max(1, _AT_ONCE // size)
         split = Arguments(args)
         self._arrays = [jnp.asarray(x) for x in split.arrays(args)]
-        density = lambda u, arrays: space.log_prob(u, *split.join(arrays))
-        draw = lambda key, arrays: space.draw(key, *split.join(arrays))
+        template = jnp.zeros(space.dimension, jnp.result_type(float))
+
+        def of_program(fn: Any) -> Any:
+            short = stacked(lambda x, *arrays: [fn(x, *split.join(arrays))])
+            return lambda x, arrays: short(x, *arrays)[0]
+
+        density, draw = of_program(space.log_prob), of_program(space.draw)
 
         def derivatives(hessian: Any, center: Array, factor: Array, arrays: list[Array]) -> Any:
             @full_precision
@@ -198,7 +205,9 @@ class Landscape:
             return shared_jit(run)
 
         self._value = over(density, at_once)
-        self._choices = shared_jit(jax.vmap(space.choices))
+        flat = lambda u: [jnp.concatenate([jnp.ravel(x) for x in space.choices(u).values()])]
+        self._choices = shared_jit(jax.vmap(stacked(flat)))
+        self._shapes = {n: x.shape for n, x in jax.eval_shape(space.choices, template).items()}
         few = max(1, at_once // space.dimension)
         self._derivatives = [
             over(functools.partial(derivatives, hessian), few)
@@ -234,7 +243,13 @@ class Landscape:
 
     def choices(self, u: np.ndarray) -> dict[str, np.ndarray]:
         """The values of the sites at points [n, d]."""
-        return {name: np.asarray(x) for name, x in self._choices(_single(u)).items()}
+        (flat,) = self._in_parts(lambda x, _: self._choices(*x), _MANY, u)
+        ends = np.cumsum([math.prod(shape) for shape in self._shapes.values()])
+        parts = np.split(flat, ends[:-1], 1)
+        return {
+            name: x.reshape(len(u), *shape)
+            for x, (name, shape) in zip(parts, self._shapes.items(), strict=True)
+        }
 
     def draws(self, key: Any, number: int) -> np.ndarray:
         """Draws of the prior, [number, d]; those that are finite."""

@@ -1,0 +1,400 @@
+"""Alike equations of straight code as one.
+
+Input: a function whose traced program has many small equations that are the same but for their operands, as a hundred sites
+in a Python loop have. Output: a function of the same numbers, up to rounding, in which each group of them is one equation with
+an axis of its members in front. XLA takes seconds for a hundred copies of a random number generator, and milliseconds for one of
+a hundred keys; derivatives and batches of the function are traced of the short program.
+
+Alike are equations of one primitive, parameters, shapes and surroundings, none of which needs another one's result. A group
+runs when all its members can; where groups wait for each other, the one that stands earlier on average goes ahead with the
+members that can. Chains a + b + c + ... of which nobody reads the partial sums are sums of a stack. Single values are taken out
+of a stack where they are asked for.
+
+Invariants: what has effects or derivatives of its own, loops and branches run as they stand; so do large operands, which would
+be copied, and a program that is not halved.
+
+Reference: Neubig, Goldberg and Dyer 2017, arXiv:1705.07860.
+"""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._compat import CUSTOM, ClosedJaxpr, Literal, Var, bind, is_concrete
+from ..jaxprs import Interpreter, holds_marker, inner_jaxprs, needed
+from ._passes import is_on
+
+LEAST_EQUATIONS = 200  # of a program, inner ones included: a shorter one is compiled in no time
+LEAST_MEMBERS = 8  # of a group
+MOST_ENTRIES = 256  # of an operand or result of one member
+MOST_FUSED = 8  # single equations in a row: XLA repeats such a chain for all that reads from it
+_ROUNDS = 3  # of surroundings
+_ALONE = frozenset("scan while cond".split())
+_PICKS = frozenset("slice dynamic_slice gather".split())  # out of one array, which may be large
+
+
+def stacked(fn: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """`fn`, a function of arrays to a list of arrays, with alike equations run as one.
+
+    It is traced once for all calls with arrays of the same kinds, under whatever transformation.
+    """
+    traced: dict[Any, tuple[ClosedJaxpr, list[list[Any]] | None]] = {}
+
+    def run(*args: Any) -> list[Any]:
+        if not is_on("stacks"):
+            return fn(*args)
+        key = jax.config.jax_enable_x64, *map(jax.typeof, args)
+        found = traced.get(key)
+        if found is None:
+            closed = jax.make_jaxpr(fn)(*args)
+            found = closed, order_of(closed)
+            if is_concrete(closed.consts):
+                traced[key] = found
+        closed, order = found
+        return (
+            _Stacks(closed, args).outputs() if order is None else run_stacked(closed, args, order)
+        )
+
+    return run
+
+
+def run_stacked(closed: ClosedJaxpr, inputs: Sequence[Any], order: list[list[Any]]) -> list[Any]:
+    """The outputs of a program whose equations run in groups."""
+    run = _Stacks(closed, inputs)
+    for members in order:
+        run.group(members)
+    return [run.read(v) for v in closed.jaxpr.outvars]
+
+
+def order_of(closed: ClosedJaxpr) -> list[list[Any]] | None:
+    """The equations in an order in which they can be run, those side by side that can be run as one; None where few can."""
+    eqns, _ = needed(closed.jaxpr.eqns, closed.jaxpr.outvars)
+    if closed.jaxpr.effects or len(eqns) < LEAST_MEMBERS or _number(eqns) < LEAST_EQUATIONS:
+        return None
+    order = _scheduled(_with_long_sums(eqns, closed.jaxpr.outvars))
+    return order if len(order) <= len(eqns) // 2 else None
+
+
+def _number(eqns: Sequence[Any]) -> int:
+    inner = (jaxpr for eqn in eqns for jaxpr in inner_jaxprs(eqn))
+    return len(eqns) + sum(_number(jaxpr.eqns) for jaxpr in inner)
+
+
+class Sum(NamedTuple):
+    """In place of a chain of additions of scalars."""
+
+    invars: list[Any]
+    outvars: list[Any]
+    effects: frozenset[Any] = frozenset()
+
+
+def _with_long_sums(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
+    """The equations with each chain whose partial sums nobody else reads as one."""
+    variables = lambda atoms: [v for v in atoms if not isinstance(v, Literal)]
+    readers = collections.Counter(v for eqn in eqns for v in variables(eqn.invars))
+    readers.update(variables(outvars))
+    terms: dict[Any, list[Any]] = {}  # result of an addition -> what it is the sum of
+    inside: dict[Any, list[Any]] = {}  # and the additions for that
+    for eqn in eqns:
+        out = eqn.outvars[0] if eqn.outvars else None
+        if not _is_plain_sum(eqn):
+            continue
+        partial = [v for v in variables(eqn.invars) if v in terms and readers[v] == 1]
+        inside[out] = [out, *(w for v in partial for w in inside.pop(v))]
+        terms[out] = [t for v in eqn.invars for t in (terms.pop(v) if v in partial else [v])]
+    long = {v: found for v, found in terms.items() if len(found) >= LEAST_MEMBERS}
+    gone = {w for v in long for w in inside[v] if w is not v}
+    return [
+        Sum(long[v], [v]) if v in long else eqn
+        for eqn in eqns
+        if (v := eqn.outvars[0] if eqn.outvars else None) not in gone
+    ]
+
+
+def _is_plain_sum(eqn: Any) -> bool:
+    return eqn.primitive.name in ("add", "add_any") and all(
+        v.aval.shape == () and v.aval.dtype == eqn.outvars[0].aval.dtype
+        and jnp.issubdtype(v.aval.dtype, jnp.floating)
+        for v in eqn.invars
+    )  # fmt: skip
+
+
+def _scheduled(eqns: Sequence[Any]) -> list[list[Any]]:
+    makers = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
+    before = [
+        {makers[v] for v in eqn.invars if not isinstance(v, Literal) and v in makers}
+        for eqn in eqns
+    ]
+    after: list[list[int]] = [[] for _ in eqns]
+    depths: list[int] = []
+    for i, sources in enumerate(before):
+        depths.append(1 + max((depths[j] for j in sources), default=0))
+        for j in sources:
+            after[j].append(i)
+    kinds = _kinds(eqns, makers)
+    places: dict[int, list[int]] = collections.defaultdict(list)
+    for kind, depth in zip(kinds, depths, strict=True):
+        places[kind].append(depth)
+    mean_depth = {kind: sum(found) / len(found) for kind, found in places.items()}
+    left = {kind: len(found) for kind, found in places.items()}
+    ready: dict[int, list[int]] = collections.defaultdict(list)
+    whole: list[int] = []  # kinds of which all that is left can run
+    some: list[tuple[float, int]] = []  # those of which a part can
+
+    def enter(i: int) -> None:
+        kind = kinds[i]
+        ready[kind].append(i)
+        if len(ready[kind]) == left[kind]:
+            whole.append(kind)
+        elif len(ready[kind]) == 1:
+            heapq.heappush(some, (mean_depth[kind], kind))
+
+    waits = [len(sources) for sources in before]
+    for i, number in enumerate(waits):
+        if not number:
+            enter(i)
+    order: list[list[Any]] = []
+    while whole or some:
+        kind = whole.pop() if whole else heapq.heappop(some)[1]
+        members = sorted(ready.pop(kind, []))  # none, where the kind was whole meanwhile
+        left[kind] -= len(members)
+        alike = [eqns[i] for i in members]
+        order += [[eqn] for eqn in alike] if len(alike) < LEAST_MEMBERS else [alike]
+        for j in (j for i in members for j in after[i]):
+            waits[j] -= 1
+            if not waits[j]:
+                enter(j)
+    return order
+
+
+def _kinds(eqns: Sequence[Any], makers: dict[Any, int]) -> list[int]:
+    """A number for each equation, equal for those that may run as one."""
+    texts: dict[int, tuple[Any, Any]] = {}
+    own = _numbered([_signature(eqn, texts) or i for i, eqn in enumerate(eqns)])
+
+    def source(atom: Any) -> int:
+        return -2 if isinstance(atom, Literal) else found[makers[atom]] if atom in makers else -1
+
+    found = own
+    for _ in range(_ROUNDS):
+        found = _numbered([(own[i], *map(source, eqn.invars)) for i, eqn in enumerate(eqns)])
+    return found
+
+
+def _numbered(things: Sequence[Any]) -> list[int]:
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(thing, len(numbers)) for thing in things]
+
+
+def _signature(eqn: Any, texts: dict[int, tuple[Any, Any]]) -> Any:
+    """What alike equations have in common; None where one is to run as it stands."""
+    if isinstance(eqn, Sum) or eqn.effects or holds_marker(eqn) or _holds(eqn, _ALONE):
+        return None
+    name, params = eqn.primitive.name, dict(eqn.params)
+    if name in CUSTOM:
+        return None
+    picks = name in _PICKS
+    atoms = (*eqn.invars, *eqn.outvars)
+    if any(v.aval.size > MOST_ENTRIES for v in atoms[picks:]):
+        return None
+    if name == "slice":
+        if len(eqn.invars[0].aval.shape) != 1 or params["strides"] is not None:
+            return None
+        params = {}
+    key = tuple((n, _hashable(params[n], texts)) for n in sorted(params))
+    whole = eqn.invars[0] if picks and not isinstance(eqn.invars[0], Literal) else None
+    found = name, key, whole, *((v.aval, isinstance(v, Literal)) for v in atoms)
+    try:
+        hash(found)
+    except TypeError:
+        return None
+    return found
+
+
+def _holds(eqn: Any, names: frozenset[str]) -> bool:
+    return eqn.primitive.name in names or any(
+        _holds(inner, names) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
+    )
+
+
+def _hashable(param: Any, texts: dict[int, tuple[Any, Any]]) -> Any:
+    """A parameter in a form that is equal for equal ones."""
+    if not isinstance(param, ClosedJaxpr):
+        return tuple(param) if isinstance(param, list) else param
+    if id(param) not in texts:
+        # Rules of derivatives are not in the text.
+        is_plain = not param.consts and not any(_holds(eqn, CUSTOM) for eqn in param.jaxpr.eqns)
+        text = str(param.jaxpr) if is_plain else id(param)
+        texts[id(param)] = text, param  # kept, so that the number stays its own
+    return texts[id(param)][0]
+
+
+class _Row(NamedTuple):
+    """One member's part of a stack."""
+
+    stack: Any
+    at: int
+
+
+class _Stacks(Interpreter):
+    """An evaluation whose values may be rows of stacks.
+
+    Attributes:
+        env: variable -> value, or `_Row`.
+    """
+
+    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> None:
+        super().__init__(closed, inputs)
+        self._apart: dict[
+            int, tuple[Any, Any]
+        ] = {}  # stacks, behind which XLA does not look for what made a single row
+        self._length: dict[
+            Var, int
+        ] = {}  # of the longest chain of single equations that ends at a variable
+
+    def read(self, atom: Any) -> Any:
+        found = self._short(atom)
+        if isinstance(found, _Row):
+            if id(found.stack) not in self._apart:
+                self._apart[id(found.stack)] = found.stack, _barrier(found.stack)
+            _, stack = self._apart[id(found.stack)]
+            found = self.env[atom] = jax.lax.index_in_dim(stack, found.at, keepdims=False)
+        return found
+
+    def _short(self, atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else self.env[atom]
+
+    def group(self, members: list[Any]) -> None:
+        """Run equations as one; a single one as it stands."""
+        if len(members) == 1:
+            self._single(members[0])
+            return
+        members = self._in_order(members)
+        first = members[0]
+        if first.primitive.name == "slice":
+            found = [self._slices(members)]
+        else:
+            columns = [[eqn.invars[k] for eqn in members] for k in range(len(first.invars))]
+            operands = [self._column(column) for column in columns]
+            if all(axis is None for _, axis in operands):
+                found = bind(first, [x for x, _ in operands])
+                for eqn in members:
+                    self.env.update(zip(eqn.outvars, found, strict=True))
+                return
+            axes = tuple(axis for _, axis in operands)
+            found = jax.vmap(lambda *args: bind(first, list(args)), axes)(*(x for x, _ in operands))
+        for at, eqn in enumerate(members):
+            self.env.update({v: _Row(x, at) for v, x in zip(eqn.outvars, found, strict=True)})
+
+    def _single(self, eqn: Any) -> None:
+        if isinstance(eqn, Sum):
+            found = [self._sum(eqn.invars)]
+        elif eqn.primitive.name == "stack" and eqn.params["axis"] == 0:
+            found = [jnp.concatenate([self._joined(part) for part in self._parts(eqn.invars)])]
+        elif eqn.primitive.name == "concatenate" and len(eqn.outvars[0].aval.shape) == 1:
+            rows = (self._joined(part) for part in self._parts(eqn.invars))
+            found = [jnp.concatenate([x.reshape(-1) for x in rows])]
+        else:
+            found = bind(eqn, [self.read(v) for v in eqn.invars])
+        variables = [v for v in eqn.invars if not isinstance(v, Literal)]
+        length = 1 + max((self._length.get(v, 0) for v in variables), default=0)
+        if length > MOST_FUSED:
+            found, length = [_barrier(x) for x in found], 0
+        self._length.update(dict.fromkeys(eqn.outvars, length))
+        self.env.update(zip(eqn.outvars, found, strict=True))
+
+    def _sum(self, terms: list[Any]) -> Any:
+        rows = self._in_order([[v] for v in terms], lambda atoms: atoms)
+        parts = list(self._parts([v for [v] in rows]))
+        single = [part[0] for part in parts if not isinstance(part[0], _Row)]
+        # One number may be the term of many.
+        times = collections.Counter(map(id, single))
+        found = [times[number] * x for number, x in {id(x): x for x in single}.items()]
+        stacks = [part for part in parts if isinstance(part[0], _Row)]
+        return sum([jnp.sum(self._joined(part)) for part in stacks] + found)
+
+    def _in_order(
+        self, members: list[Any], atoms_of: Callable[[Any], list[Any]] = lambda eqn: eqn.invars
+    ) -> list[Any]:
+        """Members whose operands are rows of one stack side by side."""
+        numbers: dict[int, int] = {}
+
+        def place(member: Any) -> Any:
+            rows = [x for x in map(self._short, atoms_of(member)) if isinstance(x, _Row)]
+            stacks = tuple(numbers.setdefault(id(x.stack), len(numbers)) for x in rows)
+            return len(rows), stacks, tuple(x.at for x in rows)
+
+        return sorted(members, key=place)
+
+    def _slices(self, members: list[Any]) -> Any:
+        """Pieces of one vector, as rows."""
+        whole = self.read(members[0].invars[0])
+        starts = np.array([eqn.params["start_indices"][0] for eqn in members])
+        size = members[0].outvars[0].aval.shape[0]
+        if size and (np.diff(starts) == size).all():
+            return whole[starts[0] : starts[0] + size * len(starts)].reshape(len(starts), size)
+        return _rows(whole, starts[:, None] + np.arange(size))
+
+    def _column(self, atoms: list[Any]) -> tuple[Any, int | None]:
+        """An operand of all members, and its axis of members; None where it is one for all."""
+        found = [self._short(a) for a in atoms]
+        if all(isinstance(a, Literal) for a in atoms):
+            if all(_is_equal(x, found[0]) for x in found):
+                return found[0], None
+            return np.stack(
+                [np.asarray(x, a.aval.dtype) for x, a in zip(found, atoms, strict=True)]
+            ), 0
+        if all(_is_same(x, found[0]) for x in found):
+            return self.read(atoms[0]), None
+        return jnp.concatenate([self._joined(part) for part in self._parts(atoms)]), 0
+
+    def _parts(self, atoms: Sequence[Any]) -> Iterator[list[Any]]:
+        """Values that follow each other, rows of one stack together."""
+        stack = lambda x: id(x.stack) if isinstance(x, _Row) else None
+        for kind, values in itertools.groupby(map(self._short, atoms), stack):
+            found = list(values)
+            yield from [found] if kind else [[x] for x in found]
+
+    def _joined(self, part: list[Any]) -> Any:
+        """Such values with an axis of theirs in front."""
+        if not isinstance(part[0], _Row):
+            return jnp.expand_dims(part[0], 0)
+        stack, rows = part[0].stack, np.array([x.at for x in part])
+        return stack if np.array_equal(rows, np.arange(len(stack))) else _rows(stack, rows)
+
+
+def _is_same(x: Any, y: Any) -> bool:
+    if isinstance(x, _Row) and isinstance(y, _Row):
+        return x.stack is y.stack and x.at == y.at
+    return x is y
+
+
+def _rows(stack: Any, rows: np.ndarray) -> Any:
+    if (
+        rows.ndim == 1
+        and len(rows)
+        and len(set(steps := np.diff(rows).tolist())) < 2
+        and min(steps, default=1) > 0
+    ):
+        return jax.lax.slice_in_dim(
+            stack, int(rows[0]), int(rows[-1]) + 1, steps[0] if steps else 1
+        )
+    return stack.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _barrier(x: Any) -> Any:
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    return x if is_key else jax.lax.optimization_barrier(x)
+
+
+def _is_equal(x: Any, y: Any) -> bool:
+    x, y = np.asarray(x), np.asarray(y)
+    return np.array_equal(x, y, equal_nan=np.issubdtype(x.dtype, np.inexact))
