@@ -58,7 +58,7 @@ def run_chains(
     method: str, target: Target, key: jax.Array, settings: ChainSettings,
     starts: np.ndarray | None = None, frame: Frame | None = None,
     tell: Callable[[Attempt], None] = lambda attempt: None, label: str = "",
-    is_hopeless: Callable[[Run], bool] = lambda run: False,
+    is_hopeless: Callable[[Run, Verdict], bool] = lambda run, verdict: False,
 ) -> Chains:  # fmt: skip
     """The first run that is certified, or else the one with the fewest problems.
 
@@ -71,7 +71,7 @@ def run_chains(
         frame: coordinates of the first run.
         tell: told of each run.
         label: of the form of the model, for what is told.
-        is_hopeless: whether chains at different places, of which it is asked, shall not be run again.
+        is_hopeless: whether chains that do not suffice shall not be run again.
 
     Raises:
         ValueError: no place was found where the log-density and its gradient are finite.
@@ -94,14 +94,14 @@ def run_chains(
         tell(Attempt(words, time.perf_counter() - began, verdict.outcome, verdict.seen))
         if best is None or verdict.rank < best[1].rank:
             best = run, verdict
-        if verdict.is_certified or verdict.is_stiff:
+        if verdict.is_certified or verdict.is_stiff or is_hopeless(run, verdict):
             break
         if settings.longer and not accepts and verdict.is_nearly and accept < _SMALLEST:
             accepts = [_SMALLEST]
         counts = np.arange(len(run.u))
         if verdict.is_apart:
             counts = _that_count(run)
-            if len(counts) == len(run.u) or again != label or is_hopeless(run):
+            if len(counts) == len(run.u) or again != label:
                 break
             again = f"{label} chains that count".strip()
             accepts.insert(0, accept)
@@ -121,18 +121,18 @@ def _run(
     accept: float,
     settings: ChainSettings,
 ) -> tuple[Run, Verdict]:
-    """One run with its verdict; few draws, where trajectories are so long that coordinates must be wrong."""
-    is_stiff, warmed = False, 0
-    while warmed < settings.num_warmup and not is_stiff:
+    """One run with its verdict; few draws, where trajectories stay so long that coordinates must be wrong."""
+    for _ in range(-(-settings.num_warmup // CHUNK)):
         state, warm = sampler.advance(state, frame, accept, CHUNK)
-        is_stiff = bool(settings.longer) and warm.num_steps.mean() > _STIFF
-        warmed += CHUNK
-    num = min(CHUNK, settings.num_samples) if is_stiff else settings.num_samples
-    state, run = sampler.advance(state, frame, accept, num)
-    verdict = judged(target, run)
-    if is_stiff:
-        text = f"trajectories of {warm.num_steps.mean():.0f} steps in the warm-up: the chains hardly move"
+    if settings.longer and (steps := warm.num_steps.mean()) > _STIFF:
+        run = Run(*(x[:, : settings.num_samples] for x in warm))
+        verdict = judged(target, run)
+        text = (
+            f"trajectories of {steps:.0f} steps at the end of the warm-up: the chains hardly move"
+        )
         return run, verdict._replace(problems=(text, *verdict.problems), is_stiff=True)
+    state, run = sampler.advance(state, frame, accept, settings.num_samples)
+    verdict = judged(target, run)
     for _ in range(settings.longer):
         if not verdict.is_short:
             break

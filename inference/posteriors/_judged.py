@@ -25,6 +25,7 @@ class Verdict(NamedTuple):
     is_apart: bool = False  # whether chains are at different places, and not only slow
     is_stiff: bool = False  # whether they hardly move in these coordinates
     is_nearly: bool = False  # whether a few trajectories that broke off are all
+    is_funnel: bool = False  # whether scales differ so much from place to place that no coordinates serve all of them
 
     @property
     def is_certified(self) -> bool:
@@ -85,12 +86,14 @@ def of_chains(
             f"{seen['divergences']} of {is_diverging.size} trajectories broke off: part of the posterior is too narrow for the "
             "chains' steps and may be missing"
         )
-    if not energies >= LEAST_E_BFMI:
+    is_funnel = not energies >= LEAST_E_BFMI
+    if is_funnel:
         problems.append(
             f"E-BFMI is {energies:.2f}, below {LEAST_E_BFMI}: the chains hardly reach the tails"
         )
         is_short = False
     is_few = 0 < seen["divergences"] <= _FEW * is_diverging.size
+    is_nearly = is_few and len(problems) == 1
     return Verdict(
-        seen, tuple(problems), is_short, is_apart, is_nearly=is_few and len(problems) == 1
+        seen, tuple(problems), is_short, is_apart, is_nearly=is_nearly, is_funnel=is_funnel
     )

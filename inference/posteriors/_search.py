@@ -142,7 +142,12 @@ class Search:
             found[:] = found or [self._is_coarse(first, run)]
             return found[0]
 
-        chains = self._chains(first, (0.9, 0.95), is_hopeless=is_coarse_at)
+        def is_hopeless(run: Run, verdict: Verdict) -> bool:
+            if verdict.is_funnel and next(self._other_forms(first, plain), None) is not None:
+                return True
+            return verdict.is_apart and is_coarse_at(run)
+
+        chains = self._chains(first, (0.9, 0.95), is_hopeless=is_hopeless)
         if chains.verdict.is_certified:
             return True
         is_hindered = chains.verdict.is_apart or chains.verdict.is_stiff
@@ -214,7 +219,7 @@ class Search:
 
     def _chains(
         self, form: ModelForm, accepts: tuple[float, ...], starts: Any = None, frame: Any = None,
-        is_hopeless: Callable[[Run], bool] = lambda run: False,
+        is_hopeless: Callable[[Run, Verdict], bool] = lambda run, verdict: False,
     ) -> Chains:  # fmt: skip
         with precision(is_double=form.is_double):
             target = self._target(form)

@@ -226,7 +226,8 @@ def test_a_funnel_is_right_or_warned_of():
     v = draws.choices["v"]
     is_right = abs(v.mean()) < 4.5 * 3 / size**0.5 and abs(v.std() / 3 - 1) < 4.5 / size**0.5
     assert is_right or not draws.certificate.is_certified
-    assert is_right  # since x is shifted and scaled
+    assert is_right  # since x is shifted and scaled, at once
+    assert ["shifted" in a.method for a in draws.certificate.attempts] == [False, True]
 
 
 def test_a_mean_of_draws_that_is_chance_is_warned_of(found):

@@ -1,10 +1,16 @@
 """The verdict on chains: each problem is seen, and none where there is none."""
 
+import re
+import types
+
+import jax
 import numpy as np
 import pytest
 
+from lapilli.inference.posteriors._chains import Settings, run_chains
 from lapilli.inference.posteriors._fitted import of_weights
 from lapilli.inference.posteriors._judged import of_chains
+from lapilli.inference.posteriors._sampler import Run
 
 SHAPE = (4, 1000)
 
@@ -78,9 +84,8 @@ def test_good_chains_have_no_problem():
 def test_each_problem_is_seen(change, words):
     verdict = judged(change)
     assert not verdict.is_certified
-    import re
-
     assert re.search(words, "; ".join(verdict.problems))
+    assert verdict.is_funnel == (change is stiff)
 
 
 @pytest.mark.parametrize("number, is_good", [(4, True), (5, False)])
@@ -117,3 +122,26 @@ def test_weights_that_are_no_numbers_are_a_problem():
         log_weights[3] = bad
         verdict = of_weights(log_weights)
         assert not verdict.is_certified and not verdict.seen
+
+
+@pytest.mark.parametrize("steps, is_stiff", [((900, 7, 7), False), ((900, 900, 7), True)])
+def test_long_trajectories_count_at_the_end_of_the_warm_up(monkeypatch, steps, is_stiff):
+    """Those before the mass matrix is learned say nothing."""
+    rng, left = np.random.default_rng(0), list(steps)
+
+    def advance(state, frame, accept, num):
+        x, energy = rng.standard_normal((8, num, 1)), rng.standard_normal((8, num))
+        length = np.full((8, num), left.pop(0))
+        return state, Run(x, energy, energy, np.zeros((8, num), bool), length)
+
+    sampler = types.SimpleNamespace(
+        frame=lambda: None, begin=lambda *of: None, advance=advance, num_chains=8
+    )
+    monkeypatch.setattr(
+        "lapilli.inference.posteriors._chains.Sampler", lambda *of, **options: sampler
+    )
+    target = types.SimpleNamespace(log_density=None, arrays=[], dimension=1, names=["a"])
+    settings = Settings(8, 500, 500, (0.9,), 2, is_dense=True)
+    _, verdict = run_chains("infer", target, jax.random.key(0), settings, np.zeros((8, 1)))
+    assert verdict.is_stiff == is_stiff == ("at the end of the warm-up" in verdict.outcome)
+    assert len(left) == (1 if is_stiff else 0)
