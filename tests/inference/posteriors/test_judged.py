@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lapilli.inference.posteriors._chains import Settings, run_chains
+from lapilli.inference.posteriors._chains import ChainSettings, run_chains
 from lapilli.inference.posteriors._fitted import of_weights
 from lapilli.inference.posteriors._judged import of_chains
 from lapilli.inference.posteriors._sampler import Run
@@ -141,7 +141,7 @@ def test_long_trajectories_count_at_the_end_of_the_warm_up(monkeypatch, steps, i
         "lapilli.inference.posteriors._chains.Sampler", lambda *of, **options: sampler
     )
     target = types.SimpleNamespace(log_density=None, arrays=[], dimension=1, names=["a"])
-    settings = Settings(8, 500, 500, (0.9,), 2, is_dense=True)
+    settings = ChainSettings(8, 500, 500, (0.9,), 2, is_dense=True)
     _, verdict = run_chains("infer", target, jax.random.key(0), settings, np.zeros((8, 1)))
     assert verdict.is_stiff == is_stiff == ("at the end of the warm-up" in verdict.outcome)
     assert len(left) == (1 if is_stiff else 0)
