@@ -31,6 +31,7 @@ def full_precision(fn: Callable[..., Any] | None = None) -> Any:
     """A block, or as a decorator a function, whose matrix products keep the full precision of their operands.
 
     So do the derivatives of these products. Not for code that calls a function of the user's: its products are the user's choice.
+    A function may also add arrays of different ranks, whatever `jax_numpy_rank_promotion` asks of the user's own code.
     """
     if fn is None:
         return jax.default_matmul_precision("highest")
@@ -38,7 +39,7 @@ def full_precision(fn: Callable[..., Any] | None = None) -> Any:
     # JAX's own decorator would keep one context for all calls, which must not be entered twice.
     @functools.wraps(fn)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"):
             return fn(*args, **kwargs)
 
     return run

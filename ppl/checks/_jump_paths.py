@@ -2,7 +2,8 @@
 
 A path runs in the space of one *source*: a site's value with everything else kept; or the parameters, with the noise of keys
 and pathwise sites and the values of all other sites kept. Some paths leave the parameters that are given, and some the data. Some
-are short: there, steps of a quantiser are found that are smaller than the threshold, because together they make a slope.
+are short: there, steps of a quantiser are found that are smaller than the threshold, because together they make a slope. Some
+move only those numbers that one suspected operation reads (`_alone.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .._compat import ClosedJaxpr, Var
 from ..analysis import Analysed
 from ..evaluation import Forced, evaluate
 from ..jaxprs import PARAMS, Jumps, split
+from ._alone import sets_of
 from ._bisection import Output, largest_change
 from ._jump_search import JumpSearch
 from ._moves import any_value, flat, moved, other_data, parts, reaching, resolved
@@ -71,13 +73,15 @@ def is_short(number: Any) -> Any:
 
 
 class Job(NamedTuple):
-    """A path to be made: program and inputs, its own key, its source, its group of outputs, its number among those alike."""
+    """A path to be made: program and inputs, `Paths.members`, its key, source, group of outputs, set of numbers, and number."""
 
     closed: ClosedJaxpr
     inputs: Inputs
+    members: dict[str, Any]
     key: jax.Array
     source: jax.Array
     group: jax.Array
+    which: jax.Array
     number: jax.Array
 
 
@@ -141,6 +145,16 @@ class Paths:
         self.is_term, counts = is_term[used], counts[:, used]
         self.groups = np.where(counts, (np.cumsum(counts, 1) - 1) % MAX_GROUPS, -1)
         self.is_double = is_double
+        sets = sets_of(program, sources)
+        self.sizes_of_sets = [masks.sum(1).tolist() for masks in sets]
+        # Of each number of a source in which of its sets it is, bit by bit.
+        self.members = {
+            str(s): np.bitwise_or.reduce(
+                masks.astype(np.uint16) << np.arange(len(masks), dtype=np.uint16)[:, None], 0
+            )
+            for s, masks in zip(sources, sets, strict=True)
+            if len(masks) > 1
+        }
         self.moves_params = np.array([isinstance(s, str) for s in sources])
 
     def jump(self, job: Job) -> tuple[jax.Array, jax.Array]:
@@ -171,6 +185,7 @@ class Paths:
         length = _length(number)
         far = moved(params, keys[3], *_step(number))
         is_far = jnp.asarray(self.moves_params)[job.source]
+        is_far &= _is_moved(job, PARAMS, params)
         far = jnp.where(is_far, params + length * (far - params), params)
         draws = self._draws(job.closed, [*parts(params, job.inputs.params), *data], keys[4])
         values = {i: (x[0], x[0]) for i, x in draws.items()}
@@ -190,6 +205,7 @@ class Paths:
             is_fine = self.is_double and not self.is_narrow
             end = resolved(start, end, LONGEST if is_fine else LONGEST_32)
             end = start + length * (end - start)
+            end = jnp.where(_is_moved(job, source, start), end, start)
             here = job.source == n
             kept = values[source][0]
             values[source] = (jnp.where(here, start, kept), jnp.where(here, end, kept))
@@ -248,3 +264,11 @@ class Paths:
         for n, term in self.terms.items():  # what it contributes to the result
             outputs[n] = outputs[n] * term.coefficient(value_of)
         return outputs
+
+
+def _is_moved(job: Job, source: int | str, x: jax.Array) -> jax.Array:
+    """Which numbers of a source are in the path's set, in the shape of `x`."""
+    members = job.members.get(str(source))
+    if members is None:
+        return jnp.ones((), bool)
+    return (members >> job.which.astype(members.dtype) & 1).astype(bool).reshape(x.shape)

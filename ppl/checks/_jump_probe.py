@@ -25,6 +25,7 @@ from ._probe_inputs import COMPILER_OPTIONS, Inputs
 from ._quick_draws import with_quick_draws
 
 BATCH = 8
+SHARE_OF_SET = 3  # a set of numbers gets a third of the paths that a source of its size gets
 MOST_OTHERS = 4  # paths that are tried to see whether anything is sure
 DEFAULT = JumpSearch()
 
@@ -40,7 +41,7 @@ class PathTrial(NamedTuple):
     """What paths have found.
 
     Attributes:
-        jobs: place, source, group and number of each path, [4, paths].
+        jobs: place, source, group, set and number of each path, [5, paths].
         sizes: of the largest jump on each, 0 where it is none.
         is_finite: whether anything was finite on it.
     """
@@ -51,7 +52,7 @@ class PathTrial(NamedTuple):
 
     def kinds(self, places: np.ndarray) -> list[tuple[int, bool]]:
         """The source of paths, and whether they leave the data."""
-        _, source, _, number = self.jobs[:, places]
+        _, source, *_, number = self.jobs[:, places]
         return list(zip(source.tolist(), leaves_data(number).tolist(), strict=True))
 
 
@@ -83,11 +84,13 @@ class Probe:
         self._work = work_of(program.closed.jaxpr)
         self._batch = batch = batch_of(program.closed.jaxpr)
 
-        @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS, static_argnums=3)
-        def run(consts: list[Any], inputs: Any, jobs: Any, num: int) -> tuple[jax.Array, jax.Array]:
+        @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS, static_argnums=4)
+        def run(
+            consts: list[Any], inputs: Any, members: Any, jobs: Any, num: int
+        ) -> tuple[jax.Array, jax.Array]:
             """Data are operands: XLA would fold what it can compute from constants, slowly."""
             closed = with_quick_draws(ClosedJaxpr(program.closed.jaxpr, consts))
-            one = lambda job: self._paths.jump(Job(closed, Inputs(*inputs), *job))
+            one = lambda job: self._paths.jump(Job(closed, Inputs(*inputs), members, *job))
             place, *jobs = jobs
             keys = jax.random.split(Inputs(*inputs).key, num)[place]
             return jax.lax.map(one, (keys, *jobs), batch_size=None if batch == 1 else batch)
@@ -98,7 +101,7 @@ class Probe:
     def __call__(self, inputs: Inputs) -> PathTrial:
         """What the paths find."""
         if not self._paths.groups.size:  # in this precision nothing is suspected
-            return PathTrial(np.zeros((4, 0), int), np.zeros(0), np.zeros(0, bool))
+            return PathTrial(np.zeros((5, 0), int), np.zeros(0), np.zeros(0, bool))
         jobs = self._jobs(inputs)
         sizes, is_finite = self._tried(inputs, jobs, jobs.shape[1])
         return PathTrial(jobs, sizes, is_finite)
@@ -136,7 +139,7 @@ class Probe:
 
     def found(self, trial: PathTrial, inputs: Inputs) -> dict[int | str, LargestJumps]:
         """The largest jumps in each source."""
-        _, source, _, number = trial.jobs
+        _, source, *_, number = trial.jobs
         there = leaves_data(number) & bool(inputs.data)
 
         if not trial.sizes.size:
@@ -159,24 +162,34 @@ class Probe:
 
     def _tried(self, inputs: Inputs, jobs: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
         parts = (inputs.params, inputs.data, inputs.key)
-        given = self.program.closed.consts, parts, tuple(jobs)
+        given = self.program.closed.consts, parts, self._paths.members, tuple(jobs)
         if self._compiled is None:  # traced as every program is, see `Search`
             self._compiled = self._run.lower(*given, num).compile()
         sizes, is_finite = self._compiled(*given)
         return np.asarray(sizes), np.asarray(is_finite)
 
+    def _num_elements(self, source: int | str, size: int) -> int:
+        """The dimension of the space in which the paths of a source run; vectors of a site count as one."""
+        return math.prod(self.program.sites[source].sizes) if isinstance(source, int) else size
+
     def _jobs(self, inputs: Inputs) -> np.ndarray:
-        """Place, source, group and number of each path."""
+        """Place, source, group, set and number of each path."""
         num_groups = self._paths.groups.max(1) + 1
         how = self.how
         most = how.budget / (num_groups.sum() * 2 * how.num_points * self._work)
         jobs = []
         for n, source in enumerate(self.sources):
-            many = how.paths(_num_elements(self.program, source, inputs)) // num_groups[n]
-            count = int(max(min(many, most), how.min_paths))
-            jobs += itertools.product([n], range(num_groups[n]), range(count))
+            sizes = self._paths.sizes_of_sets[n]
+            many = [how.paths(size) for size in (self._num_elements(source, sizes[0]), *sizes[1:])]
+            # Those of a set are as many as their space is large, a few at least.
+            counts = [many[0] // num_groups[n], *(max(m // SHARE_OF_SET, 1) for m in many[1:])]
+            share = min(most / sum(counts), 1.0)
+            counts = [max(int(share * count), 2) for count in counts]
+            counts[0] = max(counts[0], how.min_paths)
+            for k, count in enumerate(counts):
+                jobs += itertools.product([n], range(num_groups[n]), [k], range(count))
         # Those alike run together, since they take equally many steps.
-        jobs.sort(key=lambda job: (bool(is_short(job[2])), job))
+        jobs.sort(key=lambda job: (bool(is_short(job[-1])), job))
         jobs += jobs[-1:] * (-len(jobs) % self._batch)  # a rest would be compiled by itself
         return np.array([np.arange(len(jobs)), *np.array(jobs).T])
 
@@ -206,10 +219,3 @@ def work_of(jaxpr: Jaxpr) -> float:
         inner = sum(work_of(j) for j in inner_jaxprs(eqn))
         total += times * inner or sum(math.prod(shape_of(v)) for v in eqn.outvars)
     return total
-
-
-def _num_elements(program: Analysed, source: int | str, inputs: Inputs) -> int:
-    """The dimension of the space in which the paths of a source run."""
-    if isinstance(source, int):
-        return math.prod(program.sites[source].sizes)
-    return sum(x.size for x in inputs.params)

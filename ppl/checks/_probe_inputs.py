@@ -34,7 +34,8 @@ class Inputs(NamedTuple):
 def inputs_of(params: list[Any], data: list[Any], closed: ClosedJaxpr) -> Inputs:
     """The inputs of a traced program as arrays of the types that it was traced with; its last one is the key."""
     types: list[Any] = [v.aval.dtype for v in closed.jaxpr.invars]  # pyright: ignore[reportAttributeAccessIssue]
-    leaves = [np.asarray(x, dtype) for x, dtype in zip([*params, *data], types, strict=False)]
+    # Copies: JAX may keep what an array of the caller was converted to in another precision.
+    leaves = [np.array(x, dtype) for x, dtype in zip([*params, *data], types, strict=False)]
     key = next(k for k in map(_key, IMPLS) if k.dtype == types[-1])
     return Inputs(leaves[: len(params)], leaves[len(params) :], key)
 

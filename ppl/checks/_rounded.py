@@ -4,6 +4,7 @@ Monte Carlo arithmetic: each result that is rounded is moved by a random part of
 plain one show by how much rounding moves a value. What is left of two nearly equal numbers is then seen to be rounding
 (`log(a - b)`, `log(p) - log1p(-p)` beside 1), while `where(z > 0, a, b)` is the same on either side of 0. A result that is exact
 is not moved, so that what it decides is not either: whole numbers that are counted, products with 0, differences of neighbours.
+The solution of a differential equation is moved within the tolerance of its solver.
 
 Reference: Parker, Monte Carlo Arithmetic (1997); Jezequel and Chesneaux, CADNA (2008).
 """
@@ -21,7 +22,7 @@ import numpy as np
 
 from .._compat import CALLS, ClosedJaxpr, bind, while_counts
 from ..evaluation import Evaluator, Forced
-from ..jaxprs import called
+from ..jaxprs import called, tolerance_of
 
 Array = jax.Array
 # By how many halves of a unit in the last place a result is moved at most: functions of JAX are wrong by a few units, those that
@@ -110,7 +111,14 @@ class _Rounded(Evaluator):
     def results(self, eqn: Any, args: list[Any]) -> list[Any]:
         name = eqn.primitive.name
         if name in CALLS:
-            return self.inner(called(eqn), args, self.forced)
+            found = self.inner(called(eqn), args, self.forced)
+            tolerance = tolerance_of(eqn)
+            if self.copy is None or tolerance is None:
+                return found
+            self.count += 1
+            return [
+                _solved(self.copy, x, 31 * self.count + n, *tolerance) for n, x in enumerate(found)
+            ]
         if name in ("scan", "cond"):
             return {"scan": self.scan, "cond": self.cond}[name](eqn, args)
         if name == "while":
@@ -148,6 +156,14 @@ class _Rounded(Evaluator):
             lambda s: run("body_jaxpr", body, s),
             [jnp.asarray(x) for x in consts(state)],
         )
+
+
+def _solved(copy: Copy, x: Any, salt: int, relative: float, absolute: float) -> Any:
+    """A solution moved within the tolerance of its solver."""
+    if not _is_float(x):
+        return x
+    share = (_numbers(copy.factors, x, salt) - 1) / (UNITS * jnp.finfo(copy.factors.dtype).eps / 2)
+    return x + (share * (absolute + relative * jnp.abs(x))).astype(x.dtype)
 
 
 def _in_single_range(x: Any) -> Any:

@@ -13,8 +13,24 @@ from ._axis_rules import (
     relations_of_axes as relations_of_axes,
     shape_of as shape_of,
 )
-from ._continuity import Cause as Cause, Fact as Fact, Jumps as Jumps, merged as merged
-from ._continuous import is_continuous_call as is_continuous_call, solver_in as solver_in
+from ._continuity import (
+    CUTS as CUTS,
+    DOMAINS as DOMAINS,
+    OPAQUE as OPAQUE,
+    SOLVED as SOLVED,
+    STEPS as STEPS,
+    ZEROS as ZEROS,
+    Cause as Cause,
+    Fact as Fact,
+    Jumps as Jumps,
+    is_real as is_real,
+    merged as merged,
+)
+from ._continuous import (
+    is_continuous_call as is_continuous_call,
+    solver_in as solver_in,
+    tolerance_of as tolerance_of,
+)
 from ._dependence import Analysis as Analysis
 from ._interpreter import Interpreter as Interpreter, called as called, scan_again as scan_again
 from ._jaxprs import (

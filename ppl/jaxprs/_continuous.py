@@ -7,7 +7,8 @@ error with its tolerance, so that the number that it returns jumps, within that 
 solution itself is continuous, with the derivative that the solver's adjoint equation gives, if the field is. So a call is taken
 for the solution, of which it falls short by its tolerance, if no operation of the field can jump. The field's operations are
 those with a frame of other code than the solver's before the solver's own; where that is not known, the call is opened like any
-other. (Steps beyond `mxstep` are not taken, and the value is then no solution, here as anywhere.)
+other. (Steps beyond `mxstep` are not taken, and the value is then no solution, here as anywhere.) Where what reads a solution
+has to be tried, a change counts beyond that of the solver's tolerance, see `tolerance_of`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
-from .._compat import CALLS, files_of
+from .._compat import CALLS, Literal, files_of
 from ..distributions import CONTINUOUS as OURS
 from ._continuity import EVERYWHERE, is_complex, is_real
 from ._jaxprs import inner_jaxprs
@@ -28,7 +30,8 @@ CONTINUOUS = frozenset(
     "celu elu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid logaddexp logaddexp2 log_ndtr _ndtri relu relu6 selu silu "
     "softplus sparse_plus squareplus xlog1py xlogy _erfcx _xlogx".split()
 )
-SOLUTIONS = frozenset({"_odeint_wrapper", "_odeint"})
+_CALL_OF_SOLVER = "_odeint_wrapper"
+SOLUTIONS = frozenset({_CALL_OF_SOLVER, "_odeint"})
 SOURCES = os.path.dirname(jax.__file__) + os.sep
 SOLVER = os.path.join(SOURCES, "experimental", "ode.py")
 _DIFFRAX = f"{os.sep}diffrax{os.sep}"
@@ -47,6 +50,45 @@ def is_continuous_call(eqn: Any) -> bool:
         field = list(_of_field(jaxpr, is_field=False))
         return bool(field) and all(map(_is_continuous, field))
     return (name in CONTINUOUS and file.startswith(SOURCES)) or (name, file) in OURS
+
+
+def tolerance_of(eqn: Any) -> tuple[float, float] | None:
+    """The relative and absolute tolerance of an equation that calls a solver with a continuous field; None for any other.
+
+    The solver's code has them as numbers, in `atol + rtol * size`; none are found where they are no constants.
+    """
+    jaxpr = next(inner_jaxprs(eqn), None)
+    info = getattr(jaxpr, "debug_info", None)
+    if getattr(info, "func_name", None) != _CALL_OF_SOLVER or not is_continuous_call(eqn):
+        return None
+    found = list(_scales(jaxpr))
+    return (max(r for r, _ in found), max(a for _, a in found)) if found else None
+
+
+def _scales(jaxpr: Any) -> Iterator[tuple[float, float]]:
+    """Pairs (r, a) of positive constants of the solver in `a + r * size`, size being an absolute value or a larger one of two."""
+    made = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    for eqn in jaxpr.eqns:
+        for inner in inner_jaxprs(eqn):
+            yield from _scales(inner)
+        if not (absolute := _constant_of("add", eqn)):
+            continue
+        product = made.get(absolute[1])
+        relative = product and _constant_of("mul", product)
+        size = relative and made.get(relative[1])
+        if relative and size and size.primitive.name in ("abs", "max"):
+            if absolute[0] > 0 and relative[0] > 0:
+                yield relative[0], absolute[0]
+
+
+def _constant_of(name: str, eqn: Any) -> tuple[float, Any] | None:
+    """The number and the variable of a sum or product of both."""
+    if eqn.primitive.name != name or not is_real(eqn.outvars[0]):
+        return None
+    for one, other in (eqn.invars, eqn.invars[::-1]):
+        if isinstance(one, Literal) and np.ndim(one.val) == 0 and not isinstance(other, Literal):
+            return float(one.val), other
+    return None
 
 
 def solver_in(jaxpr: Any) -> str:
