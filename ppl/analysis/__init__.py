@@ -9,6 +9,7 @@ from ._analyse import Analysed as Analysed, analyse as analyse, check_sites as c
 from ._control import Controlled as Controlled
 from ._flip_groups import flip_groups as flip_groups
 from ._plan import Plan as Plan, SitePlan as SitePlan, plan_of as plan_of
+from ._read_together import read_together as read_together
 from ._replay import (
     check_replay as check_replay,
     replay_axes as replay_axes,

@@ -3,7 +3,7 @@
 A path runs in the space of one *source*: a site's value with everything else kept; or the parameters, with the noise of keys
 and pathwise sites and the values of all other sites kept. Some paths leave the parameters that are given, and some the data. Some
 are short: there, steps of a quantiser are found that are smaller than the threshold, because together they make a slope. Some
-move only those numbers that one suspected operation reads (`_alone.py`).
+move only those numbers that one suspected operation reads (`read_together`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import ClosedJaxpr, Var
-from ..analysis import Analysed
+from ..analysis import Analysed, read_together
 from ..evaluation import Forced, evaluate
 from ..jaxprs import PARAMS, Jumps, split
-from ._alone import sets_of
 from ._bisection import Output, largest_change
 from ._jump_search import JumpSearch
 from ._moves import any_value, flat, moved, other_data, parts, reaching, resolved
@@ -145,7 +144,7 @@ class Paths:
         self.is_term, counts = is_term[used], counts[:, used]
         self.groups = np.where(counts, (np.cumsum(counts, 1) - 1) % MAX_GROUPS, -1)
         self.is_double = is_double
-        sets = sets_of(program, sources)
+        sets = read_together(program, sources)
         self.sizes_of_sets = [masks.sum(1).tolist() for masks in sets]
         # Of each number of a source in which of its sets it is, bit by bit.
         self.members = {

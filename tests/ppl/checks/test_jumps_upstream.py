@@ -12,7 +12,7 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.models import flows
-from lapilli.ppl.checks._alone import sets_of
+from lapilli.ppl.analysis import read_together
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=5), jnp.float32)
 # Pieces that jump in an element or in the order of a vector, each with one of its kind that does not.
@@ -117,7 +117,7 @@ def test_a_spline_onto_a_box_passes():
 
 def sets(fn, params):
     program = ppl.expectation(fn, check_jumps=False).ready(params)
-    return program, sets_of(program, ["params", *program.sites])
+    return program, read_together(program, ["params", *program.sites])
 
 
 def test_sets_are_the_numbers_that_an_operation_reads():

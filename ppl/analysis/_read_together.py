@@ -1,4 +1,4 @@
-"""Which numbers of a source a suspected operation reads: paths that move these alone, beside those that move all.
+"""Which numbers of a source a suspected operation reads together: the search for jumps moves these alone, too.
 
 Where a whole network moves, its output changes so much from one point of a path to the next that a jump in what it reads is lost
 among the changes. What is upstream reads fewer numbers than what follows: on a path along the numbers that one operation reads
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._compat import CALLS, Jaxpr, Literal, Var
-from ..analysis import Analysed
 from ..jaxprs import (
     CUTS,
     DOMAINS,
@@ -35,7 +34,8 @@ from ..jaxprs import (
     site_p,
 )
 from ..strategies import StrategySite
-from ._probe_inputs import marker_layout
+from ._analyse import Analysed
+from ._upstream import axis_order
 
 MOST_SETS = 10  # those of steps before those of poles, the smallest first
 MOST_PARTS = 8
@@ -54,7 +54,7 @@ class Read(NamedTuple):
         return self.everywhere | self.by_element
 
 
-def sets_of(program: Analysed, sources: Sequence[int | str]) -> list[np.ndarray]:
+def read_together(program: Analysed, sources: Sequence[int | str]) -> list[np.ndarray]:
     """For each source masks over its numbers, [sets, numbers], of which the first one is whole.
 
     The numbers of the parameters are those of all their arrays, one after the other; those of a site are in the order of its
@@ -152,7 +152,8 @@ class _Walk:
         own = Read()
         if is_top:
             places = np.arange(self.sizes[index]).reshape(_shape_of_value(site))
-            own = self._part(index, np.asarray(marker_layout(places, site)))
+            order = np.argsort(axis_order(site)).tolist()
+            own = self._part(index, places.transpose([*order, *range(len(order), places.ndim)]))
         if not site.strategy.is_pathwise:
             return own
         return Read(draw.everywhere, draw.by_element | own.by_element)
