@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import types
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,10 @@ from ..ppl.traces import Trace, stand_ins
 from ._arguments import Arguments, leaf_names
 from ._improper import check_proper
 from ._noise import check_noise
+
+_DEPTH = 3  # of calls, in which arrays are looked for
+_EMPTY = types.CellType()
+_FUNCTIONS = types.FunctionType | types.MethodType | functools.partial
 
 
 class TracedRun(NamedTuple):
@@ -140,6 +146,32 @@ def _refuse(method: str, program: Program, lookup: Lookup, names: list[str]) -> 
     )
 
 
+def later_indices(
+    method: str, programs: Iterable[Any], first: tuple
+) -> Callable[[int, tuple], None]:
+    """A check of the arguments of a later batch, `check(number, args)`: `check_indices` of these programs.
+
+    Args:
+        method: that reads batches.
+        programs: that take them; those that cannot be run alone are left out.
+        first: arguments of the first batch, by which they are traced when they are first needed.
+    """
+    runs: list[TracedRun] | None = None
+
+    def check(number: int, args: tuple) -> None:
+        nonlocal runs
+        if runs is None:
+            runs = [run for p in programs if (run := tried_run(p, first)) is not None]
+        for run in runs:
+            arrays = Arguments(args).arrays(args)
+            if list(map(np.shape, arrays)) == list(map(np.shape, run.arrays)):
+                check_indices(f"{method}: batch {number}", run._replace(args=args, arrays=arrays))
+            elif (other := tried_run(run.program, args)) is not None:
+                check_indices(f"{method}: batch {number}", other)
+
+    return check
+
+
 def checked(
     caller: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Any, ...]:
@@ -152,6 +184,30 @@ def checked(
 
 def check_new(method: str, program: Any, args: tuple) -> None:
     """`check_indices` for a program that is run later: what is wrong with it otherwise is told then."""
-    kinds = {getattr(getattr(x, "dtype", None), "kind", "") for x in jax.tree.leaves(args)}
-    if kinds & {"i", "u"} and is_concrete(args) and (run := tried_run(program, args)) is not None:
+    given = jax.tree.leaves(args)
+    if not is_concrete(args) or not (any(map(_is_integer, given)) or holds_integers(program)):
+        return
+    if (run := tried_run(program, args)) is not None:
         check_indices(method, run)
+
+
+def holds_integers(program: Any, depth: int = _DEPTH) -> bool:
+    """Whether a program, or a function that it calls, closes over an array of integers or names one of its module."""
+    fn = getattr(program, "fn", program)
+    if isinstance(fn, functools.partial):
+        bound = [fn.func, *fn.args, *fn.keywords.values()]
+    else:
+        fn = getattr(fn, "__func__", fn)
+        code = getattr(fn, "__code__", None)
+        cells = getattr(fn, "__closure__", None) or ()
+        known = getattr(fn, "__globals__", {})
+        bound = [c.cell_contents for c in cells if c != _EMPTY]
+        bound += [known[n] for n in getattr(code, "co_names", ()) if n in known]
+    if any(_is_integer(x) and np.ndim(x) for x in bound):
+        return True
+    inner = [x for x in bound if isinstance(x, _FUNCTIONS | Program)]
+    return depth > 0 and any(holds_integers(x, depth - 1) for x in inner)
+
+
+def _is_integer(x: Any) -> bool:
+    return getattr(getattr(x, "dtype", None), "kind", "") in ("i", "u")

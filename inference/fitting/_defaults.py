@@ -112,6 +112,14 @@ def _guide(program: Program, size: int, missing: tuple[str, ...]) -> tuple[Any, 
     return guide, f"AutoWhitenedNormal, for {size} coordinates {kind}"
 
 
+def programs_of(objective: Any) -> list[Any]:
+    """The models and guides of an objective and of those that it sums."""
+    if isinstance(objective, ObjectiveSum):
+        return [p for _, part in objective.terms for p in programs_of(part)]
+    found = [getattr(objective, role, None) for role in ("model", "guide")]
+    return [program for program in found if program is not None]
+
+
 def check_programs(method: str, objective: Any, args: tuple, *, may_be_prior: bool) -> None:
     """Refuse a model that observes nothing, if the guide is to become its posterior, and what `check_run` refuses of both."""
     if isinstance(objective, ObjectiveSum):

@@ -21,6 +21,7 @@ from ...ppl.checks import CheckJumps
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
+from .._runs import later_indices
 from ._callbacks import FitInfo, labels, with_state
 from ._defaults import (
     RATES,
@@ -29,6 +30,7 @@ from ._defaults import (
     default_optimizer,
     is_judged,
     is_trained,
+    programs_of,
     report,
     rule_of,
     slower,
@@ -235,6 +237,7 @@ def fit(
     if not is_model:
         whole_args = args if isinstance(args, tuple) else init_args
         check_programs("fit", objective, whole_args, may_be_prior=unobserved == "allow")
+    source.set_index_check(later_indices("fit", programs_of(objective), init_args))
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     is_given = optimizer is not None

@@ -1,7 +1,8 @@
 """Numbers of a traced program that are known before it runs: those computed from its arguments and constants alone.
 
 Input: a jaxpr in which the values of some inputs are known. Output: for each equation its operands, known or not; what is known
-is computed when it is asked for, once. In the body of a scan a known number has a value for each step (`depth` leading axes). The
+is computed when it is asked for, once. In the body of a scan a known number has a value for each step (`depth` leading axes); a
+carry that grows by a constant is one, as the counter of `fori_loop`. The
 branches of a cond know what they are given, and a loop with a traced end what stays as it is in it; what either makes is not
 known, since it may not be run.
 """
@@ -156,4 +157,33 @@ def _scan(eqn: Any, operands: list[Known | None], found: list[Any]) -> None:
     deepest = max((o.depth for o in (*consts, *xs) if o is not None), default=0)
     steps = [None if x is None or x.depth != deepest else x.stepwise() for x in xs]
     body = eqn.params["jaxpr"]
-    _run(body.jaxpr, body.consts, [*consts, *[None] * num_carry, *steps], found)
+    carry = operands[num_consts : num_consts + num_carry]
+    lead = next((o.value().shape[:deepest] for o in (*consts, *xs) if o and o.depth == deepest), ())
+    counters = [
+        _counter(eqn, num_consts + n, out, first, deepest, lead)
+        for n, (out, first) in enumerate(zip(body.jaxpr.outvars, carry, strict=False))
+    ]
+    _run(body.jaxpr, body.consts, [*consts, *counters, *steps], found)
+
+
+def _counter(
+    eqn: Any, place: int, out: Any, first: Known | None, deepest: int, lead: tuple[int, ...]
+) -> Known | None:
+    """The values of a carry that is a known number at first and grows by a constant; None of any other."""
+    body, length = eqn.params["jaxpr"].jaxpr, eqn.params["length"]
+    carry = body.invars[place]
+    made = next((e for e in body.eqns if out in e.outvars), None)
+    is_sum = made is not None and made.primitive.name == "add" and carry in made.invars
+    if not is_sum or first is None or carry.aval.shape or first.depth not in (0, deepest):
+        return None
+    (step,) = [v for v in made.invars if v is not carry] or [carry]
+    if not isinstance(step, Literal):
+        return None
+
+    def values() -> np.ndarray:
+        begin = np.broadcast_to(first.value(), lead)[..., None]
+        return (begin + int(step.val) * np.arange(length)).astype(carry.aval.dtype)
+
+    counter = Known("counter", (), first.inputs, deepest + 1)
+    counter._compute = values
+    return counter

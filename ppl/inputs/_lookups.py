@@ -5,7 +5,8 @@ In a program that is written that is meant; in data it is a missing code, or a g
 
 Input: a jaxpr and the values of its arguments. Output: each place where an index (of `gather`, `dynamic_slice`, and of `scatter`,
 which writes) is out of range. What is clipped, filled, dropped or wrapped on purpose (`mode=`) is not, unless JAX takes a
-negative number from the end first; nor is a negative constant, `x[-1]`, unless it is longer than what it indexes. What is read
+negative number from the end first; nor is a negative constant, `x[-1]`, unless it has numbers twice, or more of them than what
+it indexes: an array of data that the program closes over. What is read
 so may not count, as in `jnp.where(g >= 0, e[g], 0.0)`: `heard` runs the program with other elements there.
 """
 
@@ -125,7 +126,8 @@ def _judged(eqn: Any, raw: Known, wrap: Any, axis: int, size: int) -> Lookup | N
     numbers = eqn.params.get("dimension_numbers")
     is_batched = eqn.primitive.name == "gather" and axis not in numbers.collapsed_slice_dims
     is_filled = ("FILL" in mode or "CLIP" in mode) and not is_batched
-    least = 0 if raw.inputs or array.size > size else -size
+    is_data = bool(raw.inputs) or array.size > size or np.unique(array).size < array.size
+    least = 0 if is_data else -size
     if is_filled and wrap is None:
         return None
     if (

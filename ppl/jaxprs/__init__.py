@@ -29,7 +29,7 @@ from ._continuity import (
 from ._continuous import (
     is_continuous_call as is_continuous_call,
     solver_in as solver_in,
-    tolerance_of as tolerance_of,
+    tolerances_of as tolerances_of,
 )
 from ._dependence import Analysis as Analysis
 from ._interpreter import Interpreter as Interpreter, called as called, scan_again as scan_again

@@ -8,7 +8,7 @@ solution itself is continuous, with the derivative that the solver's adjoint equ
 for the solution, of which it falls short by its tolerance, if no operation of the field can jump. The field's operations are
 those with a frame of other code than the solver's before the solver's own; where that is not known, the call is opened like any
 other. (Steps beyond `mxstep` are not taken, and the value is then no solution, here as anywhere.) Where what reads a solution
-has to be tried, a change counts beyond that of the solver's tolerance, see `tolerance_of`.
+has to be tried, a change counts beyond those that other tolerances make, see `tolerances_of`.
 """
 
 from __future__ import annotations
@@ -52,42 +52,35 @@ def is_continuous_call(eqn: Any) -> bool:
     return (name in CONTINUOUS and file.startswith(SOURCES)) or (name, file) in OURS
 
 
-def tolerance_of(eqn: Any) -> tuple[float, float] | None:
-    """The relative and absolute tolerance of an equation that calls a solver with a continuous field; None for any other.
+def tolerances_of(eqn: Any) -> Iterator[Any]:
+    """The equations in which a call of a solver with a continuous field makes the error that a step may have.
 
-    The solver's code has them as numbers, in `atol + rtol * size`; none are found where they are no constants.
+    These are sums `atol + rtol * size` of two constants, size being an absolute value or the larger one of two.
     """
     jaxpr = next(inner_jaxprs(eqn), None)
     info = getattr(jaxpr, "debug_info", None)
-    if getattr(info, "func_name", None) != _CALL_OF_SOLVER or not is_continuous_call(eqn):
-        return None
-    found = list(_scales(jaxpr))
-    return (max(r for r, _ in found), max(a for _, a in found)) if found else None
+    if getattr(info, "func_name", None) == _CALL_OF_SOLVER and is_continuous_call(eqn):
+        yield from _tolerances(jaxpr)
 
 
-def _scales(jaxpr: Any) -> Iterator[tuple[float, float]]:
-    """Pairs (r, a) of positive constants of the solver in `a + r * size`, size being an absolute value or a larger one of two."""
+def _tolerances(jaxpr: Any) -> Iterator[Any]:
     made = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     for eqn in jaxpr.eqns:
         for inner in inner_jaxprs(eqn):
-            yield from _scales(inner)
-        if not (absolute := _constant_of("add", eqn)):
-            continue
-        product = made.get(absolute[1])
-        relative = product and _constant_of("mul", product)
-        size = relative and made.get(relative[1])
-        if relative and size and size.primitive.name in ("abs", "max"):
-            if absolute[0] > 0 and relative[0] > 0:
-                yield relative[0], absolute[0]
+            yield from _tolerances(inner)
+        product = made.get(_beside_constant("add", eqn))
+        size = product and made.get(_beside_constant("mul", product))
+        if size and size.primitive.name in ("abs", "max"):
+            yield eqn
 
 
-def _constant_of(name: str, eqn: Any) -> tuple[float, Any] | None:
-    """The number and the variable of a sum or product of both."""
+def _beside_constant(name: str, eqn: Any) -> Any:
+    """The variable of a sum or product of a variable and a number; None of any other equation."""
     if eqn.primitive.name != name or not is_real(eqn.outvars[0]):
         return None
     for one, other in (eqn.invars, eqn.invars[::-1]):
         if isinstance(one, Literal) and np.ndim(one.val) == 0 and not isinstance(other, Literal):
-            return float(one.val), other
+            return other
     return None
 
 

@@ -91,3 +91,31 @@ def test_an_index_made_of_data_or_held_by_the_program_is_named_so():
         inference.smc(lambda g, y: model.fn(g - 1, y), KEY, GOOD, Y, num_particles=2)
     with pytest.raises(ValueError, match="an index of constants"):
         inference.fit(lambda y: model.fn(jnp.asarray(MISSING), y), args=(Y,), **OPTIONS)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_later_batch_is_looked_at_where_its_integers_go_further(prefetch):
+    """Batch 2 has group 3 of 3. What does not count, and what stays in the range seen so far, is no matter."""
+    batches = [(GOOD[:2], Y[:2]), (GOOD[2:], Y[2:]), (BEYOND[:2], Y[:2])]
+    train = lambda batches: inference.fit(
+        inference.elbo(model, guide), optax.sgd(0.1), batches,
+        plate_sizes={"rows": 4}, prefetch=prefetch, **OPTIONS | {"num_steps": 3},
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"fit: batch 2: argument 'g' of .* holds 3 at \[1\].*0 to 2"
+    ):
+        train(batches)
+    train([*batches[:2], batches[0]])
+
+
+def test_data_that_a_program_holds_is_told_from_numbers_that_are_written():
+    """Codes come twice; an order of entries, as of neighbours on a circle, does not."""
+    codes, before = np.array([0, -1, 0]), np.array([-1, 0, 1])
+
+    def held(index):
+        effect = ppl.sample("effect", dist.Normal(jnp.zeros(5), 1.0).to_event(1))
+        ppl.sample("y", dist.Normal(effect[index] + effect[-1], 1.0).to_event(1), obs=Y[:3])
+
+    with pytest.raises(ValueError, match="an index of constants of .* holds -1 .* 0 to 4"):
+        inference.smc(lambda: held(codes), KEY, num_particles=2)
+    inference.smc(lambda: held(before), KEY, num_particles=2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,12 +32,21 @@ _SECONDS = 0.1  # after which a stack is handed over half full, if it is waited 
 
 
 class _Stack(NamedTuple):
-    """Arrays of shape [length, *batch], how many batches they hold, from where these can be read again, and their memory."""
+    """Some batches, one after the other.
+
+    Attributes:
+        arrays: of shape [length, *batch].
+        size: how many batches they hold.
+        origin: from where these can be read again.
+        buffers: their memory.
+        wider: number and arrays of those whose integers are beyond those of earlier batches.
+    """
 
     arrays: list[Any]
     size: int
     origin: LoaderState
     buffers: list[np.ndarray]
+    wider: Sequence[tuple[int, list[Any]]] = ()
 
 
 class Batches(Source):
@@ -77,6 +86,7 @@ class Batches(Source):
         self._plates: Collection[int] = ()
         self._other: list[str] = []  # shapes of batches with fewer rows
         self._check_plates, self._is_checked = (lambda args: None), False
+        self._ranges = [_range(a) for a in self._first]
         self._ahead: Ahead | None = None
         self._wanted = self.steps_per_call
 
@@ -100,6 +110,8 @@ class Batches(Source):
             if not self._is_checked and self.weight(data) != 1:
                 self._check_plates(self.batch(data, (), 0, 0))
                 self._is_checked = True
+            for number, arrays in stack.wider:
+                self.check_indices(number, self.split.join(arrays))
             # The device calls with the stack before have ended: their results were waited for.
             self._buffers.give_back(self._stack.buffers)
             self._stack, self._used = stack, 0
@@ -202,8 +214,19 @@ class Batches(Source):
         for number, arrays in enumerate(items):
             for buffer, array in zip(buffers, arrays, strict=True):
                 buffer[number] = array
+        begin = self._num_taken - len(items)
+        wider = [(begin + n, arrays) for n, arrays in enumerate(items) if self._is_wider(arrays)]
         arrays = self._to_device(buffers, length)
-        return _Stack(arrays, len(items), self._origin, buffers)
+        return _Stack(arrays, len(items), self._origin, buffers, wider)
+
+    def _is_wider(self, arrays: list) -> bool:
+        """Whether integers of a batch are beyond those of all batches before it, to which they belong from now on."""
+        found = [_range(array) for array in arrays]
+        joined = [
+            (min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(found, self._ranges, strict=True)
+        ]
+        is_wider, self._ranges = joined != self._ranges, joined
+        return is_wider
 
     def _to_device(self, stacks: list[Any], length: int) -> list[Any]:
         if self._mesh is None:
@@ -261,6 +284,14 @@ class Batches(Source):
 
     def _has_fewer_rows(self, arrays: Any) -> bool:
         return bool(self._other) and _shapes(arrays) == self._other
+
+
+def _range(array: Any) -> tuple[float, float]:
+    """The smallest and the largest of the integers in an array; of other arrays what holds nothing."""
+    if array.dtype.kind not in "iu" or not np.size(array):
+        return math.inf, -math.inf
+    numbers = np.asarray(array)
+    return int(numbers.min()), int(numbers.max())
 
 
 def _dtype(array: Any) -> Any:

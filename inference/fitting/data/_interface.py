@@ -28,6 +28,7 @@ class Source(abc.ABC):
 
     split: Any
     shapes: list[str]
+    check_indices: Callable[[int, tuple], None] = staticmethod(lambda number, args: None)
     steps_per_call: int = UNBOUNDED
 
     @abc.abstractmethod
@@ -53,6 +54,10 @@ class Source(abc.ABC):
     def get_state(self, num_steps: int) -> Any:
         """The `LoaderState` from which step number `num_steps` can be reached; None if only from the start."""
         return None
+
+    def set_index_check(self, check: Callable[[int, tuple], None]) -> None:
+        """What is to be called with the number and the arguments of a batch whose integers are beyond those of earlier ones."""
+        self.check_indices = check
 
     @abc.abstractmethod
     def resume(self, state: Any, num_steps: int) -> None:

@@ -37,6 +37,18 @@ WAYS = {
     "a slice of it": (lambda e, g: e[g[:-1]], 0, True, True),
     "scan": (lambda e, g: jax.lax.scan(lambda c, g: (c, e[g]), 0.0, g)[1], 0, True, True),
     "scan, moved": (lambda e, g: jax.lax.scan(lambda c, g: (c, e[g - 1]), 0.0, g)[1], -1, True, True),
+    "fori_loop": (
+        lambda e, g: jax.lax.fori_loop(0, 6, lambda i, total: total + e[g[i]] * (i + 1.0), 0.0), 0, True, True
+    ),
+    "fori_loop, moved": (
+        lambda e, g: jax.lax.fori_loop(1, 6, lambda i, total: total + e[g[i - 1] - 1] * i, 0.0), -1, True, True
+    ),
+    "fori_loop in a scan": (
+        lambda e, g: jax.lax.scan(
+            lambda c, g: (jax.lax.fori_loop(0, 3, lambda i, c: c + e[g[i]] * (i + 1.0), c), None), 0.0, g.reshape(2, 3)
+        )[0],
+        0, True, True,
+    ),
     "scan of scans": (
         lambda e, g: jax.lax.scan(
             lambda c, g: jax.lax.scan(lambda c, i: (c, e[i]), c, g), 0.0, g.reshape(2, 3)
@@ -116,6 +128,10 @@ def test_numbers_in_a_program_count_from_the_end():
     # Data that a program has without an argument: more numbers than there are to look up, or one beyond them.
     assert found(lambda e: [e[jnp.array([0, 1, -1, 2])]], TABLE) == [-1]
     assert found(lambda e: [e[np.array([0, 3])]], TABLE) == [3]
+    # A number twice: codes of rows, and no order of entries.
+    assert found(lambda e: [e[np.array([1, -1, 1])]], TABLE) == [-1]
+    loop = lambda e: [jax.lax.fori_loop(0, 3, lambda i, total: total * 0.5 + e[i - 1], 0.0)]
+    assert found(loop, TABLE) == []
 
 
 def test_tables_that_begin_with_equal_numbers_are_told_apart():
