@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ def predict(
     *args: Any,
     num_samples: int = 1000,
     num_seen: int | None = None,
+    keep: str | Sequence[str] | None = None,
     batch_size: int = 100,
     **kwargs: Any,
 ) -> dict[str, np.ndarray]:
@@ -53,6 +54,8 @@ def predict(
         num_seen: steps of the scan whose observations are kept; default, those for which the draws have values of a shorter
             scan. Must be said where a scan has observations and no latent site (an autoregression); 0 draws the whole series
             anew.
+        keep: sites whose draws are kept, a pattern or several ("*": all), where draws that belong to rows were made for the rows
+            of these arguments. Default, all that belong to no rows.
         batch_size: held on the device at once. It does not change which draws are made.
         **kwargs: keyword arguments of the model; one with the name of an option here goes by position.
 
@@ -63,14 +66,14 @@ def predict(
         TypeError: the result has no draws of named sites.
         ValueError: the draws name a site that the program does not have, or have a shape that does not fit; a site that they give
             depends on one that they do not give; one to be predicted depends on an observation that is given, and would be drawn
-            anew; the draws of a chain belong to other rows; `num_seen` is given without a scan, or missing where nothing else
+            anew; draws belong to other rows, or to rows without `keep`; `num_seen` is given without a scan, or missing where nothing else
             tells it.
 
     Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
     of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
     led on must be what `ppl.sample` returned, not the argument that was passed as `obs`. Draws of sites that belong to rows
-    stand for those that they were drawn for: leave them out of a mapping to predict other rows, even if there are as many. A
-    NumPyro MCMC knows its arguments, and this is refused; other results do not.
+    stand for those that they were drawn for: `Draws` and a NumPyro MCMC know their arguments; of other results nobody knows, so
+    that such draws are refused until `keep` says that the rows are these.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -100,7 +103,7 @@ def predict(
         rows = {"before": result.args}
     return predicted(
         "predict", program, choices, key, args, num_samples, num_seen=num_seen, batch_size=batch_size,
-        has_auxiliary=isinstance(result, Posterior), **rows,
+        has_auxiliary=isinstance(result, Posterior), keep=keep, **rows,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ....ppl.language import predictions
 from ..._arguments import outcome
 from ..._forward import check_given, forward_program, in_scan
 from ._map_keys import map_keys
-from ._new_rows import of_other_rows
+from ._new_rows import of_any_rows, of_other_rows
 
 _KEEP = "keep=[...] with what all rows share"
 
@@ -45,7 +45,8 @@ def predicted(
         num_samples: number of predictions.
         num_seen: steps of a scan whose observations are kept.
         keep: patterns of sites whose draws are kept; None for all.
-        before: the arguments that the draws belong to, if they are known: other rows then need draws of their own.
+        before: the arguments that the draws belong to: other rows need draws of their own. None where they are not known; draws
+            of rows are then refused, unless `keep` names them.
         remedy: names of such sites -> what to pass instead; None leaves them to the model, unless `keep` names them.
         has_auxiliary: whether draws of sites that the program does not have are those of a guide.
         batch_size: draws held on the device at once.
@@ -61,6 +62,12 @@ def predicted(
     choices = {name: x for name, x in choices.items() if name not in also}
     if keep is not None:
         choices = _kept(method, choices, [keep] if isinstance(keep, str) else list(keep))
+    if before is None and keep is None and (own := of_any_rows(program, list(choices), args)):
+        raise ValueError(
+            f"{method}: {own} belong to rows of the arguments, and nothing tells whether their draws were made for these. Pass "
+            f"keep='*' if they were. Else leave them out, and the model draws them at these rows: "
+            f"{{n: x for n, x in draws.items() if n not in {own}}}."
+        )
     if before is not None:
         other = of_other_rows(program, list(choices), args, before)
         if other and (remedy is not None or keep is not None):

@@ -98,6 +98,19 @@ def of_other_rows(model: Any, names: Collection[str], args: tuple, before: tuple
     return [n for n in names if n in other and not sites[n].regions]
 
 
+def of_any_rows(model: Any, names: Collection[str], args: tuple) -> list[str]:
+    """Of some sites those that belong to rows of the arguments; steps of a scan are none.
+
+    What follows an integer alone, as a number of groups, belongs to rows only where predictions do.
+    """
+    sites = sites_of(model, args)
+    targets = _predicted(sites, names)
+    found = rows_of(run_of(model), args, targets=targets, watched=names)
+    are_rows = lambda r: r.names("site") & targets or any(a.axis is not None for a in r.axes)
+    own = {n for r in found if are_rows(r) for n in r.names("site")}
+    return [n for n in names if n in own and not sites[n].regions]
+
+
 def predicted_rows(
     model: Any, guide: Any, args: tuple, guide_args: tuple | None = None
 ) -> list[Rows]:

@@ -432,3 +432,47 @@ def test_missing_cells_beside_sites_that_are_summed_out_are_masked_instead():
     np.testing.assert_array_equal(k[:, :3], np.broadcast_to([1, 0, 1], (400, 3)))
     # Without its cell a row has the prior, 0.3: 4.5 standard errors of 400 draws.
     assert (np.abs(k[:, 3:].mean(0) - 0.3) < 4.5 * (0.21 / 400) ** 0.5).all()
+
+
+def effects(x, y=None):
+    z = ppl.sample("z", dist.Normal(jnp.zeros(x.shape[0]), 1.0).to_event(1))
+    ppl.sample("y", dist.Normal(x + z, 0.1).to_event(1), obs=y)
+
+
+def pairs(x, y=None):
+    with ppl.plate("pairs", x.shape[0] // 2):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(x + jnp.repeat(z, 2), 0.1), obs=y)
+
+
+def groups(x, y=None, num_groups=3):
+    with ppl.plate("groups", num_groups):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(x + z.sum(), 0.1), obs=y)
+
+
+@pytest.mark.parametrize("model", [effects, pairs])
+def test_draws_of_rows_need_to_be_said_to_be_of_these(model):
+    """As many rows as before may be others: draws of 5 are no draws for them."""
+    x = np.zeros(4, np.float32)
+    draws = {"z": jnp.full((50, 4 if model is effects else 2), 5.0)}
+    with pytest.raises(
+        ValueError, match=r"\['z'\] belong to rows .* Pass keep='\*' if they were. Else leave"
+    ):
+        inference.predict(model, draws, KEY, x + 100)
+    same = inference.predict(model, draws, KEY, x, keep="*", num_samples=50)["y"]
+    np.testing.assert_allclose(same.mean(), 5.0, atol=0.1)
+    other = inference.predict(model, {}, KEY, x + 100, num_samples=500)["y"]
+    assert abs(other.mean() - 100) < 0.3
+
+
+def test_draws_of_groups_are_of_any_rows():
+    """By a number of the program, and by one of the arguments."""
+    draws = {"z": jnp.full((50, 3), 1.0)}
+    for args in ((), (None, 3)):
+        found = inference.predict(
+            groups, draws, KEY, np.zeros(3, np.float32), *args, num_samples=50
+        )
+        np.testing.assert_allclose(found["y"].mean(), 3.0, atol=0.1)
