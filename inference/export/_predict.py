@@ -66,8 +66,8 @@ def predict(
         TypeError: the result has no draws of named sites.
         ValueError: the draws name a site that the program does not have, or have a shape that does not fit; a site that they give
             depends on one that they do not give; one to be predicted depends on an observation that is given, and would be drawn
-            anew; draws belong to other rows, or to rows without `keep`; `num_seen` is given without a scan, or missing where nothing else
-            tells it.
+            anew; draws belong to other rows, or to rows without `keep`; `num_seen` is given without a scan, or missing where
+            nothing else tells it.
 
     Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
     of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
