@@ -128,7 +128,13 @@ def filtered(steps: Step, start: Belief) -> Belief:
     rest = jax.vmap(_element)(steps)
     elements = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), prior, rest)
     found = _prefixes(elements)
-    return Belief(found.shift, found.root, jnp.zeros_like(found.root))
+    # Rounding is that of the start in units of its own, which is as much of a scale as it has shrunk.
+    shrunk = (start.root**2).sum(-1) / (found.root**2).sum(-1)
+    share = jnp.finfo(shrunk.dtype).eps ** 2 * jnp.where(jnp.isfinite(shrunk), shrunk, 0).max(-1)
+    added = found.root * jax.lax.stop_gradient(jnp.sqrt(share))[..., None, None]
+    with full_precision():
+        error = jax.lax.stop_gradient(added @ added.mT)
+    return Belief(found.shift, found.root, error, jnp.zeros_like(found.root))
 
 
 def _prefixes(elements: Element) -> Element:

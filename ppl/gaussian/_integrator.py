@@ -30,7 +30,7 @@ from ._laws import JointNormal, made_plain
 from ._lift import Statement, counting, holds_statement, last_reads, statement_p
 from ._readings import Reading, loc_of, noise_of, reading_of
 from ._refusals import check_scale, check_size, readable_loc
-from .beliefs import MAX_AWAY, Belief, Read, SmoothingRequest, no_belief
+from .beliefs import Belief, Read, SmoothingRequest, no_belief
 from .control_flow import run_cond, run_scan
 
 Array = jax.Array
@@ -229,19 +229,17 @@ class Integrator(Basis):
         noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
         belief = belief.whole()
         seen = belief.seen(matrix)
-        total = (seen**2).sum(-1) + (noise.root**2).sum(-1)
-        error = jnp.diagonal(belief.error_of(matrix), axis1=-2, axis2=-1)
-        is_known = error <= MAX_AWAY**2 * total
-        loc = jnp.where(is_known, belief.at(flat(mean.const, rows), matrix), jnp.nan)
-        loc = unflat(loc, rows, mean.const.shape)
+        loc = unflat(belief.at(flat(mean.const, rows), matrix), rows, mean.const.shape)
         law = JointNormal(loc, seen, noise, reading.cells, rows, belief.moved)
+        is_known = belief.tells(law.meeting, matrix, noise)
+        law.loc = jnp.where(unflat(is_known, rows, loc.shape), loc, jnp.nan)
         if self.emit.is_dry:
             value = self._made(statement, fn, obs)
         else:
             plain, dropped = made_plain(law, fn)
             with statement.around(statement.scale, dropped):
                 value = self._made(statement, plain, obs)
-        self.belief = belief.given(law.meeting, matrix, law.away(value - loc))
+        self.belief = belief.given(law.meeting, matrix, law.away(value - law.loc))
         return value
 
     def _reading(self, fn: Any) -> Reading:

@@ -22,6 +22,7 @@ from ._roots import (
     compressed as compressed,
     free_solved as free_solved,
     lower as lower,
+    orthogonal_triangular as orthogonal_triangular,
     solved as solved,
     times as times,
 )

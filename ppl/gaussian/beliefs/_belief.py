@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from ..._precision import full_precision
-from ._meetings import FewNumbers, ManyNumbers, Meeting
+from ._meetings import MAX_AWAY, MAX_ERROR, FewNumbers, ManyNumbers, Meeting, OneByOne
+from ._noise import Noise
 from ._roots import compressed, times, turned_root
-from ._smoothing import MAX_ERROR, Read, Smoothed, Turn
+from ._smoothing import Read, Smoothed, Turn
 
 Array = jax.Array
 LOG_2_PI = math.log(2 * math.pi)
@@ -30,6 +31,8 @@ class Belief:
         mean: of the first n - fresh numbers, shape (*rows, n - fresh).
         root: of these, root @ root' the covariance, shape (*rows, n - fresh, k).
         error: the covariance of what rounding has added to these numbers, shape (*rows, n - fresh, n - fresh).
+        rounding: squares of the errors that rounding has made in the root's entries, in units of the precision, of its shape.
+            They shrink with their column as data tell of it, where what was added to a number stays.
         later: what stands for the law of the root's coordinates given everything; None: it is not asked for.
         fresh: how many of the last numbers are fresh noise.
     """
@@ -37,6 +40,7 @@ class Belief:
     mean: Array
     root: Array
     error: Array
+    rounding: Array
     later: Smoothed | None = None
     fresh: int = 0
 
@@ -66,10 +70,13 @@ class Belief:
         zeros = [(0, 0)] * (self.mean.ndim - 1)
         mean = jnp.pad(self.mean, [*zeros, (0, self.fresh)])
         error = jnp.pad(self.error, [*zeros, (0, self.fresh), (0, self.fresh)])
-        root = jnp.pad(self.root, [*zeros, (0, self.fresh), (0, self.fresh)])
+        root, rounding = (
+            jnp.pad(x, [*zeros, (0, self.fresh), (0, self.fresh)])
+            for x in (self.root, self.rounding)
+        )
         root = root + jnp.pad(jnp.eye(self.fresh, dtype=root.dtype), [(size, 0), (k, 0)])
         later = self._turned(lambda: jnp.eye(k, k + self.fresh, dtype=root.dtype))
-        return Belief(mean, root, error, later)
+        return Belief(mean, root, error, rounding, later)
 
     def squared(self) -> Belief:
         """The same law without fresh numbers apart, its root with no more columns than rows."""
@@ -79,17 +86,23 @@ class Belief:
     @full_precision
     def _compressed(self) -> Belief:
         """The same law of numbers that are not fresh, by a triangular root."""
-        rounded = jnp.finfo(self.root.dtype).eps ** 2 * (self.root**2).sum(-1)
-        error = self.error + jax.lax.stop_gradient(rounded)[..., None] * self._unit
+        rounded = (self.root**2).sum(-1) + self.rounding.sum(-1)
+        error = self.error + self._apart(rounded)
         if self.later is None:
-            return Belief(self.mean, compressed(self.root), error)
+            root = compressed(self.root)
+            return Belief(self.mean, root, error, jnp.zeros_like(root))
         root, unit = turned_root(self.root)
         lost = jnp.eye(unit.shape[-2], dtype=unit.dtype) - unit @ unit.mT
         shift = jnp.zeros((*unit.shape[:-1],), unit.dtype)
         length = (unit**2).sum(-1, keepdims=True)
         rounding = jnp.broadcast_to(jnp.finfo(unit.dtype).eps ** 2 * length, unit.shape)
         later = self.later.turned(Turn(shift, unit, lost, rounding))
-        return Belief(self.mean, root, error, later)
+        return Belief(self.mean, root, error, jnp.zeros_like(root), later)
+
+    def _apart(self, squares: Array) -> Array:
+        """The covariance of errors of the old numbers that are independent, given their squares in units of the precision."""
+        squares = jax.lax.stop_gradient(squares) * jnp.finfo(self.root.dtype).eps ** 2
+        return squares[..., None] * jnp.eye(self.old, dtype=self.root.dtype)
 
     def _turned(self, matrix: Callable[[], Array]) -> Smoothed | None:
         """What is known later of coordinates that are a matrix times the later ones."""
@@ -105,7 +118,8 @@ class Belief:
         """The law of numbers that are made of the coordinates of the root, and of more that follow them."""
         k, size = self.root.shape[-1], root.shape[-1]
         later = self._turned(lambda: jnp.eye(k, size, dtype=root.dtype))
-        return Belief(mean, root, jnp.zeros((*mean.shape, mean.shape[-1]), mean.dtype), later)
+        error = jnp.zeros((*mean.shape, mean.shape[-1]), mean.dtype)
+        return Belief(mean, root, error, jnp.zeros_like(root), later)
 
     def at(self, const: Array, matrix: Array) -> Array:
         """The mean of const + matrix basis."""
@@ -123,6 +137,30 @@ class Belief:
         matrix = jax.lax.stop_gradient(matrix[..., : self.old])
         return _product(_product(matrix, self.error), matrix.mT)
 
+    @full_precision
+    def _rounded(self, matrix: Array) -> Array:
+        """Squares of the errors that rounding has made in `seen`, in units of the precision, of its shape."""
+        matrix = jax.lax.stop_gradient(matrix)
+        old = matrix[..., : self.old] ** 2 @ self.rounding
+        return jnp.concatenate([old, jnp.zeros_like(matrix[..., self.old :])], -1)
+
+    def is_known(self, matrix: Array, variance: Array, share: float) -> Array:
+        """Whether rounding has added to matrix basis less than a share of the scales that these variances are of."""
+        error = jnp.diagonal(self.error_of(matrix), axis1=-2, axis2=-1)
+        error = error + self._rounded(matrix).sum(-1) * jnp.finfo(error.dtype).eps ** 2
+        return error <= share**2 * variance
+
+    def tells(self, meeting: Meeting, matrix: Array, noise: Noise) -> Array:
+        """Whether the means of numbers matrix basis + noise that are about to be met are what they should be, each of them."""
+        if isinstance(meeting, OneByOne):
+            belief, found = self, []
+            for one, row in zip(meeting.numbers, _rows(meeting, matrix), strict=True):
+                found.append(belief.is_known(row, one.sums[..., -1:], MAX_AWAY))
+                belief = belief.given(one, row, jnp.zeros_like(found[-1], row.dtype))
+            return jnp.concatenate(found, -1)
+        total = (self.seen(matrix) ** 2).sum(-1) + (noise.root**2).sum(-1)
+        return self.is_known(matrix, total, MAX_AWAY)
+
     def of(self, const: Array, matrix: Array, *, is_square: bool = False) -> Belief:
         """The law of const + matrix basis: const of shape (*rows, m), matrix of shape (*rows, m, n).
 
@@ -130,15 +168,24 @@ class Belief:
         """
         belief = self if self.later is None else self.whole()
         error = belief.error_of(matrix)
-        belief = Belief(belief.at(const, matrix), belief.seen(matrix), error, belief.later)
+        belief = Belief(
+            belief.at(const, matrix),
+            belief.seen(matrix),
+            error,
+            belief._rounded(matrix),
+            belief.later,
+        )
         size, columns = belief.root.shape[-2:]
         if columns > (size if is_square else 3 * size):  # the next observation compresses it anyway
             belief, columns = belief._compressed(), min(size, columns)
         if not is_square or columns >= size:
             return belief
-        wide = jnp.pad(belief.root, [(0, 0)] * (belief.root.ndim - 1) + [(0, size - columns)])
+        wide, rounding = (
+            jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - columns)])
+            for x in (belief.root, belief.rounding)
+        )
         later = belief._turned(lambda: jnp.eye(columns, size, dtype=wide.dtype))
-        return Belief(belief.mean, wide, belief.error, later)
+        return Belief(belief.mean, wide, belief.error, rounding, later)
 
     @property
     def moved(self) -> Array | None:
@@ -148,22 +195,38 @@ class Belief:
     @full_precision
     def given(self, meeting: Meeting, matrix: Array, away: Array) -> Belief:
         """The belief, whole, given numbers matrix basis + noise that are so far away from their mean."""
+        if isinstance(meeting, OneByOne):
+            belief = self
+            for (one, off), row in zip(
+                meeting.one_by_one(away), _rows(meeting, matrix), strict=True
+            ):
+                belief = belief.given(one, row, off)
+            return belief
         shift, later = meeting.shift(away), self.later
-        error = self.error
         if later is not None and not isinstance(meeting, FewNumbers):
-            size = self.root.shape[-1]
-            unit = jnp.broadcast_to(jnp.eye(size, dtype=shift.dtype), (*shift.shape, size))
-            turn = meeting.after(unit)
-            rounding = turn**2 * meeting.rounding(turn)
-            later = later.turned(Turn(shift, turn, None, rounding))
-            if isinstance(meeting, ManyNumbers):
-                error = error + times(self.root**2, rounding.sum(-1))[..., None] * self._unit
+            turn = meeting.after(self._coordinates)
+            later = later.turned(Turn(shift, turn, None, turn**2 * meeting.rounding(turn)))
         step = shift if isinstance(meeting, FewNumbers) else times(self.root, shift)
         root = meeting.after(self.root)
         gain = jax.lax.stop_gradient(meeting.gain(self.root, root))
         told = _product(gain, _product(jax.lax.stop_gradient(matrix), self.error))
-        error = error - told - told.mT + _product(_product(told, matrix.mT), gain.mT)
-        return Belief(self.mean + step, root, error, later)
+        error = self.error - told - told.mT + _product(_product(told, matrix.mT), gain.mT)
+        added, rounding = self._rounded_by(meeting, root)
+        return Belief(self.mean + step, root, error + added, rounding, later)
+
+    @property
+    def _coordinates(self) -> Array:
+        size = self.root.shape[-1]
+        return jnp.broadcast_to(
+            jnp.eye(size, dtype=self.root.dtype), (*self.mean.shape[:-1], size, size)
+        )
+
+    def _rounded_by(self, meeting: Meeting, root: Array) -> tuple[Array, Array]:
+        """What rounding has added to the numbers when they are met, as `error`, and made in the new root, as `rounding`."""
+        if not isinstance(meeting, ManyNumbers):
+            return jnp.zeros_like(self.error), meeting.turned_squares(self.root, self.rounding)
+        added = _product(jax.lax.stop_gradient(self.root), meeting.added(self._coordinates))
+        return self._apart(self.rounding.sum(-1)) + _product(added, added.mT), jnp.zeros_like(root)
 
     def read(self, beside: Read, const: Array, matrix: Array) -> Belief:
         """The belief, whole, whose numbers const + matrix basis are told what is known of them later."""
@@ -172,11 +235,16 @@ class Belief:
         belief = self.whole()
         assert belief.later is not None
         seen = belief.seen(matrix)
-        error = jnp.diagonal(belief.error_of(matrix), axis1=-2, axis2=-1)
-        is_known = error <= MAX_ERROR**2 * (seen**2).sum(-1)
+        is_known = belief.is_known(matrix, (seen**2).sum(-1), MAX_ERROR)
         mean = jnp.where(is_known, belief.at(const, matrix), jnp.nan)
         later = belief.later.read(beside, mean, seen)
         return dataclasses.replace(belief, later=later)
+
+
+def _rows(meeting: OneByOne, matrix: Array) -> list[Array]:
+    """The coefficients of each number by itself."""
+    matrix = meeting.apart(matrix)
+    return [matrix[..., i : i + 1, :] for i in range(matrix.shape[-2])]
 
 
 @full_precision
@@ -191,7 +259,7 @@ def known(value: Array) -> Belief:
     """The belief that the basis has a value, shape (*rows, n), in the precision that JAX is set to."""
     value = jnp.asarray(value, float)
     root = jnp.zeros((*value.shape, value.shape[-1]), value.dtype)
-    return Belief(value, root, root)
+    return Belief(value, root, root, root)
 
 
 def no_belief(rows: tuple[int, ...]) -> Belief:
@@ -199,4 +267,4 @@ def no_belief(rows: tuple[int, ...]) -> Belief:
     return known(jnp.zeros((*rows, 0)))
 
 
-jax.tree_util.register_dataclass(Belief, ["mean", "root", "error", "later"], ["fresh"])
+jax.tree_util.register_dataclass(Belief, ["mean", "root", "error", "rounding", "later"], ["fresh"])

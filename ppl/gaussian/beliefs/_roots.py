@@ -69,9 +69,9 @@ def compressed(a: Array, top: int = 0) -> Array:
     return _compressed(a, top)[0]
 
 
-def turned_root(a: Array) -> tuple[Array, Array]:
+def turned_root(a: Array, top: int = 0) -> tuple[Array, Array]:
     """A root L of A A' as in `compressed`, and the orthonormal columns Q with A = L Q'."""
-    return _compressed(a, 0)
+    return _compressed(a, top)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from ..._precision import full_precision
+from ._meetings import MAX_AWAY, MAX_ERROR
 from ._roots import compressed, times
 
 Array = jax.Array
-MAX_ERROR, MAX_AWAY = 0.01, 0.1  # of a scale: in the scale itself, and in the mean
 
 
 class Turn(NamedTuple):
