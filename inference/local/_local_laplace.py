@@ -27,7 +27,6 @@ from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
 from ...ppl._calls import checked_call
-from ...ppl._precision import full_precision
 from ...ppl.checks import concrete_tree
 from ...ppl.language import joined
 from ...ppl.strategies import element
@@ -128,7 +127,9 @@ def local_laplace(
     Validity: the law drawn from has an exact density, so bounds are bounds and their values unbiased under every option. With
     "unrolled" their gradients are unbiased too. "closed_form" and "partial" leave out how the expansion moves with the
     parameters: biased for the bound's gradient, except where the expansion does not move (quadratic losses) or the site is
-    optimal for the bound, where the left-out part is zero; plans mark the site as biased.
+    optimal for the bound, where the left-out part is zero; plans mark the site as biased. Means and scales are NaN where rounding
+    makes a tenth of a scale: in single precision from condition numbers (of the widest scale of the prior to the narrowest one
+    of q) of some 1e3 with "hessian", 1e6 with "gauss_newton".
     Reference: Kim and Hospedales 2024, A hierarchical Bayesian model for few-shot meta learning, ICLR, arXiv:2306.09702 (closed
     form, frozen expansion); Khan and Lin 2017, arXiv:1703.04265 (conjugate-computation inference); Johnson et al. 2016,
     arXiv:1603.06277 (potentials and expected natural parameters).
@@ -229,8 +230,7 @@ def _expansion(
     if curvature == "low_rank_gauss_newton":
         return Potential(x, slope, factor=factor)
     if curvature == "gauss_newton":
-        with full_precision():
-            return Potential(x, slope, matrix=factor.mT @ factor)
+        return Potential(x, slope, root=factor)
     return Potential(x, slope, diagonal=(factor**2).sum(-2))
 
 

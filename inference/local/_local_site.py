@@ -2,7 +2,7 @@
 
 Terms: prior N(loc, P^-1), P diagonal or dense; potential l(x) = c + g'(x - z) + (x - z)'A (x - z) / 2, an expansion at z, where A
 may be singular, and is one of diagonal, dense, or U'U. Output: the normal law of density proportional to prior x exp(-l),
-precision P + A, mean loc + (P + A)^-1 (A (z - loc) - g).
+precision P + A, mean z - (P + A)^-1 (P (z - loc) + g), a step that is short where z is near it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import cho_solve, solve_triangular
 
 from ...ppl._precision import full_precision
+from ...ppl.gaussian.beliefs import orthogonal_triangular
 from ._precision_normal import PrecisionFactorNormal
 
 Array = jax.Array
+stop = jax.lax.stop_gradient
+MAX_ROUNDED = 0.1  # of a scale; beyond, the law is NaN
 
 
 class NormalPrior(NamedTuple):
@@ -48,9 +51,19 @@ class NormalPrior(NamedTuple):
         assert self.scale_tril is not None
         return cho_solve((self.scale_tril, True), jnp.broadcast_to(eye, self.scale_tril.shape))
 
+    def root_of_precision(self) -> Array:
+        """R with R'R = P, [*batch, d, d]."""
+        eye = jnp.eye(self.loc.shape[-1], dtype=self.loc.dtype)
+        if self.scale is not None:
+            return eye / self.scale[..., None]
+        assert self.scale_tril is not None
+        return solve_triangular(
+            self.scale_tril, jnp.broadcast_to(eye, self.scale_tril.shape), lower=True
+        )
+
 
 class Potential(NamedTuple):
-    """c + g'(x - z) + (x - z)'A (x - z) / 2 with A = diag(diagonal), matrix, or factor' factor: one of the three is given.
+    """c + g'(x - z) + (x - z)'A (x - z) / 2 with A one of diag(diagonal), matrix, factor' factor, root' root: that is given.
 
     Attributes:
         at: z, where the potential is expanded, [*batch, d].
@@ -58,6 +71,7 @@ class Potential(NamedTuple):
         diagonal: [*batch, d], or None.
         matrix: [*batch, d, d], or None.
         factor: [*batch, m, d], or None.
+        root: the same for a law of which all covariances are known, [*batch, m, d], or None.
     """
 
     at: Array
@@ -65,13 +79,14 @@ class Potential(NamedTuple):
     diagonal: Array | None = None
     matrix: Array | None = None
     factor: Array | None = None
+    root: Array | None = None
 
 
 @full_precision
 def posterior(prior: NormalPrior, potential: Potential) -> dist.Distribution:
     """The normal law of a vector proportional to prior x exp(-potential); event shape (d,)."""
     offset, slope = potential.at - prior.loc, potential.slope
-    if potential.matrix is None and prior.scale is not None:
+    if potential.matrix is None and prior.scale is not None and potential.root is None:
         if potential.diagonal is not None:
             precision = 1 / prior.scale**2 + potential.diagonal
             shift = potential.diagonal * offset - slope
@@ -83,19 +98,38 @@ def posterior(prior: NormalPrior, potential: Potential) -> dist.Distribution:
         seen = (potential.factor @ (potential.at - law.loc + step)[..., None])[..., 0]
         law.loc = law.loc - step + law.spread(seen)
         return law
-    matrix = _matrix(potential)
-    precision = prior.precision() + matrix
-    root = jnp.linalg.cholesky(precision)
-    shift = (matrix @ offset[..., None])[..., 0] - slope
-    loc = prior.loc + cho_solve((root, True), shift[..., None])[..., 0]
-    return dist.MultivariateNormal(loc, precision_matrix=precision)
+    root = _root_of_covariance(prior, potential)
+    # A step from z, of which only the step itself is rounded in units of the condition number.
+    slope = slope + prior.precision_times(offset)
+    step = root @ (root.mT @ slope[..., None])
+    return dist.MultivariateNormal(potential.at - step[..., 0], scale_tril=root)
 
 
-@full_precision
+def _root_of_covariance(prior: NormalPrior, potential: Potential) -> Array:
+    """The lower triangular L with L L' = (P + A)^-1, shape [*batch, d, d].
+
+    By M' M = P + A, M lower triangular, whose columns in the other order are the triangle of U and a root of P; where A is known
+    as a matrix alone, by its Cholesky factor, which squares the condition number.
+    """
+    eye = jnp.eye(prior.loc.shape[-1], dtype=prior.loc.dtype)
+    rows = potential.factor if potential.root is None else potential.root
+    if rows is None:
+        root = jnp.linalg.cholesky((prior.precision() + _matrix(potential))[..., ::-1, ::-1])
+        lower = root[..., ::-1, ::-1].mT
+    else:
+        rows = jnp.concatenate([rows, prior.root_of_precision()], -2)
+        lower = orthogonal_triangular(rows[..., ::-1])[1][..., ::-1, ::-1]
+    found = solve_triangular(lower, jnp.broadcast_to(eye, lower.shape), lower=True)
+    # What is rounded in units of a column of M is so of a scale in units of what the two have in common.
+    grown = stop((lower**2).sum(-2) * (found**2).sum(-1))
+    error = jnp.finfo(found.dtype).eps * (grown if rows is None else jnp.sqrt(grown))
+    found = jnp.where((error <= MAX_ROUNDED).all(-1)[..., None, None], found, jnp.nan)
+    sign = jnp.where(jnp.diagonal(found, axis1=-2, axis2=-1) < 0, -1, 1)
+    return jnp.tril(found * sign[..., None, :])
+
+
 def _matrix(potential: Potential) -> Array:
     if potential.matrix is not None:
         return potential.matrix
-    if potential.diagonal is not None:
-        return potential.diagonal[..., None] * jnp.eye(potential.diagonal.shape[-1])
-    assert potential.factor is not None
-    return potential.factor.mT @ potential.factor
+    assert potential.diagonal is not None
+    return potential.diagonal[..., None] * jnp.eye(potential.diagonal.shape[-1])

@@ -18,6 +18,7 @@ from ._mean_and_scale import mean_and_cholesky
 from ._normal_inverse_gamma import LOG_2PI, ExpectedNormal
 
 LOG_2 = 0.6931471805599453
+MAX_ROUNDED = 0.1  # of a scale given the coordinates before, that rounding may make
 
 
 class NormalInverseWishart(dist.Distribution):
@@ -227,6 +228,9 @@ class NormalInverseWishart(dist.Distribution):
             covariance: covariance of each observation that is itself uncertain, x_i ~ N(x_i, covariance_i) (its expected
                 sufficient statistics are used, as in variational message passing).
             weight: how often each row counts; zero for padding, N / B for a subsample.
+
+        Validity: scale_tril is NaN from the coordinate on whose scale given those before it is made by rounding to a tenth (in
+        single precision at condition numbers of its own above some 1e6): use double precision, or a wider prior.
         """
         weight = jnp.broadcast_to(weight, jnp.shape(x)[:-1])
         count = weight.sum(-1)
@@ -300,7 +304,11 @@ def _cholesky_of(columns: list[tuple[Array, Array]], own: Array | None) -> Array
     batch = jnp.broadcast_shapes(*(x.shape[:-2] for x in roots))
     root = jnp.concatenate([jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in roots], -1)
     tril = jnp.linalg.qr(jax.lax.stop_gradient(root).mT)[1].mT
-    tril = tril * jnp.where(jnp.diagonal(tril, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
+    diagonal = jnp.diagonal(tril, axis1=-2, axis2=-1)
+    tril = tril * jnp.where(diagonal < 0, -1, 1)[..., None, :]
+    # A row is rounded in units of its length: what of it is left beside the rows above has to be more than that.
+    rounded = 0.5 * jnp.finfo(tril.dtype).eps * jnp.sqrt((tril**2).sum(-1))
+    tril = jnp.where((rounded <= MAX_ROUNDED * jnp.abs(diagonal))[..., None], tril, jnp.nan)
 
     def whitened(x: Array) -> Array:
         return solve_triangular(tril, jnp.broadcast_to(x, (*batch, *x.shape[-2:])), lower=True)
