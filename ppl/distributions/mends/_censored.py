@@ -9,48 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.scipy.special import betainc, gammainc, gammaincc, log_ndtr
+from jax.scipy.special import log_ndtr
 
 from ..._compat import asymmetric_laplace, validate_sample
 from ._continuous import arrays
-from ._special import continuous, log1mexp, log_gamma_kernel
+from ._incomplete import Logs, log_betas, log_gammas
+from ._special import continuous, log1mexp
 from ._tails import STANDARD, Window, ratio
 
 Array = jax.Array
-_NODES, _WEIGHTS = np.polynomial.laguerre.laggauss(24)
 _POINTS, _SHARES = np.polynomial.legendre.leggauss(16)
 _NARROW = 0.5
-Logs = tuple[Array, Array]  # of the probabilities below and beyond a value
 
 
 def _safe_log(p: Array, floor: float = 0.0) -> Array:
     return jnp.log(jnp.where(p > floor, p, 1))
-
-
-@continuous
-def log_gammas(y: Array, a: Array) -> Logs:
-    """Of Gamma(a, 1) at y; where a probability nears the smallest numbers, by quadrature over log y."""
-    is_inside = (y > 0) & jnp.isfinite(y)
-    inside = jnp.where(is_inside, y, 1.0)
-    below, beyond = gammainc(a, inside), gammaincc(a, inside)
-    floor = 1e3 * float(jnp.finfo(inside.dtype).tiny)
-    nodes, weights = _NODES.astype(inside.dtype), _WEIGHTS.astype(inside.dtype)
-
-    def far(is_up: float) -> Array:
-        is_far = (beyond if is_up > 0 else below) <= floor
-        gap = jnp.where(is_far, is_up * (inside - a), 1.0)
-        steps = is_up * nodes / gap[..., None]
-        # y^a e^-y times the integral of exp((a - y) s - y (e^s - 1 - s)) over s.
-        bend = -inside[..., None] * (jnp.expm1(steps) - steps)
-        total = jax.nn.logsumexp(jnp.where(is_far[..., None], bend, 0), -1, b=weights)
-        return jnp.where(
-            is_far, log_gamma_kernel(inside, jnp.log(inside), a) + total - jnp.log(gap), 0
-        )
-
-    log_below = jnp.where(below > floor, _safe_log(below, floor), far(-1.0))
-    log_beyond = jnp.where(beyond > floor, _safe_log(beyond, floor), far(1.0))
-    at_end = jnp.where(y > 0, 0.0, -jnp.inf), jnp.where(y > 0, -jnp.inf, 0.0)
-    return jnp.where(is_inside, log_below, at_end[0]), jnp.where(is_inside, log_beyond, at_end[1])
 
 
 @continuous
@@ -109,14 +82,13 @@ def _uniform(base: Any, x: Array) -> Logs:
 
 
 def _beta(base: Any, x: Array) -> Logs:
-    a, b = base.concentration1, base.concentration0
-    return jnp.log(betainc(a, b, x)), jnp.log(betainc(b, a, 1 - x))
+    x, a, b = arrays(x, base.concentration1, base.concentration0)
+    return log_betas(x, 1 - x, a, b)
 
 
 def _gamma_poisson(base: Any, x: Array) -> Logs:
-    c, k = base.concentration, jnp.floor(x) + 1
-    odds = 1 / (1 + base.rate)
-    return jnp.log(betainc(c, k, 1 - odds)), jnp.log(betainc(k, c, odds))
+    k, c, rate = arrays(jnp.floor(x) + 1, base.concentration, base.rate)
+    return log_betas(1 / (1 + 1 / rate), 1 / (1 + rate), c, k)
 
 
 def _levy(base: Any, x: Array) -> Logs:
@@ -176,6 +148,7 @@ KNOWN: Mapping[type, Callable[[Any, Array], Logs]] = {
     dist.GammaPoisson: _gamma_poisson,
     dist.NegativeBinomial2: _gamma_poisson,
     dist.NegativeBinomialProbs: _gamma_poisson,
+    dist.NegativeBinomialLogits: _gamma_poisson,
     dist.Uniform: _uniform,
     dist.Beta: _beta,
     dist.BetaProportion: _beta,

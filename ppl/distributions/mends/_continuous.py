@@ -50,7 +50,7 @@ def beta(self: Any, value: Any) -> Any:
     value, a, b = arrays(value, self.concentration1, self.concentration0)
     is_end = (value == 0) | (value == 1)
     inside = jnp.where(is_end, 0.5, value)
-    log_prob = log_beta_kernel(inside, a, b) - jnp.log(inside) - jnp.log1p(-inside)
+    log_prob = log_beta_kernel(inside, 1 - inside, a, b) - jnp.log(inside) - jnp.log1p(-inside)
     # As NumPyro has it, without a derivative.
     at_end = xlogy(a - 1, value) + xlogy(b - 1, 1 - value) - betaln(a, b)
     return jnp.where(is_end, jax.lax.stop_gradient(at_end), log_prob)

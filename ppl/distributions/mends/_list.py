@@ -11,7 +11,7 @@ from numpyro.distributions import directional, discrete
 
 from ...._workarounds import Workaround
 from ..._compat import Mixture
-from . import _censored, _continuous, _counts, _discrete, _truncated, _truncated_gamma
+from . import _censored, _continuous, _counts, _discrete, _quantiles, _truncated, _truncated_gamma
 from ._mend import Mend
 
 SOFTPLUS = (0.5, 0.25)  # the first two derivatives of log(1 + e^x) at 0
@@ -199,6 +199,36 @@ MENDS = (
         order=0, tolerance=1e-3, also=_truncated_gamma.OURS[1:],
     ),
     *(Mend(*law, order=0, tolerance=1e-3) for law in _LAWS),
+    Mend(
+        "incomplete-gamma", *_quantiles.OF_GAMMA[0],
+        lambda f, x, zero, one: f(dist.Gamma(MILLION * one, one), MILLION + 1e3 * x), (0.500133, 0.398942),
+        "Distribution functions of gamma and Poisson laws have a prefactor that cancels: off by .6 at a million.",
+        order=0, tolerance=1e-3, also=_quantiles.OF_GAMMA[1:],
+    ),
+    Mend(
+        "incomplete-beta", *_quantiles.OF_BETA[0],
+        lambda f, x, zero, one: f(dist.Beta(MILLION * one, MILLION * one), 0.5 * one + 1e-3 * x), (0.5, 1.128379),
+        "Those of beta, negative binomial and Student's t laws alike.",
+        order=0, tolerance=1e-3, also=_quantiles.OF_BETA[1:],
+    ),
+    Mend(
+        "small-probabilities", *_quantiles.SMALL[0],
+        lambda f, x, zero, one: 1e20 * f(dist.Cauchy(0 * one, one), -1e20 * (one - x)), (0.3183099, 0.3183099),
+        "Distribution functions that are a difference from 1 or 1/2 have no digits in their lower tails.",
+        order=0, tolerance=1e-3, also=_quantiles.SMALL[1:],
+    ),
+    Mend(
+        "quantiles", *_quantiles.QUANTILES[0],
+        lambda f, x, zero, one: f(dist.Laplace(0 * one, one), 1e-20 * (one + x)), (-45.3585543, 1),
+        "Inverses subtract from 1/2 or 1: infinite, or 0, in a tail.",
+        order=0, tolerance=1e-3, also=_quantiles.QUANTILES[1:],
+    ),
+    Mend(
+        "power-law-quantiles", *_quantiles.POWERS[0],
+        lambda f, x, zero, one: f(dist.DoublyTruncatedPowerLaw(-1.00001 * one, one, 2 * one), 1.1 * one + x),
+        (0.1375075, 1.311543), "A difference of powers cancels near exponent -1.",
+        order=0, tolerance=1e-3, also=_quantiles.POWERS[1:],
+    ),
 )  # fmt: skip
 
 

@@ -89,12 +89,16 @@ def log_poisson(k: Array, rate: Array) -> Array:
 
 
 @continuous
-def log_beta_kernel(x: Array, a: Array, b: Array) -> Array:
-    """Of x, a and b: a log x + b log(1 - x) - log Beta(a, b)."""
-    total, rest = a + b, 1 - x
+def log_beta_kernel(x: Array, rest: Array, a: Array, b: Array) -> Array:
+    """Of x, 1 - x, a and b: a log x + b log(1 - x) - log Beta(a, b)."""
+    total = a + b
     off = x * b - rest * a  # total * x - a, and minus that of the other
-    scaled = a * log_quotient(jnp.log(x) + jnp.log(total), a, off)
-    scaled = scaled + b * log_quotient(jnp.log1p(-x) + jnp.log(total), b, -off)
+    log_x, log_rest = (
+        jnp.where(rest < x, jnp.log1p(-rest), jnp.log(x)),
+        jnp.where(x < rest, jnp.log1p(-x), jnp.log(rest)),
+    )
+    scaled = a * log_quotient(log_x + jnp.log(total), a, off)
+    scaled = scaled + b * log_quotient(log_rest + jnp.log(total), b, -off)
     half = 0.5 * (jnp.log(a) + jnp.log(b) - jnp.log(total)) - HALF_LOG_2PI
     return scaled + half - stirling(a) - stirling(b) + stirling(total)
 

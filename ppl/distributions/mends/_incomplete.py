@@ -1,0 +1,239 @@
+"""Incomplete gamma and beta functions in logarithms, both tails, at parameters where the textbook's prefactor cancels.
+
+The logarithm of a density with respect to log y, or to the logit of x, is concave. Its tail from a point on is
+
+    density times integral_0^inf e^(-drop(t)) dt,    drop(t) = slope t + curvature t^2 / 2 + ...,
+
+by Gauss's nodes up to where `drop` is all that the precision sees. The density is `log_gamma_kernel` or `log_beta_kernel`,
+which do not cancel, and of the two tails the one on the point's own side of the mean is integrated: the other is the rest.
+Where parameters are small JAX's gamma functions serve, and a series. Derivatives: in the point by the density, in parameters
+through the integral.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammainc, gammaincc
+
+from ..._compat import SymbolicZero
+from ._special import continuous, log1mexp, log_beta_kernel, log_gamma_kernel
+
+Array = jax.Array
+Logs = tuple[Array, Array]  # of the probabilities below and beyond a value
+_FROM = 20.0  # parameters from which the prefactor counts
+_TERMS = 128  # of the series of a beta law whose first parameter is small
+_NEAR = 0.8  # up to where a series converges
+_MOST = 0.9  # up to which probability that series is taken
+_RULES = {size: np.polynomial.legendre.leggauss(num) for size, num in ((4, 40), (8, 80))}
+stop = jax.lax.stop_gradient
+
+
+def _nodes(dtype: Any) -> tuple[Array, Array, float]:
+    """Nodes and weights on [0, 1], and how many nats of a tail the precision sees."""
+    size = 8 if dtype.itemsize == 8 else 4
+    nodes, weights = _RULES[size]
+    nats = 38.0 if size == 8 else 18.0
+    return jnp.asarray((nodes + 1) / 2, dtype), jnp.asarray(weights / 2, dtype), nats
+
+
+def _length(slope: Array, curvature: Array, nats: float) -> Array:
+    """Where slope t + curvature t^2 / 2 has so many nats."""
+    return 2 * nats / (slope + jnp.sqrt(slope**2 + 2 * nats * curvature))
+
+
+def _series(x: Array, coefficients: tuple[Any, ...]) -> Array:
+    total: Any = 0.0
+    for c in reversed(coefficients):
+        total = total * x + c
+    return total
+
+
+_EXPONENTIAL = tuple(1 / float(np.prod(np.arange(3.0, k + 4))) for k in range(12))
+
+
+def _excess(t: Array) -> Array:
+    """The value e^t - 1 - t."""
+    is_small = jnp.abs(t) < 0.5
+    small, large = jnp.where(is_small, t, 0), jnp.where(is_small, 1, t)
+    near = small**2 * (0.5 + small * _series(small, tuple(0.5 * c for c in _EXPONENTIAL)))
+    return jnp.where(is_small, near, jnp.expm1(large) - large)
+
+
+def _log_gamma_tail(y: Array, a: Array, sign: Array) -> Array:
+    """Of Gamma(a, 1) beyond y (sign 1) or below it (-1), for y on that side of a."""
+    nodes, weights, nats = _nodes(y.dtype)
+    slope = stop(jnp.abs(a - y))
+    length = _length(slope, stop(y), nats)
+    # Downwards the curvature falls, upwards the tail ends where y e^t is some nats.
+    down = _length(slope, stop(y) / (1 + length / 2), nats)
+    length = jnp.where(
+        sign < 0, down, jnp.minimum(length, jnp.log1p(2 * (nats + stop(a)) / stop(y)))
+    )
+    t = sign[..., None] * length[..., None] * nodes
+    drop = (y - a)[..., None] * t + y[..., None] * _excess(t)
+    return log_gamma_kernel(y, jnp.log(y), a) + jnp.log((weights * jnp.exp(-drop)).sum(-1) * length)
+
+
+def _gammas(y: Array, a: Array) -> Logs:
+    floor = 1e3 * float(jnp.finfo(y.dtype).tiny)
+    is_large = a >= _FROM
+    below, beyond = (f(jnp.where(is_large, 1, a), y) for f in (gammainc, gammaincc))
+    is_up = y > a
+    sign = jnp.where(is_up, 1.0, -1.0).astype(y.dtype)
+    is_far = is_large | (jnp.where(is_up, beyond, below) <= floor)
+    tail = _log_gamma_tail(
+        jnp.where(is_far, y, 2.0), jnp.where(is_far, a, 1.0), jnp.where(is_far, sign, 1)
+    )
+    rest = _log_rest(tail)
+    near = (jnp.log(jnp.where(is_far | (p <= floor), 1, p)) for p in (below, beyond))
+    far = jnp.where(is_up, rest, tail), jnp.where(is_up, tail, rest)
+    return tuple(jnp.where(is_far, f, n) for f, n in zip(far, near, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def bernoulli_excess(p: Array, t: Array) -> Array:
+    """The value log(1 + p (e^t - 1)) - p t, by Bernoulli's cumulants where t is small."""
+    q = p * (1 - p)
+    skew = 1 - 2 * p
+    is_small = jnp.abs(t) < 0.25
+    small, large = jnp.where(is_small, t, 0), jnp.where(is_small, 1, t)
+    cumulants = (
+        1 / 2, skew / 6, (1 - 6 * q) / 24, skew * (1 - 12 * q) / 120, (1 - 30 * q + 120 * q**2) / 720,
+        skew * (1 - 60 * q + 360 * q**2) / 5040,
+    )  # fmt: skip
+    near = q * small**2 * _series(small, cumulants)
+    return jnp.where(is_small, near, jnp.log1p(p * jnp.expm1(large)) - p * large)
+
+
+def _log_beta_tail(x: Array, rest: Array, a: Array, b: Array) -> Array:
+    """Of Beta(a, b) below x = 1 - rest, for x below the mean, or a large a."""
+    nodes, weights, nats = _nodes(x.dtype)
+    total, off = a + b, rest * a - x * b
+    slope, curvature = jnp.maximum(stop(off), 0), stop(total * x * rest)
+    length = _length(slope, curvature, nats)
+    # The curvature falls where x is small; where `rest` is, it grows by e^t, up to a slope of a.
+    length = _length(slope, curvature / (1 + length / 2), nats)
+    most = 2 * stop(nats + b) / total
+    grown = jnp.where(most < 0.5, jnp.log1p(most / stop(rest)), jnp.inf)
+    ends = 1.5 * (nats / stop(a) + jnp.sqrt(2 * nats / stop(a))) - jnp.log(stop(rest))
+    length = jnp.minimum(length, jnp.minimum(grown, ends))
+    t = length[..., None] * nodes
+    is_low = (x < rest)[..., None]
+    p = jnp.where(is_low, x[..., None], rest[..., None])
+    drop = off[..., None] * t + total[..., None] * bernoulli_excess(p, jnp.where(is_low, -t, t))
+    return jnp.log((weights * jnp.exp(-drop)).sum(-1) * length)
+
+
+def _log_beta_series(x: Array, a: Array, b: Array) -> Array:
+    """The same for a small a, by x^a (1 - x)^b / a / Beta(a, b) sum_k (a + b) ... (a + b + k) / ((a + 1) ... (a + 1 + k)) x^k."""
+    k = jnp.arange(_TERMS, dtype=x.dtype)
+    ratios = ((a + b)[..., None] + k) * x[..., None] / ((a + 1)[..., None] + k)
+    return jnp.log1p(jnp.cumprod(ratios, -1).sum(-1)) - jnp.log(a)
+
+
+def _beta_series(x: Array, rest: Array, a: Array, b: Array) -> Logs:
+    """Of small parameters, each tail by its series where its point is not near 1, and else by the other."""
+    kernel = log_beta_kernel(x, rest, a, b)
+    has_low, has_high = x < _NEAR, rest < _NEAR
+    low = jnp.where(has_low, kernel + _log_beta_series(jnp.minimum(x, _NEAR), a, b), 0)
+    high = jnp.where(has_high, kernel + _log_beta_series(jnp.minimum(rest, _NEAR), b, a), 0)
+    most = np.log(_MOST)
+    by_low = has_low & ((low < most) | ~has_high)
+    by_high = has_high & ((high < most) | ~has_low)
+    return jnp.where(by_low, low, _log_rest(high)), jnp.where(by_high, high, _log_rest(low))
+
+
+def _log_rest(log_p: Array) -> Array:
+    return log1mexp(-jnp.minimum(log_p, -jnp.finfo(log_p.dtype).tiny))
+
+
+def _betas(x: Array, rest: Array, a: Array, b: Array) -> Logs:
+    is_plain = a + b < _FROM
+    plain = tuple(jnp.where(is_plain, v, 1.0) for v in (a, b))
+    near = _beta_series(jnp.where(is_plain, x, 0.5), jnp.where(is_plain, rest, 0.5), *plain)
+    # The smaller parameter first.
+    is_turned = a > b
+    a, b = jnp.where(is_turned, b, a), jnp.where(is_turned, a, b)
+    a, b = (jnp.where(is_plain, _FROM, v) for v in (a, b))
+    x, rest = jnp.where(is_turned, rest, x), jnp.where(is_turned, x, rest)
+    x, rest = jnp.where(is_plain, 0.4, x), jnp.where(is_plain, 0.6, rest)
+    kernel = log_beta_kernel(x, rest, a, b)
+    is_small = a < _FROM
+    # Beyond this point nearly all is below.
+    last = jnp.minimum((a + 30) / (a + b), _NEAR)
+    log_series = jnp.where(x < last, kernel + _log_beta_series(jnp.minimum(x, last), a, b), 0)
+    is_low = jnp.where(is_small, log_series < np.log(_MOST), rest * a > x * b)
+    is_first = is_low & ~is_small
+    ends = jnp.where(is_first, x, rest), jnp.where(is_first, rest, x)
+    tail = kernel + _log_beta_tail(*ends, jnp.where(is_first, a, b), jnp.where(is_first, b, a))
+    tail = jnp.where(is_low & is_small, log_series, tail)
+    is_below = is_low ^ is_turned
+    far = jnp.where(is_below, tail, _log_rest(tail)), jnp.where(is_below, _log_rest(tail), tail)
+    return tuple(jnp.where(is_plain, n, f) for n, f in zip(near, far, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def _by_density(logs: Any, kernel: Any, move: Any) -> Any:
+    """Logarithms of two tails, with derivatives in the point by the density, and in parameters through `logs`.
+
+    `move`: (point, its tangents) -> how far it moves where the density is with respect to that.
+    """
+
+    @jax.custom_jvp
+    def tails(point: tuple[Array, ...], parameters: tuple[Array, ...]) -> Logs:
+        return logs(*point, *parameters)
+
+    def jvp(primals: Any, tangents: Any) -> Any:
+        (point, parameters), (of_point, of_parameters) = primals, tangents
+        below, beyond = tails(point, parameters)
+        moved: Any = (jnp.zeros_like(below), jnp.zeros_like(beyond))
+        if not all(isinstance(t, SymbolicZero) for t in of_point):
+            density, step = kernel(*point, *parameters), move(point, of_point)
+            moved = tuple(s * step * jnp.exp(density - x) for s, x in ((1, below), (-1, beyond)))
+        if not all(isinstance(t, SymbolicZero) for t in of_parameters):
+            given = tuple(
+                jnp.zeros_like(p) if isinstance(t, SymbolicZero) else t
+                for p, t in zip(parameters, of_parameters, strict=True)
+            )
+            by = jax.jvp(lambda *p: logs(*point, *p), parameters, given)[1]
+            moved = tuple(a + b for a, b in zip(moved, by, strict=True))
+        return (below, beyond), moved
+
+    tails.defjvp(jvp, symbolic_zeros=True)
+    return tails
+
+
+def _of(tangent: Any, like: Array) -> Array:
+    return jnp.zeros_like(like) if isinstance(tangent, SymbolicZero) else tangent
+
+
+_gamma_tails = _by_density(
+    _gammas, lambda y, a: log_gamma_kernel(y, jnp.log(y), a), lambda point, of: of[0] / point[0]
+)
+_beta_tails = _by_density(
+    _betas, log_beta_kernel,
+    lambda point, of: _of(of[0], point[0]) / point[0] - _of(of[1], point[1]) / point[1],
+)  # fmt: skip
+
+
+def _with_ends(found: Logs, is_inside: Array, is_beyond: Array) -> Logs:
+    at_end = jnp.where(is_beyond, 0.0, -jnp.inf), jnp.where(is_beyond, -jnp.inf, 0.0)
+    return tuple(jnp.where(is_inside, f, e) for f, e in zip(found, at_end, strict=True))  # pyright: ignore[reportReturnType]
+
+
+@continuous
+def log_gammas(y: Array, a: Array) -> Logs:
+    """Logarithms of the probabilities of Gamma(a, 1) below and beyond y."""
+    is_inside = (y > 0) & jnp.isfinite(y)
+    found = _gamma_tails((jnp.where(is_inside, y, 1.0),), (a,))
+    return _with_ends(found, is_inside, y > 0)
+
+
+@continuous
+def log_betas(x: Array, rest: Array, a: Array, b: Array) -> Logs:
+    """Logarithms of the probabilities of Beta(a, b) below and beyond x = 1 - rest."""
+    is_inside = (x > 0) & (rest > 0)
+    ends = jnp.where(is_inside, x, 0.5), jnp.where(is_inside, rest, 0.5)
+    return _with_ends(_beta_tails(ends, (a, b)), is_inside, x > 0)
