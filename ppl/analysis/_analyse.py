@@ -170,11 +170,15 @@ def analyse(
             means, result = [result.mean], result.with_unit_coefficient
         return _as_scalar(result), engine.frame.numbers, means
 
+    # 1. Trace. The jaxpr's inputs are the leaves of params and the key; its outputs the result, the numbers of all sites
+    # (value, log_prob, active, ... by address) and, with a control variate, its mean.
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, key)
     leaves = jax.tree.leaves(params)
     if leaves or not record["params"]:  # else networks begin here, by keys of their own
         name = getattr(getattr(fn, "__self__", fn), "name", getattr(fn, "__name__", "expectation"))
         refuse_own_noise(name, closed, [False] * len(leaves) + [True])
+    # 2. Rewrite. Noise that keys and step numbers decide is drawn before its loop, and comparisons of draws under `Boundary`
+    # become sites of their own (`Decision`), with indices behind those of the program's sites.
     sites = {s.index: s for s in record["sites"].values()}
     if is_on("noise"):
         closed = hoist_noise(closed, [i for i, s in sites.items() if is_fully_enumerated(s)])
@@ -187,6 +191,7 @@ def analyse(
     table = {s.index: _numbers(numbers[s.address]) for s in sites.values()}
     for index, (decision, found) in decisions.items():
         sites[index], table[index] = decision, _numbers(found)
+    # 3. Facts of every variable: what it depends on, its range, its support; parameters and draws are where they begin.
     draws = {i: (s.range, s.noise) for i, s in sites.items()}
     facts = Analysis(closed, is_parameter, draws, jax.tree.leaves(args))
     for mean in means:
@@ -195,15 +200,19 @@ def analyse(
         found = numbers[s.address]
         moved = [p for p in found["probabilities"] if _may_vanish(facts[p])]
         table[s.index] = _numbers(found, tuple(moved))
+    # 4. Refusals that need no terms.
     result = outvars[0]
     rows = row_suspects(record["infos"], numbers, sites, facts)
     check_sites(sites, table, facts)
     _check_partly_pathwise(sites, closed.jaxpr)
     if all(site.strategy.is_pathwise for site in sites.values()):
+        # The derivative of the result itself is the estimate: nothing is split, nothing is weighted.
         terms, relations, upstream, layouts = [], [], {}, {}
         scores: frozenset[int] = frozenset()
         dimensions = Dimensions([], [], {})
     else:
+        # 5. Terms: result = sum_j a_j c_j, each with what it depends on. Direct relations stop at the next site; closed over
+        # sites between (i -> k -> term), they say which scores the term is a cost of.
         bounds = {i: s.bounds for i, s in sites.items() if s.bounds is not None}
         # In one piece, so that a site's density at its own draw is known again.
         whole = {n.log_prob for n in table.values() if not isinstance(n.log_prob, Literal)}
@@ -212,10 +221,12 @@ def analyse(
         upstream = closed_relations(direct)
         own = [relations_of(facts, t.variable, sites) for t in terms]
         relations = [through_sites(r, upstream) for r in own]
+        # 6. Enumeration: which states each term and each site's numbers are evaluated in.
         readers = _readers(sites, table, facts, own, direct, upstream)
         layouts = layouts_of(sites, readers)
         dimensions = dimensions_of(sites, readers, layouts)
         scores = _own_scores(closed.jaxpr, terms, sites, table)
+        # 7. Refusals of replays: terms that one element reaches are evaluated together with it replaced.
         for index, site in sites.items():
             if isinstance(site.strategy, Decision):
                 check_flips(site, index, relations)
@@ -245,6 +256,8 @@ def _readers(
     upstream: dict[int, Relations],
 ) -> list[Reader]:
     """Terms and sites, with how they depend on sites: through all others, and up to the nearest enumerated ones."""
+    # An enumerated site cuts the way: what lies behind it is seen through its own state. Without the direct relations of
+    # enumerated sites, the closure stops there.
     near = closed_relations({i: r for i, r in direct.items() if not is_fully_enumerated(sites[i])})
     readers = [
         Reader("a cost", through_sites(r, upstream), [through_sites(r, near)]) for r in terms
@@ -252,6 +265,7 @@ def _readers(
     for i, site in sites.items():
         if site.strategy.is_pathwise:
             continue
+        # A sampled site is drawn anew in each state upstream; its numbers are read in the states that their atoms see.
         read = [near[i]] if is_sampled(site) else []
         read += [through_sites(relations_of(facts, a, sites), near) for a in table[i].read]
         itself: Relations = {i: tuple(aligned(a) for a in range(len(site.sizes)))}

@@ -44,6 +44,7 @@ def windows(
     if not isinstance(probabilities, Split):
         q = relative(probabilities, axis, chains, probabilities.shape[axis])
         return whole_at(windows(q, chains, axis, start), axis, chains)
+    # One factor, q(z_t | window before): F(w_t) is then the probability of the window w_t.
     recursion = _Recursion([probabilities], [None], chains, Probabilities(), start or {})
     _, _, shown = recursion.run(is_shown=True)
     # Kept, in the shape of the recursion: XLA would compute it again for each of its readers.
@@ -65,6 +66,7 @@ def total(
     split = [x if isinstance(x, Split) else relative(x, axis, chains, length) for x in factors]
     start = {site: state for x in split for site, state in x.start}
     recursion = _Recursion(split, lags, chains, ring, start)
+    # F after the last step has the digits of ages lag, ..., 1 left: summed out, it is the total over all paths.
     last, scale, _ = recursion.run()
     found = ring.sum(last, recursion.digits, length)
     return found if scale is None else scale.times(found)
@@ -87,14 +89,17 @@ class _Recursion:
     ) -> None:
         self.chains, self.ring, self.length = sorted(chains), ring, factors[0].length
         self.lag = lag = chains[0].layout.lag
-        # Axes once windows are opened, and without time.
+        # Axes once windows are opened, and without time: a chain's digits stand at axis + n lag, ..., axis + n lag + lag, since
+        # each of the n chains in front of it has brought lag axes more.
         self.oldest = [chain.axis + n * lag for n, chain in enumerate(self.chains)]
         self.own = [a + lag for a in self.oldest]
         self.digits = [a + i for a in self.oldest for i in range(lag + 1)]
         self.factors = [self._opened(x, seen) for x, seen in zip(factors, lags, strict=True)]
         arrays = jax.tree.leaves(self.factors)
         self.shown = list(np.broadcast_shapes(*(x.shape[1:] for x in arrays)))
-        # Nothing depends on digits that no step has set yet, or they show the state before the first step.
+        # F before the first step is 1 in one window of the past and 0 elsewhere, so that sums over the past count it once.
+        # Nothing depends on digits that no step has set yet (state 0 stands for them), or age 1 shows the known state before the
+        # first step.
         hot = np.ones([1] * len(self.shown))
         for chain, oldest in zip(self.chains, self.oldest, strict=True):
             num_states = chain.layout.num_states
@@ -103,6 +108,7 @@ class _Recursion:
                 state = start.get(chain.site, 0) if age == 1 else 0
                 behind = hot.ndim - 1 - (oldest + lag - age)
                 hot = hot * (np.arange(num_states) == state).reshape(-1, *[1] * behind)
+        # Between steps F has no digit of the step to come: size 1 at `own`.
         self.shape = [1 if a in self.own else n for a, n in enumerate(self.shown)]
         dtype = jnp.result_type(*(x.dtype for x in arrays))
         self.before = jnp.broadcast_to(jnp.asarray(ring.of(hot), dtype), self.shape)
@@ -112,6 +118,7 @@ class _Recursion:
 
         If shown, F is relative to nothing.
         """
+        # The first steps, which stand apart in some factor, are unrolled; the others are one scan.
         before, first = self.before, []
         scale = None if is_shown else self.ring.scale(before, self.digits)
         for s in range(max(len(x.first) for x in self.factors)):
@@ -120,6 +127,7 @@ class _Recursion:
             before, scale = self._scaled(before, scale)
             before = self._move(before, [x[0] for x in here], s)
         steps = [x.steps(len(first), self.length) for x in self.factors]
+        # Factors that are one array for all steps are constants of the loop; the others are sliced by it.
         still = [x[0] if len(x) == 1 else None for x in steps]
         moving = [x if s is None else None for x, s in zip(steps, still, strict=True)]
 
@@ -150,13 +158,16 @@ class _Recursion:
         sees_oldest = [any(x.shape[a] > 1 for a in self.oldest) for x in steps]
         early = [x for x, sees in zip(steps, sees_oldest, strict=True) if sees]
         late = [x for x, sees in zip(steps, sees_oldest, strict=True) if not sees]
+        # sum over the oldest digit of F times the factors that see it, then times the others. `ring.sum` drops the digit's axis.
         left = self.ring.sum(self.ring.times(before, *early), self.oldest, number)
         left = self.ring.times(jnp.expand_dims(left, self.oldest), *late)
+        # Every digit is one step older now: the oldest axis goes, and an axis for the next step's own digit is put behind.
         left = jnp.expand_dims(jnp.squeeze(left, self.oldest), self.own)
         return jnp.broadcast_to(left, self.shape)
 
     def _opened(self, factor: Split, lag: int | None) -> Split:
         """A factor with windows opened into digits, of size 1 where it sees nothing of them."""
+        # It sees ages 0, ..., lag: older digits, the first self.lag - lag of them, are read at their first state.
         ages = range(0 if lag is None else self.lag - lag)
         unseen = {1 + a + i for a in self.oldest for i in ages}
         seen = lambda x: x[tuple(slice(1 if a in unseen else None) for a in range(x.ndim))]

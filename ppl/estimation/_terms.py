@@ -68,7 +68,7 @@ class Terms:
         self.reader = ValueReader(program, self.inputs, keys, self.replicates, invariants)
 
     def fixed(self) -> Terms:
-        """The same without derivatives in the parameters; those in the value that a site's own log-prob has are kept."""
+        """Terms without derivatives in the parameters; those in the value that a site's own log-prob has are kept."""
         program = dataclasses.replace(self.program, scores=frozenset())
         invariants = self.reader.invariants
         fixed = invariants and invariants.fixed()
@@ -122,12 +122,15 @@ class Terms:
         wanted: Sequence[int] = (),
         extra: Dims = (),
     ) -> tuple[dict[int, Any], dict[int, tuple[Any, Any]]]:
-        """The same with times of chains left split."""
+        """Weighted terms and the numbers of the wanted sites as in `weighted`, with times of chains left split."""
         program = self.program
+        # Enumerated sites that a term or a wanted site depends on: only their probabilities are needed.
         targets = [program.relations[j] for j in which] + [
             program.site_relations[i] for i in wanted
         ]
         enumerated = sorted({i for t in targets for i in t if i in program.layouts})  # type: ignore[misc]
+        # What to evaluate and in which dimensions: c_j and the factors of its coefficient in the dimensions that c_j reads; the
+        # numbers of a site in the dimensions of the enumerated sites upstream of it.
         items: dict[tuple[str, int], tuple[Dims, list[Any]]] = {}
         for j in which:
             factors = [f.atom for _, path in program.terms[j].paths for f in path]
@@ -145,10 +148,12 @@ class Terms:
                 list(program.numbers[i].local),
             )
         values, start = self._agreed(items, self.reader.read(items, forced, extra), extra)
+        # q_i(v_i | the states upstream of i): [replicates, dimensions of site i, extra, element axes].
         probabilities = {i: self._probabilities(i, extra, values["weight", i]) for i in enumerated}
         weights = StateWeights(
             program.layouts, program.dimensions.sites, self.replicates + extra, probabilities, start
         )
+        # a_j c_j(v): [replicates, kept dimensions, extra, axes that a relation names].
         terms: dict[int, Any] = {}
         alike: dict[Any, int] = {}
         for j in which:
@@ -156,12 +161,13 @@ class Terms:
             kept = self.dims(program.dimensions.kept[j]) + extra
             term = self._term(j, dims, *values["term", j])
             array = spread(self._folded(j, term, dims), dims, kept)
-            # Terms that meet the same weights and scores are one term.
+            # sum_j w_v c_j(v) = w_v sum_j c_j(v): terms that meet the same weights and scores are one term.
             name = (kept, frozenset(program.relations[j].items()), _shape_of(array, len(kept)))
             first = alike.setdefault(name, j)
             if first in terms:
                 array = self._by_parts(operator.add, kept, terms[first], array)
             terms[first] = array
+        # w_v c_j(v), where w_v is the product of the q_i that c_j sees, summed over the states that it does not see.
         for j, array in terms.items():
             kept = program.dimensions.kept[j]
             dims = self.dims(kept) + extra
@@ -169,6 +175,7 @@ class Terms:
             weight = weights.of(program.relations[j], kept, axes)
             if weight is not None:
                 terms[j] = self._expectation(dims, array, weight)
+        # A wanted site's numbers count with the probability of the states upstream in which they were read.
         local: dict[int, tuple[Any, Any]] = {}
         for i in wanted:
             numbers = jax.tree.unflatten(program.numbers[i].local_tree, values["site", i])
@@ -208,12 +215,14 @@ class Terms:
 
     def _term(self, j: int, dims: Dims, variable: Any, *factors: Array) -> Any:
         """A term times its coefficient, from the values of both."""
+        # A score log q(z) at its own draw: E[d log q] = 0, so its derivative is left out and its value stays.
         program = self.program
         variable = stop(variable) if j in program.scores else variable
         atoms = [f.atom for _, path in program.terms[j].paths for f in path]
         values = {id(a): value for a, value in zip(atoms, factors, strict=True)}
         coefficient = program.terms[j].coefficient(lambda a: values[id(a)])
-        shape = jnp.shape(coefficient)  # dimensions
+        # The coefficient has the dimensions only, [dims]; the term has axes behind them, and of a `Split` time in front.
+        shape = jnp.shape(coefficient)
         if isinstance(variable, Split):
             shape = 1, *shape
         return jax.tree.map(
@@ -225,9 +234,11 @@ class Terms:
 
         Such axes have size 1 then, and are gone at the end.
         """
+        # Axes of the term that a relation aligns with an axis of some site: scores and weights differ along these only.
         linked = {link.axis for relation in self.program.relations[j].values() for link in relation}
         if isinstance(array, Split) and 0 not in linked:
             array = self._whole(array, dims)
+        # Axes behind the last linked one are dropped; those in between stay with size 1, so that positions mean the same.
         last = max((a for a in linked if isinstance(a, int)), default=-1)
 
         def folded(x: Array) -> Array:
@@ -251,6 +262,7 @@ class Terms:
             # A site of a branch that is not taken has no probability: spread its states evenly, they all hold the
             # same cost.
             number = jnp.where(active > 0, number, absent)
+            # Elements enumerated jointly have one state together: its probability is the product over them.
             first = number.ndim - len(site.sizes)
             joint = tuple(first + i for i in layout.joint)
             if is_given:

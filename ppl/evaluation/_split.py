@@ -88,7 +88,7 @@ class Split:
     )
 
     def apart(self, count: int) -> Split:
-        """The same with the first `count` steps apart (fewer than all)."""
+        """This array with the first `count` steps apart (fewer than all)."""
         known = len(self.first)
         if count <= known:
             return self
@@ -109,7 +109,7 @@ class Split:
         return jnp.concatenate(parts)
 
     def arrays(self) -> Split:
-        """The same with nothing but arrays."""
+        """This array with deferred parts evaluated, so that it holds nothing but arrays."""
         return Split([whole(x) for x in self.first], whole(self.rest), self.length, self.start)
 
 
@@ -124,6 +124,7 @@ def by_parts(
     """`fn(*arrays)`, which broadcasts along time, axis `axis` where it is not split: part by part where all arrays are."""
     if not all(isinstance(x, Split) for x in arrays):
         return fn(*(whole_at(x, axis, chains) if isinstance(x, Split) else x for x in arrays))
+    # All get the same number of steps apart, and the later steps of all are one call.
     count = max(len(x.first) for x in arrays)
     if count:
         arrays = tuple(begun(x, chains).apart(count) for x in arrays)
@@ -136,6 +137,7 @@ def total_of(x: Any) -> Array:
     """The sum over all elements of an array, which may be split."""
     if not isinstance(x, Split):
         return jnp.sum(x)
+    # One array that stands for all later steps counts once for each of them.
     later = x.length - len(x.first) if len(x.rest) == 1 else 1
     return sum(map(jnp.sum, x.first), later * jnp.sum(x.rest))
 
@@ -176,12 +178,17 @@ def chains_of(dims: Sequence[int], layouts: Any, time: str | None = None) -> lis
 
 
 def begun(x: Split, chains: Sequence[Chain]) -> Split:
-    """The same with step 0 apart, in all windows alike, where it counts in some only."""
+    """A split array whose step 0 stands apart, and counts alike in all windows.
+
+    Where a chain begins in a known state, step 0 counts only in windows whose digit of age 1 shows this state. Apart, its value
+    there is repeated over that digit.
+    """
     if not x.start:
         return x
     known, head = dict(x.start), x.steps(0, 1)
     for chain in chains:
         if chain.site in known and head.shape[1 + chain.axis] > 1:
+            # [1, ..., age lag, ..., age 1, age 0, ...]: take the known state along age 1, and repeat it over all states.
             opened = open_window(head, 1 + chain.axis, chain.layout)
             before = chain.axis + chain.layout.lag  # the axis of age 1
             state = known[chain.site]
@@ -200,6 +207,7 @@ def open_windows(x: Split, chains: Sequence[Chain]) -> Split:
     """A split array with the windows of chains opened into digits."""
 
     def opened(x: Array) -> Array:
+        # From the last axis on, so that the axes in front keep their positions. Size 1: the array does not see the chain.
         for chain in reversed(chains):
             if x.shape[1 + chain.axis] > 1:
                 x = open_window(x, 1 + chain.axis, chain.layout)
@@ -224,6 +232,7 @@ def close_windows(x: Split, chains: Sequence[Chain]) -> Split:
 
 def agreed(arrays: Sequence[tuple[Any, Sequence[Chain]]]) -> tuple[list[Any], dict[int, int]]:
     """Arrays, some of them split, such that all agree on the states in which chains begin; and these states."""
+    # Two pairs with one site: its chain begins in different states in different arrays, and step 0 is set apart in all.
     starts = {pair for x, _ in arrays if isinstance(x, Split) for pair in x.start}
     if len(dict(starts)) == len(starts):
         return [x for x, _ in arrays], dict(starts)
@@ -232,11 +241,13 @@ def agreed(arrays: Sequence[tuple[Any, Sequence[Chain]]]) -> tuple[list[Any], di
 
 def _place_order(residue: int, lag: int) -> list[int]:
     """For each place the axis of its age, oldest first, at steps s with s mod (lag + 1) = residue."""
+    # Place p holds the latest step t <= s with t mod (lag + 1) = p: its age is (s - p) mod (lag + 1), its axis lag - age.
     return [lag - (residue - place) % (lag + 1) for place in range(lag + 1)]
 
 
 def _age_order(residue: int, lag: int) -> list[int]:
-    """For each age, oldest first, its place."""
+    """For each age, oldest first, its place, at steps s with s mod (lag + 1) = residue."""
+    # The step s - age stands at place (s - age) mod (lag + 1); the inverse permutation of `_place_order`.
     return [(residue - age) % (lag + 1) for age in range(lag, -1, -1)]
 
 
@@ -245,6 +256,8 @@ def _by_residue(x: Array, chains: Sequence[Chain], order: Callable[[int, int], l
     turning = [(1 + a, layout) for a, layout, _ in chains if layout.lag and x.shape[1 + a] > 1]
     if not turning:
         return x
+    # x: [time, ..., windows, ...]. The permutation of digits depends on time mod (lag + 1) only: take every (lag + 1)-th step,
+    # permute its digits, and put the steps back in order at the end.
     lag, length = turning[0][1].lag, len(x)
     parts = []
     for residue in range(min(lag + 1, length)):
@@ -254,6 +267,8 @@ def _by_residue(x: Array, chains: Sequence[Chain], order: Callable[[int, int], l
             axes = list(range(opened.ndim))
             axes[a : a + lag + 1] = [a + d for d in order(residue, lag)]
             part = jnp.transpose(opened, axes).reshape(part.shape)
+        # Padded to ceil(length / (lag + 1)) steps each, the parts are stacked behind time: [steps, lag + 1, ...] flattens to
+        # time, and what was padded is behind its end.
         missing = -(-length // (lag + 1)) - len(part)
         parts.append(jnp.pad(part, [(0, missing), *[(0, 0)] * (x.ndim - 1)]))
     return jnp.stack(parts, 1).reshape(-1, *x.shape[1:])[:length]

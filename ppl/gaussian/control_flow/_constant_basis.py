@@ -15,6 +15,7 @@ from ._scan import Scan
 
 def pushed(scan: Scan) -> list[Any]:
     """The results of a scan."""
+    # A value const + sum_d coefs_d basis_d with a fixed basis is the pair (const, coefs [columns, *shape]): both are carried.
     outer, num_carry, columns = scan.outer, len(scan.init), scan.outer.size
     kinds = [*scan.kinds, *scan.y_kinds]
 
@@ -32,6 +33,7 @@ def pushed(scan: Scan) -> list[Any]:
         return made[:num_carry], made[num_carry:]
 
     def in_steps(x: Any) -> Any:
+        # const [T, ...] and coefs [columns, T, ...] -> [T, columns, ...]: both are sliced along time.
         if isinstance(x, Form):
             return x.const, jnp.moveaxis(x.coefs, 1, 0)
         return None if isinstance(x, Beyond) else x

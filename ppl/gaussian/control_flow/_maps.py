@@ -77,6 +77,8 @@ def why_lost(scan: Scan) -> Beyond | None:
         maps = probed(scan, is_made=True)
     except NotCollected as err:
         return Beyond(f"{PUT_TOGETHER}, with {err}", f"{remedy}.")
+    # A step maps `handed` numbers and its own noise, columns - handed numbers, to the next: over T steps, what was handed to the
+    # first and T times the noise.
     handed, columns = maps.new.matrix.shape[-2:]
     length = scan.length
     number = handed + length * (columns - handed)
@@ -104,6 +106,7 @@ def joined_results(
 
 def _forms_of(numbers: Affine, values: Sequence[Shaped], num_lead: int = 0) -> list[Form]:
     """The forms of values that, one after the other, are these numbers; `num_lead`: axes in front of the rows."""
+    # numbers.matrix [*rows, n, columns] -> coefs [columns, *rows, n]; a value takes its entries of n.
     coefs, start, found = jnp.moveaxis(numbers.matrix, -1, 0), 0, []
     for value in values:
         stop = start + value.size

@@ -56,6 +56,8 @@ def together(scan: Scan) -> list[Any]:
         outs, _ = step_maps(scan, certain, x, None)
         return scan.certain(outs[:num_carry]), certain
 
+    # 1. Certain values are carried one after the other; 2. the affine maps of all T steps, [T, ...], are independent of beliefs
+    # and made at once; 3. an associative scan over them gives the beliefs before and after each step (`_chains.filtered`).
     init = [jnp.asarray(x) for x in scan.certain(scan.init)]
     certain, before = jax.lax.scan(known, init, xs, length) if init else (init, init)
     maps = jax.vmap(lambda c, x: step_maps(scan, c, x, None)[1], axis_size=length)(before, xs)
@@ -66,6 +68,7 @@ def together(scan: Scan) -> list[Any]:
         outs, _ = scan.filter_step(scan.outer.inner(), *now)
         return [y for y in outs[num_carry:] if is_certain(y)]
 
+    # 4. With its belief known, each step makes its statements, all steps at once.
     ys = _made_at_once(step, (before, at(slice(-1)), xs), length)
     if scan.is_joined:
         return joined_results(scan, certain, maps, start, ys)

@@ -40,6 +40,8 @@ def _filtered(scan: Scan) -> list[Any]:
     # Joined, all noise is asked for what is known of it later, and not the states.
     first = dataclasses.replace(start, later=None) if start and scan.is_joined else start
 
+    # The carry of the loop is (certain values, N(mean, root root^T) of the uncertain ones); a step predicts and conditions, and
+    # makes the statements of its observations.
     def step(carry: Any, x: Any) -> Any:
         certain, belief = carry
         inner = outer.inner()

@@ -67,6 +67,8 @@ class Scan:
 
     def _explore(self) -> bool:
         """Find which carried values are uncertain; whether the belief changes within the steps."""
+        # A fixed point: a carried value is uncertain if it is at the start or after a step whose carry is. Kinds only grow
+        # (certain -> affine -> beyond affine), so that this ends.
         num_carry = len(self.init)
         while True:
             probe = self.outer.inner(is_dry=True)
@@ -95,6 +97,7 @@ class Scan:
         """The slice of what is scanned over that stands for all of them; zeros where there are none."""
         if isinstance(x, Beyond):
             return x
+        # An uncertain array is sliced along time: const [T, ...] -> [...], no coefficients yet; the rows move one axis forward.
         if isinstance(x, Form) and self.has_slices:
             return Form(
                 first_step(x.const),
@@ -130,6 +133,8 @@ class Scan:
         self, inner: Integrator, carry: Sequence[Any] | None = None, belief: Belief | None = None
     ) -> tuple[list[Any], dict[int, Form]]:
         """The carried values and those kept, in a step; the belief of the step is that of them all."""
+        # The basis of a step are the n numbers that are handed to it: each value is its own entries of that vector, a form with
+        # const 0 and unit coefficients, coefs [n, *value.shape].
         forms = unit_forms(self.handed_on())
         if belief is not None:
             inner.belief = belief
@@ -188,6 +193,8 @@ class Scan:
 
     def belief_of(self, inner: Integrator, values: Sequence[Any], kept: dict[int, Form]) -> Belief:
         """The belief of what is handed on."""
+        # N(mean, root root^T) of the vector of what is handed on: the step's belief pushed through the affine forms of these
+        # values, with a square root of size n x n whatever the number of columns that the step has added.
         if inner.belief is None:
             inner.belief = self.outer.nothing(self.rows)
         inner.tell(kept)
@@ -200,7 +207,8 @@ class Scan:
         for value, (shape, dtype, rows) in zip(
             [*carried, *kept.values()], self.handed_on(), strict=True
         ):
-            if is_certain(value):  # at the start, or set anew
+            # At the start, or set anew: a constant, whose coefficients are none (0 columns).
+            if is_certain(value):
                 value = Form(jnp.asarray(value, dtype), jnp.zeros((0, *shape), dtype), rows)
             forms.append(value)
         return forms
