@@ -46,6 +46,7 @@ _SAMPLE = re.compile(r"""\bsample\(\s*(?P<quote>["'])(?P<name>[^"']+)(?P=quote)"
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _OURS = (_HERE, os.path.join(os.path.dirname(_HERE), "inference"))
 _NUMPYRO = os.path.dirname(os.path.abspath(numpyro.__file__))
+_REPARAM = os.path.join(_NUMPYRO, "infer", "reparam")
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 _NUMPY = os.path.dirname(os.path.abspath(np.__file__))
 
@@ -59,7 +60,7 @@ def named_errors(recorder: Recorder, program: Any) -> Iterator[None]:
         told = _told(err, recorder, program)
         if told is None:
             raise
-        raise kind_of(err)(told) from err
+        raise (ValueError if _is_of_reparam(err) else kind_of(err))(told) from err
 
 
 @contextlib.contextmanager
@@ -113,6 +114,11 @@ def _files(err: BaseException) -> list[str]:
     return [os.path.abspath(f.f_code.co_filename) for f in frames]
 
 
+def _is_of_reparam(err: BaseException) -> bool:
+    """Whether NumPyro's `reparam` met something that it does not rewrite."""
+    return any(f.startswith(_REPARAM) for f in _files(err))
+
+
 def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
     if "Site '" in str(err):
         return None
@@ -159,6 +165,12 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
             "Install a version that does."
         )
     name = _statement(file, number)
+    if _is_of_reparam(err):
+        return (
+            f"{f"Site '{name}': " if name else ''}{where}: numpyro.handlers.reparam cannot rewrite `{line}` ({_sentence(err)}). "
+            "It rewrites sites that are drawn, by their own law: leave out of its config what is observed, masked or set outside of "
+            "it."
+        )
     return (
         f"{f"Site '{name}': " if name else ''}{where}: "
         f"{_sentence(err)} The statement is `{line}`. Correct the arguments of its distribution."

@@ -96,6 +96,11 @@ class Program:
                 f"{self!r}: {err}. Model and guide are called with the same arguments, those of fit(args=) or those after "
                 "the key; data that are to be drawn have a default, as in def model(x, y=None)."
             ) from None
+        except RecursionError as err:
+            raise ValueError(
+                f"{self!r}: its calls or its handlers go around in a circle ({err}). numpyro.handlers.do of one site twice does "
+                "that: set it once. Give a function that calls itself an end, or use ppl.scan."
+            ) from err
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: x for name, x in vars(self).items() if name != "__wrapped__"}
