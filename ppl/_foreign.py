@@ -168,8 +168,7 @@ def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
     if _is_of_reparam(err):
         return (
             f"{f"Site '{name}': " if name else ''}{where}: numpyro.handlers.reparam cannot rewrite `{line}` ({_sentence(err)}). "
-            "It rewrites sites that are drawn, by their own law: leave out of its config what is observed, masked or set outside of "
-            "it."
+            "It rewrites sites that are drawn, by their own law: leave out of its config what is observed, masked or set."
         )
     return (
         f"{f"Site '{name}': " if name else ''}{where}: "
