@@ -138,7 +138,7 @@ class AbstractObjective(abc.ABC):
         return {}
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> AbstractObjective:
-        """The same objective for minibatches: plate `name` stands for `sizes[name]` rows.
+        """This objective for minibatches: plate `name` stands for `sizes[name]` rows.
 
         Args:
             sizes: plate name -> number of rows.
@@ -249,12 +249,12 @@ class ObjectiveSum(AbstractObjective):
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of the terms, with their factors."""
+        """The names of the terms, with their factors."""
         return written([(a, part.name) for a, part in self.terms])
 
     @property
     def direction(self) -> Direction:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of the sum."""
+        """Whether the sum is maximised or minimised."""
         a, part = self.terms[0]
         return "max" if (part.direction == "max") == (a > 0) else "min"
 
@@ -325,7 +325,7 @@ class ObjectiveSum(AbstractObjective):
         return found
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> ObjectiveSum:
-        """The same sum for minibatches: each of its terms must have each of the plates."""
+        """This sum for minibatches: each of its terms must have each of the plates."""
         return ObjectiveSum(tuple((a, part.with_plate_sizes(sizes)) for a, part in self.terms))
 
     def verdict(self, result: Any, key: Any) -> str | None:
@@ -334,7 +334,7 @@ class ObjectiveSum(AbstractObjective):
         return "\n".join(text for text in found if text is not None) or None
 
     def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
-        """Of all terms, with the number and the name of the term in front."""
+        """The reports of all terms, with the number and the name of the term in front of each site."""
         return {
             f"term {number}, {part.name}: {name}": row
             for number, (_, part) in enumerate(self.terms, 1)

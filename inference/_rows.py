@@ -73,7 +73,7 @@ class Rows:
         return {name for k, name in self.follows if k == kind}
 
     def of(self, run: Callable[[tuple], Met], args: tuple) -> Rows:
-        """The same rows in another program: what follows them there."""
+        """These rows in another program: which of its inputs follow them."""
         base = run(args)
         if base.error is not None:
             raise base.error

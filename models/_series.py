@@ -47,7 +47,7 @@ class Series(NamedTuple):
         )
 
     def hidden(self, seen: Any) -> Series:
-        """The same series with only those observed cells left that are true in `seen` [N, T, D]; the others become zero."""
+        """These series with only those observed cells left that are true in `seen` [N, T, D]; the others become zero."""
         observed = np.asarray(self.observed) & np.asarray(seen, bool)
         return self._replace(observed=observed, values=np.where(observed, self.values, 0))
 

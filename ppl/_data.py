@@ -180,7 +180,7 @@ def as_numbers(name: str, x: Any) -> np.ndarray:
 
 
 def as_one_array(name: str, leaf: Any) -> np.ndarray:
-    """As one array.
+    """A leaf of data as one array.
 
     Raises:
         ValueError: the parts have different shapes.
@@ -210,7 +210,7 @@ def _converted(name: str, leaf: Any) -> Any:
 
 
 def as_array(name: str, leaf: Any, check: Callable[[str, Any], Any] = lambda _, x: x) -> Any:
-    """As a NumPy array of numbers, `Masked`, or the leaf itself, if there are no numbers in it.
+    """A leaf of data as a NumPy array of numbers, `Masked`, or the leaf itself, if there are no numbers in it.
 
     Args:
         name: for messages.

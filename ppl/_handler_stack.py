@@ -47,7 +47,7 @@ def give_each_thread_its_own(stack: Any) -> Any:
 
 
 def record(stack: Any) -> Workaround:
-    """Of the list of what is mended, where NumPyro's stack is `stack`."""
+    """The entry of this mend in `lapilli.workarounds()`, where NumPyro's stack is `stack`."""
     is_applied = isinstance(stack, HandlerStack)
     return Workaround(
         "numpyro-handler-stack",

@@ -49,7 +49,7 @@ dist.Distribution.validate_args = _validate_args
 
 
 def record() -> Workaround:
-    """Of the list of what is mended."""
+    """The entry of this mend in `lapilli.workarounds()`."""
     return Workaround(
         "numpyro-traced-arguments",
         f"numpyro {numpyro.__version__}",

@@ -172,7 +172,7 @@ class _ValueAlone:
 
 
 def without_control(objective: Objective) -> Objective:
-    """The same objective without the control variate that its function may return: value and gradient have the same mean."""
+    """The objective without the control variate that its function may return: value and gradient have the same mean."""
     return dataclasses.replace(objective, fn=_ValueAlone(objective.fn))
 
 

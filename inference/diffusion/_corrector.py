@@ -166,7 +166,7 @@ class Corrector:
         return state._replace(divergences=points.divergences(pushes, x))
 
     def plain_at(self, x: Any, n: Array, previous: Diffused | None) -> Diffused:
-        """The same without divergences."""
+        """The state at step n, without divergences."""
         t = self.grid.times[n]
         models, reward = self.composition.models, self.composition.reward
         scores = [
@@ -330,7 +330,7 @@ class Corrector:
     def _displacement(
         self, x: Any, score: Any, tilt: Tilt | None, n: Array, sign: int, push: Array
     ) -> Any:
-        """The same of a target of this score and reward, in units of the step; `push` is "forward" or "backward"."""
+        """The displacement by a target of this score and reward, in units of the step; `push` is "forward" or "backward"."""
         steps, zeta2 = self.grid.steps, self.grid.zeta[n] ** 2
         unit = steps.unit[n] if sign > 0 else steps.unit[n + 1]
         half, drift = 0.5 * (zeta2 + sign) * push * unit, sign * steps.drift[n] / unit

@@ -119,7 +119,7 @@ def _halves(x: np.ndarray, draws: np.random.Generator) -> tuple[np.ndarray, np.n
 
 
 def _log_odds(model: Any, x: np.ndarray, num_real: int, num_generated: int) -> np.ndarray:
-    """Of being generated, where both samples are alike beforehand."""
+    """Log-odds of being generated, where both samples are equally probable beforehand."""
     prob = np.clip(model.predict_proba(x)[:, 1], _CLIP, 1 - _CLIP)
     return np.log(prob) - np.log1p(-prob) - np.log(num_generated / num_real)
 

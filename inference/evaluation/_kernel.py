@@ -132,7 +132,7 @@ def _sums(
 
 
 def _variance(xx: _Sums, yy: _Sums, xy: _Sums, a: np.ndarray, b: np.ndarray) -> float:
-    """Of the sum of U-statistics, by Hoeffding's decomposition, from the rows' means.
+    """Variance of the sum of U-statistics, by Hoeffding's decomposition, from the rows' means.
 
     With v the variances of the parts that no row explains alone, it is 4 Var a / n + 4 Var b / m + 2 v_xx / (n (n - 1))
     + 2 v_yy / (m (m - 1)) + 4 v_xy / (n m), and the sample variance of a is too large by v_xx / (n - 1) + v_xy / m.

@@ -148,7 +148,7 @@ def _steps(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def common_steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the levels i/n and j/m merged: which sorted row of either sample holds between two of them, and how long."""
+    """The levels i/n and j/m merged: which sorted row of either sample holds between two of them, and how long."""
     ends = np.unique(np.concatenate([np.arange(1, n + 1) * m, np.arange(1, m + 1) * n]))
     starts = np.concatenate([[0], ends[:-1]])
     return starts // m, starts // n, (ends - starts) / (n * m)

@@ -162,7 +162,7 @@ def _gap(label: str, x: np.ndarray, y: np.ndarray) -> SpectralGap:
 
 
 def _power(label: str, name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each group of images: their number, sum of the power and of its square, by wave vector."""
+    """For each group of images their number, the sum of the power and of its square, by wave vector."""
     group = groups(len(x), _GROUPS)
     terms = []
     for g in range(_GROUPS):

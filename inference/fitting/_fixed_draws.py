@@ -231,7 +231,7 @@ class _FixedDrawsBound:
         return jax.vmap(lambda key: self.one(params, key))(self.keys).mean()
 
     def gradients(self, flat: Array, unflatten: Any) -> Array:
-        """Of single draws, [S, parameters]."""
+        """Gradients of single draws, [S, parameters]."""
         grad = jax.grad(lambda flat, key: self.one(unflatten(flat), key))
         return jax.jit(jax.vmap(grad, (None, 0)))(flat, self.keys)
 

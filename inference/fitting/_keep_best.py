@@ -78,7 +78,7 @@ class KeepBest:
         return self._patience is not None and info.step - self._since >= self._patience
 
     def get_state(self, params: Any) -> dict[str, Any]:
-        """What it has seen; `params` stand where none have been kept yet."""
+        """The losses and parameters that it has kept; `params` stand where none have been kept yet."""
         return {
             "least": np.asarray(self._least),
             "since": np.asarray(-1 if self._since is None else self._since),

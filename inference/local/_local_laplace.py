@@ -194,7 +194,7 @@ def local_laplace(
 
 
 class Limits(NamedTuple):
-    """Of a curvature: the largest diagonal entry, the largest rank; None where there is none."""
+    """Limits of a curvature: the largest diagonal entry, the largest rank; None where there is none."""
 
     diagonal: float | None
     rank: int | None

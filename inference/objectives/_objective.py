@@ -177,7 +177,7 @@ class Objective(AbstractObjective):
     def with_site_weights(
         self, site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]]
     ) -> Objective:
-        """The same objective of weighted log-probs: w_s log p(s) and w_s log q(s) in place of log p(s) and log q(s).
+        """This objective with weighted log-probs: w_s log p(s) and w_s log q(s) in place of log p(s) and log q(s).
 
         For the `elbo` this is sum over observed sites of w_x E[log p(x)] - sum over latent sites of w_z KL(z), the weights of
         beta-VAEs, of free bits by schedule, and the meta-prior of predictive-coding networks. Draws and their gradient
@@ -323,7 +323,7 @@ class Objective(AbstractObjective):
         return dataclasses.replace(plan, label=self.label(*args, **kwargs))
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> Objective:
-        """The same objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on.
+        """This objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on.
 
         With `math.inf` rows the objective is that of one row, in nats per row: the limit of L / N for a growing number of rows N,
         in which terms inside the plate are averaged and terms outside of it count zero. An infinite size stays: the rows at

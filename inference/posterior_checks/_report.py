@@ -219,7 +219,7 @@ def check_simulations(
 def _sentences(
     checks: dict[str, Any], z: ZScores, ways: Any, simulations: Simulations, threshold: float
 ) -> tuple[str, ...]:
-    """Of the checks that object; each shows at least its worst column."""
+    """Sentences on the checks that object; each shows at least its worst column."""
     said: list[str] = []
     for name, check in checks.items():
         limit = max(threshold, 1.000001 * check.smallest_p_value)

@@ -16,7 +16,7 @@ _LEVEL = 0.9  # of the intervals that sentences quote
 
 
 def bias(check: RankCheck, threshold: float) -> list[str]:
-    """Of ranks from below, where the truth lies to one side."""
+    """Sentences on ranks from below, where the truth lies to one side."""
     out = []
     for i in objecting(check.p_values, threshold):
         above = 1 - _at(check, 0.5, i)
@@ -32,14 +32,14 @@ def bias(check: RankCheck, threshold: float) -> list[str]:
 
 
 def width(check: RankCheck, threshold: float) -> list[str]:
-    """Of central or densest regions that hold the truth too seldom or too often."""
+    """Sentences on central or densest regions that hold the truth too seldom or too often."""
     return [
         f"{check.labels[i]}: {_narrow_or_wide(check, i)}" for i in objecting(check.p_values, threshold)
     ]  # fmt: skip
 
 
 def joint(check: RankCheck, threshold: float) -> list[str]:
-    """Of ellipsoids of all coordinates, or of balls around points."""
+    """Sentences on ellipsoids of all coordinates, or on balls around points."""
     told = _narrow_or_wide(check, 0)
     if "points" in check.name:  # balls need not be about the posterior's middle
         told = told.partition(": ")[2].replace("regions", "balls")
@@ -50,7 +50,7 @@ def joint(check: RankCheck, threshold: float) -> list[str]:
 
 
 def along(check: RankCheck, ways: np.ndarray, labels: Sequence[str], threshold: float) -> list[str]:
-    """Of intervals along directions."""
+    """Sentences on intervals along directions."""
     return [
         f"along {combination(ways[i], labels)}: {_narrow_or_wide(check, i)}"
         for i in objecting(check.p_values, threshold)
@@ -58,7 +58,7 @@ def along(check: RankCheck, ways: np.ndarray, labels: Sequence[str], threshold: 
 
 
 def locally(check: LocalCoverage, z: ZScores, threshold: float) -> list[str]:
-    """Of ranks that know of the data."""
+    """Sentences on ranks that depend on the data."""
     out = []
     size = check.p_values.size
     for i, label in enumerate(check.labels):
@@ -84,7 +84,7 @@ def locally(check: LocalCoverage, z: ZScores, threshold: float) -> list[str]:
 
 
 def here(check: LocalC2ST, threshold: float) -> list[str]:
-    """Of the posterior at the data that were seen."""
+    """Sentences on the posterior at the data that were seen."""
     if check.p_value >= threshold:
         return []
     order = np.argsort(-np.maximum(np.abs(check.shifts), np.abs(np.log(check.scales.clip(1e-3)))))
@@ -99,7 +99,7 @@ def here(check: LocalC2ST, threshold: float) -> list[str]:
 
 
 def surprised(check: Misspecification, threshold: float) -> list[str]:
-    """Of data that the model does not predict."""
+    """Sentences on data that the model does not predict."""
     if check.p_value >= threshold:
         return []
     i = int(np.abs(check.tails - 0.5).argmax())

@@ -28,7 +28,7 @@ NEGLIGIBLE = 15.0  # nats of evidence below the best place: a share of 3e-7
 
 
 class ChainSettings(NamedTuple):
-    """Of chains.
+    """The numbers that chains are run with.
 
     Attributes:
         num_chains: side by side.

@@ -124,7 +124,7 @@ def _observed(trace: ppl.Trace) -> set[str]:
 
 
 def _closed(trace: ppl.Trace, heard: Mapping[str, set[str]], names: list[str]) -> list[str]:
-    """Of some sites those on which only normal observations and others of them depend."""
+    """Those sites on which only normal observations and others of them depend."""
     while True:
         allowed = _observed(trace) | set(names)
         kept = [n for n in names if heard[n] <= allowed]

@@ -164,7 +164,7 @@ def denoising_errors(
 def _continuous(
     noising: Noising, at: Any, num_times: int | None, importance: Any, shape: tuple[int, ...]
 ) -> tuple[Any, int, Array]:
-    """Of continuous time: from places in [0, 1] to times, weights and a constant; the number of places; gamma at both ends."""
+    """In continuous time: from places in [0, 1] to times, weights and a constant; the number of places; gamma at both ends."""
     num = 16 if num_times is None else num_times
     check_counts("bound", num_times=num)
     with jax.ensure_compile_time_eval():
@@ -191,7 +191,7 @@ def _continuous(
 def _steps(
     noising: Noising, times: Any, num_times: int | None, data_variance: Any, shape: tuple[int, ...]
 ) -> tuple[Any, int, Array]:
-    """The same of a chain, whose steps are drawn."""
+    """In a chain, whose steps are drawn: from places in [0, 1] to steps, weights, a constant; their number; gamma at the ends."""
     times = check_chain("bound", noising, times)
     num_steps = len(times) - 1
     num = num_steps if num_times is None else num_times
@@ -223,7 +223,7 @@ def squared_errors(
 def _weight(
     noising: Noising, t: Array, s: Array, data_variance: Any, shape: tuple[int, ...]
 ) -> tuple[Array, Array]:
-    """Of a step's divergence: the factor of each coordinate's squared error, and what does not depend on it."""
+    """The factor of each coordinate's squared error in a step's divergence, and what does not depend on the error."""
     narrow, slope, wide = reverse_variance(noising, t, s, data_variance)
     wide = jnp.broadcast_to(wide, shape)
     ratio = narrow / wide

@@ -45,7 +45,7 @@ class Classification:
         return jnp.argmax(self.scores, -1)
 
     def with_temperature(self, labels: Any) -> Classification:
-        """The same scores at the temperature of largest likelihood of labels, which others are then judged by.
+        """These scores at the temperature of largest likelihood of labels, which others are then judged by.
 
         Args:
             labels: true classes of these points, integers [*batch]; use points that are not judged afterwards.

@@ -76,7 +76,7 @@ class Coupling(Transform):
         return jnp.moveaxis(out.reshape(*out.shape[:-1], -1, len(self._moved)), -2, -1)
 
     def tree_flatten(self) -> Any:
-        """As NumPyro's transforms."""
+        """Arrays and structure, as of NumPyro's transforms."""
         arrays, static = eqx.partition(self.net, eqx.is_array)
         names = ("arrays", "context")
         return (arrays, self.context), (names, {"static": static, "kept": tuple(self.kept)})

@@ -231,7 +231,7 @@ def _draws_over_time(
     memory: int,
     carries_cells: bool,
 ) -> ImputationDraws:
-    """The same by particles over time, with one draw of the missing cells each."""
+    """Draws by particles over time, with one draw of the missing cells each."""
     paths_key, model_key = jax.random.split(key)
     found = paths(model, guide, data, paths_key, num_particles, memory, carries_cells)
 
@@ -288,7 +288,7 @@ def _key_data(keys: Any) -> np.ndarray | None:
 
 
 def _by_series(batch: Callable[..., ImputationDraws]) -> Callable[..., ImputationDraws]:
-    """The same, each series by itself with its own key."""
+    """The function of a batch as one that takes each series by itself, with its own key."""
 
     def over(params: Any, keys: Any, data: Series) -> ImputationDraws:
         one = lambda key, row: batch(params, key, jax.tree.map(lambda x: x[None], row))

@@ -133,7 +133,7 @@ def _messages(
     y: Float[Array, "t d"],
     precision: Float[Array, "t d"],
 ) -> tuple[Float[Array, "t d d"], Float[Array, "t d"]]:
-    """Of q(z_t | z_{t-1}): the triangular root of its covariance S_t, and its information but for the pull of z_{t-1}.
+    """The triangular root of the covariance S_t of q(z_t | z_{t-1}), and its information but for the pull of z_{t-1}.
 
     With W = Q^{-1} and the message N(eta, Lam) of y_t, ..., y_T on z_t in information form, backwards
 

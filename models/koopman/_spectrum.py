@@ -31,7 +31,7 @@ class Spectrum(NamedTuple):
 
     @property
     def num_pairs(self) -> int:
-        """Of complex eigenvalues."""
+        """Number of pairs of complex eigenvalues."""
         num_real = self.num_states % 2 if self.num_real is None else self.num_real
         return (self.num_states - num_real) // 2
 

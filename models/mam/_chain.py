@@ -73,7 +73,7 @@ def log_steps(
     tokens: Int[Array, " variables"],
     order: Int[Array, " steps"],
 ) -> Float[Array, " steps"]:
-    """The same step by step."""
+    """Log-probability of each step along an order."""
     step = lambda tokens, position: score_one(networks, tokens, position, target)
     return jax.lax.scan(step, tokens, order)[1]
 

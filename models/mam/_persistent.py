@@ -193,7 +193,7 @@ class PersistentObjective(AbstractObjective):
         return value, grads, ChainState(tokens, state.num_moves + 1, baselines, state.particles)
 
     def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
-        """The same with fresh chains and particles."""
+        """Value and gradient with fresh chains and particles."""
         row_key, key = jax.random.split(key)
         rows = self._start(params, row_key, *args)[2]
         return self.inner.value_and_grad(params, key, rows, *args)
@@ -207,7 +207,7 @@ class PersistentObjective(AbstractObjective):
         return self.inner.plate_sizes(self._blank(*args), *args)
 
     def with_plate_sizes(self, sizes: Mapping[str, int]) -> PersistentObjective:
-        """The same objective for minibatches."""
+        """This objective for minibatches."""
         return dataclasses.replace(self, inner=self.inner.with_plate_sizes(sizes))
 
     def verdict(self, result: Any, key: Any) -> str | None:

@@ -34,7 +34,7 @@ class Episodes(NamedTuple):
     """
 
     def stated(self) -> Episodes:
-        """With zeros for labels of the queries that are not known, in the form of the support's, for programs that state some."""
+        """Episodes with zeros for unknown labels of the queries, in the form of the support's, for programs that state some."""
         if self.query.y is not None:
             return self
         like = np.shape(self.support.y)[2:], self.support.y.dtype

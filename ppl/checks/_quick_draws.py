@@ -18,7 +18,7 @@ NORMAL = "_normal_real"  # the sampler; elsewhere the function is what the progr
 
 
 def with_quick_draws(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The same program, same variables, with Normal and Gamma variates drawn approximately.
+    """The program, with the same variables, with Normal and Gamma variates drawn approximately.
 
     Normal: a Logistic number of nearly the same spread, as its quantiles are two logarithms and not three polynomials. Gamma:
     Wilson and Hilferty's cube of a Normal number at concentration a + 1, times u^(1/a), within some percent of the law and
@@ -81,7 +81,7 @@ def quick_integers(key: jax.Array, shape: tuple[int, ...], num: int) -> jax.Arra
 
 
 def _quantile(x: jax.Array) -> jax.Array:
-    """Of the Logistic law with scale 1 / SPREAD, in place of the Normal one's erf_inv(x) = quantile((1 + x) / 2) / sqrt(2)."""
+    """Quantile of Logistic(scale 1 / SPREAD), in place of the Normal one's: erf_inv(x) = quantile((1 + x) / 2) / sqrt(2)."""
     return jax.lax.atanh(x) * (2**0.5 / SPREAD)
 
 

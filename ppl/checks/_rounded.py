@@ -168,7 +168,7 @@ def _is_float(x: Any) -> bool:
 
 
 def _is_rounded(eqn: Any, args: list[Any], x: Any) -> Any:
-    """Where a result is not exact."""
+    """Which entries of a result are not exact."""
     name = eqn.primitive.name
     floats = [jnp.asarray(a) for a in args if _is_float(a)]
     if name == "convert_element_type":
@@ -214,7 +214,7 @@ def _is_long(x: Any) -> Array:
 
 
 def _is_underflow(eqn: Any, args: list[Any], x: Array) -> Any:
-    """Where a result is 0 for want of smaller numbers."""
+    """Which entries of a result are 0 for want of smaller numbers."""
     if eqn.primitive.name not in ("mul", "div"):
         return (x == 0) & _is_long(args[0])
     is_nonzero = [a != 0 for a in args]

@@ -56,7 +56,7 @@ class Eliminated(Program):
         return self.sites
 
     def rebuilt(self, transform: Any) -> Eliminated:
-        """The same elimination of a transformed program."""
+        """This elimination of a transformed program."""
         return Eliminated(transform(self.program), self.calls)
 
     def bind(self, params: Mapping[str, Any]) -> Eliminated:
@@ -95,7 +95,10 @@ class Eliminated(Program):
     def generate(
         self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Trace, Array]:
-        """With every choice given: its trace and log-density; else the weight of a draw of the whole program, unbiased too."""
+        """The trace and its weight: the log-density if every choice is given.
+
+        Else the weight of a draw of the whole program, unbiased too.
+        """
         return self.made(*args, **kwargs).generate(key, constraints, *args, **kwargs)
 
     def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
@@ -221,7 +224,7 @@ class Eliminated(Program):
         self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, draw: Any = None,
         runner: Callable[..., Runner] = Runner, **kwargs: Any,
     ) -> Trace:  # fmt: skip
-        """Where all sites are integrated out: as of any program.
+        """A trace drawn where all sites are integrated out, as of any program.
 
         Raises:
             TypeError: sites are summed out, so that a draw would not have the marginal density.

@@ -78,7 +78,7 @@ class StochasticProgram(Program, abc.ABC):
 
     @abc.abstractmethod
     def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
-        """The same program made of other parts."""
+        """This program made of other parts."""
 
     @property
     def bounds(self) -> dict[str, Side]:
@@ -121,7 +121,7 @@ class StochasticProgram(Program, abc.ABC):
     def generate(
         self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Trace, Array]:
-        """With every choice given: its trace and the estimated log-density."""
+        """The trace and the estimated log-density, if every choice is given."""
         refuse_inside_engine("generate")
         trace = self._exact_mean(lambda: self._score(as_arrays(constraints), *args, **kwargs), key)
         return trace, trace.log_density

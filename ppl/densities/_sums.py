@@ -50,7 +50,10 @@ class Summed(Program):
     def generate(
         self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Trace, Array]:
-        """With every choice given: its trace and log-density; else the weight of a draw of the whole program, unbiased too."""
+        """The trace and its weight: the log-density if every choice is given.
+
+        Else the weight of a draw of the whole program, unbiased too.
+        """
         refuse_inside_engine("generate")
         check_left(self.label, self.sites, constraints, "summed")
         joint, log_weight = self.program.generate(key, constraints, *args, **kwargs)

@@ -61,12 +61,12 @@ class Chosen(dist.Distribution):
 
     @property
     def mean(self) -> Float[Array, "*batch *event"]:
-        """Of the chosen law."""
+        """Mean of the chosen law."""
         return self._of_index(self.laws.mean, self.event_dim)
 
     @property
     def variance(self) -> Float[Array, "*batch *event"]:
-        """Of the chosen law."""
+        """Variance of the chosen law."""
         return self._of_index(self.laws.variance, self.event_dim)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:

@@ -59,7 +59,7 @@ class Scale(NamedTuple):
         return x - largest, self.plus(jnp.squeeze(largest, axes))
 
     def plus(self, log: Array) -> Scale:
-        """With a logarithm added, by Knuth's exact sum of two numbers."""
+        """The scale with a logarithm added, by Knuth's exact sum of two numbers."""
         total = self.log + log
         other = total - self.log
         rest = self.rest + ((self.log - (total - other)) + (log - other))
@@ -80,7 +80,7 @@ class LogWeights:
         self.is_numbered = kind == "sample"
 
     def numbered(self, number: int) -> LogWeights:
-        """The same with noise of its own."""
+        """These operations with noise of their own."""
         key = None if self.key is None else jax.random.fold_in(self.key, number)
         return LogWeights(self.kind, key)
 

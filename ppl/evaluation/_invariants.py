@@ -42,7 +42,7 @@ class Invariants(Optimised):
         return twin
 
     def around(self, forced: Mapping[int, Given], read: Sequence[Any]) -> dict[Var, Any]:
-        """Where an evaluation with sites replaced may start: variables that it needs and no such site reaches, and values.
+        """The variables that an evaluation with sites replaced needs and no such site reaches, with their values.
 
         Equations with effects run in every evaluation, and so does what depends on them.
         """

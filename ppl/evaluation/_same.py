@@ -51,7 +51,7 @@ class Same:
 
     @property
     def dtype(self) -> Any:
-        """Of the array."""
+        """The array's dtype."""
         return self.value.dtype
 
     def __len__(self) -> int:
@@ -197,7 +197,7 @@ def _row(operand: Array, number: Array, axis: int) -> Array:
 
 
 def _gather(eqn: Any, operand: Array, indices: Same) -> Any:
-    """The same slice everywhere: taken once, and repeated."""
+    """A slice that is the same everywhere: taken once, and repeated."""
     numbers, shape = eqn.params["dimension_numbers"], tuple(eqn.outvars[0].aval.shape)
     batched = numbers.operand_batching_dims
     sizes = list(eqn.params["slice_sizes"])

@@ -52,7 +52,7 @@ class Windows(NamedTuple):
         return Uniform(self.values[digit].reshape(-1)[0], self.states[digit])
 
     def in_loop(self, length: int) -> Forced:
-        """The same for a loop: all steps along a leading axis, digit t mod len(values) at step t."""
+        """These values for a loop: all steps along a leading axis, digit t mod len(values) at step t."""
         return Forced(jnp.stack(self.values)[jnp.arange(length) % len(self.values)])
 
 

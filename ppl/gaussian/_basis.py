@@ -66,7 +66,7 @@ class Basis:
 
     @property
     def size(self) -> int:
-        """Of the basis."""
+        """Number of columns of the basis."""
         return 0 if self.belief is None else self.belief.size
 
     def meets(self, number: int) -> PlateMeets:

@@ -184,7 +184,7 @@ def _linear_in(eqn: Any, uncertain: Sequence[int]) -> Sequence[int] | None:
 
 
 def rows_of(eqn: Any, args: Sequence[Any]) -> list[tuple[int, ...]]:
-    """Where the rows of the basis stand in the outputs.
+    """The axes of the outputs along which the rows of the basis stand.
 
     Raises:
         RowsMeet: they do not stay apart.

@@ -69,12 +69,12 @@ class JointNormal(dist.Distribution):
     @property
     @full_precision
     def covariance(self) -> Array:
-        """Of the numbers of a row, missing ones included, shape (*rows, m, m)."""
+        """Covariance of the numbers of a row, missing ones included, shape (*rows, m, m)."""
         return self.seen @ self.seen.mT + self.noise.covariance
 
     @property
     def variance(self) -> Array:
-        """Of each number."""
+        """Variance of each number."""
         found = jnp.diagonal(self.covariance, axis1=-2, axis2=-1)
         return unflat(found, self.rows, self.loc.shape)
 

@@ -140,7 +140,7 @@ class _RandomValues:
         raise _Unknown
 
     def _sample(self, variable: Expression) -> Values:
-        """Of many magnitudes; in a quarter of the trials all variables are positive."""
+        """Random values of a variable, of many magnitudes; in a quarter of the trials all variables are positive."""
         if variable not in self._samples:
             x = self._rng.normal(size=NUM_TRIALS) * 10 ** self._rng.uniform(-2, 3, NUM_TRIALS)
             quarter = NUM_TRIALS // 4
@@ -151,7 +151,7 @@ class _RandomValues:
     def solutions(
         self, a: Expression, value: Values, b: Expression
     ) -> Iterator[dict[Expression, Values]]:
-        """Where a has this value, which is that of b: pieces, in each of which one term is given; none if unknown.
+        """Pieces of a = value = b, in each of which one term is given; none if unknown.
 
         The first variable of `a` from the left that can be solved for is taken.
         """

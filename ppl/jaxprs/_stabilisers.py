@@ -84,7 +84,7 @@ def _result(eqn: Any, given: list[Shift | None]) -> Shift | None:
 
 
 def _joined(name: str, out: Any, given: list[Shift | None]) -> Shift | None:
-    """Of two operands, either of which may have none."""
+    """The shift that two operands give together, either of which may have none."""
     sign = -1.0 if name in ("sub", "div") else 1.0
     is_factor = name in ("mul", "div")
     known = [g for g in given if g is not None]
@@ -98,7 +98,7 @@ def _joined(name: str, out: Any, given: list[Shift | None]) -> Shift | None:
 
 
 def _squeezed(eqn: Any) -> dict[int, int] | None:
-    """Where only axes of size 1 come or go."""
+    """From old axes to new ones where only axes of size 1 come or go; None elsewhere."""
     old, new = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     before, after = ([a for a, n in enumerate(s) if n > 1] for s in (old, new))
     if [old[a] for a in before] != [new[a] for a in after] or eqn.params.get("dimensions"):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Named(NamedTuple):
-    """Where the program stands that was made of a function."""
+    """The place of a program that was made of a function."""
 
     module: str
     name: str

@@ -83,7 +83,7 @@ def score_at(
 
 
 def misses(names: Collection[str]) -> str:
-    """Of latent sites that a guide does not draw: what happened and what to do, for messages."""
+    """A message on latent sites that a guide does not draw: what happened and what to do."""
     return (
         f"misses the latent site(s) {list(names)}; if they are data, pass them (a statement whose obs is None is latent), else "
         "propose them in the guide, or condition the model on them"

@@ -117,7 +117,7 @@ class Boundary(Strategy):
 
     @property
     def allow_jumps(self) -> bool:
-        """As the base has it."""
+        """Whether the base strategy allows jumps."""
         return bool(getattr(self._of(), "allow_jumps", False))
 
     @property

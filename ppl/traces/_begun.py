@@ -24,7 +24,7 @@ def leading(forced: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def begun(recorder: Recorder, forced: dict[str, Any], length: int) -> dict[str, Begun]:
-    """Of a recorder that continues, the forced values of the first steps of a scan, and which steps have been seen."""
+    """The forced values of the first steps of a scan, for a recorder that continues, and which steps have been seen."""
     if not recorder.continues:
         return {}
     found, step = {}, jnp.arange(length)

@@ -184,7 +184,7 @@ def _compare_scales(name: str, model: Trace, guide: Trace, drawn: str | None = N
 
 
 def _compare_masks(name: str, model: Trace, guide: Trace) -> Any:
-    """As `_compare_scales`, for elements that the guide leaves out."""
+    """What objects to the elements that the guide leaves out, as `_compare_scales` does to scales."""
     p, q = model.sites[name], guide.sites[name]
     if not q.is_masked or q.distribution == "Delta" or name in model.cells or name in guide.cells:
         return None

@@ -103,7 +103,7 @@ def penalty_of_reach(name: str, model: Reach, guide: Reach, ndim: int) -> Any:
 
 
 def uncovered(model: Reach, guide: Reach, ndim: int) -> Any:
-    """Where the model's law can be what the guide's cannot, over the leading `ndim` axes; None where nothing limits the guide."""
+    """Which elements the model's law can reach and the guide's cannot, over `ndim` leading axes; None: the guide reaches all."""
     known = jax.ensure_compile_time_eval() if is_concrete((model, guide)) else None
     with known or contextlib.nullcontext():
         missed: Any = None

@@ -226,7 +226,7 @@ def _relaxed_support(support: Any, value: Array) -> Any:
 
 
 def _mask_of(fn: Any) -> Any:
-    """Where the log-prob of `fn` counts, shape `fn.batch_shape`; masks that are known stay known under jit."""
+    """Which elements' log-probs of `fn` count, shape `fn.batch_shape`; masks that are known stay known under jit."""
     mask: Any = np.ones(fn.batch_shape, bool)
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
         if isinstance(fn, dist.MaskedDistribution):

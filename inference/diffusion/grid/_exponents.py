@@ -59,7 +59,7 @@ def as_exponents(exponents: Any, times: Any, num_models: int) -> list[Exponent]:
 
 
 def _array(values: Any) -> Any:
-    """Of NumPy where the values are known: entries of JAX's arrays are traced under jit."""
+    """The values as a NumPy array where they are known: entries of JAX's arrays are traced under jit."""
     return np.asarray(values) if is_concrete(values) else values
 
 

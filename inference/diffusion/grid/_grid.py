@@ -78,7 +78,7 @@ def coefficients(
 
 
 def as_grid(known: Coefficients) -> Grid:
-    """As arrays, which keep their values where a program is traced."""
+    """A grid of arrays, which keep their values where a program is traced."""
     fields = known._asdict()
     del fields["log_alpha"]
     with jax.ensure_compile_time_eval():
@@ -99,7 +99,7 @@ def _known(what: str, values: Array) -> np.ndarray:
 def choose_ratios(
     weights: Weighting, composition: Composition, is_positive: bool, integrator: Integrator
 ) -> Ratios:
-    """Where the density ratio of each model comes from, or "euler"; `is_positive`: zeta is, at every step."""
+    """The source of each model's density ratio, or "euler"; `is_positive`: zeta is, at every step."""
     ratios = _ratios(weights, composition, is_positive)
     if integrator == "exponential" and set(ratios) != {"exact"}:
         raise ValueError(

@@ -76,5 +76,5 @@ def _even(kept: Array, num_values: int) -> Array:
 
 
 def _padded(values: Array, of_mask: float) -> Array:
-    """With a column for the mask."""
+    """The values with a column for the mask in front."""
     return jnp.pad(values, ((0, 0), (1, 0)), constant_values=of_mask)

@@ -114,7 +114,7 @@ def _plates_of(objective: Any, args: tuple, sizes: Mapping[str, int]) -> list[st
 
 
 def _lined_up(objective: Any, args: tuple, longer: tuple, numbers: list[int]) -> list[int]:
-    """Of some arrays those that the programs match to rows by position."""
+    """The numbers of those arrays that the programs match to rows by position."""
     programs = [p for p in (objective.model, objective.guide) if p is not None]
     if not (programs and numbers and all(isinstance(p, Program) for p in programs)):
         return numbers

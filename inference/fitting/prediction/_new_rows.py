@@ -87,7 +87,7 @@ def check_rows(
 
 
 def of_other_rows(model: Any, names: Collection[str], args: tuple, before: tuple) -> list[str]:
-    """Of some sites those that belong to rows of the arguments which have other values, or are more or fewer, than before.
+    """Those sites that belong to rows of the arguments which have other values, or are more or fewer, than before.
 
     Steps of a scan are none: a series goes on.
     """

@@ -88,7 +88,7 @@ def not_of_new_rows(
 def lined_up(
     model: Any, args: tuple, rows: Rows, sites: Mapping[str, Any], names: list[str], sizes: set[int]
 ) -> list[str]:
-    """Of some sites of fixed sizes those with an entry for each row of the fit, which had so many, matched by position."""
+    """Those sites of fixed sizes that have an entry for each row of the fit, which had so many, matched by position."""
     shapes = {n: (*sites[n].batch_shape, *sites[n].event_shape) for n in names}
     asked = [n for n in names if sizes & set(shapes[n])]
     if not asked or not rows.longer:

@@ -64,7 +64,7 @@ class Start:
     broken: np.ndarray | None = None
 
     def distance(self, u: np.ndarray) -> float:
-        """Of a point from the centre, standard deviations."""
+        """Distance of a point from the centre, in standard deviations."""
         return float(np.linalg.norm(np.linalg.solve(self.factor, u - self.center)))
 
 

@@ -110,7 +110,7 @@ def no_iterates(params: Any) -> Iterates:
 def with_iterate(
     iterates: Iterates, params: Any, step: Array, settled_at: Array, num_steps: int | None
 ) -> Iterates:
-    """With the iterate of this step, if the value has settled.
+    """The iterates with that of this step, if the value has settled.
 
     Without `num_steps` as many are wanted as there were steps, at least 1,000. If they have an R-hat above 1.1, they are dropped,
     and it begins anew, with as many as there were steps by then, up to `MAX_STEPS`.

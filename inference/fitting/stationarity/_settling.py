@@ -150,7 +150,10 @@ def start(inner: Any, num_watched: int = 0) -> SettlingState:
 def noticed(
     state: SettlingState, loss: Array, rule: Rule, place: Array | None = None
 ) -> SettlingState:
-    """With one more loss, and where the watched parameters are; `settled_at` is this step if the run has settled now."""
+    """The state after one more loss, at this place of the watched parameters.
+
+    `settled_at` is this step if the run has settled now.
+    """
     place = jnp.zeros(0) if place is None else place
     state = _seen(state, loss, place)
     if rule.by_gradients:
@@ -189,7 +192,7 @@ def _pace(state: SettlingState) -> Array:
 
 
 def _seen(state: SettlingState, loss: Array, place: Array) -> SettlingState:
-    """With one more loss and place."""
+    """The state after one more loss and place."""
     first = jnp.where(state.step == 0, loss, state.first)
     step = state.step + 1
     jump = jnp.where(step == 1, 0.0, 0.5 * (loss - state.last) ** 2)

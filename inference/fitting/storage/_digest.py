@@ -63,7 +63,7 @@ def _outputs(jaxpr: Jaxpr, consts: Sequence[bytes], inputs: Sequence[bytes]) -> 
 
 
 def _value(value: Any) -> bytes:
-    """Of a parameter of an equation."""
+    """Bytes that tell a parameter of an equation from others."""
     again = lambda items: [_value(x) for x in items]
     match value:
         case ClosedJaxpr():
@@ -97,7 +97,7 @@ def _program(jaxpr: Jaxpr, consts: Sequence[bytes]) -> bytes:
 
 
 def _function(function: types.FunctionType) -> bytes:
-    """Of a function that runs on the host, as those of callbacks do: its code, wherever it stands, and what it closes over."""
+    """Bytes that tell a function that runs on the host from others: its code, wherever it stands, and what it closes over."""
     cells = [c.cell_contents for c in function.__closure__ or () if _is_number(c)]
     return _hash("function", _code(function.__code__), *map(_constant, cells))
 

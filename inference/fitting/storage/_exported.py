@@ -85,7 +85,7 @@ def _check(exported: jax.export.Exported, run: Callable[..., Any], inputs: dict[
 
 
 def _longer(x: Any) -> Any:
-    """With one more row."""
+    """The array with one more row."""
     x = np.asarray(x)
     return np.concatenate([x, x[:1]])
 

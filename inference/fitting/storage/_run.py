@@ -124,7 +124,7 @@ def _optimizers(was: Mapping[str, Any], now: Mapping[str, Any], hashes: bool) ->
 
 
 def _sums(tree: Any) -> dict[str, list[float]]:
-    """Of each array its root mean square, and a mean with weights that know one element from the other."""
+    """For each array its root mean square, and a mean with weights that tell elements apart."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         x = to_raw(jnp.asarray(leaf))

@@ -66,7 +66,7 @@ def structure(objective: Any, params: Any, args: tuple | None) -> dict[str, Any]
 
 
 def structure_of(program: Program, args: tuple | None) -> dict[str, Any]:
-    """Of one program, its parameters as they are bound: "model": site -> [words, hash]."""
+    """The structure of one program with its bound parameters: "model": site -> [words, hash]."""
     return {} if args is None else {"model": _sites(program, program.params or {}, args)}
 
 

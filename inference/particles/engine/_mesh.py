@@ -47,7 +47,7 @@ class Placement:
         return self._constrain(tree, PartitionSpec(self.axes))
 
     def copy(self, tree: Any) -> Any:
-        """The same everywhere."""
+        """The tree with a copy on every device."""
         return self._constrain(tree, PartitionSpec())
 
     def _constrain(self, tree: Any, spec: PartitionSpec) -> Any:

@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 class Outputs(NamedTuple):
-    """Of one step, leaves [particles, ...].
+    """What one step leaves, leaves [particles, ...].
 
     Attributes:
         log_weights: log-probs with their signs, [particles], nats.

@@ -58,7 +58,7 @@ class Partial:
         return _offspring(log_weights, chosen, own)
 
     def conditional(self, key: Array, log_weights: Float[Array, " particles"]) -> Offspring:
-        """The same given that slot 0 descends from particle 0."""
+        """Offspring given that slot 0 descends from particle 0."""
         order_key, slot_key, key = jax.random.split(key, 3)
         order = jax.random.permutation(order_key, len(log_weights)).astype(jnp.int32)
         chosen = order[self._extremes(log_weights[order])]
@@ -72,7 +72,7 @@ class Partial:
         return _offspring(log_weights, chosen, jnp.where(is_zero.any(), given, free))
 
     def retaining(self) -> Callable[..., Offspring]:
-        """As for a `Scheme`."""
+        """The conditional version, or a refusal, as `Scheme.retaining`."""
         self.scheme.retaining()
         return self.conditional
 

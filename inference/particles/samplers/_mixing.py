@@ -24,7 +24,7 @@ NEGLIGIBLE = 0.05  # shift, in standard deviations
 
 
 class Mixing(NamedTuple):
-    """Of one temperature's moves, or of their last half; scalars but for z.
+    """How well one temperature's moves, or their last half, have mixed; scalars but for z.
 
     Attributes:
         correlation: see above; 1 where it cannot be told.

@@ -81,7 +81,7 @@ def marginals(
     step = jnp.arange(future.length, dtype=jnp.int32)
 
     def log_joint(state: Any, x: Any, t: Array) -> Array:
-        """Of one step, for one particle in the state before it."""
+        """Log-joint of one step, for one particle in the state before it."""
         return future.log_joint(_alone(state), _alone(x), t)[1][0]
 
     def after(x: Any, t: Array) -> Any:
@@ -110,14 +110,14 @@ def marginals(
     weights = times(weights, -prior)
 
     def mass(t: Array) -> Array:
-        """Of the backward particles of step t, [particles]."""
+        """Log-mass of the backward particles of step t, [particles]."""
         before = jax.tree.map(lambda s: s[t], states)
         ahead = lambda x: jax.vmap(log_joint, (0, None, None))(before, x, t)
         total = lambda x: jax.nn.logsumexp(times(log_weights[t], ahead(x)))
         return times(weights[t], _blocked(total, jax.tree.map(lambda x: x[t], found)))
 
     def first_mass() -> Array:
-        """Of the forward particles before step 0, [particles]."""
+        """Log-mass of the forward particles before step 0, [particles]."""
         ahead = jax.tree.map(lambda x: x[0], found)
         before = lambda s: jax.vmap(log_joint, (None, 0, None))(s, ahead, step[0])
         total = lambda s: jax.nn.logsumexp(times(weights[0], before(s)))

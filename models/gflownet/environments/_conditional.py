@@ -109,12 +109,12 @@ class Conditional(Environment):
         return jnp.concatenate([self.env.legal(inner) & is_there, choices])
 
     def can_stop(self, state: State) -> Array:
-        """Where `env` can, once there is an argument."""
+        """Whether `env` can stop, once there is an argument."""
         number, inner = state
         return self.env.can_stop(inner) & (number < len(self.arguments))
 
     def removable(self, state: State) -> Array:
-        """Of the empty object, the choice of its argument."""
+        """Which actions can be taken back: of the empty object, the choice of its argument."""
         number, inner = state
         mask = self.env.removable(inner)
         choices = (jnp.arange(len(self.arguments)) == number) & ~mask.any()

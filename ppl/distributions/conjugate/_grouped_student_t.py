@@ -97,7 +97,7 @@ class GroupedStudentT(dist.Distribution):
 
     @property
     def variance(self) -> Array:
-        """Of each element: infinite with two degrees of freedom or fewer, NaN with one or fewer."""
+        """Variance of each element: infinite with two degrees of freedom or fewer, NaN with one or fewer."""
         df = self.groups.spread(self.df)
         finite = self.scale**2 * df / jnp.where(df > 2, df - 2, 1.0)
         return jnp.where(df > 2, finite, jnp.where(df > 1, jnp.inf, jnp.nan))

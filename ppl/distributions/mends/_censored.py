@@ -28,7 +28,7 @@ def _safe_log(p: Array, floor: float = 0.0) -> Array:
 
 @continuous
 def log_halves(z: Array) -> Logs:
-    """Of the standard HalfNormal law."""
+    """Log F and log(1 - F) of the standard HalfNormal law."""
     beyond = log_ndtr(-z) + np.log(2)
     below = jax.lax.erf(z / np.sqrt(2))
     is_far = z > 2
@@ -44,7 +44,7 @@ def _standard(base: Any, x: Array) -> Logs:
 
 
 def _of_hazard(total: Callable[[Any, Array], Array]) -> Callable[[Any, Array], Logs]:
-    """Of a law whose cumulative hazard is known."""
+    """A function for log F and log(1 - F) of a law whose cumulative hazard is known."""
 
     def logs(base: Any, x: Array) -> Logs:
         hazard = total(base, x)
@@ -125,7 +125,7 @@ def _mixture(base: Any, x: Array) -> Logs:
 
 
 def _from_cdf(base: Any, x: Array) -> Logs:
-    """Of a law of which the distribution function alone is known: no number where it leaves no digits."""
+    """Log F and log(1 - F) of a law of which F alone is known: no number where it leaves no digits."""
     below = base.cdf(x)
     beyond = 1 - below
     return jnp.log(below), jnp.where(
@@ -197,7 +197,7 @@ def _feasible(base: Any, value: Array) -> Array:
 
 
 def log_probabilities(base: Any, value: Any) -> Logs:
-    """Of a law log F(x) and log(1 - F(x)) at any value, infinite ones too."""
+    """Log F(x) and log(1 - F(x)) of a law at any value, infinite ones too."""
     value = jnp.asarray(value, jnp.result_type(float, value))
     is_finite = jnp.isfinite(value)
     inside = jnp.where(is_finite, value, _feasible(base, value))

@@ -26,7 +26,7 @@ Array = jax.Array
 
 
 def arrays(*values: Any) -> tuple[Array, ...]:
-    """Of one type, at least as wide as the default one."""
+    """The values as arrays of one type, at least as wide as the default one."""
     dtype = jnp.result_type(float, *values)
     return tuple(jnp.broadcast_arrays(*(jnp.asarray(x, dtype) for x in values)))
 
@@ -106,7 +106,7 @@ def von_mises(self: Any, value: Any) -> Any:
 
 @continuous
 def log_kumaraswamy(x: Array, a: Array, b: Array) -> Array:
-    """With 1 - x^a = -expm1(a log x), which is not 0 below x = 1."""
+    """Log-density of Kumaraswamy's law, with 1 - x^a = -expm1(a log x), which is not 0 below x = 1."""
     tiny = jnp.finfo(x.dtype).tiny
     rest = jnp.maximum(-jnp.expm1(a * jnp.log(x)), tiny)
     return jnp.log(a) + jnp.log(b) + xlogy(a - 1, x) + (b - 1) * jnp.log(rest)

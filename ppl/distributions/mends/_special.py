@@ -67,21 +67,21 @@ def log_quotient(log_y: Array, a: Array, off: Array) -> Array:
 
 @continuous
 def times(k: Array, log_x: Array) -> Array:
-    """Of k and log x: k log x, 0 for k = 0."""
+    """The product k log x, 0 for k = 0."""
     is_none = k == 0
     return k * jnp.where(is_none, 0, log_x)
 
 
 @continuous
 def log_gamma_kernel(y: Array, log_y: Array, a: Array) -> Array:
-    """Of y and a: a log y - y - log Gamma(a), y times the density of Gamma(a, 1) at y in logarithms."""
+    """The sum a log y - y - log Gamma(a): y times the density of Gamma(a, 1) at y, in logarithms."""
     scaled = a * log_quotient(log_y, a, y - a) - (y - a)
     return scaled + 0.5 * jnp.log(a) - HALF_LOG_2PI - stirling(a)
 
 
 @continuous
 def log_poisson(k: Array, rate: Array) -> Array:
-    """Of a count k: k log(rate) - rate - log k!."""
+    """The log-probability k log(rate) - rate - log k! of a count k."""
     next_k = k + 1
     scaled = times(k, log_quotient(jnp.log(jnp.where(k == 0, 1, rate)), next_k, rate - next_k))
     rest = (rate - next_k) + 0.5 * jnp.log(next_k) + HALF_LOG_2PI + stirling(next_k)
@@ -138,7 +138,7 @@ def log_gamma_ratio(a: Array, k: Array) -> Array:
 
 
 def log_dirichlet(x: Array, log_x: Array, a: Array) -> Array:
-    """Of proportions x: sum a_j log x_j - log Beta(a), over the last axis; gamma variables given their sum."""
+    """The sum of a_j log x_j - log Beta(a) of proportions x, over the last axis; gamma variables given their sum."""
     total = a.sum(-1, keepdims=True)
     parts = log_gamma_kernel(total * x, jnp.log(total) + log_x, a)
     return parts.sum(-1) - log_gamma_kernel(total, jnp.log(total), total)[..., 0]

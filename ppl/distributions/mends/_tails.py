@@ -116,7 +116,7 @@ def ratio(x: Array, start: Array, scale: Array) -> Array:
 
 @continuous
 def log_normal_density(z: Array) -> Array:
-    """Of the standard Normal law."""
+    """Log-density of the standard Normal law."""
     return -0.5 * z**2 - HALF_LOG_2PI
 
 
@@ -135,7 +135,7 @@ def _normal_quantile(log_p: Array) -> Array:
 
 @continuous
 def log_logistic_density(z: Array) -> Array:
-    """Of the standard Logistic law."""
+    """Log-density of the standard Logistic law."""
     return jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(-z)
 
 
@@ -152,7 +152,7 @@ def _logistic_quantile(log_p: Array) -> Array:
 
 @continuous
 def log_laplace_cdf(z: Array) -> Array:
-    """Of the standard Laplace law."""
+    """Logarithm of the distribution function of the standard Laplace law."""
     is_low = z < 0
     high = jnp.log1p(-0.5 * jnp.exp(-jnp.where(is_low, 0, z)))
     return jnp.where(is_low, jnp.where(is_low, z, 0) - np.log(2), high)
@@ -182,7 +182,7 @@ def _laplace_quantile(log_p: Array) -> Array:
 
 @continuous
 def log_cauchy_cdf(z: Array) -> Array:
-    """Of the standard Cauchy law."""
+    """Logarithm of the distribution function of the standard Cauchy law."""
     return jnp.log(jnp.arctan2(jnp.ones_like(z), -z) / np.pi)
 
 
@@ -215,7 +215,7 @@ def log_atan_exp(x: Array) -> Array:
 
 @continuous
 def log_soft_laplace_cdf(z: Array) -> Array:
-    """Of the standard SoftLaplace law."""
+    """Logarithm of the distribution function of the standard SoftLaplace law."""
     return log_atan_exp(z) + _LOG_2_PI
 
 
@@ -243,7 +243,7 @@ def _soft_laplace_quantile(log_p: Array) -> Array:
 
 @continuous
 def log_student_density(z: Array, df: Array) -> Array:
-    """Of Student's t law with location 0 and scale 1."""
+    """Log-density of Student's t law with location 0 and scale 1."""
     half = 0.5 * df
     # log Gamma(h + 1/2) - log Gamma(h) - log(h) / 2
     peak = log_gamma_ratio(half, 0.5) - 0.5 * jnp.log(half)
@@ -294,7 +294,7 @@ _log_student_cdf.defjvp(_log_student_cdf_jvp, symbolic_zeros=True)
 
 @continuous
 def log_student_cdf(z: Array, df: Array) -> Array:
-    """Of Student's t law: what is beyond 5, and up to there a quadrature in theta, z = sqrt(df) sinh(theta)."""
+    """Log F of Student's t law: what is beyond 5, and up to there a quadrature in theta, z = sqrt(df) sinh(theta)."""
     return _log_student_cdf(z, df)
 
 

@@ -47,7 +47,7 @@ def power_between(self: Any, value: Any) -> Any:
 
 @continuous
 def log_polya_gamma(x: Array) -> Array:
-    """Of PG(1, 0), by its series for small values or by the dual one, each of which leaves out e^-6 of its first term."""
+    """Log-density of PG(1, 0), by its series for small values or by the dual one; each leaves out e^-6 of its first term."""
     n = jnp.arange(1.0, 7.0, dtype=x.dtype)
     signs = jnp.where(n % 2 == 1, -1.0, 1.0) * (2 * n + 1)
     is_small = x < 0.16

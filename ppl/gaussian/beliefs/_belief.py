@@ -59,11 +59,11 @@ class Belief:
         return jnp.eye(self.size, dtype=self.mean.dtype)
 
     def with_noise(self, number: int) -> Belief:
-        """With more fresh noise at the end."""
+        """The belief with more fresh noise at the end."""
         return dataclasses.replace(self, fresh=self.fresh + number)
 
     def whole(self) -> Belief:
-        """The same law without fresh numbers apart."""
+        """This law without fresh numbers apart."""
         if not self.fresh:
             return self
         size, k = self.root.shape[-2:]
@@ -79,7 +79,7 @@ class Belief:
         return Belief(mean, root, error, rounding, later)
 
     def squared(self) -> Belief:
-        """The same law without fresh numbers apart, its root with no more columns than rows."""
+        """This law without fresh numbers apart, its root with no more columns than rows."""
         belief = self.whole()
         return belief if belief.root.shape[-1] <= belief.size else belief._compressed()
 

@@ -53,7 +53,7 @@ class OneNumber:
 
     @classmethod
     def of(cls, seen: Array, noise: Noise) -> OneNumber:
-        """Of numbers with these coefficients."""
+        """How the basis meets one number of these coefficients."""
         seen, own = seen[..., 0, :], jnp.broadcast_to(noise.root[..., 0], (*seen.shape[:-2], 1))
         return cls(seen, jnp.cumsum(jnp.concatenate([own, seen], -1) ** 2, -1))
 
@@ -177,7 +177,7 @@ class FewNumbers:
     @classmethod
     @full_precision
     def of(cls, seen: Array, noise: Noise, root: Array) -> FewNumbers:
-        """Of numbers with these coefficients."""
+        """How the basis meets numbers of these coefficients."""
         m = seen.shape[-2]
         own = jnp.broadcast_to(noise.root, (*seen.shape[:-1], m))
         above = jnp.concatenate([seen, own], -1)
@@ -247,7 +247,7 @@ class ManyNumbers:
 
     @classmethod
     def of(cls, seen: Array, noise: Noise) -> ManyNumbers:
-        """Of numbers with these coefficients."""
+        """How the basis meets numbers of these coefficients."""
         seen = noise.whitened(seen)
         k = seen.shape[-1]
         below = jnp.broadcast_to(jnp.eye(k, dtype=seen.dtype), (*seen.shape[:-2], k, k))

@@ -66,7 +66,7 @@ class Noise(NamedTuple):
         return jnp.log(jnp.diagonal(self.blocks, axis1=-2, axis2=-1)).sum((-2, -1))
 
     def apart(self, cells: Array) -> Noise:
-        """With unit noise for the numbers outside of `cells`, shape (*rows, m); of a block all are seen, or none."""
+        """This noise with unit noise for the numbers outside of `cells`, shape (*rows, m); of a block all are seen, or none."""
         *rows, num, size, _ = self.blocks.shape
         seen = cells.reshape(*rows, num, size)[..., None]
         return Noise(jnp.where(seen, self.blocks, jnp.eye(size, dtype=self.blocks.dtype)))

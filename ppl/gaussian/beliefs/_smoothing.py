@@ -75,7 +75,7 @@ class Smoothed(NamedTuple):
         return Smoothed(*_turned(self[:4], turn, noise), key)
 
     def read(self, beside: Read, mean: Array, seen: Array) -> Smoothed:
-        """The same, read by numbers mean + seen u: their law is the derivative in what stands beside them."""
+        """This law, read by numbers mean + seen u: their law is the derivative in what stands beside them."""
         return Smoothed(*_read(self[:4], beside, mean, seen), self.key)
 
     def ended(self) -> Array:

@@ -48,7 +48,7 @@ def is_parallel(scan: Scan) -> bool:
 
 
 def together(scan: Scan) -> list[Any]:
-    """With the beliefs of all steps found in parallel."""
+    """The results of a scan, with the beliefs of all steps found in parallel."""
     num_carry, start, xs = len(scan.init), scan.start(), scan.slices()
     length = scan.length
 

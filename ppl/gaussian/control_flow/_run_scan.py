@@ -35,7 +35,7 @@ def run_scan(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
 
 
 def _filtered(scan: Scan) -> list[Any]:
-    """With the belief carried: of what is handed on, in one vector."""
+    """The results of a scan, with the belief of what is handed on carried, in one vector."""
     outer, num_carry, start = scan.outer, len(scan.init), scan.start()
     # Joined, all noise is asked for what is known of it later, and not the states.
     first = dataclasses.replace(start, later=None) if start and scan.is_joined else start
