@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import io
 import tokenize
 from collections.abc import Iterator
@@ -21,9 +22,16 @@ LIBRARY = ("ppl", "inference", "models")
 MANY_PARAMETERS = 10
 
 
+@functools.cache
 def files() -> list[Path]:
     """Files of the library."""
     return sorted(f for name in LIBRARY for f in (ROOT / name).rglob("*.py"))
+
+
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    """The tree of a file."""
+    return ast.parse(file.read_text())
 
 
 def place(file: Path, line: int | None = None) -> str:
@@ -31,6 +39,7 @@ def place(file: Path, line: int | None = None) -> str:
     return f"{file.relative_to(ROOT)}" + (f":{line}" if line else "")
 
 
+@functools.cache
 def code_lines(source: str) -> set[int]:
     """Numbers of the lines that hold code: neither empty nor only comment or docstring."""
     strings: set[int] = set()
@@ -43,6 +52,7 @@ def code_lines(source: str) -> set[int]:
     return {n for n, text in enumerate(lines, 1) if is_code(text) and n not in strings}
 
 
+@functools.cache
 def comments(source: str) -> list[int]:
     """Numbers of the lines with a comment that is for a reader, and not for a tool."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -53,11 +63,10 @@ def comments(source: str) -> list[int]:
 
 def anys(file: Path) -> list[str]:
     """Each use of the name `Any`, imports apart."""
-    tree = ast.parse(file.read_text())
-    names = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "Any"]
+    names = [n for n in ast.walk(parsed(file)) if isinstance(n, ast.Name) and n.id == "Any"]
     quoted = [
         n
-        for n in ast.walk(tree)
+        for n in ast.walk(parsed(file))
         if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value == "Any"
     ]
     return [place(file, n.lineno) for n in (*names, *quoted)]
@@ -67,7 +76,7 @@ def repeated_classes() -> list[str]:
     """Names of classes that two files define, with the files."""
     found: dict[str, list[str]] = {}
     for file in files():
-        for node in ast.parse(file.read_text()).body:
+        for node in parsed(file).body:
             if isinstance(node, ast.ClassDef):
                 found.setdefault(node.name.lstrip("_"), []).append(place(file, node.lineno))
     return [
@@ -78,7 +87,7 @@ def repeated_classes() -> list[str]:
 def imported(file: Path) -> Iterator[str]:
     """Modules of the library that a file imports anywhere: at its head, in a function, for its annotations."""
     package = [*file.relative_to(ROOT).parts[:-1]]
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if not isinstance(node, ast.ImportFrom):
             continue
         if node.level:
@@ -140,7 +149,7 @@ def long_calls() -> list[str]:
     """Functions of more than ten parameters, `self` apart."""
     found = []
     for file in files():
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.FunctionDef):
                 a = node.args
                 names = [p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
@@ -154,7 +163,7 @@ def public_names() -> list[str]:
     """What the faces list in `__all__`."""
     found = []
     for file in (f for f in files() if f.name == "__init__.py"):
-        for node in ast.parse(file.read_text()).body:
+        for node in parsed(file).body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
                 folder = ".".join(file.relative_to(ROOT).parts[:-1])
                 if "._" not in folder:
