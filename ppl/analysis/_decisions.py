@@ -82,6 +82,7 @@ def with_decisions(
         made, tree = jax.make_jaxpr(run, return_shape=True)(*shapes)
     if not record:
         return closed, {}
+    # Traced with constants as inputs: the first `count` inputs become constants again, beside those that the trace has added.
     count = len(jaxpr.constvars)
     inner = made.jaxpr
     constvars = [*inner.invars[:count], *inner.constvars]
@@ -253,6 +254,8 @@ class _Walk:
         outcome: Array,
     ) -> Array:
         site = self.sites[s]
+        # The comparison is o + s x < 0 (or <=, >, >=) with x ~ law: it flips at x* = -o / s. The derivative of its probability is
+        # that of F(x*), the law's distribution function ("flow"), in parameters and place.
         at = lambda x: _owned(jnp.broadcast_to(x, site.sizes), line.owner)
         cut = (lambda x: x) if site.strategy.is_pathwise else stop
         cls, names, flow = LAWS[site.distribution]
@@ -260,6 +263,7 @@ class _Walk:
         distribution = cls(**dict(zip(names, parameters, strict=True)), validate_args=False)
         is_flat = line.slope == 0
         place = -line.offset / jnp.where(is_flat, 1.0, line.slope)
+        # Not met: the place is outside of the support or nowhere. The value itself then stands for it, and counts for nothing.
         is_met = jnp.isfinite(place) & distribution.support(stop(place))
         reached = jnp.where(is_met, place, at(stop(drawn.value)))
         # Where there is no density left, the cost may overflow.

@@ -42,8 +42,8 @@ MOST_PARTS = 8
 JUMPING = STEPS | CUTS | OPAQUE | {"sort", "top_k", "eigh", "svd"}
 
 
-class Read(NamedTuple):
-    """What an array depends on, as numbers of `_Walk.parts`: in each element on all, or on the part's number at its place."""
+class TogetherRead(NamedTuple):
+    """What an array depends on, as numbers of `_ReadWalk.parts`: in each element on all, or on the part's number at its place."""
 
     everywhere: frozenset[int] = frozenset()
     by_element: frozenset[int] = frozenset()
@@ -60,12 +60,12 @@ def read_together(program: Analysed, sources: Sequence[int | str]) -> list[np.nd
     The numbers of the parameters are those of all their arrays, one after the other; those of a site are in the order of its
     value.
     """
-    walk = _Walk(program)
+    walk = _ReadWalk(program)
     whole = lambda source: np.ones(walk.sizes[source], bool)
     return [np.stack([whole(source), *walk.masks(source)]) for source in sources]
 
 
-class _Walk:
+class _ReadWalk:
     """One walk through a program, with what each suspected operation reads.
 
     Attributes:
@@ -86,7 +86,9 @@ class _Walk:
         reads = []
         for leaf in jaxpr.invars:
             is_parameter = PARAMS in program.facts[leaf].relations
-            reads.append(self._part(PARAMS, size + _places(leaf)) if is_parameter else Read())
+            reads.append(
+                self._part(PARAMS, size + _places(leaf)) if is_parameter else TogetherRead()
+            )
             size += is_parameter * math.prod(shape_of(leaf))
         self.sizes[PARAMS] = size
         self._run(jaxpr, reads, is_top=True)
@@ -105,19 +107,21 @@ class _Walk:
                 found[name] = (not is_step, int(mask.sum()), mask)
         return [mask for *_, mask in sorted(found.values(), key=lambda f: f[:2])[:MOST_SETS]]
 
-    def _part(self, source: int | str, places: np.ndarray) -> Read:
+    def _part(self, source: int | str, places: np.ndarray) -> TogetherRead:
         self.parts.append((source, places))
-        return Read(by_element=frozenset([len(self.parts) - 1]))
+        return TogetherRead(by_element=frozenset([len(self.parts) - 1]))
 
-    def _run(self, jaxpr: Jaxpr, reads: list[Read], *, is_top: bool) -> list[Read]:
-        env: dict[Var, Read] = dict(zip(jaxpr.invars, reads, strict=True))
-        read = lambda atom: Read() if isinstance(atom, Literal) else env.get(atom, Read())
+    def _run(self, jaxpr: Jaxpr, reads: list[TogetherRead], *, is_top: bool) -> list[TogetherRead]:
+        env: dict[Var, TogetherRead] = dict(zip(jaxpr.invars, reads, strict=True))
+        read = lambda atom: (
+            TogetherRead() if isinstance(atom, Literal) else env.get(atom, TogetherRead())
+        )
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             env.update(zip(eqn.outvars, self._results(eqn, operands, is_top), strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def _results(self, eqn: Any, operands: list[Read], is_top: bool) -> list[Read]:
+    def _results(self, eqn: Any, operands: list[TogetherRead], is_top: bool) -> list[TogetherRead]:
         name = eqn.primitive.name
         if eqn.primitive is site_p:
             return [self._site(eqn, operands[0], is_top)]
@@ -126,16 +130,16 @@ class _Walk:
         self._suspect(name, eqn, operands)
         everywhere = frozenset[int]().union(*(r.all for r in operands))
         if name in CALLS:
-            return [Read(everywhere)] * len(eqn.outvars)
+            return [TogetherRead(everywhere)] * len(eqn.outvars)
         for inner in inner_jaxprs(eqn):
-            self._run(inner, [Read(everywhere)] * len(inner.invars), is_top=False)
+            self._run(inner, [TogetherRead(everywhere)] * len(inner.invars), is_top=False)
         if name in VIEWS and operands[0].by_element:
             return self._viewed(eqn, operands[0])
         if name in ELEMENTWISE:
             return [self._elementwise(eqn, operands)]
-        return [Read(everywhere)] * len(eqn.outvars)
+        return [TogetherRead(everywhere)] * len(eqn.outvars)
 
-    def _suspect(self, name: str, eqn: Any, operands: list[Read]) -> None:
+    def _suspect(self, name: str, eqn: Any, operands: list[TogetherRead]) -> None:
         """Note what an operation reads, if it may jump."""
         is_step = name in JUMPING or not all(map(is_real, eqn.outvars))
         if not any(map(is_real, eqn.invars)):
@@ -146,36 +150,36 @@ class _Walk:
             read = frozenset[int]().union(*(r.all for r in operands))
             self._steps[read] = self._steps.get(read, False) or is_step
 
-    def _site(self, eqn: Any, draw: Read, is_top: bool) -> Read:
+    def _site(self, eqn: Any, draw: TogetherRead, is_top: bool) -> TogetherRead:
         index = eqn.params["index"]
         site = self._program.sites[index]
-        own = Read()
+        own = TogetherRead()
         if is_top:
             places = np.arange(self.sizes[index]).reshape(_shape_of_value(site))
             order = np.argsort(axis_order(site)).tolist()
             own = self._part(index, places.transpose([*order, *range(len(order), places.ndim)]))
         if not site.strategy.is_pathwise:
             return own
-        return Read(draw.everywhere, draw.by_element | own.by_element)
+        return TogetherRead(draw.everywhere, draw.by_element | own.by_element)
 
-    def _viewed(self, eqn: Any, read: Read) -> list[Read]:
+    def _viewed(self, eqn: Any, read: TogetherRead) -> list[TogetherRead]:
         """The parts of an array that an operation takes apart or moves."""
         results = [set[int]() for _ in eqn.outvars]
         for n in read.by_element:
             source, places = self.parts[n]
             for found, part in zip(results, VIEWS[eqn.primitive.name](eqn, places), strict=True):
                 found |= self._part(source, part).by_element
-        return [Read(read.everywhere, frozenset(found)) for found in results]
+        return [TogetherRead(read.everywhere, frozenset(found)) for found in results]
 
-    def _elementwise(self, eqn: Any, operands: list[Read]) -> Read:
+    def _elementwise(self, eqn: Any, operands: list[TogetherRead]) -> TogetherRead:
         shape = shape_of(eqn.outvars[0])
         everywhere, by_element = set[int](), set[int]()
         for atom, read in zip(eqn.invars, operands, strict=True):
             everywhere |= read.everywhere
             (by_element if shape_of(atom) == shape else everywhere).update(read.by_element)
         if len(by_element) > MOST_PARTS:
-            return Read(frozenset(everywhere | by_element))
-        return Read(frozenset(everywhere), frozenset(by_element))
+            return TogetherRead(frozenset(everywhere | by_element))
+        return TogetherRead(frozenset(everywhere), frozenset(by_element))
 
 
 def _shape_of_value(site: StrategySite) -> tuple[int, ...]:

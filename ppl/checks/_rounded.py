@@ -63,6 +63,7 @@ def copies(dtype: Any, *, is_narrow: bool = False) -> Copy:
     """The plain run, and those whose rounding is drawn; `is_narrow`: see `evaluate_rounded`."""
     info, rng = jnp.finfo(dtype), np.random.default_rng(0)
     tiny = float(jnp.finfo(np.float32 if is_narrow else dtype).tiny)
+    # Factors 1 + UNITS eps / 2 * u, u in [-1, 1], of NUM_COPIES runs; run 0 is the plain one, u = 0.
     share = rng.uniform(-1, 1, (NUM_COPIES + 1, NUM_FACTORS))
     share[0] = 0
     factors, least = 1 + UNITS * float(info.eps) / 2 * share, UNITS * tiny * abs(share)
@@ -183,6 +184,7 @@ def _is_rounded(eqn: Any, args: list[Any], x: Any) -> Any:
         if name in ("reduce_sum", "reduce_prod"):
             return jnp.sum(count, tuple(eqn.params["axes"])) > 0
         return jax.lax.cumsum(count, eqn.params["axis"], eqn.params["reverse"]) > 0
+    # An entry of a product is rounded where some pair has a long factor and one that is not 0: two products of indicators.
     if name == "dot_general" and len(floats) == 2:
         ones = [[_is_long(a), a != 0] for a in floats]
         parts = [

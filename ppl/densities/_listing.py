@@ -82,6 +82,7 @@ class Listing:
 
     def factors(self, kind: Kind = "sum") -> tuple[list[Factor], dict[str, Array]]:
         """The factors that depend on the eliminated sites, and the log-probs of the sites that do not."""
+        # log f(z_own): one sweep evaluates all log-probs whose sites are among those of the largest set that is left.
         own = {n: frozenset(self.relations[n]) for n in self.atoms}
         arrays: dict[str, Any] = {}
         for group in sorted(set(own.values()), key=len, reverse=True):
@@ -96,6 +97,7 @@ class Listing:
                     both = array, active[self.index[n]]
                     chains = self._chains(n, group)
                     array = by_parts(density, *both, axis=len(group), chains=chains)
+                # [dimensions of the group, axes]: those of sites that it does not see are all alike, and dropped.
                 shown = [slice(None) if i in own[n] else 0 for i in sorted(group)]
                 arrays[n] = at_dims(shown, array)
         chains_at = {n: self._chains(n, own[n]) for n in arrays}
@@ -117,6 +119,7 @@ class Listing:
         for name in self.kept:
             if name not in log_probs:  # its density is in the sum
                 infos[name] = self.infos[name]
+        # log sum_z prod f is one factor of the trace; where the sites fall into parts that never meet, one for each part.
         for number, total in enumerate(sum_product(factors, self.structure.order, self.layouts)):
             (scale,) = total.scales
             name = label if number == 0 else f"{label} {number + 1}"
@@ -131,6 +134,8 @@ class Listing:
 
     def gradient(self, kind: Kind, key: Array | None) -> dict[int, Array]:
         """Derivative of the total in a bias on each site's states: site -> (states, *free axes)."""
+        # d log sum_z exp(sum_n log f_n(z) + sum_i b_i(z_i)) / d b_i(s) at b = 0 is P(z_i = s); of a maximum, or of a sum with
+        # Gumbel noise, it marks the assignment that is taken.
         factors, _ = self.factors(kind)
         factors = [dataclasses.replace(f, scales=frozenset({1.0})) for f in factors]
 
@@ -162,6 +167,7 @@ class Listing:
         out = {}
         for i, weights in self.gradient("sum", None).items():
             site, layout = self.sites[i], self.layouts[i]
+            # Joint states -> one-hot values of their elements; the marginal of an element is the sum of P(state) over these.
             table = np.eye(site.num_values or 0)[states(site, layout)]  # states, joint, values
             chosen = jnp.tensordot(jnp.moveaxis(weights, 0, -1), jnp.asarray(table, float), 1)
             out[site.name] = _elements(chosen, site, layout, (site.num_values or 0,))
@@ -182,6 +188,7 @@ class Listing:
         if layout.axis is not None:
             length = site.sizes[layout.axis]
             at = sum(a not in layout.joint for a in range(layout.axis))  # among free axes
+            # A bias on states, [states, ..., time, ...], read at the own digit of each window by place: [windows, time, ...].
             bias = jnp.moveaxis(bias, 1 + at, 1)
             bias = bias[digits(layout, length), jnp.arange(length)[None]]  # windows, time, others
             bias = jnp.moveaxis(bias, 1, 1 + at)

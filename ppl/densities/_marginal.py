@@ -62,6 +62,7 @@ class Marginal(StochasticProgram):
         if self.proposal is None:
             weight = _SignedTerms.of(joint, without=rest)
         else:
+            # The drawn auxiliary choices are one particle: g(v, a) / q(a | v).
             proposed = self._given_proposal(rest, kept, args, kwargs)
             joint = matched(joint, proposed, ("covers",))
             weight = _SignedTerms.of(joint).minus(_SignedTerms.of(proposed))
@@ -94,6 +95,7 @@ class Marginal(StochasticProgram):
             weight = self._fresh(kept, args, kwargs)
             return weight.checked(self.label), _Infos(weight.infos)
 
+        # log p(v) is estimated by log (1 / K) sum_k g(v, a_k) / q(a_k | v), a retained particle among the K where v was drawn.
         log_weights = [w.checked(self.label)[None] for w in retained]
         if num_fresh:
             weights, found = particles(num_fresh)(one)()

@@ -130,6 +130,7 @@ def elimination(
     The probabilities of all chains stand as one factor, that of their windows.
     """
     upstream = [i for i in closed if i in layouts]
+    # What multiplies what: a factor is the set of sites in whose dimensions a probability stands, own site included.
     chains = [at_sites[i] for i in upstream if layouts[i].is_chain]
     factors = [at_sites[i] for i in upstream if not layouts[i].is_chain]
     factors.append(frozenset().union(*chains))
@@ -183,14 +184,18 @@ class StateWeights:
         if not upstream:
             return None
         axes = tuple(range(num_axes))
+        # Each site's probabilities with their element axes named after the axes of the array that they are aligned with.
         free = lambda i: [a for a in range(len(closed[i])) if a not in self.layouts[i].joint]
         placed = {i: self._placed(i, tuple(closed[i][a].axis for a in free(i))) for i in upstream}
         chains = [i for i in upstream if self.layouts[i].is_chain]
         factors = [f for i, f in placed.items() if i not in chains]
+        # All chains upstream run along one axis of the array: their conditional probabilities are multiplied, and a forward
+        # recursion makes the probabilities of windows of them.
         if chains:
             time: Any = closed[chains[0]][self.layouts[chains[0]].axis].axis  # type: ignore[index]
             order = (time, *(a for a in axes if a != time))
             factors.append(self._windows(tuple(placed[i] for i in chains), order))
+        # w(kept states) = sum over the states of the others of the product of all probabilities, one site after the other.
         units, _ = elimination(closed, keep, self.layouts, self.at_sites)
         for unit in units:
             met = tuple(f for f in factors if f.sites & unit.sites)

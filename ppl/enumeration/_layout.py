@@ -102,6 +102,8 @@ def mixing(uses: Iterable[Relation], axes: Collection[int]) -> str:
 
 def digits(layout: Layout, length: int) -> Array:
     """The state that each window of a chain, by place, shows at each step, shape (windows, steps)."""
+    # A window is a number of lag + 1 digits in base num_states, the first place the most significant; step t is at place
+    # t mod (lag + 1).
     window = jnp.arange(layout.size)[:, None]
     place = (jnp.arange(length) % (layout.lag + 1))[None]
     return window // layout.num_states ** (layout.lag - place) % layout.num_states
@@ -111,6 +113,7 @@ def states(site: StrategySite, layout: Layout) -> np.ndarray:
     """The support's value of each joint element in each state, shape (states, elements)."""
     elements = math.prod(site.sizes[i] for i in layout.joint)
     assert site.num_values is not None
+    # All combinations, the last element changing fastest: [elements, k, ..., k] -> [k ** elements, elements].
     found = np.indices((site.num_values,) * elements)  # of no element: one state
     return found.reshape(elements, site.num_values**elements).T
 

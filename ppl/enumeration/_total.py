@@ -88,17 +88,20 @@ def _named(
 ) -> tuple[dict[int, set[int]], dict[Axis, str]]:
     """Joint axes of each site, and the name of every axis of sites and factors."""
     sizes: dict[Any, int] = {**ranks} | {i: len(s.sizes) for i, s in sites.items()}
+    # Union-find by sets: an axis and all axes that are the same one share one set object.
     groups: dict[Axis, set[Axis]] = {(o, a): {(o, a)} for o, n in sizes.items() for a in range(n)}
     joint: dict[int, set[int]] = {i: set() for i in sites}
     links = [
         (n, i, a, link) for n, r in relations.items() for i in r for a, link in enumerate(r[i])
     ]
     for name, i, a, link in links:
+        # A factor that mixes the elements along an axis sees all of them: their states are combined.
         if link.lag is None:
             joint[i].add(a)
             continue
         assert isinstance(link.axis, int)
         union = groups[(i, a)] | groups[(name, link.axis)]
+        # Two axes of one owner would be one axis of its array: a diagonal, which no array axis can be.
         if len({owner for owner, _ in union}) < len(union):
             joint[i].add(a)
         else:
@@ -130,6 +133,8 @@ class _Planner:
         """
         labels = {n: tuple(self.names[x] for x in self.names if x[0] == n) for n in self.relations}
         factors = [(frozenset(r), frozenset(labels[n])) for n, r in self.relations.items() if r]
+        # Where no order exists, the cheapest way out joins more elements, and the search begins anew; it ends, since joint axes
+        # only grow.
         while True:
             chains = self._chains()
             try:
@@ -168,6 +173,7 @@ class _Planner:
         Raises:
             Intractable: chains in one recursion have different axes.
         """
+        # Sites without time are units of their own; chains along one time that some factor ties together step together.
         groups: list[tuple[list[int], str | None]] = [
             ([i], None) for i in self.sites if i not in chains
         ]
@@ -179,6 +185,7 @@ class _Planner:
             groups += [(group, time) for group in recursions(met, chains, among)]
         units = []
         for group, time in groups:
+            # One recursion runs over arrays of one shape: an axis that only some of its chains have is no axis of it.
             axes = {i: frozenset(self._free(i)) for i in group}
             shared = frozenset.intersection(*axes.values())
             if own := {i: a - shared for i, a in axes.items() if a != shared}:
@@ -219,6 +226,7 @@ def sum_product(
     """Sum all units out; returns factors without sites, whose arrays add up to the log of the total."""
     live, logs = list(factors), LogWeights(kind, key)
     for number, unit in enumerate(order):
+        # sum_z prod_n f_n = prod_{n without z} f_n * sum_z prod_{n with z} f_n
         met = [_folded(f, unit, layouts) for f in live if f.sites & unit.sites]
         if met:  # else nothing depends on these sites, not even a density
             live = [f for f in live if not f.sites & unit.sites]
@@ -232,6 +240,7 @@ def _folded(factor: Factor, unit: Unit, layouts: Layouts) -> Factor:
     gone = [n for n, a in enumerate(factor.axes) if a not in unit.axes]
     if isinstance(array, Split) and 0 in gone:
         array = whole_at(array, len(own), chains_of(own, layouts, factor.axes[0]))
+    # A product over rows is a sum of logarithms.
     array = jax.tree.map(lambda x: x.sum([len(own) + n for n in gone]), array)
     axes = tuple(a for a in factor.axes if a in unit.axes)
     return dataclasses.replace(factor, axes=axes, array=array)
@@ -243,6 +252,7 @@ def _without(unit: Unit, met: Sequence[Factor], layouts: Layouts, logs: LogWeigh
     if unit.time is None:
         joined = product(met, tuple(dict.fromkeys(found)), layouts, logs)
         return sum_out(joined, unit.sites, layouts, logs)
+    # A chain: all factors as arrays [windows of all sites, time, other axes], and the forward recursion over time.
     sites, axes = sites_of(met), tuple(dict.fromkeys([unit.time, *found]))
     arrays = [aligned(f, sites, axes, layouts, unit.time) for f in met]
     own = ordered(sites)

@@ -76,6 +76,7 @@ class Costs:
             begun, total = (begun, total) if part is None else (part.members, part.total)
         for j in sorted(members - begun):
             dims = self.terms.dims(self.program.dimensions.kept[j])
+            # Weights hold the probabilities of states: E over enumerated sites that this one does not see is a sum.
             gone = tuple(a for a, dim in enumerate(dims) if dim not in own)
             array = terms[j].sum(gone)
             total = total + _to_elements(
@@ -96,6 +97,7 @@ class Costs:
             sizes = [site.sizes[i] for i in joint]
             check_replay(site, joint, [program.relations[j][index] for j in members])
             mask = None
+            # One row of the mask for each joint element: the replay of row e replaces element e and keeps all others.
             if joint:
                 mask = jnp.eye(math.prod(sizes), dtype=bool).reshape(
                     -1, *[n if i in joint else 1 for i, n in enumerate(site.sizes)]
@@ -176,6 +178,8 @@ def _to_elements(
         num_joint = len(joint)
     else:
         num_joint = 0
+    # array [dims, replayed elements, axes of the term]; a letter for each axis. A link says which axis of the term shows the
+    # site's element axis i: aligned ones are kept, causal ones are summed from each step on, all others summed out.
     first = num_dims + num_joint
     letters = {axis: first + axis for axis in range(array.ndim - first)}
     used: dict[int, int] = {}

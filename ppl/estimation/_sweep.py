@@ -118,6 +118,8 @@ class Sweep:
         return self._run(base, key, key_dims, in_loop=True)
 
     def _run(self, base: Base, key: Any, key_dims: Sequence[int], *, in_loop: bool) -> list[Any]:
+        # One vmap for each digit of each dimension, the outermost first: values [digits of their own dims, ...] lose an axis at
+        # each level that they have, and `base` sees one state.
         levels = self._opened(self.dims)
         sizes = self._shape(self.dims)
         by_key = self._opened(key_dims)
@@ -135,6 +137,7 @@ class Sweep:
                 axis_size=sizes[depth],
             )(key, values)
 
+        # The digits of a chain are one axis of windows again: [digits, ..., rest] -> [dims, rest]; of a `Split` time is in front.
         dims = tuple(self.sizes[dim] for dim in self.dims)
 
         def joined(x: Any) -> Any:

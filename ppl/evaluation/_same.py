@@ -120,6 +120,7 @@ def known_number(eqn: Any, args: list[Any]) -> Any:
     name, out = eqn.primitive.name, eqn.outvars[0].aval
     if name not in _KNOWN or not _is_countable(out.dtype):
         return None
+    # Integers in the states of one site, [states], or everywhere, []: NumPy's broadcasting does both.
     states = {a.states.name for a in args if isinstance(a, Same) and a.states}
     numbers = [_numbers(a) for a in args]
     if len(states) > 1 or any(n is None or not _is_countable(n.dtype) for n in numbers):
@@ -170,6 +171,7 @@ def _slice(eqn: Any, args: list[Any]) -> list[Any] | None:
     sizes = eqn.params["slice_sizes"]
     if isinstance(operand, Same):
         return None
+    # table[k] with k = 0, 1, ..., n - 1 in the n states of its site is the table itself, with the states in front.
     axes = [a for a, n in enumerate(sizes) if n != operand.shape[a]]
     if (
         len(axes) != 1
@@ -187,6 +189,7 @@ def _row(operand: Array, number: Array, axis: int) -> Array:
 
     @row.def_vmap
     def _(size: int, batched: list[bool], operand: Array, number: Array) -> tuple[Array, bool]:
+        # A vmap over anything else than the number's own site keeps looking; the one over its states moves the axis in front.
         if not batched[1]:
             return _row(operand, number, axis + 1), True
         if batched[0]:
@@ -229,6 +232,7 @@ def _gather(eqn: Any, operand: Array, indices: Same) -> Any:
             mode=eqn.params["mode"],
             fill_value=eqn.params["fill_value"],
         )
+    # Put the axes of the one slice where the gather's output has them, and broadcast it over the rows of indices.
     rows = [a for a in range(len(shape)) if a not in numbers.offset_dims]
     places = dict(zip(batched, (rows[i] for i in numbers.start_indices_batching_dims), strict=True))
     offsets = iter(numbers.offset_dims)

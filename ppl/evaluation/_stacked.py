@@ -88,7 +88,7 @@ def _number(eqns: Sequence[Any]) -> int:
     return len(eqns) + sum(_number(jaxpr.eqns) for jaxpr in inner)
 
 
-class Sum(NamedTuple):
+class StackedSum(NamedTuple):
     """In place of a chain of additions of scalars."""
 
     invars: list[Any]
@@ -113,7 +113,7 @@ def _with_long_sums(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
     long = {v: found for v, found in terms.items() if len(found) >= LEAST_MEMBERS}
     gone = {w for v in long for w in inside[v] if w is not v}
     return [
-        Sum(long[v], [v]) if v in long else eqn
+        StackedSum(long[v], [v]) if v in long else eqn
         for eqn in eqns
         if (v := eqn.outvars[0] if eqn.outvars else None) not in gone
     ]
@@ -196,7 +196,7 @@ def _numbered(things: Sequence[Any]) -> list[int]:
 
 def _signature(eqn: Any, texts: dict[int, tuple[Any, Any]]) -> Any:
     """What alike equations have in common; None where one is to run as it stands."""
-    if isinstance(eqn, Sum) or eqn.effects or holds_marker(eqn) or _holds(eqn, _ALONE):
+    if isinstance(eqn, StackedSum) or eqn.effects or holds_marker(eqn) or _holds(eqn, _ALONE):
         return None
     name, params = eqn.primitive.name, dict(eqn.params)
     if name in CUSTOM:
@@ -237,7 +237,7 @@ def _hashable(param: Any, texts: dict[int, tuple[Any, Any]]) -> Any:
     return texts[id(param)][0]
 
 
-class _Row(NamedTuple):
+class _StackedRow(NamedTuple):
     """One member's part of a stack."""
 
     stack: Any
@@ -248,7 +248,7 @@ class _Stacks(Interpreter):
     """An evaluation whose values may be rows of stacks.
 
     Attributes:
-        env: variable -> value, or `_Row`.
+        env: variable -> value, or `_StackedRow`.
     """
 
     def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> None:
@@ -262,7 +262,7 @@ class _Stacks(Interpreter):
 
     def read(self, atom: Any) -> Any:
         found = self._short(atom)
-        if isinstance(found, _Row):
+        if isinstance(found, _StackedRow):
             if id(found.stack) not in self._apart:
                 self._apart[id(found.stack)] = found.stack, _barrier(found.stack)
             _, stack = self._apart[id(found.stack)]
@@ -292,10 +292,12 @@ class _Stacks(Interpreter):
             axes = tuple(axis for _, axis in operands)
             found = jax.vmap(lambda *args: bind(first, list(args)), axes)(*(x for x, _ in operands))
         for at, eqn in enumerate(members):
-            self.env.update({v: _Row(x, at) for v, x in zip(eqn.outvars, found, strict=True)})
+            self.env.update(
+                {v: _StackedRow(x, at) for v, x in zip(eqn.outvars, found, strict=True)}
+            )
 
     def _single(self, eqn: Any) -> None:
-        if isinstance(eqn, Sum):
+        if isinstance(eqn, StackedSum):
             found = [self._sum(eqn.invars)]
         elif eqn.primitive.name == "stack" and eqn.params["axis"] == 0:
             found = [jnp.concatenate([self._joined(part) for part in self._parts(eqn.invars)])]
@@ -314,11 +316,11 @@ class _Stacks(Interpreter):
     def _sum(self, terms: list[Any]) -> Any:
         rows = self._in_order([[v] for v in terms], lambda atoms: atoms)
         parts = list(self._parts([v for [v] in rows]))
-        single = [part[0] for part in parts if not isinstance(part[0], _Row)]
+        single = [part[0] for part in parts if not isinstance(part[0], _StackedRow)]
         # One number may be the term of many.
         times = collections.Counter(map(id, single))
         found = [times[number] * x for number, x in {id(x): x for x in single}.items()]
-        stacks = [part for part in parts if isinstance(part[0], _Row)]
+        stacks = [part for part in parts if isinstance(part[0], _StackedRow)]
         return sum([jnp.sum(self._joined(part)) for part in stacks] + found)
 
     def _in_order(
@@ -328,7 +330,7 @@ class _Stacks(Interpreter):
         numbers: dict[int, int] = {}
 
         def place(member: Any) -> Any:
-            rows = [x for x in map(self._short, atoms_of(member)) if isinstance(x, _Row)]
+            rows = [x for x in map(self._short, atoms_of(member)) if isinstance(x, _StackedRow)]
             stacks = tuple(numbers.setdefault(id(x.stack), len(numbers)) for x in rows)
             return len(rows), stacks, tuple(x.at for x in rows)
 
@@ -358,21 +360,21 @@ class _Stacks(Interpreter):
 
     def _parts(self, atoms: Sequence[Any]) -> Iterator[list[Any]]:
         """Values that follow each other, rows of one stack together."""
-        stack = lambda x: id(x.stack) if isinstance(x, _Row) else None
+        stack = lambda x: id(x.stack) if isinstance(x, _StackedRow) else None
         for kind, values in itertools.groupby(map(self._short, atoms), stack):
             found = list(values)
             yield from [found] if kind else [[x] for x in found]
 
     def _joined(self, part: list[Any]) -> Any:
         """Such values with an axis of theirs in front."""
-        if not isinstance(part[0], _Row):
+        if not isinstance(part[0], _StackedRow):
             return jnp.expand_dims(part[0], 0)
         stack, rows = part[0].stack, np.array([x.at for x in part])
         return stack if np.array_equal(rows, np.arange(len(stack))) else _rows(stack, rows)
 
 
 def _is_same(x: Any, y: Any) -> bool:
-    if isinstance(x, _Row) and isinstance(y, _Row):
+    if isinstance(x, _StackedRow) and isinstance(y, _StackedRow):
         return x.stack is y.stack and x.at == y.at
     return x is y
 

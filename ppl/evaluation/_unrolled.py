@@ -81,6 +81,7 @@ def elementwise(eqn: Any, args: list[Any]) -> list[Any]:
         seen = [a.older(age) if isinstance(a, Split) else a for a in args]  # type: ignore[misc]
         return elementwise(eqn, seen)[0]
 
+    # Steps apart one by one, the later ones in one call.
     first = [at(s, s + 1) for s in range(count)]
     return [Split(first, at(count, shape[0]), shape[0], start, older)]
 
@@ -146,10 +147,12 @@ class _UnrolledLoop:
         self.xs = args[num_consts + num_carry :]
         windows = [f for f in forced.values() if isinstance(f, Windows)]
         self.states = [value for f in windows for value in f.values]
+        # Sites whose value is replaced in all elements: what computes it is not run, and dependence ends there.
         self.cut = {i for i, f in forced.items() if isinstance(f, Windows) or f.mask is None}
         self.read = self.body.jaxpr.outvars
         self.variables = self.body.jaxpr.invars[num_consts:]
         self.needs = _needs(self.body.jaxpr, self.variables, self.cut)
+        # A carry that the body hands on unchanged is a constant of the loop.
         self.constant = {j for j in range(num_carry) if self.read[j] is self.variables[j]}
         self.changing = {j for j in range(num_carry) if j not in self.constant}
         self.depths = {n: self._depth(n) for n, is_wanted in enumerate(wanted) if is_wanted}
@@ -162,6 +165,7 @@ class _UnrolledLoop:
         wanted = list(self.depths) if wanted is None else wanted
         for depth in {self.depths[n] for n in wanted}:
             members = [n for n in wanted if self.depths[n] == depth]
+            # The first `depth` steps see the initial carry and stand apart, unless that carry is a state of the chain.
             if age and depth and self.start:
                 raise NeedsLoop  # the state before the first step has no older digits
             apart = 0 if self.start else depth
@@ -186,6 +190,8 @@ class _UnrolledLoop:
 
     def _depth(self, output: int) -> int:
         """How many steps back an output of the body sees the initial carry."""
+        # Carries read by the output at step t are outputs of step t - 1, which read carries of t - 1, ...: after `depth` rounds
+        # none is left, since sites are forced; a carry that depends on itself never ends.
         depth, met = 0, self.needs[output] & self.changing
         while met:
             depth += 1
@@ -220,6 +226,7 @@ class _UnrolledLoop:
         if carry in self.constant or start == 0 and not self.start:
             dtype = self.variables[carry].aval.dtype
             return jnp.asarray(whole(self.init[carry]), dtype)[None]
+        # The carry into step t is the body's output at t - 1, in which each digit is one step older.
         if start == 0:
             return self._at([carry], 0, 1, age + 1)[0]
         return self._at([carry], start - 1, stop - 1, age + 1)[0]
@@ -249,6 +256,7 @@ class _UnrolledLoop:
                 inputs.append(seen.steps(start, stop))
             else:
                 inputs.append(None if x is None else x[start:stop])
+        # inputs: [steps, ...], or [1, ...] where they are the same at all steps.
         moves = [x is not None and size > 1 and len(x) == size for x in inputs]
 
         def once(read: list[Any]) -> list[Any]:
@@ -276,6 +284,7 @@ class _UnrolledLoop:
             held = self.consts, still, fixed
             return at_all_steps(one, size, (moving, given), held, self.states)
 
+        # What depends on an input that moves is evaluated at each step, all else once.
         seeds = {v for v, m in zip(self.variables, moves, strict=True) if m}
         moving = set(given) if size > 1 else set()
         return _sorted(read, _dependents(self.body.jaxpr, seeds, self.cut, moving), once, each)

@@ -119,6 +119,7 @@ class Basis:
         live = self.live()
         forms = [*live.values(), value]
         values = list(map(Shaped.of, forms))
+        # At most half as many numbers are still read as the basis has columns: their law takes its place, each its own column.
         if 2 * sum(x.size for x in values) > self.belief.size:
             return value
         self.tell({*live, id(value)})
@@ -132,6 +133,7 @@ class Basis:
         assert self.belief is not None
         rows, size = self.belief.mean.shape[:-1], self.belief.size
         none = jnp.zeros((*rows, 0, size))  # nothing may be asked for
+        # The values in one vector: const [*rows, m], matrix [*rows, m, n].
         const = jnp.concatenate(
             [jnp.zeros((*rows, 0)), *(flat(f.const, f.rows) for f in forms)], -1
         )

@@ -61,6 +61,8 @@ def joined(steps: Step, start: Belief) -> tuple[Belief, Affine, Affine]:
         steps: stacked along a leading axis of time.
         start: of x before the first step.
     """
+    # The joint basis is [x_0; u_1; ...; u_T], n + T k numbers. The scan writes every number as an affine map of it: step t puts
+    # its own noise's columns at n + t k and multiplies the map of x so far by A.
     num_steps, size = steps.new.const.shape[0], steps.new.const.shape[-1]
     own = steps.new.matrix.shape[-1] - size
     columns = size + num_steps * own
@@ -88,6 +90,7 @@ def joined(steps: Step, start: Belief) -> tuple[Belief, Affine, Affine]:
     last, (seen, read, asked) = jax.lax.scan(step, first, (jnp.arange(num_steps), steps))
     belief = start.with_noise(num_steps * own).whole()
 
+    # [T, *rows, m] -> [*rows, T m]: the numbers of all steps beside one another.
     def merged(x: Affine) -> Affine:
         const = jnp.moveaxis(x.const, 0, -2)
         matrix = jnp.moveaxis(x.matrix, 0, -3)
@@ -97,6 +100,7 @@ def joined(steps: Step, start: Belief) -> tuple[Belief, Affine, Affine]:
     if many.const.shape[-1]:
         beside = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*rows, -1), steps.beside)
         belief = belief.read(beside, *many)
+    # w - W [x; u] = v ~ N(0, 1): all observations of all steps are met at once, whitened already.
     looks = merged(seen)
     if looks.const.shape[-1]:
         ones = Noise(jnp.ones((*looks.const.shape, 1, 1), looks.const.dtype))
@@ -121,6 +125,7 @@ class Element(NamedTuple):
 
 def filtered(steps: Step, start: Belief) -> Belief:
     """The beliefs of x before the first step, and after each one, given what was seen until then: a leading axis of T + 1."""
+    # The first element forgets what is before it: x_0 ~ N(mean, root root') whatever x, and nothing is seen.
     blank = jnp.zeros_like(start.root)
     nothing = jnp.zeros((*start.mean.shape[:-1], start.mean.shape[-1] + 1), start.mean.dtype)
     look = jnp.zeros((*start.mean.shape, nothing.shape[-1]), nothing.dtype)
@@ -146,6 +151,7 @@ def _prefixes(elements: Element) -> Element:
     number = len(elements.shift)
     index = jnp.arange(number)
 
+    # After the round of distance d, element i is the composition of the elements i - 2 d + 1, ..., i (from 0 on).
     def step(x: Element, distance: Array) -> tuple[Element, None]:
         before = jax.tree.map(lambda a: jnp.roll(a, distance, 0), x)
         more = jax.vmap(_after)(before, x)
@@ -165,6 +171,7 @@ def _element(step: Step) -> Element:
     """
     new, seen, size = step.new, step.seen, step.new.const.shape[-1]
     noise, moved = new.matrix[..., size:], new.matrix[..., :size]
+    # Transposed, so that rows are coordinates: W_u' [k, m], W_x' [n, m], w' [1, m].
     u, x = seen.matrix[..., size:].mT, seen.matrix[..., :size].mT
     own = u.shape[-2]
     unit = jnp.broadcast_to(jnp.eye(own, dtype=u.dtype), (*u.shape[:-1], own))
@@ -175,6 +182,7 @@ def _element(step: Step) -> Element:
     gain = free_solved(joint[..., :own, :own], noise.mT).mT  # of x' on t - V x
     left = joint[..., own:, :own]
     told = _square(joint[..., own:, own:])
+    # x' = c + A_x x + A_u u with u = U^-1 (t - V x) + U^-1 e: F = A_x - G V, b = c + G t, C^1/2 = G for G = A_u U^-1.
     return Element(
         moved - gain @ left[..., :-1, :].mT,
         new.const + times(gain, left[..., -1, :]),
@@ -199,11 +207,13 @@ def _after(first: Element, second: Element) -> Element:
     With M = C^1/2' Z, 1 + M M' = L L' and 1 + M' M = R R', products stay as large as M, not as its square: the gain is
     C^1/2 L^-T (L^-1 M).
     """
+    # y = x after the first steps has the law N(F x + b, C); the second ones tell of it exp(-|z - Z' y|^2 / 2).
     met = first.root.mT @ second.look
     left, right = (_lower_beside_unit(x) for x in (met, met.mT))
     inner = solved(left, first.root.mT, is_lower=True).mT
     gain = inner @ solved(left, met, is_lower=True)
     away = second.seen - times(second.look.mT, first.shift)
+    # What the second ones tell of x: z - Z' b - Z' F x is N(0, 1 + M' M), whitened by R; beside it what the first ones tell.
     told = jnp.concatenate([first.move.mT @ second.look, away[..., None, :]], -2)
     told = solved(right, told.mT, is_lower=True).mT
     before = jnp.concatenate([first.look, first.seen[..., None, :]], -2)

@@ -125,6 +125,8 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
     eqn = at_full_precision(eqn)
     columns = max(args[i].coefs.shape[0] for i in uncertain)
     consts = [x.const if isinstance(x, Form) else x for x in args]
+    # f(const + sum_d coefs_d b_d) = f(const) + sum_d f_0(coefs_d) b_d, where f_0 is f with everything else at 0: one call for
+    # the constant, one vmap over columns for the coefficients.
     base = bind(eqn, consts)
     # What stands beside an uncertain operand in a sum has no part in the coefficients.
     silent = [
@@ -192,6 +194,7 @@ def rows_of(eqn: Any, args: Sequence[Any]) -> list[tuple[int, ...]]:
     rows = [getattr(x, "rows", ()) for x in args]
     if not any(rows):
         return [()] * len(eqn.outvars)
+    # The rows of the basis as one source with an axis each: the rule of the primitive says where its axes go.
     operands: list[Relations] = [{0: tuple(map(aligned, r))} if r else {} for r in rows]
     found = []
     for relations in relations_of_axes(eqn, operands):

@@ -209,6 +209,8 @@ class Integrator(Basis):
         dtype = statement.aval.dtype
         const = jnp.asarray(mean.const if isinstance(mean, Form) else mean, dtype)
         noise = noise_of(self._reading(fn), rows).root.astype(dtype)
+        # x = mean + L u with u ~ N(0, 1) new numbers of the basis: the coefficients of the mean for the n old columns, and behind
+        # them those of L, [size, *shape].
         start, size = self.size, noise.shape[-1]
         check_size(self.label, statement, start + size)
         if self.belief is None:
@@ -226,6 +228,8 @@ class Integrator(Basis):
         self.has_changed = True
         belief, rows, reading = self.belief, mean.rows, self._reading(fn)
         assert belief is not None
+        # The observation x = c + A basis + noise: its law given all before is N(c + A m, seen seen' + noise noise'), where
+        # seen = A root, [*rows, m, k]; NaN where rounding may have moved its mean by more than a part of its scale.
         noise, matrix = noise_of(reading, rows), matrix_of(mean, belief.size)
         belief = belief.whole()
         seen = belief.seen(matrix)

@@ -94,6 +94,7 @@ def split(
         if parts is None:
             terms.append(Term(atom, tuple(paths)))
             continue
+        # sum over paths of c * x with x = sum_i s_i f_i x_i: each path goes on to every part, with its sign and factor.
         for part, sign, factors in parts:
             new = [(sign * s, (*f, *factors)) for s, f in paths]
             if isinstance(part, Literal):  # literals are unhashable and may repeat

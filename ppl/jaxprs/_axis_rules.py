@@ -79,6 +79,8 @@ def _broadcast(eqn: Any, operands: list[Relations]) -> list[Relations]:
 def _reshape(eqn: Any, operands: list[Relations]) -> list[Relations]:
     source, target = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
 
+    # An axis stays one where the target has an axis of its size with as many elements in front: row-major order then keeps the
+    # elements of both in step. All other axes are mixed.
     def axis_of(a: int) -> int | None:
         before = math.prod(source[:a])
         for b, size in enumerate(target):
@@ -145,6 +147,7 @@ def _cumulative(eqn: Any, operands: list[Relations]) -> list[Relations]:
     axis = eqn.params["axis"]
     if eqn.params.get("reverse"):
         return _along(eqn, operands, axis)
+    # Element t of a cumulative sum sees the elements up to t: aligned becomes causal.
     return [
         {
             source: tuple(causal(axis) if link.axis == axis else link for link in relation)
@@ -183,6 +186,7 @@ def _pad(eqn: Any, operands: list[Relations]) -> list[Relations]:
 def _dot_general(eqn: Any, operands: list[Relations]) -> list[Relations]:
     contract, batch = eqn.params["dimension_numbers"]
     num_batch = len(batch[0])
+    # Axes of a product: batch axes, then free axes of the left operand, then those of the right one. Contracted ones are mixed.
     free = [
         [a for a in range(len(shape_of(v))) if a not in contract[i] and a not in batch[i]]
         for i, v in enumerate(eqn.invars[:2])
@@ -204,6 +208,7 @@ def _dot_general(eqn: Any, operands: list[Relations]) -> list[Relations]:
 def _gather(eqn: Any, operands: list[Relations]) -> list[Relations]:
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     source, ndim = shape_of(eqn.invars[0]), len(shape_of(eqn.outvars[0]))
+    # Output axes are those of slices (`offset_dims`) and, in the other places, those of the indices.
     batch_out = [a for a in range(ndim) if a not in numbers.offset_dims]
     collapsed = set(numbers.collapsed_slice_dims) | set(numbers.operand_batching_dims)
     kept = [a for a in range(len(source)) if a not in collapsed]
@@ -227,6 +232,7 @@ def _gather(eqn: Any, operands: list[Relations]) -> list[Relations]:
 def _convolution(eqn: Any, operands: list[Relations]) -> list[Relations]:
     numbers = eqn.params["dimension_numbers"]
     lhs, out = numbers.lhs_spec[0], numbers.out_spec[0]
+    # The batch axis of images stays; every output of one image may see all of its pixels and channels.
     images = move(operands[0], lambda a: out if a == lhs else None, "convolution")
     kernel = move(operands[1], lambda _: None, "convolution")
     if eqn.params["batch_group_count"] != 1:

@@ -117,6 +117,7 @@ class Analysis:
             (self.supports, facts[1 + count :]),
         ):
             table[index] = _join_sources([table.get(index, NOTHING), *part])
+        # The element axes of a site: the time of each scan around it, outermost first, then its own.
         time = tuple(aligned(Time(s)) for s in self._scans)
         relation = time + tuple(aligned(a) for a in range(len(shape_of(eqn.outvars[0]))))
         found, noise = self._draws.get(index, (REALS, frozenset([index])))
@@ -131,6 +132,7 @@ class Analysis:
             _unnamed(facts[num_consts : num_consts + num_carry]),
             _unnamed(facts[num_consts + num_carry :]),
         )
+        # Inside of the body the leading axis of xs is the scan's time, and the other axes move one to the front.
         scan = next(self._scan_ids)
         into = lambda a: a - 1 if a else Time(scan)
         xs = [f._replace(relations=move(f.relations, into, "scan")) for f in xs]
@@ -139,6 +141,8 @@ class Analysis:
         )
         if eqn.params["reverse"]:  # "causal" would run backwards: mix time instead
             xs = [closed(f, None) for f in xs]
+        # A fixed point over the steps: a carry also holds what the step before has made, seen one step later ("causal"). Facts
+        # only grow, and ranges are widened, so that it ends.
         self._scans.append(scan)
         while True:
             outs = self._call(eqn.params["jaxpr"], [*consts, *carry, *xs])
@@ -151,6 +155,7 @@ class Analysis:
         carry = [closed(f, None) for f in carry]
         # A carry that leaves after the last step also holds that step's own values.
         last = [closed(f, None) for f in outs[:num_carry]]
+        # Stacked outputs have time as their axis 0, their own axes behind it.
         ys = []
         for fact in outs[num_carry:]:
             shifted = fact._replace(
@@ -160,6 +165,7 @@ class Analysis:
         return [join_facts([a, b]) for a, b in zip(carry, last, strict=True)] + ys
 
     def _cond(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
+        # Any branch may be taken: what one of them may do, the result may.
         branches = [self._call(b, facts[1:]) for b in eqn.params["branches"]]
         return [_chosen(facts[0], outs) for outs in zip(*branches, strict=True)]
 
@@ -176,6 +182,7 @@ class Analysis:
             if joined == carry:
                 break
             carry = joined
+        # How many rounds there are depends on the condition: all axes mix, and its sources are sources of the result.
         stop = self._call(eqn.params["cond_jaxpr"], [*cond, *carry])[0]
         relations = [move(f.relations, lambda _: None, "while") for f in carry]
         return [

@@ -101,7 +101,7 @@ def line_of(eqn: Any, args: Sequence[KnownValue], s: int, *, is_positive: bool) 
     if any(line is not None and line.function for line in lines):
         return None
     if name == "neg":
-        return first._replace(offset=-first.offset, slope=-first.slope, is_bare=False)
+        return first._replace(offset=-first.offset, slope=-first.slope, is_bare=False)  # -(o + s x)
     if name in INVERSES:
         if name == "log" and not (first.is_bare and is_positive):
             return None
@@ -111,6 +111,7 @@ def line_of(eqn: Any, args: Sequence[KnownValue], s: int, *, is_positive: bool) 
     if (name == "mul" and None in lines) or (
         name == "div" and lines[0] is not None and lines[1] is None
     ):
+        # (o + s x) c or (o + s x) / c, where c is no function of the site.
         other = args[1 if lines[0] is not None else 0].value
         by = (lambda x: x * other) if name == "mul" else (lambda x: x / other)
         return _full(first._replace(offset=by(first.offset), slope=by(first.slope)), shape)

@@ -104,6 +104,7 @@ class DisARM(Antithetic):
     name = "disarm"
 
     def weight(self, uniforms: Array, sticks: Array) -> Array:
+        # b - b' is not 0 only where u or 1 - u alone is below p, which has probability 2 min(p, 1 - p).
         step = (uniforms < sticks) * 1.0 - (1 - uniforms < sticks)
         return step * 0.5 / _positive(jnp.minimum(sticks, 1 - sticks))
 
@@ -122,6 +123,7 @@ class ARM(Antithetic):
 
     def weight(self, uniforms: Array, sticks: Array) -> Array:
         spread = sticks * (1 - sticks)
+        # 1/2 - u belongs to the derivative in the logit, and d logit / dp = 1 / (p (1 - p)).
         return jnp.where(spread > 0, 0.5 - uniforms, 0.0) / _positive(spread)
 
 
@@ -134,6 +136,7 @@ def _sticks(base: dist.Distribution) -> Array:
     probs = jnp.asarray(getattr(base, "probs"))  # noqa: B009, not every distribution has them
     if type(base).__name__ in BERNOULLI:
         return probs[..., None]
+    # v_c = p_c / sum_{j >= c} p_j, the sums from the end on.
     tail = jnp.flip(jnp.cumsum(jnp.flip(probs, -1), -1), -1)[..., :-1]
     return jnp.where(tail > 0, probs[..., :-1] / _positive(tail), 0.0)
 

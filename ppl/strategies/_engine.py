@@ -149,6 +149,7 @@ class Engine(Recorder):
                 f"Site '{msg['name']}' got its value from a handler inside the program (substitute or "
                 "replay), so its draw has no strategy. Use ppl.condition or ppl.intervene."
             )
+        # 1. Which strategy, and which key: that of the region and the site's address, so that a replay has the same noise.
         address = self._address(msg)
         strategy, why = self._choose(msg, address)
         assert self.frame.key is not None
@@ -160,6 +161,7 @@ class Engine(Recorder):
         is_known = not strategy.is_pathwise or is_known_sampler(fn)
         if not is_known:  # parameters may move a threshold across its noise
             key = mark_key(key, SAMPLER + address)
+        # 2. The draw.
         try:
             if strategy.is_pathwise and strategy.draws_from_law:
                 (draw, intermediates), noise = fn.sample_with_intermediates(key), None
@@ -174,6 +176,8 @@ class Engine(Recorder):
             draw = stop(draw)  # the sampler would add a derivative of its own
         # One index per address: a site that stands in both branches of a cond is one site.
         index = self.indices.setdefault(address, len(self.indices))
+        # 3. The marker: an equation of `site_p` whose result is the value, with the law's parameters and the support's ends as
+        # operands, so that the analysis sees what moves them.
         support = support_of_law(base)
         # What is drawn without noise is marked in every state as well, by the key.
         edges = [support.edges, key] if isinstance(base, dist.Delta) else support.edges
@@ -183,6 +187,7 @@ class Engine(Recorder):
         msg["value"], msg["intermediates"] = value, intermediates
         if support.is_discrete and jnp.issubdtype(value.dtype, jnp.floating):
             self.relaxed[msg["name"]] = strategy.name
+        # 4. The log-density at the marked value: a replay with another value then has its own.
         if not strategy.is_weighted:  # else the value is another law's draw
             fn, base = at_own_draw(fn, value), at_own_draw(base, value)
         try:
@@ -197,6 +202,7 @@ class Engine(Recorder):
                 f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed ({err}). Correct the value, the "
                 "law's arguments, or its log_prob."
             ) from err
+        # 5. What is static goes to `sites`, what are arrays to `numbers`, which leave regions stacked.
         values = support_of(base) if strategy.kind == "enumerated" else None
         fixed = strategy.fixed_parameters(base)
         self.frame.infos[address] = describe(msg)

@@ -39,6 +39,7 @@ def _bernoulli(draw: Draw, _: Array) -> list[Triple]:
 def _normal(draw: Draw, key: Array) -> list[Triple]:
     loc, scale = draw.parameter("loc"), draw.parameter("scale")
     k1, k2, k3, k4 = jax.random.split(key, 4)
+    # d N(x; loc, scale) / d loc = (x - loc) / scale^2 N(x): its positive part is a Rayleigh law times 1 / (scale sqrt(2 pi)).
     rayleigh = jnp.sqrt(2 * jax.random.exponential(k1, draw.shape))
     # Double-sided Maxwell: sign times the norm of a Gaussian 3-vector; x- = mean + U (x+ - mean) is Gaussian.
     maxwell = jnp.linalg.norm(jax.random.normal(k2, (*draw.shape, 3)), axis=-1)
@@ -53,18 +54,21 @@ def _normal(draw: Draw, key: Array) -> list[Triple]:
 
 
 def _poisson(draw: Draw, _: Array) -> list[Triple]:
+    # d Poisson(k; rate) / d rate = Poisson(k - 1; rate) - Poisson(k; rate)
     rate = draw.parameter("rate")
     return [Triple(rate, jnp.ones_like(rate), draw.value + 1, None)]
 
 
 def _binomial(draw: Draw, key: Array) -> list[Triple]:
     p, n = draw.parameter("probs"), draw.parameter("total_count")
+    # d Binomial(n, p) / dp = n (1 + Binomial(n - 1, p) - Binomial(n - 1, p)), both with the same draw.
     fewer = dist.Binomial(jnp.maximum(n - 1, 0), p).sample(key).astype(draw.value.dtype)
     return [Triple(p, n.astype(p.dtype), jnp.minimum(fewer + 1, n).astype(draw.value.dtype), fewer)]
 
 
 def _geometric(draw: Draw, key: Array) -> list[Triple]:
     p = draw.parameter("probs")
+    # d p (1 - p)^k / dp = (1 / p) (Geometric(p) - the law of 1 + the failures before the second success)
     second = dist.GeometricProbs(p).sample(key).astype(draw.value.dtype)
     return [Triple(p, 1 / p, None, 1 + draw.value + second)]
 
@@ -159,6 +163,7 @@ class MVD(Strategy):
             is_void = (probs == 0) & ~jnp.isfinite(costs)
             differences = jnp.where(is_void, 0.0, costs - downstream.cost[..., None])
             return ((probs - stop(probs)) * differences).sum(-1)
+        # d E[f] / d theta = c (f(x+) - f(x-)), one pair for each parameter; None: the cost at the draw is known already.
         total = jnp.zeros(())
         for theta, c, plus, minus in local:
             if minus is None:

@@ -66,6 +66,7 @@ class LeaveOneOut(Baseline):
         return self.num_samples
 
     def value(self, downstream: Downstream) -> Array:
+        # cost: [replicates, ...]. The other replicates are independent of this one, so that E[b d log p] = 0.
         cost, n = downstream.cost, downstream.num_replicates
         return (cost.sum(0, keepdims=True) - cost) / (n - 1)
 
@@ -92,6 +93,8 @@ class MovingAverage(Baseline):
         return {"mean": jnp.zeros(()), "weight": jnp.zeros(())}
 
     def value(self, downstream: Downstream) -> Array:
+        # sum_k (1 - d) d^k mean_k / sum_k (1 - d) d^k over the earlier steps. Costs hold the probability of the states upstream,
+        # and so does b.
         state = downstream.state
         return downstream.weight * jnp.where(
             state["weight"] > 0, state["mean"] / jnp.maximum(state["weight"], 1e-12), 0.0
@@ -201,6 +204,7 @@ class CombinedBaseline(Baseline):
         }
 
     def value(self, downstream: Downstream) -> Array:
+        # a = argmin E[(cost - sum_k a_k b_k)^2] = E[b b']^-1 E[b cost], from moments of earlier steps.
         state, parts = downstream.state, self._parts(downstream)
         size = len(self.baselines)
         # The ridge serves parts that say the same, and the start, where all moments are zero.
@@ -295,6 +299,7 @@ class Reinforce(Strategy):
             signal = signal - downstream.weight * local["baseline"]
         elif self.baseline is not None:
             signal = signal - self.baseline.value(downstream)
+        # Zero in value, with (cost - b) d log p as its derivative.
         score = local["log_prob"]
         return stop(signal) * (score - stop(score))
 

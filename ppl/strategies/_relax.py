@@ -80,6 +80,7 @@ class ControlVariate(Strategy):
         return {"logits": logits, "z": z, "active": jnp.ones(draw.shape)}
 
     def surrogate(self, local: Any, downstream: Downstream) -> Array:
+        # stop(g) (a - stop(a)): zero in value, with g as the derivative in the logits a.
         weights = jax.tree.map(stop, downstream.state["weights"])
         logits = local["logits"]
         return stop(self._slope(weights, local, downstream)) * (logits - stop(logits))
@@ -116,21 +117,23 @@ class ControlVariate(Strategy):
         if type(base).__name__ in BERNOULLI:
             logits = jnp.broadcast_to(logits, shape)
             u = jnp.reshape(self.uniforms(base, key, shape), shape)
-            return logits, stop(logits) + jnp.log(u) - jnp.log1p(-u)
+            return logits, stop(logits) + jnp.log(u) - jnp.log1p(-u)  # Logistic(0, 1) = logit(u)
         # A class of probability zero gets one that is never drawn, so that its logit is finite.
         least = math.log(jnp.finfo(logits.dtype).tiny)
         logits = jnp.maximum(jax.nn.log_softmax(logits), least)
         logits = jnp.broadcast_to(logits, shape + logits.shape[-1:])
         u = jnp.reshape(self.uniforms(base, key, logits.shape), logits.shape)
-        return logits, stop(logits) - jnp.log(-jnp.log(u))
+        return logits, stop(logits) - jnp.log(-jnp.log(u))  # Gumbel(0, 1)
 
     def _slope(self, weights: Any, local: Any, downstream: Downstream) -> Array:
         """The estimate in each element's logits."""
         logits, z = stop(local["logits"]), local["z"]
         c, slope = self.control(weights, local, downstream)
+        # (f - c) d log p(b) / d logits + dc/dz (dz - dz|b), the two closed forms of the module's head.
         signal = downstream.cost - c
         if _event(local, downstream):
             score = jax.nn.one_hot(jnp.argmax(z, -1), z.shape[-1], dtype=z.dtype)
+            # d log p_k / d log p = onehot_k, the logits being log-probabilities that are normalised outside.
             return signal[..., None] * score + jnp.exp(z - z.max(-1, keepdims=True)) * slope
         p = jax.nn.sigmoid(logits)
         own = jnp.where(z > 0, p, 1 - p)

@@ -89,6 +89,7 @@ def compared_with_draws(model: Trace, drawn: Sequence[Trace]) -> Trace:
     """
     penalties: dict[str, Any] = {}
     for name, value in model.choices.items():
+        # The same array object, under whatever name: the value was taken from that draw.
         same = [(t, n) for t in drawn for n, x in t.choices.items() if x is value]
         for guide, other in same or [(t, name) for t in drawn if name in t.choices]:
             penalty = _compare_scales(name, model, guide, other)
@@ -180,7 +181,9 @@ def _compare_scales(name: str, model: Trace, guide: Trace, drawn: str | None = N
     is_alike = own is not None and other is not None and jnp.shape(own) == jnp.shape(other)
     if are_known or not are_arrays or not is_alike:
         _refuse_scales(name, model, guide, drawn, differently)
-    return jnp.where(jnp.asarray(own) == other, 0.0, jnp.nan)
+    return jnp.where(
+        jnp.asarray(own) == other, 0.0, jnp.nan
+    )  # added to the log-prob: NaN where they differ
 
 
 def _compare_masks(name: str, model: Trace, guide: Trace) -> Any:

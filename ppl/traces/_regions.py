@@ -101,12 +101,15 @@ def _scan(
         step, xs = _at_steps(step, given, length), (jnp.arange(length), xs)
     for recorder in recorders:
         recorder.begin_steps(init)
+    # Several recorders may stand on the stack (one that draws around one that scores): each has a key and forced values of its
+    # own, and each keeps its numbers of a step, which leave the loop stacked.
     threads = [r.open_region("scan") for r in recorders]
     keys = [key for key, _ in threads]
     slices = [
         {**leading(forced, length), **begun(r, forced, length)}
         for r, (_, forced) in zip(recorders, threads, strict=True)
     ]
+    # A shorter scan's values are those of the first steps of this one.
     if any(isinstance(value, Begun) for forced in slices for value in forced.values()):
         slices = _of_sites(recorders, keys, slices, length, lambda: step(init, first_step(xs)))
         if is_reversed:
@@ -117,6 +120,7 @@ def _scan(
     )
     if is_explored:
         return first[0], _repeated(first[1], length)
+    # `frames` leaves the body by side effect: it holds static descriptions only, the same in every step.
     frames: list[RegionState] = []
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -207,6 +211,7 @@ def cond(
 
         return branch
 
+    # Each branch alone, as shapes: what the other one lacks is filled up with zeros, so that both return one structure.
     branches = [run(0, false_fn), run(1, true_fn)]
     shapes = [jax.eval_shape(branch, *operands)[1] for branch in branches]
     for i in range(len(recorders)):
@@ -216,6 +221,7 @@ def cond(
         def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
             out, numbers = branches[index](*args)
             for r, own, other in zip(recorders, numbers, shapes[1 - index], strict=True):
+                # A site of the other branch only: zeros, which count for nothing; what limits its law is completed alike.
                 for name, tree in other.items():
                     reach = own[name].get("reach", {}) if name in own else {}
                     own.setdefault(name, r.absent(tree))

@@ -166,6 +166,7 @@ class Belief:
 
         `is_square`: with a root of shape (m, m), whatever it was.
         """
+        # N(c + A m, (A root) (A root)'): no covariance is formed.
         belief = self if self.later is None else self.whole()
         error = belief.error_of(matrix)
         belief = Belief(
@@ -209,6 +210,7 @@ class Belief:
         step = shift if isinstance(meeting, FewNumbers) else times(self.root, shift)
         root = meeting.after(self.root)
         gain = jax.lax.stop_gradient(meeting.gain(self.root, root))
+        # Joseph's form for the error: (1 - K A) E (1 - K A)', with the gain K and the numbers' matrix A.
         told = _product(gain, _product(jax.lax.stop_gradient(matrix), self.error))
         error = self.error - told - told.mT + _product(_product(told, matrix.mT), gain.mT)
         added, rounding = self._rounded_by(meeting, root)

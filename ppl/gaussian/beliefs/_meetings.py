@@ -64,7 +64,7 @@ class OneNumber:
 
     def shift(self, away: Array) -> Array:
         """The mean of u given x - E[x]."""
-        return self.seen * (away / self.sums[..., -1:])
+        return self.seen * (away / self.sums[..., -1:])  # s (s's + noise^2)^-1 (x - E[x])
 
     def after(self, root: Array) -> Array:
         """Root R, of shape (*rows, n, k)."""
@@ -257,6 +257,7 @@ class ManyNumbers:
     @full_precision
     def _fitted(self, away: Array) -> tuple[Array, Array]:
         """What is left of the whitened numbers, and the mean of u: least squares with one step of refinement."""
+        # min_u |W u - noise^-1 away|^2 + |u|^2 by Q and U; the second round solves for what the first has left.
         whitened = self.noise.whitened(away[..., None])
         shift = jnp.zeros((*whitened.shape[:-2], self.top.shape[-1], 1), whitened.dtype)
         left = whitened
@@ -268,6 +269,7 @@ class ManyNumbers:
 
     def log_prob(self, away: Array) -> Array:
         """Log-density of x - E[x], shape (*rows, m), but for the constant -m log(2 pi) / 2; shape rows."""
+        # With S = noise (1 + W W') noise': away' S^-1 away = |left|^2 + |shift|^2, det S^1/2 = det noise * |det U|.
         left, shift = self._fitted(away)
         square = (left**2).sum(-1) + (shift**2).sum(-1)
         diagonal = jnp.abs(jnp.diagonal(self.top, axis1=-2, axis2=-1))

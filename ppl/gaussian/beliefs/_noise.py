@@ -28,6 +28,7 @@ class Noise(NamedTuple):
         *rows, num, size, _ = self.blocks.shape
         if num == 1:
             return self.blocks[..., 0, :, :]
+        # Block b at rows and columns b: [blocks, k, blocks, k], zero off the diagonal of blocks.
         unit = jnp.eye(num, dtype=self.blocks.dtype)[:, None, :, None]
         whole = unit * self.blocks[..., :, :, None, :]
         return whole.reshape(*rows, num * size, num * size)

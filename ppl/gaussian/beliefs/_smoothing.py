@@ -139,6 +139,7 @@ def _turned(law: Law, turn: Turn, noise: Array | None) -> Law:
 
 @full_precision
 def _turned_back(saved: tuple[Turn, Array | None], later: Law) -> tuple[Law, None, None]:
+    # "Back" is reverse mode's: from the law of u' to that of u = shift + matrix u' + rest e.
     (shift, matrix, rest, rounding), noise = saved
     mean, root, error, away = later
     away = times(matrix**2, away) + (jnp.finfo(shift.dtype).eps * shift) ** 2
@@ -147,6 +148,7 @@ def _turned_back(saved: tuple[Turn, Array | None], later: Law) -> tuple[Law, Non
     mean = shift + times(matrix, mean)
     if noise is not None and rest is not None:
         mean = mean + times(rest, noise)
+    # cov u = matrix root root' matrix' + rest rest': the two roots side by side, compressed to a square.
     parts = [matrix @ root] if rest is None else [matrix @ root, rest]
     root = _square(jnp.concatenate(parts, -1))
     error = times(matrix**2, error)
@@ -171,6 +173,7 @@ def _read_back(saved: tuple[Array, ...], law: Law) -> tuple[Law, Read, None, Non
     """
     mean, seen = saved
     coordinates, root, error, away = law
+    # x = mean + seen u, u ~ N(coordinates, root root'): mean + seen coordinates, and the lengths of the rows of seen root.
     scale = jnp.sqrt(((seen @ root) ** 2).sum(-1))
     mean = mean + times(seen, coordinates)
     least = jnp.maximum(MAX_AWAY * scale, 4 * jnp.finfo(mean.dtype).eps * jnp.abs(mean))
@@ -190,6 +193,7 @@ def _ended(law: Law, noise: Array | None) -> Array:
 
 def _ended_back(saved: tuple[Law, Array | None], _: Any) -> tuple[Law, None]:
     (mean, root, error, away), noise = saved
+    # Nothing comes after: u' ~ N(0, 1), or a draw of it.
     unit = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
     return (mean if noise is None else noise, unit, error, away), None
 

@@ -8,7 +8,13 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.ppl.evaluation import passes, stacked
-from lapilli.ppl.evaluation._stacked import Sum, _scheduled, _with_long_sums, order_of, run_stacked
+from lapilli.ppl.evaluation._stacked import (
+    StackedSum,
+    _scheduled,
+    _with_long_sums,
+    order_of,
+    run_stacked,
+)
 
 
 def count(jaxpr):
@@ -152,4 +158,6 @@ def test_partial_sums_that_are_read_stay():
     np.testing.assert_allclose(stacked(walk)(x)[0], walk(x)[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(stacked(plain)(x)[0], plain(x)[0], rtol=1e-6)
     order = order_of(jax.make_jaxpr(plain)(x))
-    assert order is not None and any(isinstance(eqn, Sum) for group in order for eqn in group)
+    assert order is not None and any(
+        isinstance(eqn, StackedSum) for group in order for eqn in group
+    )
