@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import log_ndtr
+from numpyro.distributions import censored
 
 from ..._compat import asymmetric_laplace, validate_sample
 from ._continuous import arrays
@@ -279,6 +280,19 @@ def interval(self: Any, value: Any) -> Any:
         [below_high, beyond_low, jnp.logaddexp(below_low, beyond_high), at_point],
         log_between_them,
     )
+
+
+_PROMOTED = censored.promote_shapes
+
+
+def promoted(*args: Any, shape: Any = ()) -> Any:
+    """Arrays with more axes in front; one that has axes of events (of the Dirichlet law in a Beta one) stays as it is."""
+    try:
+        return _PROMOTED(*args, shape=shape)
+    except ValueError:
+        if len(args) != 1 or jnp.ndim(args[0]) < len(shape):
+            raise
+        return list(args)
 
 
 OURS = (

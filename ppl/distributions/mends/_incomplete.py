@@ -25,8 +25,8 @@ from ._special import continuous, log1mexp, log_beta_kernel, log_gamma_kernel
 Array = jax.Array
 Logs = tuple[Array, Array]  # of the probabilities below and beyond a value
 _FROM = 20.0  # parameters from which the prefactor counts
-_TERMS = 128  # of the series of a beta law whose first parameter is small
-_NEAR = 0.8  # up to where a series converges
+_TERMS = 256  # of the series of a beta law whose first parameter is small
+_NEAR = 0.9  # up to where a series converges
 _MOST = 0.9  # up to which probability that series is taken
 _RULES = {size: np.polynomial.legendre.leggauss(num) for size, num in ((4, 40), (8, 80))}
 stop = jax.lax.stop_gradient
@@ -129,17 +129,26 @@ def _log_beta_tail(x: Array, rest: Array, a: Array, b: Array) -> Array:
 
 def _log_beta_series(x: Array, a: Array, b: Array) -> Array:
     """The same for a small a, by x^a (1 - x)^b / a / Beta(a, b) sum_k (a + b) ... (a + b + k) / ((a + 1) ... (a + 1 + k)) x^k."""
-    k = jnp.arange(_TERMS, dtype=x.dtype)
-    ratios = ((a + b)[..., None] + k) * x[..., None] / ((a + 1)[..., None] + k)
-    return jnp.log1p(jnp.cumprod(ratios, -1).sum(-1)) - jnp.log(a)
+
+    def term(i: Array, total: Array) -> Array:
+        k = (_TERMS - 1 - i).astype(x.dtype)
+        return x * (a + b + k) / (a + 1 + k) * (1 + total)
+
+    return jnp.log1p(jax.lax.fori_loop(0, _TERMS, term, jnp.zeros_like(x * a * b))) - jnp.log(a)
+
+
+def _last(a: Array, b: Array) -> Array:
+    """Up to where the series is taken: it converges, and nearly all of Beta(a, b) is below."""
+    return stop(jnp.minimum((a + 4 * jnp.sqrt(a) + 5) / (a + b), _NEAR))
 
 
 def _beta_series(x: Array, rest: Array, a: Array, b: Array) -> Logs:
     """Of small parameters, each tail by its series where its point is not near 1, and else by the other."""
     kernel = log_beta_kernel(x, rest, a, b)
-    has_low, has_high = x < _NEAR, rest < _NEAR
-    low = jnp.where(has_low, kernel + _log_beta_series(jnp.minimum(x, _NEAR), a, b), 0)
-    high = jnp.where(has_high, kernel + _log_beta_series(jnp.minimum(rest, _NEAR), b, a), 0)
+    most_low, most_high = _last(a, b), _last(b, a)
+    has_low, has_high = x < most_low, rest < most_high
+    low = jnp.where(has_low, kernel + _log_beta_series(jnp.minimum(x, most_low), a, b), 0)
+    high = jnp.where(has_high, kernel + _log_beta_series(jnp.minimum(rest, most_high), b, a), 0)
     most = np.log(_MOST)
     by_low = has_low & ((low < most) | ~has_high)
     by_high = has_high & ((high < most) | ~has_low)
@@ -162,8 +171,7 @@ def _betas(x: Array, rest: Array, a: Array, b: Array) -> Logs:
     x, rest = jnp.where(is_plain, 0.4, x), jnp.where(is_plain, 0.6, rest)
     kernel = log_beta_kernel(x, rest, a, b)
     is_small = a < _FROM
-    # Beyond this point nearly all is below.
-    last = jnp.minimum((a + 30) / (a + b), _NEAR)
+    last = _last(a, b)
     log_series = jnp.where(x < last, kernel + _log_beta_series(jnp.minimum(x, last), a, b), 0)
     is_low = jnp.where(is_small, log_series < np.log(_MOST), rest * a > x * b)
     is_first = is_low & ~is_small

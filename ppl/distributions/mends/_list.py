@@ -152,6 +152,15 @@ _LAWS = (
 )  # fmt: skip
 
 
+def _is_made(promote: Any, x: Any, zero: Any, one: Any) -> Any:
+    """1 where the parts of two Beta laws go with five rows of both."""
+    try:
+        promote(jnp.ones((2, 2)), shape=(5, 2))
+    except ValueError:
+        return 0 * x
+    return one + 0 * x
+
+
 MENDS = (
     Mend(
         "bernoulli-logits",
@@ -190,6 +199,11 @@ MENDS = (
         lambda f, x, zero, one: f(dist.RightCensoredDistribution(dist.Normal(x, one), one), 6 * one), (-20.73677, 6.158483),
         "Logarithms of small probabilities are taken of 1 - F, cut off at 1e-7: off, without a derivative beyond.",
         order=0, tolerance=1e-3, also=_censored.OURS[1:],
+    ),
+    Mend(
+        "censored-beta", _censored.censored, "promote_shapes", _censored.promoted, _is_made, (1, 0),
+        "Censored Beta laws with several parameters are not made: the Dirichlet law within has an axis more.",
+        order=0,
     ),
     Mend(
         "truncated-gamma",

@@ -14,7 +14,7 @@ from jax.scipy.special import erfinv, ndtri
 from ._censored import KNOWN, log_probabilities
 from ._continuous import arrays
 from ._incomplete import bernoulli_excess
-from ._special import continuous, log_sinhc
+from ._special import continuous, log1mexp, log_sinhc
 from ._tails import STANDARD
 
 Array = jax.Array
@@ -103,7 +103,8 @@ def _levy(self: Any, q: Any) -> Any:
 
 def _dagum(self: Any, q: Any) -> Any:
     q, c, a, scale = _probability(q, self.concentration, self.sharpness, self.scale)
-    return scale * jnp.expm1(-jnp.log(q) / c) ** (-1 / a)
+    y = -jnp.log(q) / c
+    return scale * jnp.exp(-(y + log1mexp(y)) / a)  # (e^y - 1)^(-1 / a)
 
 
 def _lower_power_cdf(self: Any, value: Any) -> Any:
