@@ -62,7 +62,8 @@ class Draws:
         self,
         key: jax.Array,
         *new_args: Any,
-        num_samples: int,
+        num_samples: int | None = None,
+        num_seen: int | None = None,
         keep: str | Sequence[str] | None = None,
         batch_size: int = 100,
         **new_kwargs: Any,
@@ -70,12 +71,13 @@ class Draws:
         """Draw from the posterior predictive p(x_new | z), z one of the draws.
 
         A statement whose `obs` is None at the new arguments is drawn: `model(X, y=None)` predicts y of new rows by
-        `draws.predict(key, X_new, num_samples=1000)`. Statements that have an `obs` there are drawn anew.
+        `draws.predict(key, X_new)`. Statements that have an `obs` there are drawn anew.
 
         Args:
             key: PRNG key.
             *new_args: arguments of the model; default, those that were given.
-            num_samples: number of predictions; draws are thinned evenly or repeated to as many.
+            num_samples: number of predictions, for which draws are thinned evenly or repeated; default, one for each draw.
+            num_seen: steps of a scan whose observations are kept, as for `inference.predict`; the rest is a forecast.
             keep: fnmatch patterns of sites whose draws are kept, the others being drawn by the model; default all but those
                 that belong to rows, at other rows.
             batch_size: draws held on the device at once. It does not change which draws are made.
@@ -97,9 +99,10 @@ class Draws:
             raise ValueError(
                 "Draws.predict has no arguments: they were not saved. Pass the arguments of the program."
             )
+        num_samples = len(next(iter(self.choices.values()))) if num_samples is None else num_samples
         return predicted(
             "Draws.predict", self.model, thinned("Draws.predict", self.choices, num_samples), key, args,
-            num_samples, keep=keep, before=self.args, batch_size=batch_size,
+            num_samples, num_seen=num_seen, keep=keep, before=self.args, batch_size=batch_size,
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike, *, data: bool = True) -> None:

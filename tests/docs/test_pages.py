@@ -26,6 +26,7 @@ def run_in(folder, monkeypatch, page, is_full):
 @pytest.mark.slow_for(
     "explain/reproduced",
     "explain/evidence_sides",
+    "howto/cookbook",
     "howto/nnx",
     "howto/posterior_right",
     "howto/judge_samples",

@@ -88,9 +88,9 @@ def test_a_result_says_first_whether_it_is_certified(found):
 
 def test_new_rows_are_predicted_and_old_ones_checked(found):
     new = np.array([0.0, 2.0])
-    drawn = found.predict(KEY, new, num_samples=2000)["y"]
+    drawn = found.predict(KEY, new)["y"]
     mean, _ = moments_of_line()["slope"]
-    assert drawn.shape == (2000, 2)
+    assert drawn.shape == (4000, 2)
     np.testing.assert_allclose(drawn.mean(0), mean * new, atol=0.15)
     assert set(found.predict(KEY, num_samples=5)) == {"y"}
     assert set(found.predict(KEY, num_samples=5, keep="noise")) == {"y", "slope"}
@@ -112,6 +112,25 @@ def test_what_belongs_to_rows_is_drawn_anew_at_others():
     assert set(draws.predict(KEY, num_samples=50)) == {"y"}
     with pytest.raises(ValueError, match="belong to the rows that the draws were made for"):
         draws.predict(KEY, X[:5] + 9.0, num_samples=50, keep="shift")
+
+
+def test_a_series_goes_on_from_the_steps_that_were_seen():
+    def walk(y):
+        start = ppl.sample("start", dist.Normal(0.0, 1.0))
+
+        def step(before, y):
+            y = ppl.sample("y", dist.Normal(before, 0.1), obs=y)
+            return y, None
+
+        ppl.scan(step, start, y)
+
+    y = jnp.array([0.3, 0.5, 0.6, 9.0])
+    draws = inference.infer(walk, args=(y[:3],), num_samples=400, progress=False)
+    ahead = draws.predict(KEY, y, num_seen=3)["y"]
+    np.testing.assert_array_equal(ahead[:, :3], np.tile(y[:3], (400, 1)))
+    assert abs(ahead[:, 3].mean() - 0.6) < 4.5 * 0.1 / 20
+    with pytest.raises(ValueError, match="Say num_seen="):
+        draws.predict(KEY, y)
 
 
 def test_draws_go_to_arviz_chain_by_chain(found):
