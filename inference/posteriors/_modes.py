@@ -25,7 +25,7 @@ def starts_in_modes(
     """
     search_key, key = jax.random.split(key)
     try:
-        space = Space(target.program, args, target.idle, method)
+        space = Space(target.program, args, method=method)
         found = find_starts(space, args, search_key, num_paths=2 * num_chains)
     except ValueError:
         return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.autoguide import AutoGuide
 
@@ -13,7 +14,7 @@ from ... import ppl
 from ...ppl.densities import Eliminated
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
-from .._observed import check_none, check_observed, tells
+from .._observed import check_none, check_observed, readers, tells
 from .._rows import met, unbound
 from .._runs import abstract_run, check_run, tried_run
 from ..fitting.prediction import map_keys
@@ -26,7 +27,7 @@ class Problem(NamedTuple):
     """A program, its arguments, and what data brought along as names.
 
     Attributes:
-        program: as given.
+        program: as given, but for missing cells that no other statement reads: they integrate to one, and have no density.
         model: with all its sites: of an eliminated one the program inside.
         args: arguments.
         labels: levels and columns among them.
@@ -78,7 +79,20 @@ def posed(method: str, model: Any, args: Any) -> Problem:
             f"{method}: {subsampled} are in a plate that draws its rows, {list(run.trace.sites[subsampled[0]].subsampled)}: each "
             "evaluation would see other data. Build the program without subsample_size; minibatches are for inference.fit."
         )
+    if idle := idle_cells(whole, run.trace, arguments):
+        without = ppl.intervene(whole, idle)
+        program = program.rebuilt(lambda _: without) if isinstance(program, Eliminated) else without
+        trace = simulated(program, arguments)
     return Problem(program, whole, arguments, labels, trace, tuple(run.trace.choices))
+
+
+def idle_cells(program: Program, trace: ppl.Trace, args: tuple) -> dict[str, jax.Array]:
+    """Missing cells that no other statement reads, by name, filled with zeros."""
+    return {
+        n: jnp.zeros(x.shape, x.dtype)
+        for n, x in trace.choices.items()
+        if trace.sites[n].is_imputed and set(readers(program, n, trace, args)) <= {n}
+    }
 
 
 def _refuse_parameters(method: str, program: Program, args: tuple) -> None:
@@ -113,12 +127,13 @@ def completed(
         found = dict(choices(each))
         if isinstance(program, Eliminated):
             found |= program.posterior(key, found, *args)
-        if set(latent) - set(
-            found
-        ):  # missing cells; and what is shifted and scaled has its value in the trace
+        if set(latent) - set(found):  # what is shifted and scaled has its value in the trace
             trace = whole.generate(rest_key, found, *args)[0]
-            found = {**trace.choices, **trace.deterministic}
-        return {name: found[name] for name in latent}
+            found |= {**trace.choices, **trace.deterministic}
+        known = {name: found[name] for name in latent if name in found}
+        if len(known) < len(latent):  # idle cells
+            known = problem.model.generate(rest_key, known, *args)[0].choices
+        return {name: known[name] for name in latent}
 
     num_samples = len(jax.tree.leaves(each)[0])
     return map_keys(draw, key, num_samples, batch_size, problem.args, each)

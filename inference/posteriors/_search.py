@@ -113,11 +113,11 @@ class Search:
 
     def _exact(self, plain: ModelForm) -> Found | None:
         """Independent draws, where nothing is left to approximate."""
-        if not simulated_choices(plain.program, self.problem.args):
+        if not simulated(plain.program, self.problem.args).choices:
             form = plain
         else:
             form = self._without(plain, DEAR, only_moving=False)
-            if form is plain or simulated_choices(form.program, self.problem.args):
+            if form is plain or simulated(form.program, self.problem.args).choices:
                 return None
         each = np.zeros((self.num_samples, 0))
         draw = lambda key: completed(self.problem, form.program, key, each, lambda _: {})
@@ -274,12 +274,6 @@ class Search:
 
     def _made(self, found: Found) -> Draws:
         return make_draws(self.problem, found, self.draw_key, tuple(self.attempts))
-
-
-def simulated_choices(program: ppl.Program, args: tuple) -> list[str]:
-    """Latent sites that are left, but for missing cells."""
-    trace = simulated(program, args)
-    return [n for n in trace.choices if not trace.sites[n].is_imputed]
 
 
 def completing(

@@ -1,8 +1,7 @@
 """The log-density of a program's latent values on R^d: what chains move on.
 
-Missing cells that no other statement reads integrate to one and are left out; they are drawn afterwards. Seen cells of a
-statement with `obs_mask` have a place in the value of the missing ones but no density there: their coordinates get a standard
-normal law of their own, which touches nothing else.
+Seen cells of a statement with `obs_mask`, whose missing cells others read, have a place in the value of the missing ones but no
+density there: their coordinates get a standard normal law of their own, which touches nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from ... import ppl
 from ...ppl._compat import jaxpr_as_fun
 from ...ppl.densities import Eliminated
 from .._arguments import Arguments, outcome
-from .._observed import readers
 from ._maps import maps_of
 
 Array = jax.Array
@@ -36,7 +34,6 @@ class Target:
         args: its arguments.
         arrays: the arrays among them.
         sites: latent sites that have coordinates, in program order.
-        idle: missing cells that nothing reads.
         dimension: number of coordinates d.
         log_density: (u [d], arrays) -> log-density with the Jacobian, nats.
         choices: u [d] -> latent site -> value.
@@ -47,7 +44,6 @@ class Target:
     args: tuple
     arrays: list[Any]
     sites: tuple[str, ...]
-    idle: tuple[str, ...]
     dimension: int
     log_density: Callable[[Array, list[Any]], Array]
     choices: Callable[[Array], dict[str, Array]]
@@ -62,13 +58,12 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     """
     trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
     imputed = [n for n in trace.choices if trace.sites[n].is_imputed]
-    idle = [n for n in imputed if set(readers(program, n, trace, args)) <= {n}]
-    sites = [n for n in trace.choices if n not in idle]
+    sites = list(trace.choices)
     split = Arguments(args)
     arrays = split.arrays(args)
     zeros = {n: jnp.zeros(x.shape, x.dtype) for n, x in trace.choices.items()}
     if not sites:
-        return Target(program, args, arrays, (), tuple(idle), 0, _nothing, lambda u: {}, ())
+        return Target(program, args, arrays, (), 0, _nothing, lambda u: {}, ())
     whole = program.program if isinstance(program, Eliminated) else program
     shapes, maps = maps_of(
         method, whole, args, {n: zeros[n] for n in sites},
@@ -87,9 +82,8 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     def log_density(u: Array, arrays: list[Any]) -> Array:
         free = parts(u)
         transforms, x = maps(free)
-        run = program.trace({**x, **{n: zeros[n] for n in idle}}, *split.join(arrays))
-        counted = [jnp.sum(lp) for n, lp in run.log_probs.items() if n not in idle]
-        total = sum(counted, jnp.zeros(()))
+        run = program.trace(x, *split.join(arrays))
+        total = sum(map(jnp.sum, run.log_probs.values()), jnp.zeros(()))
         for name in sites:
             volume = transforms[name].log_abs_det_jacobian(free[name], x[name])
             if name in imputed:
@@ -103,7 +97,7 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     closed = jax.make_jaxpr(log_density)(jnp.zeros(dimension), arrays)  # traced once
     run = jaxpr_as_fun(closed)
     return Target(
-        program, args, arrays, tuple(sites), tuple(idle), dimension,
+        program, args, arrays, tuple(sites), dimension,
         lambda u, arrays: run(u, *jax.tree.leaves(arrays))[0], choices, tuple(names),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
@@ -155,6 +156,47 @@ def test_draws_come_back_from_a_file(found, tmp_path):
         bare.predict(KEY, num_samples=3)
     with pytest.raises(ValueError, match="to_arviz: argument 'args' is missing"):
         inference.to_arviz(bare, key=KEY)
+
+
+def test_missing_cells_that_others_read_are_never_left_to_their_prior():
+    """No site but them: x ~ N(0, 1), y ~ N(x, 1/2), so that x | y has mean 4 y / 5 and variance 1 / 5."""
+
+    def cells(x, y):
+        with ppl.plate("rows", 3):
+            x = ppl.sample("x", dist.Normal(0.0, 1.0), obs=x)
+            ppl.sample("y", dist.Normal(x, 0.5), obs=y)
+
+    x, y = np.ma.masked_array(np.zeros(3), [True, True, False]), np.array([1.0, 2.0, 3.0])
+    draws = inference.infer(cells, args=(x, y), progress=False)
+    found = draws.choices["x_unobserved"][:, :2]
+    errors = 4.5 * 0.2**0.5 / draws.certificate.seen["ess_bulk"] ** 0.5
+    assert (np.abs(found.mean(0) - [0.8, 1.6]) < errors).all()
+    assert (np.abs(found.std(0) / 0.2**0.5 - 1) < 0.15).all()
+
+
+@pytest.mark.slow_for("mixture")
+@pytest.mark.parametrize("kind", ["counts", "mixture"])
+def test_missing_outcomes_cost_nothing_whatever_their_law(kind):
+    """The posterior is that of the rows that were seen, also where the law of a row is summed over."""
+    rng = np.random.default_rng(0)
+    y, seen = rng.poisson(4.0, 40), rng.random(40) < 0.7
+
+    def model(y, seen):
+        rate = ppl.sample("rate", dist.Gamma(2.0, 1.0))
+        with ppl.plate("rows", 40):
+            is_more = ppl.sample("is_more", dist.Bernoulli(0.5)) if kind == "mixture" else 0
+            ppl.sample("y", dist.Poisson(rate * (1 + is_more)), obs=y, obs_mask=seen)
+
+    draws = inference.infer(model, args=(y, seen), progress=False)
+    grid = np.linspace(0.01, 12.0, 4000)
+    laws = [scipy.stats.poisson.pmf(y[seen, None], grid * (1 + k)) for k in (0, 1)]
+    density = laws[0] if kind == "counts" else (laws[0] + laws[1]) / 2
+    posterior = scipy.stats.gamma.pdf(grid, 2.0) * np.exp(np.log(density).sum(0))
+    posterior /= posterior.sum()
+    mean = (grid * posterior).sum()
+    sd = ((grid - mean) ** 2 * posterior).sum() ** 0.5
+    assert_moments(draws, {"rate": (mean, sd)})
+    assert draws.choices["y_unobserved"].shape == (4000, 40)
 
 
 def test_missing_cells_that_share_a_support_are_refused():
