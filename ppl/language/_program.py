@@ -98,7 +98,7 @@ class Program:
             ) from None
         except RecursionError as err:
             raise ValueError(
-                f"{self!r}: its calls or its handlers go around in a circle ({err}). numpyro.handlers.do of one site twice does "
+                f"{self!r}: its calls or its handlers go around in a circle. numpyro.handlers.do of one site twice does "
                 "that: set it once. Give a function that calls itself an end, or use ppl.scan."
             ) from err
 

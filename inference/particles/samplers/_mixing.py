@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from scipy.special import ndtri
 
+from ....ppl._precision import full_precision
+
 Array = jax.Array
 ENOUGH = 0.3  # correlation at which particles have left their places
 NEGLIGIBLE = 0.05  # shift, in standard deviations
@@ -37,6 +39,7 @@ class Mixing(NamedTuple):
     z: Array
 
 
+@full_precision
 def mixing_of(before: Array, after: Array) -> Mixing:
     """What happened between two sets of points."""
     before, after = before.astype(float), after.astype(float)  # numbers of discrete values
