@@ -34,6 +34,22 @@ def check_observed(method: str, program: Program, *, is_told: bool, more: str = 
         )
 
 
+def check_branches(method: str, trace: Trace) -> None:
+    """Refuse a continuous latent site of a branch: where the branch is not taken it has no law, and the rest no density in it.
+
+    Raises:
+        ValueError: with the site's name.
+    """
+    for name, x in trace.choices.items():
+        in_branch = any(region.kind == "cond" for region in trace.sites[name].regions)
+        if in_branch and jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"{method}: site '{name}' is drawn in a branch (ppl.cond), and has no law where that is not taken, so that there "
+                "is no posterior density of it. Draw it before the branch and use it inside, which tells the same, or use "
+                "inference.smc."
+            )
+
+
 def tells(sites: Mapping[str, SiteInfo]) -> bool:
     """Whether one of the sites gives a program a density that its draws do not have."""
     return any(s.kind in ("observed", "factor") and s.alters_law for s in sites.values())

@@ -17,7 +17,7 @@ from ... import ppl
 from ...ppl.language import Program
 from .._abstract_objective import ObjectiveSum
 from .._arguments import outcome
-from .._observed import check_none, check_observed, readers, tells
+from .._observed import check_branches, check_none, check_observed, readers, tells
 from .._runs import abstract_run, check_run, tried_run
 from ..objectives import elbo
 from ._optimizer import leaf_names, memory_of
@@ -80,6 +80,7 @@ def choose_objective(
     if discrete:
         program = _summed(program, discrete, args)
         reasons["discrete"] = f"{', '.join(discrete)} summed out, exactly (ppl.eliminate)"
+    check_branches("fit", trace)
     if size == 0:
         reasons["guide"] = "none, since no continuous site is latent"
         return ChosenObjective(

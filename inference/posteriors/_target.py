@@ -20,6 +20,7 @@ from ... import ppl
 from ...ppl._compat import jaxpr_as_fun
 from ...ppl.densities import Eliminated
 from .._arguments import Arguments, outcome
+from .._observed import check_branches
 from ._maps import maps_of
 
 Array = jax.Array
@@ -54,9 +55,10 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     """The target of a program without discrete latent sites.
 
     Raises:
-        ValueError: a support that depends on another draw; `method` is who asks.
+        ValueError: a site in a branch, a support that depends on another draw; `method` is who asks.
     """
     trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
+    check_branches(method, trace)
     imputed = [n for n in trace.choices if trace.sites[n].is_imputed]
     sites = list(trace.choices)
     split = Arguments(args)

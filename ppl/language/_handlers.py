@@ -33,6 +33,8 @@ class GivenSites(Recorder):
             return
         self.fixed.add(msg["name"])
         msg["value"], msg["is_observed"], msg["is_whole"] = value, True, True
+        # Missing cells that are given are missing no more; the mask may belong to one step of a scan.
+        msg["infer"] = {k: v for k, v in msg["infer"].items() if k not in ("cells", "imputed")}
         if not self.observed:
             msg["fn"] = msg["fn"].mask(False)
             msg["is_set"] = True  # no observation, so that predictions do not draw it anew

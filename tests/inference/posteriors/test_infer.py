@@ -427,6 +427,14 @@ def moving(x, y):
     ppl.scan(step, 0.0, y)
 
 
+def branching(x, y):
+    k = ppl.sample("k", dist.Bernoulli(0.4))
+    high, low = dist.Normal(2.0, 1.0), dist.Normal(-2.0, 0.5)
+    mean = ppl.cond(k == 1, lambda _: ppl.sample("a", high), lambda _: ppl.sample("b", low), 0)
+    with ppl.plate("rows", y.shape[0]):
+        ppl.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
 def nowhere(x, y):
     z = ppl.sample("z", dist.HalfNormal(1.0))
     ppl.factor("never", -jnp.inf * z)
@@ -435,6 +443,7 @@ def nowhere(x, y):
 @pytest.mark.parametrize(
     "model, args, message",
     [
+        (branching, (X, Y), "site '[ab]' is drawn in a branch .*Draw it before the branch"),
         (learned, (X, Y), r"parameters that are to be learned, \['slope'\]"),
         (thinned, (X, Y), r"\['y'\] are in a plate that draws its rows, \['rows'\]"),
         (counted, (X, Y), r"the discrete sites \['k'\] .* cannot be summed out"),
@@ -442,11 +451,16 @@ def nowhere(x, y):
         (nowhere, (X, Y), "infer: of 100 places for each chain"),
         (line, (X,), "argument 'y' of .* is None|no observation and no factor"),
     ],
-    ids=["parameters", "subsample", "discrete", "support", "density", "data"],
+    ids=["branch", "parameters", "subsample", "discrete", "support", "density", "data"],
 )
 def test_what_has_no_posterior_here_is_refused(model, args, message):
     with pytest.raises(ValueError, match=message):
         inference.infer(model, args=args, progress=False)
+
+
+def test_the_default_guide_refuses_a_site_of_a_branch():
+    with pytest.raises(ValueError, match="fit: site '[ab]' is drawn in a branch"):
+        inference.fit(branching, args=(X, Y), num_steps=1, progress=False)
 
 
 def test_methods_that_give_no_draws_are_told():

@@ -195,3 +195,26 @@ def test_per_row_limits_of_minibatches_count_the_sum_alone():
     rows = next(x for x in trace.log_probs.values() if x.shape == (3,))
     limit = ppl.rescale_plates(eliminated, {"rows": jnp.inf}).log_density({"w": 0.0}, X)
     np.testing.assert_allclose(limit, rows.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("give, more", [(ppl.intervene, 0.0), (ppl.condition, 1.0)])
+def test_missing_cells_of_a_scan_that_are_given_let_a_chain_be_integrated(give, more):
+    """A walk seen with noise at two of three steps; the third is set (no density) or observed as well."""
+    y, seen = jnp.array([0.4, 9.0, -0.3]), jnp.array([True, False, True])
+
+    def walk(y, seen):
+        def step(z, row):
+            y, is_seen = row
+            z = ppl.sample("z", dist.Normal(z, 0.5))
+            ppl.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=is_seen)
+            return z, None
+
+        ppl.scan(step, 0.0, (y, seen))
+
+    given = give(walk, {"y_unobserved": jnp.array([0.0, 0.7, 0.0])})
+    found = ppl.eliminate(given, "z").log_density({}, y, seen)
+    rows = np.array([0, 1, 2] if more else [0, 2])
+    covariance = 0.25 * np.minimum.outer(np.arange(1, 4), np.arange(1, 4)) + np.eye(3)
+    law = dist.MultivariateNormal(jnp.zeros(len(rows)), jnp.array(covariance[np.ix_(rows, rows)]))
+    values = np.array([0.4, 0.7, -0.3])[rows]
+    np.testing.assert_allclose(found, law.log_prob(jnp.array(values)), rtol=1e-5)
