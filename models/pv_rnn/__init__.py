@@ -39,12 +39,10 @@ from ._plot import plot_latents as plot_latents
 from ._predictive import interval as interval, log_score as log_score, mean as mean
 from ._programs import (
     PVRNN as PVRNN,
-    LayerEncoder as LayerEncoder,
     adaptive_vectors as adaptive_vectors,
     frozen as frozen,
     programs as programs,
     site_weights as site_weights,
-    unroll as unroll,
 )
 from ._regression import (
     ErrorRegression as ErrorRegression,
@@ -79,12 +77,10 @@ __all__ = [
     "log_score",
     "mean",
     "PVRNN",
-    "LayerEncoder",
     "adaptive_vectors",
     "frozen",
     "programs",
     "site_weights",
-    "unroll",
     "ErrorRegression",
     "Forecast",
     "Stream",

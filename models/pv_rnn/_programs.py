@@ -192,13 +192,32 @@ def programs(
             extra = ppl.module("encoder", encoder_0)(jnp.swapaxes(encoded, 0, 1))
         return unroll(
             net, x, None if extra is None else vectors, extra,
-            num_rows=len(index), num_steps=num_steps, seen=seen, informed=informed,
+            num_rows=len(index), num_steps=num_steps, marks=Marks(seen=seen, informed=informed),
         )  # fmt: skip
 
     def vectors(l: int, h: State, extra: Any) -> Array:
         return extra[l]
 
     return PVRNN(pv_rnn, ppl.guide_of(pv_rnn))
+
+
+class Marks(NamedTuple):
+    """Which steps and cells are what, for `unroll`.
+
+    Attributes:
+        is_first: [steps], marks the step whose prior is that of t = 1; None: the first.
+        valid: [steps]; a step that is not valid leaves the state and counts for nothing. None: all are.
+        seen: observed steps [rows, steps], or cells [rows, steps, size]; the rest is drawn. None: all.
+        counted: cells [rows, steps, size] that count; the others, which must be finite, are neither drawn nor add to the
+            density. None: all.
+        informed: [rows, steps], steps that have a posterior of their own; the others' proposal is the prior. None: all.
+    """
+
+    is_first: Array | None = None
+    valid: Array | None = None
+    seen: Array | None = None
+    counted: Array | None = None
+    informed: Array | None = None
 
 
 def unroll(
@@ -210,11 +229,7 @@ def unroll(
     num_rows: int,
     num_steps: int,
     state: State | None = None,
-    is_first: Any = None,
-    valid: Any = None,
-    seen: Any = None,
-    counted: Any = None,
-    informed: Any = None,
+    marks: Marks | None = None,
 ) -> State:
     """The statements of all steps for rows in the plate "sequences"; returns the states after each step, [steps, rows, D].
 
@@ -227,14 +242,10 @@ def unroll(
         num_rows: number of rows.
         num_steps: number of steps.
         state: h before the first step; None: zeros.
-        is_first: [steps], marks the step whose prior is that of t = 1; None: the first.
-        valid: [steps]; a step that is not valid leaves the state and counts for nothing. None: all are.
-        seen: observed steps [rows, steps], or cells [rows, steps, size]; the rest is drawn. None: all.
-        counted: cells [rows, steps, size] that count; the others, which must be finite, are neither drawn nor add to the
-            density. None: all.
-        informed: [rows, steps], steps that have a posterior of their own; the others' proposal is the prior. None: all.
+        marks: which steps and cells are observed, count, or begin a series; None: see `Marks`.
     """
-    first = jnp.arange(num_steps) == 0 if is_first is None else is_first
+    marks = Marks() if marks is None else marks
+    first = jnp.arange(num_steps) == 0 if marks.is_first is None else marks.is_first
 
     def step(h: State, inputs: Any) -> tuple[State, State]:
         x, extra, seen, counted, informed, first, valid = inputs
@@ -263,8 +274,8 @@ def unroll(
     by_time = lambda a: None if a is None else jnp.swapaxes(jnp.asarray(a), 0, 1)
     h = network.initial_state(num_rows) if state is None else state
     with ppl.plate("sequences", num_rows):
-        cells = (by_time(seen), by_time(counted), by_time(informed))
-        return ppl.scan(masked, h, (by_time(x), extra, *cells, first, valid), num_steps)[1]
+        cells = (by_time(marks.seen), by_time(marks.counted), by_time(marks.informed))
+        return ppl.scan(masked, h, (by_time(x), extra, *cells, first, marks.valid), num_steps)[1]
 
 
 def has_more(seen: Bool[Array, "*rows steps size"]) -> Bool[Array, "*rows steps"]:

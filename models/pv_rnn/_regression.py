@@ -30,7 +30,7 @@ from ... import inference, ppl
 from ...inference.fitting.storage import Checkpoint, describe_step, fingerprint, load, save
 from ...ppl._compat import is_concrete, typed_key
 from ._network import Network, State
-from ._programs import Table, has_more, unroll
+from ._programs import Marks, Table, has_more, unroll
 
 if TYPE_CHECKING:
     import optax
@@ -418,8 +418,8 @@ def _window(
     rows = lambda a: jnp.broadcast_to(a, (num_rows, *a.shape))
     return unroll(
         net, rows(x), lambda l, h, a: rows(a[l]), vectors, num_rows=num_rows, num_steps=len(x),
-        state=tuple(rows(h) for h in edge), is_first=is_first, valid=is_valid, counted=rows(seen),
-        informed=rows(has_more(seen)),
+        state=tuple(rows(h) for h in edge),
+        marks=Marks(is_first, is_valid, counted=rows(seen), informed=rows(has_more(seen))),
     )  # fmt: skip
 
 
@@ -435,5 +435,5 @@ def _posterior_particles(
 def _ahead(net: Network, state: State, is_first: Any, num_rows: int, num_steps: int) -> State:
     """The statements of the steps to come, from the prior."""
     return unroll(
-        net, None, None, num_rows=num_rows, num_steps=num_steps, state=state, is_first=is_first
+        net, None, None, num_rows=num_rows, num_steps=num_steps, state=state, marks=Marks(is_first)
     )

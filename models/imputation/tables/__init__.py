@@ -28,17 +28,3 @@ from ._sweep import (
     completed as completed,
     residuals_of as residuals_of,
 )
-
-__all__ = [
-    "run_chains",
-    "TableChains",
-    "Columns",
-    "is_frame",
-    "pool",
-    "Pooled",
-    "Cells",
-    "TableParameters",
-    "completed",
-    "residuals_of",
-    "Completion",
-]
