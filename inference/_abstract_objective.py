@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .. import ppl
 from ..ppl._show import shown
+from ..ppl._types import Key
 from ..ppl.language import joined
 from ._sums import common_of, factor_of, written
 
@@ -57,7 +59,7 @@ class AbstractObjective(abc.ABC):
     guide: Any
 
     @abc.abstractmethod
-    def init(self, key: Any, *args: Any) -> ppl.Params:
+    def init(self, key: Key, *args: PyTree) -> ppl.Params:
         """Initial parameters: name -> unconstrained arrays.
 
         Args:
@@ -66,7 +68,9 @@ class AbstractObjective(abc.ABC):
         """
 
     @abc.abstractmethod
-    def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
+    def step(
+        self, params: PyTree, state: PyTree, key: Key, *args: PyTree
+    ) -> tuple[Array, PyTree, PyTree]:
         """Value, gradient and next state: pure and traceable.
 
         Args:
@@ -76,7 +80,7 @@ class AbstractObjective(abc.ABC):
             args: the data.
         """
 
-    def init_state(self, params: Any, key: Any, *args: Any) -> Any:
+    def init_state(self, params: PyTree, key: Key, *args: PyTree) -> PyTree:
         """The state before the first step, a pytree.
 
         Args:
@@ -86,7 +90,9 @@ class AbstractObjective(abc.ABC):
         """
         return {}
 
-    def value_and_grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
+    def value_and_grad(
+        self, params: ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
+    ) -> tuple[Array, ppl.Params]:
         """One estimate of the value and of its gradient, with a fresh state.
 
         Args:
@@ -99,7 +105,7 @@ class AbstractObjective(abc.ABC):
         value, grads, _ = self.step(params, self.init_state(params, key, *args), key, *args)
         return value, grads
 
-    def value(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Array:
+    def value(self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree) -> Array:
         """One estimate of the value.
 
         Args:
@@ -110,7 +116,7 @@ class AbstractObjective(abc.ABC):
         """
         return self.value_and_grad(params, key, *joined(args, kwargs))[0]
 
-    def grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
+    def grad(self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree) -> PyTree:
         """One estimate of the gradient in `params`.
 
         Args:
@@ -121,7 +127,7 @@ class AbstractObjective(abc.ABC):
         """
         return self.value_and_grad(params, key, *joined(args, kwargs))[1]
 
-    def label(self, *args: Any) -> str:
+    def label(self, *args: PyTree) -> str:
         """What `value` is, in words.
 
         Args:
@@ -129,7 +135,7 @@ class AbstractObjective(abc.ABC):
         """
         return self.name
 
-    def plate_sizes(self, *args: Any) -> dict[str, int]:
+    def plate_sizes(self, *args: PyTree) -> dict[str, int]:
         """Plates with the number of rows that they have under these arguments.
 
         Args:
@@ -151,7 +157,7 @@ class AbstractObjective(abc.ABC):
             "with_plate_sizes, or train without minibatches."
         )
 
-    def verdict(self, result: Any, key: Any) -> str | None:
+    def verdict(self, result: object, key: Key) -> str | None:
         """What is wrong with what was trained, which `fit` warns of after 1,000 steps or more; None if nothing is known to be.
 
         Args:
@@ -170,7 +176,7 @@ class AbstractObjective(abc.ABC):
         keys = jax.random.split(key, result.num_seeds)
         return [self.verdict(result.seed(i), key) for i, key in enumerate(keys)]
 
-    def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
+    def site_report(self, params: PyTree, key: Key, *args: PyTree) -> dict[str, dict[str, Array]]:
         """Parts of one estimate, name -> {"log_prob", "value"}, among which `fit` finds the first that is not finite.
 
         Args:
@@ -182,18 +188,18 @@ class AbstractObjective(abc.ABC):
 
     __array_ufunc__ = None  # numbers of NumPy leave the arithmetic to the methods below
 
-    def __mul__(self, factor: Any) -> ObjectiveSum:
+    def __mul__(self, factor: PyTree) -> ObjectiveSum:
         return ObjectiveSum(tuple((factor_of(factor) * a, part) for a, part in _terms(self)))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: Any) -> ObjectiveSum:
+    def __truediv__(self, divisor: object) -> ObjectiveSum:
         return self * (1 / factor_of(divisor))
 
     def __neg__(self) -> ObjectiveSum:
         return self * -1.0
 
-    def __add__(self, other: Any) -> ObjectiveSum:
+    def __add__(self, other: object) -> ObjectiveSum:
         if not isinstance(other, AbstractObjective):
             raise TypeError(
                 f"{self.name}: an objective is added to an objective, and {other!r} is {type(other).__name__}. A number that "
@@ -201,11 +207,11 @@ class AbstractObjective(abc.ABC):
             )
         return ObjectiveSum((*_terms(self), *_terms(other)))
 
-    def __radd__(self, other: Any) -> AbstractObjective:
+    def __radd__(self, other: object) -> AbstractObjective:
         # sum(...) begins with 0
         return self if isinstance(other, int) and other == 0 else self.__add__(other)
 
-    def __sub__(self, other: Any) -> ObjectiveSum:
+    def __sub__(self, other: AbstractObjective) -> ObjectiveSum:
         return self + (-other if isinstance(other, AbstractObjective) else other)
 
 
@@ -241,7 +247,7 @@ class ObjectiveSum(AbstractObjective):
                 "direction, e.g. elbo - 0.1 * forward_kl."
             )
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return {
             "name": f"{self.name}, {self.direction}imised",
             "terms": {f"{a:g} x": repr(part.name) for a, part in self.terms},
@@ -268,13 +274,13 @@ class ObjectiveSum(AbstractObjective):
         """Likewise."""
         return common_of([part.guide for _, part in self.terms])
 
-    def label(self, *args: Any) -> str:
+    def label(self, *args: PyTree) -> str:
         """What `value` is, in words."""
         return written([(a, part.label(*args)) for a, part in self.terms])
 
-    def init(self, key: Any, *args: Any) -> ppl.Params:
+    def init(self, key: Key, *args: PyTree) -> ppl.Params:
         """Initial parameters of all terms; where two terms have one, those of the first."""
-        values: dict[str, Any] = {}
+        values: dict[str, PyTree] = {}
         constraints: dict[str, Any] = {}
         for _, part in self.terms:
             own = part.init(key, *args)
@@ -291,7 +297,9 @@ class ObjectiveSum(AbstractObjective):
             constraints = {**getattr(own, "constraints", {}), **constraints}
         return ppl.Params(values, constraints)
 
-    def init_state(self, params: Any, key: Any, *args: Any) -> tuple[Any, ...]:
+    def init_state(
+        self, params: ppl.Params, key: Key, *args: PyTree
+    ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
         """The states of the terms."""
         keys = jax.random.split(key, len(self.terms))
         return tuple(
@@ -299,8 +307,8 @@ class ObjectiveSum(AbstractObjective):
         )
 
     def step(
-        self, params: Any, state: Any, key: Any, *args: Any
-    ) -> tuple[Array, Any, tuple[Any, ...]]:
+        self, params: ppl.Params, state: tuple[dict[str, PyTree], ...], key: Key, *args: PyTree
+    ) -> tuple[Array, PyTree, tuple[PyTree, ...]]:
         """Value, gradient and next states."""
         keys = jax.random.split(key, len(self.terms))
         steps = [
@@ -313,11 +321,11 @@ class ObjectiveSum(AbstractObjective):
         grads = jax.tree.map(total, *(grads for _, grads, _ in steps))
         return value, grads, tuple(state for _, _, state in steps)  # type: ignore[return-value]
 
-    def plans(self, params: Any, *args: Any) -> list[ppl.Plan]:
+    def plans(self, params: ppl.Params, *args: PyTree) -> list[ppl.Plan]:
         """The plans of those terms that have one (`Objective.plan`)."""
         return [part.plan(params, *args) for _, part in self.terms if hasattr(part, "plan")]  # type: ignore[attr-defined]
 
-    def plate_sizes(self, *args: Any) -> dict[str, int]:
+    def plate_sizes(self, *args: PyTree) -> dict[str, int]:
         """Plates of all terms; of one name they have one number of rows, since the arguments are the same."""
         found: dict[str, int] = {}
         for _, part in self.terms:
@@ -328,12 +336,12 @@ class ObjectiveSum(AbstractObjective):
         """This sum for minibatches: each of its terms must have each of the plates."""
         return ObjectiveSum(tuple((a, part.with_plate_sizes(sizes)) for a, part in self.terms))
 
-    def verdict(self, result: Any, key: Any) -> str | None:
+    def verdict(self, result: object, key: Key) -> str | None:
         """What the terms find wrong."""
         found = [part.verdict(result, key) for _, part in self.terms]
         return "\n".join(text for text in found if text is not None) or None
 
-    def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
+    def site_report(self, params: PyTree, key: Key, *args: PyTree) -> dict[str, dict[str, Array]]:
         """The reports of all terms, with the number and the name of the term in front of each site."""
         return {
             f"term {number}, {part.name}: {name}": row

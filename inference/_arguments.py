@@ -13,12 +13,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
+from ..ppl._types import Key
 from ..ppl.language import parted
 from ..ppl.traces import stand_ins
 
 
-def is_array(leaf: Any) -> bool:
+def is_array(leaf: PyTree) -> bool:
     """Whether a leaf is numeric data (NumPy, JAX, or anything that converts by `__array__`)."""
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return True
@@ -41,7 +43,7 @@ class Arguments:
             None if array else leaf for leaf, array in zip(leaves, self.is_array, strict=True)
         ]
 
-    def arrays(self, args: tuple) -> list[Any]:
+    def arrays(self, args: tuple) -> list[PyTree]:
         """The array leaves of `args`.
 
         Raises:
@@ -66,7 +68,7 @@ class Arguments:
             if array
         ]
 
-    def join(self, arrays: list[Any]) -> tuple:
+    def join(self, arrays: list[Key] | tuple[PyTree, ...]) -> tuple:
         """The tuple of arguments with `arrays` as its array leaves; the inverse of `arrays`."""
         rest = iter(arrays)
         leaves = [
@@ -76,7 +78,7 @@ class Arguments:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-def shapes(arrays: list[Any]) -> list[str]:
+def shapes(arrays: list[PyTree]) -> list[str]:
     """Shape and dtype of each array, e.g. `float32[3, 2]`, for messages and comparisons."""
     return [f"{array.dtype}{list(array.shape)}" for array in arrays]
 
@@ -87,29 +89,29 @@ def shapes_of(args: tuple) -> tuple:
     return jax.tree.map(lambda x: struct(x) if is_array(x) else x, args)
 
 
-def outcome(fn: Callable[..., Any], args: tuple) -> Any:
+def outcome(fn: Callable[..., PyTree], args: tuple) -> PyTree:
     """What `fn(*args)` returns, as shapes: its arrays are traced, nothing is computed."""
     split = Arguments(args)
     with stand_ins():
         return jax.eval_shape(lambda arrays: fn(*split.join(arrays)), split.arrays(args))
 
 
-def leaves_of(args: tuple) -> tuple[list[Any], Any]:
+def leaves_of(args: tuple) -> tuple[list[PyTree], PyTree]:
     """The leaves of the arguments, a list of numbers being one, and their structure."""
     return jax.tree.flatten(args, is_leaf=is_list)
 
 
-def is_list(x: Any) -> bool:
+def is_list(x: PyTree) -> bool:
     """Whether it is a list of numbers, or of such lists."""
     return isinstance(x, list) and len(x) > 0 and all(is_list(e) or _is_number(e) for e in x)
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: Array) -> bool:
     return isinstance(x, int | float | np.generic) or is_array(x) and np.ndim(x) == 0
 
 
 def leaf_names(
-    program: Any, args: tuple, is_leaf: Callable[[Any], bool] | None = None
+    program: object, args: tuple, is_leaf: Callable[..., PyTree] | None = None
 ) -> list[str]:
     """A name for each leaf of the arguments: of the program's argument, and where in it."""
     positional, _ = parted(args)
@@ -126,7 +128,7 @@ def leaf_names(
     return found
 
 
-def named_leaves(program: Any, args: tuple) -> dict[str, Any]:
+def named_leaves(program: object, args: tuple) -> dict[str, np.ndarray]:
     """The leaves of the arguments by name, in order; a list of numbers is one."""
     return dict(zip(leaf_names(program, args, is_list), leaves_of(args)[0], strict=True))
 

@@ -6,9 +6,9 @@ Invariant: what is reported absent is absent. A loop with a traced end, and a br
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from ..ppl._compat import CALLS, Jaxpr, Literal, scan_counts
+from ..ppl._compat import CALLS, Jaxpr, Literal, Var, scan_counts
+from ..ppl._types import Equation
 from ..ppl.jaxprs import inner_jaxpr
 
 
@@ -23,7 +23,7 @@ def is_used(jaxpr: Jaxpr, number: int) -> bool:
     return any(depends(jaxpr, [i == number for i in range(len(jaxpr.invars))]))
 
 
-def walk(eqns: Sequence[Any], env: dict[Any, bool]) -> dict[Any, bool]:
+def walk(eqns: Sequence[Equation], env: dict[Var, bool]) -> dict[Var, bool]:
     """The marks of all variables; constants have none."""
     for eqn in eqns:
         marks = [not isinstance(v, Literal) and env.get(v, False) for v in eqn.invars]
@@ -31,7 +31,7 @@ def walk(eqns: Sequence[Any], env: dict[Any, bool]) -> dict[Any, bool]:
     return env
 
 
-def _outputs(eqn: Any, marks: list[bool]) -> list[bool]:
+def _outputs(eqn: Equation, marks: list[bool]) -> list[bool]:
     name = eqn.primitive.name
     everything = [any(marks)] * len(eqn.outvars)
     if not any(marks):

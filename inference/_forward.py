@@ -12,7 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
+from ..ppl._types import Choices, ModelFn
 from ..ppl.densities import Eliminated
 from ..ppl.language import Program
 from ._arguments import Arguments, outcome
@@ -22,7 +24,7 @@ from ._rows import met, rows_of, unbound
 
 
 def _check_cells(
-    method: str, program: Eliminated, sites: Mapping[str, Any], choices: Mapping[str, Any]
+    method: str, program: Eliminated, sites: Mapping[str, Any], choices: Mapping[str, PyTree]
 ) -> None:
     """Refuse to draw summed sites given cells that nobody gives."""
     cells = [
@@ -40,7 +42,7 @@ def _check_shared(
     method: str,
     program: Eliminated,
     sites: Mapping[str, Any],
-    choices: Mapping[str, Any],
+    choices: Mapping[str, PyTree],
     args: tuple,
 ) -> None:
     """Refuse to draw from their prior sites that new rows share with those that told of them."""
@@ -74,7 +76,7 @@ def in_scan(site: Any) -> bool:
 
 
 def forward_program(
-    method: str, program: Any, choices: Mapping[str, Any], args: tuple, num_seen: int | None = None
+    method: str, program: object, choices: Choices, args: tuple, num_seen: int | None = None
 ) -> Any:
     """The program to simulate with these choices (values or shapes) at these arguments.
 
@@ -139,7 +141,7 @@ def forward_program(
 
 
 def check_given(
-    method: str, model: Any, given_choices: Mapping[str, Any], args: tuple, remedy: str
+    method: str, model: ModelFn, given_choices: Mapping[str, PyTree], args: tuple, remedy: str
 ) -> None:
     """Refuse observations that would be drawn anew before a prediction is made from them.
 
@@ -161,7 +163,7 @@ def check_given(
     split = Arguments(args)
     choices = {n: x for n, x in trace.choices.items() if n in latent}
 
-    def reads(program: Any) -> dict[str, bool]:
+    def reads(program: ModelFn) -> dict[str, bool]:
         run = lambda key, choices, a: program(key, choices, *split.join(a)).log_probs
         closed, shapes = jax.make_jaxpr(run, return_shape=True)(
             jax.random.key(0), choices, split.arrays(args)

@@ -9,12 +9,13 @@ of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from ..ppl._compat import is_concrete
+from ..ppl._types import Key
 from ..ppl.language import Program
 from ..ppl.traces import SiteInfo, Trace, stand_ins
 from ._arguments import Arguments
@@ -80,7 +81,7 @@ def _readers(program: Program, site: str, trace: Trace, args: tuple) -> list[str
     split = Arguments(args)
     arrays = split.arrays(args)
 
-    def log_probs(own: Any, rest: Mapping[str, Any], arrays: list[Any]) -> dict[str, Any]:
+    def log_probs(own: Array, rest: Mapping[str, Array], arrays: list[Array]) -> dict[str, PyTree]:
         return program.trace({**rest, site: own}, *split.join(arrays)).log_probs
 
     rest = {n: x for n, x in trace.choices.items() if n != site}
@@ -94,14 +95,14 @@ def _slopes(program: Program, args: tuple, names: list[str]) -> dict[str, np.nda
     """Derivatives of the log-density by the values of sites, [points, ...]."""
     split = Arguments(args)
 
-    def at(key: Any, args: tuple) -> dict[str, Any]:
+    def at(key: Key, args: tuple) -> dict[str, PyTree]:
         with stand_ins():
             choices = program.simulate(key, *args).choices
         rest = {n: x for n, x in choices.items() if n not in names}
         density = lambda own: program.log_density({**rest, **own}, *args)
         return jax.grad(density)({n: choices[n] for n in names})
 
-    def run(keys: Any, arrays: list[Any]) -> dict[str, Any]:
+    def run(keys: Key, arrays: list[Array]) -> dict[str, PyTree]:
         return jax.lax.map(lambda key: at(key, split.join(arrays)), keys)
 
     keys = jax.random.split(jax.random.key(0), NUM_POINTS)

@@ -7,11 +7,12 @@ again with its parameters as inputs, and judged then.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from ..ppl._compat import ClosedJaxpr
+from ..ppl._types import Key
 from ..ppl.inputs import own_noise, refuse_own_noise
 from ..ppl.language import Program
 from ..ppl.traces import stand_ins
@@ -19,7 +20,7 @@ from ._arguments import Arguments
 
 
 def check_noise(
-    method: str, program: Any, args: tuple, closed: ClosedJaxpr, is_key: Sequence[bool]
+    method: str, program: Program, args: tuple, closed: ClosedJaxpr, is_key: Sequence[bool]
 ) -> None:
     """Refuse a program that draws from a key which is not its run's.
 
@@ -41,7 +42,7 @@ def check_noise(
         init = lambda key, arrays: program.init(key, *split.join(arrays))
         params = jax.eval_shape(init, key, arrays)
 
-        def run(params: Any, key: Any, arrays: list[Any]) -> Any:
+        def run(params: PyTree, key: Key, arrays: list[PyTree]) -> PyTree:
             trace = program.bind(params).simulate(key, *split.join(arrays))
             return trace.log_probs, trace.choices, trace.deterministic
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from ..ppl._compat import CALLS, Jaxpr, Literal
 from ..ppl.jaxprs import inner_jaxpr
@@ -21,7 +22,11 @@ _TAKES = frozenset("gather slice dynamic_slice concatenate pad dot_general".spli
 
 
 def by_position(
-    run: Callable[..., Any], arrays: Sequence[Any], known: Any, before: Any, after: Any
+    run: Callable[..., PyTree],
+    arrays: Sequence[PyTree],
+    known: PyTree,
+    before: PyTree,
+    after: PyTree,
 ) -> list[bool]:
     """Which of some arrays are matched to rows by position; all, where the program cannot be traced so with more rows.
 
@@ -33,7 +38,7 @@ def by_position(
         after: of more rows.
     """
 
-    def traced(args: Any) -> Jaxpr:
+    def traced(args: PyTree) -> Jaxpr:
         split = Arguments(args)
         fn = lambda arrays, known, data: run(arrays, known, split.join(data))
         return jax.make_jaxpr(fn)(list(arrays), known, split.arrays(args)).jaxpr
@@ -113,7 +118,7 @@ def _is_told(own: list[bool], told: list[bool]) -> bool:
     return any(t for t, mark in zip(told, own, strict=True) if not mark)
 
 
-def _found(eqn: Any, other: Any, own: list[bool], told: list[bool], grows: bool) -> bool:
+def _found(eqn: PyTree, other: PyTree, own: list[bool], told: list[bool], grows: bool) -> bool:
     name = eqn.primitive.name
     if name in CALLS:
         one, two = (inner_jaxpr(e.params[CALLS[name]]) for e in (eqn, other))

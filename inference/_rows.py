@@ -23,9 +23,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from ..ppl._checks import is_integer
+from ..ppl._types import Message, ModelFn
 from ..ppl.densities import Eliminated
 from ..ppl.language import Program
 from ._arguments import Arguments, is_array, is_list, leaves_of, outcome
@@ -88,7 +90,7 @@ def met(program: Any, args: tuple) -> Met:
         program = program.program  # whose sites are all there
 
     class _Watch(Messenger):
-        def postprocess_message(self, msg: dict[str, Any]) -> None:
+        def postprocess_message(self, msg: Message) -> None:
             if msg["type"] == "plate":
                 seen["plate", msg["name"]] = (msg["args"][0],)
             elif msg["type"] == "param" and isinstance(msg["value"], jax.Array):
@@ -98,7 +100,7 @@ def met(program: Any, args: tuple) -> Met:
             elif msg["type"] == "sample" and msg["value"] is not None:
                 seen["site", msg["name"]] = jnp.shape(msg["value"])
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: PyTree, **kwargs: PyTree) -> PyTree:
         with _Watch():
             return program(*args, **kwargs)
 
@@ -117,7 +119,7 @@ def met(program: Any, args: tuple) -> Met:
     return Met({k: s for k, s in seen.items() if k[0] != "site" or k[1] in sites})
 
 
-def unbound(program: Any) -> Any:
+def unbound(program: ModelFn) -> Any:
     """The program with the initial values of its parameters, which have the shapes that its arguments ask for."""
     return program.bind({}) if isinstance(program, Program) and program.params else program
 

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 from numpyro.infer.autoguide import AutoGuide
 
 from ..ppl._compat import ClosedJaxpr, is_concrete
+from ..ppl._types import Args, Key
 from ..ppl.densities import Eliminated
 from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
 from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
@@ -41,7 +43,7 @@ class TracedRun(NamedTuple):
     args: tuple
     closed: ClosedJaxpr
     trace: Trace
-    arrays: list[Any]
+    arrays: list[PyTree]
 
 
 def abstract_run(program: Program, args: tuple) -> TracedRun:
@@ -49,7 +51,7 @@ def abstract_run(program: Program, args: tuple) -> TracedRun:
     split = Arguments(args)
     arrays = split.arrays(args)
 
-    def run(key: Any, arrays: list[Any]) -> Trace:
+    def run(key: Key, arrays: list[Key]) -> Trace:
         return program.simulate(key, *split.join(arrays))
 
     with stand_ins():
@@ -57,7 +59,7 @@ def abstract_run(program: Program, args: tuple) -> TracedRun:
     return TracedRun(program, args, closed, trace, arrays)
 
 
-def tried_run(program: Any, args: tuple) -> TracedRun | None:
+def tried_run(program: object, args: tuple) -> TracedRun | None:
     """`abstract_run`, or None where a program cannot be simulated; whoever needs that says so."""
     if (program := whole(program)) is None:
         return None
@@ -89,7 +91,7 @@ def check_run(method: str, run: TracedRun) -> None:
         refuse_unrepeatable(run.program, positional, keywords)
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: PyTree) -> bool:
     return jnp.issubdtype(getattr(x, "dtype", np.dtype(float)), jax.dtypes.extended)
 
 
@@ -106,7 +108,7 @@ def check_indices(method: str, run: TracedRun) -> None:
         return
     split = Arguments(run.args)
 
-    def counted(key: Any, arrays: list[Any]) -> Any:
+    def counted(key: Key, arrays: list[Array]) -> PyTree:
         with stand_ins():
             trace = run.program.simulate(key, *split.join(arrays))
         return trace.log_probs, {n: _where_it_counts(trace, n) for n in trace.choices}
@@ -117,7 +119,7 @@ def check_indices(method: str, run: TracedRun) -> None:
         _refuse(method, run.program, found[0], [names[i] for i in sorted(found[0].inputs)])
 
 
-def _where_it_counts(trace: Trace, name: str) -> Any:
+def _where_it_counts(trace: Trace, name: str) -> Array:
     """A site's draws, without those under a mask."""
     x = trace.choices[name]
     for mask in (trace.masks.get(name), trace.cells.get(name)):
@@ -173,8 +175,8 @@ def later_indices(
 
 
 def checked(
-    caller: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Any, ...]:
+    caller: Callable[..., PyTree], model: object, args: Args, kwargs: Mapping[str, PyTree]
+) -> tuple[Array | Key | float | np.ndarray, ...]:
     """`arguments` of a call, its indices checked."""
     args = arguments(caller, model, args, kwargs)
     if isinstance(model, Program) or callable(model):
@@ -182,7 +184,7 @@ def checked(
     return args
 
 
-def check_new(method: str, program: Any, args: tuple) -> None:
+def check_new(method: str, program: object, args: tuple) -> None:
     """`check_indices` for a program that is run later: what is wrong with it otherwise is told then."""
     given = jax.tree.leaves(args)
     if not is_concrete(args) or not (any(map(_is_integer, given)) or holds_integers(program)):
@@ -191,7 +193,7 @@ def check_new(method: str, program: Any, args: tuple) -> None:
         check_indices(method, run)
 
 
-def holds_integers(program: Any, depth: int = _DEPTH) -> bool:
+def holds_integers(program: object, depth: int = _DEPTH) -> bool:
     """Whether a program, or a function that it calls, closes over an array of integers or names one of its module."""
     fn = getattr(program, "fn", program)
     if isinstance(fn, functools.partial):
@@ -209,5 +211,5 @@ def holds_integers(program: Any, depth: int = _DEPTH) -> bool:
     return depth > 0 and any(holds_integers(x, depth - 1) for x in inner)
 
 
-def _is_integer(x: Any) -> bool:
+def _is_integer(x: Array) -> bool:
     return getattr(getattr(x, "dtype", None), "kind", "") in ("i", "u")

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+from jaxtyping import PyTree
+
 from .. import ppl
 from ..ppl._compat import is_concrete
 
 
-def factor_of(given: Any) -> float:
+def factor_of(given: PyTree) -> float:
     """A factor as a number that is known now: its sign decides the direction."""
     is_scalar = isinstance(given, Real) or getattr(given, "shape", None) == ()
     if isinstance(given, bool) or not is_scalar or not is_concrete(given):
@@ -38,7 +40,7 @@ def written(terms: Sequence[tuple[float, str]]) -> str:
     return "".join(parts)
 
 
-def common_of(given: Sequence[Any]) -> Any:
+def common_of(given: Sequence[ppl.Program]) -> Any:
     """The program that all have who have one; None if there are two, or none."""
     programs = [program for program in given if program is not None]
     first = programs[0] if programs else None

@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
+
+from ..ppl._types import Args
 
 try:
     from sklearn.base import BaseEstimator
@@ -44,7 +46,7 @@ class StoredEstimator(BaseEstimator):
     history_: np.ndarray
     validation_: list[tuple[int, float]]
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _state(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
         """What was fitted besides the parameters' leaves: JSON, and arrays by name."""
         names = getattr(self, "feature_names_in_", None)
         state = {
@@ -109,15 +111,15 @@ class StoredEstimator(BaseEstimator):
 
     def _train(
         self,
-        objective: Any,
-        optimizer: Any,
-        args: tuple[Any, ...],
-        loss: Callable[[Any, Any], Array] | None,
+        objective: object,
+        optimizer: PyTree,
+        args: Args,
+        loss: Callable[..., PyTree] | None,
         *,
         plate: str,
         size: int,
         per: int,
-    ) -> Any:
+    ) -> dict[str, PyTree]:
         """Fit, and keep the parameters that are best for what is held out, or the last ones.
 
         Args:
@@ -154,7 +156,7 @@ class StoredEstimator(BaseEstimator):
     def _in_units(self, X: np.ndarray) -> np.ndarray:
         return ((X - self._mean) / self._scale).astype(np.float32)
 
-    def _keep(self, params: Any) -> Any:
+    def _keep(self, params: dict[str, PyTree]) -> dict[str, PyTree]:
         """Remember a tree of parameters; the same tree of NumPy arrays."""
         leaves, treedef = jax.tree.flatten(params)
         self._leaves = [np.asarray(leaf) for leaf in leaves]
@@ -206,6 +208,6 @@ class StoredEstimator(BaseEstimator):
         found._leaves = [arrays[f"leaf{i}"] for i in range(count)]
         return found
 
-    def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()
+    def __getstate__(self) -> dict[str, PyTree]:
+        state: PyTree = super().__getstate__()
         return {k: v for k, v in state.items() if k != "_made"}

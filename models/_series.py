@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..ppl._show import shown
 
@@ -46,14 +46,19 @@ class Series(NamedTuple):
             valid=valid
         )
 
-    def hidden(self, seen: Any) -> Series:
+    def hidden(self, seen: PyTree) -> Series:
         """These series with only those observed cells left that are true in `seen` [N, T, D]; the others become zero."""
         observed = np.asarray(self.observed) & np.asarray(seen, bool)
         return self._replace(observed=observed, values=np.where(observed, self.values, 0))
 
 
 def series(
-    values: Any, *, observed: Any = None, times: Any = None, lengths: Any = None, labels: Any = None
+    values: PyTree,
+    *,
+    observed: Any = None,
+    times: PyTree = None,
+    lengths: list[int] | np.ndarray | None = None,
+    labels: PyTree = None,
 ) -> Series:
     """Check and complete series of cells.
 
@@ -103,7 +108,9 @@ def series(
     return Series(values, seen, times, valid, None if labels is None else labels.astype(np.int32))
 
 
-def _wrong_values(seen: Any, times: Any, lengths: Any, labels: Any, valid: Any) -> list[str]:
+def _wrong_values(
+    seen: np.ndarray, times: PyTree, lengths: np.ndarray, labels: PyTree, valid: np.ndarray
+) -> list[str]:
     problems = []
     if np.isinf(seen).any():
         problems.append("argument 'values' holds an infinite observed cell; mark it as missing")
@@ -129,7 +136,7 @@ class Standardisation(NamedTuple):
         values = (np.asarray(data.values) - self.mean) / self.scale
         return data._replace(values=np.where(data.observed, values, 0).astype(np.float32))
 
-    def undo(self, values: Any) -> np.ndarray:
+    def undo(self, values: PyTree) -> np.ndarray:
         """Values in standard units, [..., D], in their own units."""
         return np.asarray(values) * self.scale + self.mean
 

@@ -6,8 +6,10 @@ import zlib
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import PyTree
 from sklearn.utils.validation import check_array, validate_data
 
+from ._estimator import StoredEstimator
 from ._series import Series, series
 
 Layout = Literal["table", "series"]
@@ -42,7 +44,7 @@ class Given(NamedTuple):
         return values[..., : self.num_steps, :]
 
 
-def given(estimator: Any, X: Any, *, reset: bool, least: int = 1) -> Given:
+def given(estimator: StoredEstimator, X: PyTree, *, reset: bool, least: int = 1) -> Given:
     """Read X, and compare it with what the estimator was fitted on.
 
     Args:
@@ -76,15 +78,15 @@ def given(estimator: Any, X: Any, *, reset: bool, least: int = 1) -> Given:
 _RULES: dict[str, Any] = {"ensure_all_finite": "allow-nan", "dtype": [np.float64, np.float32]}
 
 
-def _checked(estimator: Any, X: Any, reset: bool) -> np.ndarray:
+def _checked(estimator: StoredEstimator, X: PyTree, reset: bool) -> np.ndarray:
     return _array(validate_data(estimator, X, reset=reset, **_RULES))
 
 
-def _array(X: Any) -> np.ndarray:
+def _array(X: PyTree) -> np.ndarray:
     return np.asarray(X)
 
 
-def _is_list_of_series(X: Any) -> bool:
+def _is_list_of_series(X: PyTree) -> bool:
     """A list of tables; a list of lists of numbers is one table."""
     if isinstance(X, np.ndarray):
         is_list = X.dtype == object and X.ndim == 1
@@ -94,7 +96,7 @@ def _is_list_of_series(X: Any) -> bool:
 
 
 def _made(
-    cells: np.ndarray, kind: Any, num_steps: Any, lengths: np.ndarray, times: Any, least: int
+    cells: np.ndarray, kind: Any, num_steps: Any, lengths: np.ndarray, times: PyTree, least: int
 ) -> Given:
     more = max(least - cells.shape[1], 0)
     cells = np.pad(cells, ((0, 0), (0, more), (0, 0)), constant_values=np.nan)

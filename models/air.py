@@ -35,7 +35,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .. import ppl
 
@@ -234,7 +234,7 @@ def programs(
         lambda net: net.layers[-1], decoder_0, replace_fn=lambda l: _starting(l, 1.0, -2.0)
     )
 
-    def one_more(t: int, count: Array, law: Any) -> tuple[Array, Array]:
+    def one_more(t: int, count: Array, law: PyTree) -> tuple[Array, Array]:
         """(the count, whether there is an object t)."""
         reached = count == t - 1
         more = ppl.sample(f"more_{t}", law.mask(reached))
@@ -242,7 +242,7 @@ def programs(
         return count + present, present
 
     @ppl.model
-    def model(x: Any) -> None:
+    def model(x: Array) -> None:
         decoder = ppl.module("decoder", decoder_0)
         with ppl.plate("images", x.shape[0]):
             count, canvases = jnp.zeros(x.shape[0], int), [jnp.zeros(x.shape)]
@@ -260,7 +260,7 @@ def programs(
             ppl.sample("x", law, obs=x)
 
     @ppl.model
-    def guide(x: Any) -> None:
+    def guide(x: Array) -> None:
         reader, counter = ppl.module("reader", reader_0), ppl.module("counter", counter_0)
         num_images = x.shape[0]
         with ppl.plate("images", num_images):

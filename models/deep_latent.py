@@ -24,7 +24,7 @@ code; the guide q(k | x) q(z | x, k) follows Kingma et al. 2014, arXiv:1406.5298
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -143,7 +143,7 @@ def programs(
         return k if is_one_hot else jax.nn.one_hot(k, num_classes)
 
     @ppl.model
-    def model(x: Any) -> None:
+    def model(x: Array) -> None:
         decoder = ppl.module("decoder", decoder_0)
         logits = ppl.param("class_logits", jnp.zeros(num_classes))
         class_loc = ppl.param("class_loc", loc_0)
@@ -156,7 +156,7 @@ def programs(
             ppl.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
     @ppl.model
-    def guide(x: Any) -> None:
+    def guide(x: Array) -> None:
         classifier = ppl.module("classifier", classifier_0)
         encoder = ppl.module("encoder", encoder_0)
         class_loc = ppl.param("class_loc", loc_0)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from ._checks import MOST, is_integer
 from ._compat import typed_key
@@ -47,7 +48,7 @@ def checked_call[F: Callable[..., Any]](fn: F) -> F:
     hints = functools.cache(lambda: _hints(fn))
 
     @functools.wraps(fn)
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: PyTree, **kwargs: PyTree) -> Any:
         if missing := [name for name in needed if name not in kwargs]:
             called = ", ".join(f"{name}={EXAMPLES.get(name, '...')}" for name in missing)
             raise TypeError(
@@ -74,13 +75,13 @@ def checked_call[F: Callable[..., Any]](fn: F) -> F:
     return checked  # pyright: ignore[reportReturnType]
 
 
-def did_you_mean(name: Any, among: Iterable[str]) -> str:
+def did_you_mean(name: float | int | str, among: Iterable[str]) -> str:
     """A sentence that offers the nearest of some names, with a space before it; "" if none is near."""
     near = difflib.get_close_matches(name, list(among), 1) if isinstance(name, str) else []
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
-def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+def _hints(fn: Callable[..., PyTree]) -> dict[str, Any]:
     """Annotations of the arguments that are checked; names that are known to type checkers only stand for anything."""
     if hasattr(fn, "__wrapped__"):  # its annotations are those of another function
         return {}
@@ -94,7 +95,7 @@ def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def _unlike(hint: Any, value: Any) -> list[str]:
+def _unlike(hint: object, value: object) -> list[str]:
     """What a value should have been, in words; nothing if it is."""
     if hint == "key":
         try:
@@ -117,7 +118,7 @@ def _unlike(hint: Any, value: Any) -> list[str]:
     return [] if is_right(value) else [expected]
 
 
-def _kind(hint: Any, origin: Any, args: tuple) -> tuple[Callable[[Any], bool], str]:
+def _kind(hint: object, origin: type | None, args: tuple) -> tuple[Callable[..., PyTree], str]:
     """Whether a value is of a kind, and the kind in words."""
     if hint in _KINDS:
         return _KINDS[hint]
@@ -134,13 +135,13 @@ def _kind(hint: Any, origin: Any, args: tuple) -> tuple[Callable[[Any], bool], s
     return lambda _: True, ""
 
 
-def _is_names(value: Any) -> bool:
+def _is_names(value: list[str] | str | tuple[str, ...]) -> bool:
     is_some = isinstance(value, collections.abc.Collection)
     is_one = isinstance(value, str | np.ndarray)
     return is_some and not is_one and all(isinstance(x, str) for x in value)
 
 
-def _is_numbers(value: Any) -> bool:
+def _is_numbers(value: Array) -> bool:
     if isinstance(value, jax.Array | np.ndarray):
         return value.ndim == 1 and value.dtype.kind in "iuf"
     return isinstance(value, list | tuple) and all(map(_is_number, value))
@@ -152,7 +153,7 @@ def _either(words: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: PyTree) -> bool:
     """A real number of Python, NumPy or JAX that is not NaN; of a traced one its kind is known."""
     if isinstance(value, jax.Array | np.ndarray):
         return value.ndim == 0 and value.dtype.kind in "iuf"
@@ -160,7 +161,7 @@ def _is_number(value: Any) -> bool:
     return is_real and not isinstance(value, np.complexfloating) and value == value
 
 
-_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+_KINDS: dict[PyTree, tuple[Callable[[PyTree], bool], str]] = {
     int: (lambda x: is_integer(x) and abs(x) <= MOST, "an integer"),
     float: (_is_number, "a number"),
     bool: (lambda x: isinstance(x, bool | np.bool_), "True or False"),
@@ -170,14 +171,14 @@ _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _words(hint: Any) -> list[str]:
+def _words(hint: object) -> list[str]:
     """The words that an annotation allows."""
     if typing.get_origin(hint) is Literal:
         return [word for word in typing.get_args(hint) if isinstance(word, str)]
     return [word for one in typing.get_args(hint) for word in _words(one)]
 
 
-def _told(value: Any) -> str:
+def _told(value: Array) -> str:
     """What was given, in a few words: an array by dtype and shape."""
     if isinstance(value, jax.Array | np.ndarray) and value.ndim:
         return f"an array of {value.dtype}, shape {value.shape}"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from jaxtyping import PyTree
 
 MOST = 2**31 - 1  # of a count: beyond it, arrays have no index in 32 bits
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: float) -> bool:
     """Whether it is a whole number of Python or NumPy, and no truth value."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def check_counts(label: str, least: int = 1, /, **counts: Any) -> None:
+def check_counts(label: str, least: int = 1, /, **counts: PyTree) -> None:
     """Refuse what is no integer of at least `least`; `label` is the function that was called.
 
     Raises:

@@ -30,8 +30,10 @@ from jax.extend.core import (
 )
 from jax.extend.random import define_prng_impl as define_prng_impl
 from jax.interpreters import batching, partial_eval
+from jaxtyping import Array, PyTree
 
 from ._handler_stack import HandlerStack, give_each_thread_its_own
+from ._types import Equation, Key, Message
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike as ArrayLike
@@ -67,7 +69,7 @@ give_each_thread_its_own(_primitives._PYRO_STACK)
 
 # NumPyro: statements and handlers
 
-apply_stack: Callable[[dict[str, Any]], dict[str, Any]] = _primitives.apply_stack
+apply_stack: Callable[[dict[str, PyTree]], dict[str, PyTree]] = _primitives.apply_stack
 
 
 def handler_stack() -> list[Any]:
@@ -76,7 +78,7 @@ def handler_stack() -> list[Any]:
     return stack.data if isinstance(stack, HandlerStack) else stack
 
 
-def numpyro_stack() -> Any:
+def numpyro_stack() -> HandlerStack:
     """What NumPyro keeps the stacks of all threads in."""
     return _primitives._PYRO_STACK
 
@@ -93,19 +95,21 @@ def no_handlers() -> Iterator[None]:
         stack[:] = saved
 
 
-def declared(msg: dict[str, Any]) -> tuple[Any, ...]:
+def declared(msg: Message) -> tuple[PyTree, ...]:
     """The value that a param statement gives, in a tuple; () where it gives a function of a key, or nothing."""
     return tuple(x for x in msg["args"] if x is not None and not callable(x))
 
 
-def numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> tuple[Any, Any]:
+def numpyro_scan(
+    step: Callable[..., PyTree], init: ArrayLike, xs: PyTree, length: int
+) -> tuple[Array, Array]:
     """The scan of numpyro.contrib: (carry, ys)."""
     from numpyro.contrib.control_flow import scan  # late: see _join_lazy_modules
 
     return scan(step, init, xs, length=length)
 
 
-def numpyro_cond(pred: Any, true_fn: Any, false_fn: Any, operand: Any) -> Any:
+def numpyro_cond(pred: Any, true_fn: Any, false_fn: Any, operand: PyTree) -> Any:
     """The cond of numpyro.contrib."""
     from numpyro.contrib.control_flow import cond
 
@@ -116,16 +120,16 @@ class ControlFlow(NamedTuple):
     """A control-flow statement of numpyro.contrib; what the other kind alone has is left out."""
 
     is_scan: bool
-    operand: Any  # of a scan: the first carry
+    operand: PyTree  # of a scan: the first carry
     step: Any = None
-    xs: Any = None
+    xs: PyTree = None
     length: Any = None
     is_reversed: bool = False
     pred: Any = None
     branches: tuple[Any, ...] = ()
 
 
-def control_flow(msg: dict[str, Any]) -> ControlFlow:
+def control_flow(msg: Message) -> ControlFlow:
     """What a message of type "control_flow" holds."""
     if msg["fn"].__name__ == "scan_wrapper":
         step, init, xs, length, reverse = msg["args"]
@@ -134,7 +138,7 @@ def control_flow(msg: dict[str, Any]) -> ControlFlow:
     return ControlFlow(False, operand, pred=pred, branches=(true_fn, false_fn))
 
 
-def control_flow_value(statement: ControlFlow, result: Any) -> Any:
+def control_flow_value(statement: ControlFlow, result: PyTree) -> PyTree:
     """The value that NumPyro expects of such a statement whose sites are recorded already; `result` is (carry, ys) of a scan."""
     from numpyro.ops.pytree import PytreeTrace
 
@@ -145,14 +149,14 @@ def control_flow_value(statement: ControlFlow, result: Any) -> Any:
     return (statement.length, None, carry), (nothing, ys)
 
 
-def known_point(z: Any, potential: Any, gradient: Any) -> Any:
+def known_point(z: Array, potential: Array, gradient: Array) -> PyTree:
     """A point of which NumPyro's `hmc` is to believe that potential and gradient are these, and evaluates neither."""
     from numpyro.infer.util import ParamInfo
 
     return ParamInfo(z, potential, gradient)
 
 
-def mcmc_arguments(mcmc: Any) -> tuple[Any, dict[str, Any]]:
+def mcmc_arguments(mcmc: Any) -> tuple[PyTree, dict[str, PyTree]]:
     """What the last `mcmc.run` was called with, after its key: (args, kwargs)."""
     return mcmc._args, mcmc._kwargs
 
@@ -169,20 +173,20 @@ HurdleProbs: Any = getattr(_dist.discrete, "HurdleProbs", _Absent)
 CatTransform: Any = getattr(_dist.transforms, "CatTransform", _Absent)
 Mixture: Any = _dist.mixtures._MixtureBase
 SingletonConstraint: Any = _dist.constraints._SingletonConstraint
-validate_sample: Callable[..., Any] = _dist.util.validate_sample
+validate_sample: Callable[..., PyTree] = _dist.util.validate_sample
 
 
-def asymmetric_laplace(fn: Any) -> Any:
+def asymmetric_laplace(fn: Callable[..., PyTree]) -> Any:
     """The asymmetric Laplace law that one given by a quantile is; any other law as it is."""
     return getattr(fn, "_ald", fn)
 
 
-def mask_of(fn: Any) -> Any:
+def mask_of(fn: PyTree) -> ArrayLike | None:
     """The mask of a MaskedDistribution; None of another law."""
     return fn._mask if isinstance(fn, _dist.MaskedDistribution) else None
 
 
-def unchecked(fn: Any) -> Any:
+def unchecked(fn: PyTree) -> PyTree:
     """`fn` without NumPyro's check that a value lies in its support."""
     fn = copy.copy(fn)
     fn._validate_args = False
@@ -199,7 +203,7 @@ def inverted(transform: Any) -> Any:
 # JAX: tracing
 
 
-def trace_state() -> Any:
+def trace_state() -> PyTree:
     """A value that changes whenever JAX enters or leaves a transformation."""
     return get_opaque_trace_state(convention="nnx")
 
@@ -221,7 +225,7 @@ def fresh_caches() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _run_of_its_own(name: Any) -> Iterator[None]:
+def _run_of_its_own(name: str | tuple[str, int]) -> Iterator[None]:
     stack = handler_stack()
     depth = len(stack)
     with _user_context(name):
@@ -232,7 +236,7 @@ def _run_of_its_own(name: Any) -> Iterator[None]:
             del stack[depth:]
 
 
-def is_concrete(tree: Any) -> bool:
+def is_concrete(tree: PyTree) -> bool:
     """Whether the values of all leaves are known."""
     return not any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
@@ -244,12 +248,12 @@ def remixed(mixture: Any, mixing: Any) -> Any:
     return other
 
 
-def own_trace(x: Any) -> Any:
+def own_trace(x: Key) -> PyTree:
     """What tells the innermost transformation that a value varies with; None where nothing does."""
     return x._trace if isinstance(x, Tracer) else None  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def typed_key(key: Any) -> jax.Array:
+def typed_key(key: PyTree) -> jax.Array:
     """Accept both kinds of PRNG key and return a typed one.
 
     Raises:
@@ -286,7 +290,7 @@ CALLS = {
 CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split())
 
 
-def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+def scan_counts(params: dict[str, PyTree]) -> tuple[int, int]:
     """(number of constants, number of carries) of a scan equation, for every supported jax."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
@@ -294,12 +298,12 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def while_counts(params: dict[str, Any]) -> tuple[int, int]:
+def while_counts(params: dict[str, PyTree]) -> tuple[int, int]:
     """(number of constants of the condition, of the body) of a while equation."""
     return params["cond_nconsts"], params["body_nconsts"]
 
 
-def rule_file(eqn: Any) -> str | None:
+def rule_file(eqn: Equation) -> str | None:
     """The file in which the rule of a `CUSTOM` operation was written; None where that cannot be told."""
     rule = eqn.params.get("jvp_jaxpr_fun") or eqn.params.get("bwd")
     file = getattr(getattr(rule, "debug_info", None), "func_filename", None)
@@ -307,19 +311,19 @@ def rule_file(eqn: Any) -> str | None:
     return None if os.path.basename(file or "") == "custom_derivatives.py" else file
 
 
-def files_of(eqn: Any) -> list[str]:
+def files_of(eqn: Equation) -> list[str]:
     """The files of the calls in which an equation was made, innermost first; [] where that is not known."""
     found = eqn.source_info.traceback
     return [] if found is None else [frame.file_name for frame in found.frames]
 
 
-def lines_of(eqn: Any) -> list[tuple[str, int]]:
+def lines_of(eqn: Equation) -> list[tuple[str, int]]:
     """File and line of the calls in which an equation was made, innermost first; [] where that is not known."""
     found = eqn.source_info.traceback
     return [] if found is None else [(f.file_name, f.line_num) for f in found.frames]
 
 
-def bind(eqn: Any, args: list[Any]) -> list[Any]:
+def bind(eqn: PyTree, args: list[PyTree]) -> list[PyTree]:
     """Run one jaxpr equation on `args`."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     subfuns, params = bound if isinstance(bound, tuple) else ((), bound)
@@ -327,7 +331,7 @@ def bind(eqn: Any, args: list[Any]) -> list[Any]:
     return outs if eqn.primitive.multiple_results else [outs]
 
 
-def set_batching(primitive: Any, rule: Callable[..., Any]) -> None:
+def set_batching(primitive: Primitive, rule: Callable[..., PyTree]) -> None:
     """Give a primitive its rule under `jax.vmap`: rule(args, dims, **params) -> (results, dims)."""
     batching.primitive_batchers[primitive] = rule
 
@@ -337,7 +341,7 @@ def without_dead_code(jaxpr: Jaxpr) -> tuple[Jaxpr, list[bool]]:
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
 
 
-def with_inputs(jaxpr: Any, constvars: Sequence[Var], invars: Sequence[Var]) -> Jaxpr:
+def with_inputs(jaxpr: Jaxpr, constvars: Sequence[Var], invars: Sequence[Var]) -> Jaxpr:
     """A jaxpr with its variables given otherwise; the names of its arguments, which no longer fit, are dropped."""
     names = jaxpr.debug_info._replace(arg_names=None)
     return jaxpr.replace(constvars=list(constvars), invars=list(invars), debug_info=names)

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ._compat import Tracer
 
@@ -52,10 +53,10 @@ class Masked:
         name: of the argument.
     """
 
-    def __init__(self, values: Any, seen: Any, name: str) -> None:
+    def __init__(self, values: PyTree, seen: np.ndarray, name: str) -> None:
         self.values, self.seen, self.name = values, seen, name
 
-    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+    def tree_flatten_with_keys(self) -> tuple[PyTree, PyTree]:
         """Children by name, for `jax.tree`."""
         key = jax.tree_util.GetAttrKey
         return [(key("values"), self.values), (key("seen"), self.seen)], self.name
@@ -92,7 +93,7 @@ class Masked:
     def __repr__(self) -> str:
         return f"Masked({self.name}, shape {self.shape})"
 
-    def refuse(self, *_: Any, **__: Any) -> NoReturn:
+    def refuse(self, *_: float, **__: PyTree) -> NoReturn:
         """Say that something needs all cells.
 
         Raises:
@@ -116,7 +117,7 @@ class Masked:
     __lt__ = __le__ = __gt__ = __ge__ = __and__ = __rand__ = __or__ = __ror__ = refuse
 
 
-def as_data(args: Any, name: str = "An argument") -> Any:
+def as_data(args: PyTree, name: str = "An argument") -> PyTree:
     """The tree with all that holds numbers as arrays that JAX takes as they are.
 
     Args:
@@ -138,18 +139,18 @@ def as_data(args: Any, name: str = "An argument") -> Any:
     return jax.tree.unflatten(treedef, found)
 
 
-def as_value(x: Any, name: str) -> Any:
+def as_value(x: PyTree, name: str) -> ArrayLike | None:
     """`as_data` of one value, for which a number of Python's is data, too."""
     is_large = isinstance(x, int) and not -(2**31) <= x < 2**31
     return as_data(np.asarray(x) if is_large else x, name)
 
 
-def named_data(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+def named_data(values: Mapping[str, PyTree], name: str) -> dict[str, ArrayLike]:
     """Arguments by name; `name` has a place for it."""
     return {key: as_data(value, name.format(key)) for key, value in values.items()}
 
 
-def as_numbers(name: str, x: Any) -> np.ndarray:
+def as_numbers(name: str, x: PyTree) -> np.ndarray:
     """An array in double precision: samples, draws and weights that are computed with on the host.
 
     Args:
@@ -179,7 +180,7 @@ def as_numbers(name: str, x: Any) -> np.ndarray:
     return array.astype(np.float64) if array.dtype != np.float64 else array
 
 
-def as_one_array(name: str, leaf: Any) -> np.ndarray:
+def as_one_array(name: str, leaf: PyTree) -> np.ndarray:
     """A leaf of data as one array.
 
     Raises:
@@ -193,13 +194,13 @@ def as_one_array(name: str, leaf: Any) -> np.ndarray:
         ) from error
 
 
-def _is_known(leaf: Any) -> bool:
+def _is_known(leaf: ArrayLike) -> bool:
     if isinstance(leaf, jax.Array | Tracer | jax.ShapeDtypeStruct | Masked):
         return True
     return not hasattr(leaf, "__array__")
 
 
-def _converted(name: str, leaf: Any) -> Any:
+def _converted(name: str, leaf: PyTree) -> PyTree:
     found = as_array(name, leaf, _checked)
     if isinstance(found, Masked):
         return Masked(_checked(name, found.values, found.seen), found.seen, name)
@@ -209,7 +210,7 @@ def _converted(name: str, leaf: Any) -> Any:
 # Kinds
 
 
-def as_array(name: str, leaf: Any, check: Callable[[str, Any], Any] = lambda _, x: x) -> Any:
+def as_array(name: str, leaf: PyTree, check: Callable[..., PyTree] = lambda _, x: x) -> PyTree:
     """A leaf of data as a NumPy array of numbers, `Masked`, or the leaf itself, if there are no numbers in it.
 
     Args:
@@ -240,7 +241,7 @@ def as_array(name: str, leaf: Any, check: Callable[[str, Any], Any] = lambda _, 
     return _of_numbers(name, leaf, array)
 
 
-def _of_numbers(name: str, leaf: Any, array: np.ndarray) -> Any:
+def _of_numbers(name: str, leaf: ArrayLike, array: np.ndarray) -> ArrayLike:
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind == "V":
         if array.dtype.names or not jnp.issubdtype(array.dtype, jnp.number):
@@ -263,7 +264,7 @@ def _of_numbers(name: str, leaf: Any, array: np.ndarray) -> Any:
     return leaf if isinstance(leaf, np.ndarray | np.generic) else array
 
 
-def _codes(leaf: Any) -> np.ndarray | None:
+def _codes(leaf: ArrayLike) -> np.ndarray | None:
     """The codes of pandas' categories, of a series, an index or by themselves; None of anything else."""
     if not hasattr(getattr(leaf, "dtype", None), "categories"):
         return None
@@ -272,7 +273,7 @@ def _codes(leaf: Any) -> np.ndarray | None:
     return None if codes is None else np.asarray(codes).astype(np.int32)
 
 
-def _of_frame(name: str, frame: Any, check: Callable[[str, Any], Any]) -> Any:
+def _of_frame(name: str, frame: Any, check: Callable[..., PyTree]) -> np.ndarray:
     """A matrix of the columns, each of which holds numbers."""
     columns = []
     for place, label in enumerate(frame.columns):
@@ -297,7 +298,7 @@ def _of_frame(name: str, frame: Any, check: Callable[[str, Any], Any]) -> Any:
     return np.stack([c.astype(kind) for c in columns], axis=1)
 
 
-def _of_objects(name: str, leaf: Any, array: np.ndarray) -> Any:
+def _of_objects(name: str, leaf: PyTree, array: np.ndarray) -> Any:
     """Objects that are all numbers, or missing, as floating-point numbers; others are no data."""
     cells = array.ravel().tolist()
     if any(isinstance(x, _DATES) or hasattr(x, "to_timestamp") for x in cells):
@@ -323,11 +324,11 @@ def _of_objects(name: str, leaf: Any, array: np.ndarray) -> Any:
     return np.array(plain).reshape(array.shape)
 
 
-def _is_missing(x: Any) -> bool:
+def _is_missing(x: Array) -> bool:
     return x is None or type(x).__name__ in ("NAType", "NaTType")
 
 
-def _refuse_dates(name: str, leaf: Any) -> NoReturn:
+def _refuse_dates(name: str, leaf: PyTree) -> NoReturn:
     kind = getattr(leaf, "dtype", None)
     shape = list(np.shape(leaf))
     held = "dates" if kind is None or getattr(kind, "kind", "O") == "O" else str(kind)
@@ -337,7 +338,7 @@ def _refuse_dates(name: str, leaf: Any) -> NoReturn:
 # Values
 
 
-def _checked(name: str, array: Any, seen: Any = None) -> Any:
+def _checked(name: str, array: PyTree, seen: PyTree = None) -> PyTree:
     """The array, whose values stay what they are in the types that JAX takes for its own."""
     dtype = array.dtype
     if dtype.kind not in "iufc" or dtype.itemsize < 8 or array.size == 0:
@@ -355,7 +356,7 @@ def _checked(name: str, array: Any, seen: Any = None) -> Any:
     return array
 
 
-def _check_integers(name: str, array: Any, target: Any) -> None:
+def _check_integers(name: str, array: PyTree, target: np.dtype) -> None:
     low, high, ends = int(array.min()), int(array.max()), np.iinfo(target)
     if low < ends.min or high > ends.max:
         _refuse_overflow(name, array, high if high > ends.max else low, str(target))
@@ -370,7 +371,7 @@ def _check_digits(name: str, array: np.ndarray) -> None:
         )
 
 
-def _check_floats(name: str, array: Any) -> None:
+def _check_floats(name: str, array: PyTree) -> None:
     """Refuse numbers beyond single precision, and differences that its rounding takes away."""
     low, high = _over_rows(np.fmin, array), _over_rows(np.fmax, array)
     size = np.fmax(np.abs(low), np.abs(high))
@@ -395,7 +396,7 @@ def _check_floats(name: str, array: Any) -> None:
         _check_large(name, array, low, high)
 
 
-def _over_rows(reduce: np.ufunc, array: Any) -> Any:
+def _over_rows(reduce: np.ufunc, array: np.ndarray) -> ArrayLike:
     """A reduction over the first axis; short rows are joined to long ones before, at which NumPy is seven times as fast."""
     if array.ndim < 2 or not array.flags.c_contiguous or array[0].size == 0:
         return reduce.reduce(array, axis=0)
@@ -407,13 +408,13 @@ def _over_rows(reduce: np.ufunc, array: Any) -> Any:
     return found.reshape(array.shape[1:])
 
 
-def _is_lost(low: Any, high: Any) -> Any:
+def _is_lost(low: PyTree, high: PyTree) -> PyTree:
     """Whether rounding to single precision is large beside the range of numbers."""
     size, spread = np.fmax(np.abs(low), np.abs(high)), high - low
     return (size * 2.0**-24 > _LOSS * spread) & (spread > _NOISE * size)
 
 
-def _check_large(name: str, array: Any, low: Any, high: Any) -> None:
+def _check_large(name: str, array: np.ndarray, low: PyTree, high: PyTree) -> None:
     """Refuse whole numbers of which single precision makes others, or one of several, as of keys; and time stamps in rows."""
     columns, lows, highs = array.reshape(len(array), -1), np.ravel(low), np.ravel(high)
     for place in np.flatnonzero(np.fmax(np.abs(lows), np.abs(highs)) > 2**24):
@@ -432,7 +433,7 @@ def _check_large(name: str, array: Any, low: Any, high: Any) -> None:
             _refuse_rounding(name, array, lost, low, high)
 
 
-def _refuse_overflow(name: str, array: Any, value: Any, target: str) -> NoReturn:
+def _refuse_overflow(name: str, array: np.ndarray, value: PyTree, target: str) -> NoReturn:
     raise ValueError(
         f"{name} holds {value!s} ({array.dtype}), which does not fit into {target}, the type that JAX would make of it: it would "
         "become another number. Subtract an origin, divide by a unit (whole numbers by .astype(float)), or compute in 64 bits: "
@@ -440,7 +441,9 @@ def _refuse_overflow(name: str, array: Any, value: Any, target: str) -> NoReturn
     )
 
 
-def _refuse_rounding(name: str, array: Any, lost: Any, low: Any, high: Any) -> NoReturn:
+def _refuse_rounding(
+    name: str, array: np.ndarray, lost: ArrayLike, low: ArrayLike, high: ArrayLike
+) -> NoReturn:
     place = np.unravel_index(int(np.argmax(lost)), np.shape(lost)) if np.ndim(lost) else ()
     where = f" in place {list(map(int, place))}" if place else ""
     low, high = (float(np.asarray(x)[place]) for x in (low, high))

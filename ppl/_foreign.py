@@ -20,6 +20,7 @@ import numpy as np
 import numpyro
 
 from ._data import Masked
+from ._types import Message, ModelFn
 
 if TYPE_CHECKING:
     from .traces import Recorder
@@ -64,7 +65,7 @@ def named_errors(recorder: Recorder, program: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def named_site(msg: dict[str, Any]) -> Iterator[None]:
+def named_site(msg: Message) -> Iterator[None]:
     """Re-raise an error of NumPyro's or JAX's at a sample statement (its draw, support, or density) with the site's name."""
     try:
         yield
@@ -119,7 +120,7 @@ def _is_of_reparam(err: BaseException) -> bool:
     return any(f.startswith(_REPARAM) for f in _files(err))
 
 
-def _told(err: BaseException, recorder: Recorder, program: Any) -> str | None:
+def _told(err: BaseException, recorder: Recorder, program: ModelFn) -> str | None:
     if "Site '" in str(err):
         return None
     files = _files(err)
@@ -199,7 +200,7 @@ def _told_of_index(err: BaseException) -> str | None:
     return None
 
 
-def _arguments_in(line: str, program: Any) -> list[str]:
+def _arguments_in(line: str, program: ModelFn) -> list[str]:
     """Arguments of a program that a line names."""
     try:
         known = inspect.signature(program).parameters if callable(program) else ()

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
+from jaxtyping import PyTree
+
 from .._workarounds import Workaround
 
 
@@ -26,14 +28,14 @@ class HandlerStack(threading.local, UserList[Any]):
     def __getitem__(self, index: Any) -> Any:
         return self.data[index]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[PyTree]:
         return iter(self.data)
 
     def __reversed__(self) -> Iterator[Any]:
         return reversed(self.data)
 
 
-def give_each_thread_its_own(stack: Any) -> Any:
+def give_each_thread_its_own(stack: list[PyTree]) -> HandlerStack:
     """The stack that takes the place of `stack`, in every module that has imported it; `stack` itself if it is no list."""
     if not isinstance(stack, list):  # NumPyro keeps one for each thread by now
         return stack
@@ -46,7 +48,7 @@ def give_each_thread_its_own(stack: Any) -> Any:
     return own
 
 
-def record(stack: Any) -> Workaround:
+def record(stack: object) -> Workaround:
     """The entry of this mend in `lapilli.workarounds()`, where NumPyro's stack is `stack`."""
     is_applied = isinstance(stack, HandlerStack)
     return Workaround(

@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
+
+from ._types import Key
 
 
 class OwnJit:
@@ -16,11 +19,11 @@ class OwnJit:
     over, until `jax.clear_caches()`. Here each function has its own.
     """
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., PyTree]) -> None:
         self._fn = fn
         self._runs: dict[Any, Any] = {}
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> Any:
         leaves, tree = jax.tree.flatten(args)
         arrays = [x for x in leaves if _is_array(x)]
         static = tuple(None if _is_array(x) else (type(x), x) for x in leaves)
@@ -28,10 +31,10 @@ class OwnJit:
             self._runs[tree, static] = self._of(tree, static)
         return self._runs[tree, static](arrays)
 
-    def _of(self, tree: Any, static: tuple[Any, ...]) -> Any:
+    def _of(self, tree: PyTree, static: tuple[Any, ...]) -> PyTree:
         fn = self._fn
 
-        def run(arrays: list[Any]) -> Any:
+        def run(arrays: list[Key]) -> PyTree:
             rest = iter(arrays)
             leaves = [next(rest) if known is None else known[1] for known in static]
             return fn(*jax.tree.unflatten(tree, leaves))
@@ -40,5 +43,5 @@ class OwnJit:
         return jax.jit(run)
 
 
-def _is_array(x: Any) -> bool:
+def _is_array(x: object) -> bool:
     return isinstance(x, jax.Array | np.ndarray | np.generic)

@@ -16,9 +16,11 @@ from typing import Any, overload
 import jax
 import numpyro
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.distributions import kl
 
 from .._workarounds import Workaround
+from ._types import Equation
 
 HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
 
@@ -27,7 +29,7 @@ HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
 def full_precision() -> AbstractContextManager[None]: ...
 @overload
 def full_precision[F: Callable[..., Any]](fn: F) -> F: ...
-def full_precision(fn: Callable[..., Any] | None = None) -> Any:
+def full_precision(fn: Callable[..., PyTree] | None = None) -> Any:
     """A block, or as a decorator a function, whose matrix products keep the full precision of their operands.
 
     So do the derivatives of these products. Not for code that calls a function of the user's: its products are the user's choice.
@@ -38,14 +40,14 @@ def full_precision(fn: Callable[..., Any] | None = None) -> Any:
 
     # JAX's own decorator would keep one context for all calls, which must not be entered twice.
     @functools.wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: PyTree, **kwargs: PyTree) -> PyTree:
         with jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"):
             return fn(*args, **kwargs)
 
     return run
 
 
-def at_full_precision(eqn: Any) -> Any:
+def at_full_precision(eqn: Equation) -> Equation:
     """The equation of a program, its product in full precision where none was chosen; other equations as they are."""
     if eqn.primitive.name not in ("dot_general", "conv_general_dilated"):
         return eqn

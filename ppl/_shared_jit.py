@@ -20,8 +20,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from ._compat import ClosedJaxpr, Tracer, jaxpr_as_fun, trace_state
+from ._types import Key
 
 MOST_KEPT = 256  # executables, the last used
 _NO_TRACE = trace_state()
@@ -46,13 +48,13 @@ class SharedJit:
     """
 
     def __init__(
-        self, fn: Callable[..., Any], donate_argnums: Sequence[int] = (), most_folded: int = 0
+        self, fn: Callable[..., PyTree], donate_argnums: Sequence[int] = (), most_folded: int = 0
     ) -> None:
         self._jit, self._donated = jax.jit(fn, donate_argnums=donate_argnums), set(donate_argnums)
         self._most_folded = most_folded
         self._known: dict[Any, tuple[Any, list[Any], Any]] = {}
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> Any:
         leaves, tree = jax.tree.flatten(args)
         if _is_for_jax(leaves):
             return self._jit(*args)
@@ -68,23 +70,30 @@ class SharedJit:
 
 
 def shared_jit(
-    fn: Callable[..., Any], donate_argnums: Sequence[int] = (), most_folded: int = 0
+    fn: Callable[..., PyTree], donate_argnums: Sequence[int] = (), most_folded: int = 0
 ) -> SharedJit:
     """`fn` compiled; a program that was compiled before, from whatever function, is not compiled again."""
     return SharedJit(fn, donate_argnums, most_folded)
 
 
-def shared_scan(step: Callable[..., Any], init: Any, xs: Any, **options: Any) -> Any:
+def shared_scan(
+    step: Callable[..., PyTree],
+    init: PyTree,
+    xs: Array | tuple[Array, dict[str, PyTree]],
+    **options: PyTree,
+) -> PyTree:
     """`jax.lax.scan`, compiled once for all steps that are the same program."""
     return _shared(lambda init, xs: jax.lax.scan(step, init, xs, **options), init, xs)
 
 
-def shared_while_loop(go_on: Callable[..., Any], step: Callable[..., Any], start: Any) -> Any:
+def shared_while_loop(
+    go_on: Callable[..., PyTree], step: Callable[..., PyTree], start: PyTree
+) -> PyTree:
     """`jax.lax.while_loop`, compiled once for all loops that are the same program."""
     return _shared(lambda start: jax.lax.while_loop(go_on, step, start), start)
 
 
-def _shared(run: Callable[..., Any], *args: Any) -> Any:
+def _shared(run: Callable[..., PyTree], *args: PyTree) -> PyTree:
     return (run if _is_for_jax(jax.tree.leaves(args)) else shared_jit(run))(*args)
 
 
@@ -93,8 +102,8 @@ _lock = threading.Lock()
 
 
 def _compiled(
-    closed: ClosedJaxpr, leaves: list[Any], donated: list[int], most_folded: int
-) -> tuple[Callable[..., list[Any]], list[Any]]:
+    closed: ClosedJaxpr, leaves: list[PyTree], donated: list[int], most_folded: int
+) -> tuple[Callable[..., list[PyTree]], list[PyTree]]:
     """`run(inputs, *leaves)`, and the constants of the program that are its inputs."""
     is_array = [isinstance(x, jax.Array) or np.ndim(x) > 0 for x in closed.consts]
     is_input = [
@@ -102,7 +111,7 @@ def _compiled(
     ]
     inputs = [const for const, is_one in zip(closed.consts, is_input, strict=True) if is_one]
 
-    def run(inputs: list[Any], *leaves: Any) -> list[Any]:
+    def run(inputs: list[Key], *leaves: Key) -> list[PyTree]:
         rest = iter(inputs)
         consts = [
             next(rest) if is_one else const
@@ -126,20 +135,20 @@ def _compiled(
     return found, inputs
 
 
-def _places(leaves: list[Any]) -> tuple[Any, ...]:
+def _places(leaves: list[PyTree]) -> tuple[PyTree, ...]:
     """On which devices a program with these arguments runs, and how they lie there."""
     committed = [x.sharding if isinstance(x, jax.Array) and x.committed else None for x in leaves]
     return jax.config.jax_default_device, tuple(committed)
 
 
-def _kind(x: Any) -> Any:
+def _kind(x: Array | Key | int | np.ndarray) -> Any:
     """What a program depends on in an argument: not its values."""
     if isinstance(x, jax.Array):
         return x.aval, x.sharding if x.committed else None  # pyright: ignore[reportAttributeAccessIssue]
     return (np.shape(x), x.dtype) if isinstance(x, np.ndarray | np.generic) else type(x)
 
 
-def _is_for_jax(leaves: list[Any]) -> bool:
+def _is_for_jax(leaves: list[Array | Key | int | np.ndarray]) -> bool:
     """Whether a call is left to JAX."""
     if any(getattr(jax.config, name, False) for name in _SETTINGS):
         return True

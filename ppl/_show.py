@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ._compat import is_concrete
 
@@ -36,7 +37,7 @@ def shown[C: type](cls: C) -> C:
     return cls
 
 
-def text(result: Any) -> str:
+def text(result: PyTree) -> str:
     """The facts as plain text."""
     facts = facts_of(result)
     title, width = type(result).__name__, max(map(len, facts), default=0)
@@ -55,7 +56,7 @@ def html(result: Any) -> str:
     return "".join([head, *map(_html_table, tables)])
 
 
-def facts_of(result: Any) -> dict[str, Any]:
+def facts_of(result: PyTree) -> dict[str, dict[str, np.ndarray] | int | str]:
     """Name -> value, at most one for each line below the title."""
     if hasattr(result, "_facts"):
         facts = dict(result._facts())
@@ -71,7 +72,7 @@ def facts_of(result: Any) -> dict[str, Any]:
     return {k: facts[k] for k in kept} | {"...": "also " + ", ".join(list(facts)[room - 1 :])}
 
 
-def describe(value: Any, room: int = MAX_WIDTH) -> str:
+def describe(value: object, room: int = MAX_WIDTH) -> str:
     """A value in one line of at most `room` characters."""
     if isinstance(value, Mapping):
         return _joined([f"{name} {_leaf(x, by_value=False)}" for name, x in value.items()], room)
@@ -104,7 +105,7 @@ def _leaf(value: Any, *, by_value: bool = True) -> str:
     return str(getattr(value, "name", getattr(value, "__name__", type(value).__name__)))
 
 
-def is_readable(x: Any) -> bool:
+def is_readable(x: PyTree) -> bool:
     """Whether an array holds a few numbers that can be read now."""
     is_there = isinstance(x, np.ndarray | jax.Array) and is_concrete(x)
     is_there = is_there and getattr(x, "is_fully_addressable", True)
@@ -113,7 +114,7 @@ def is_readable(x: Any) -> bool:
     return is_there and is_number and len(x.shape) <= 1 and math.prod(x.shape) <= _SMALL
 
 
-def _entries(x: Any) -> str:
+def _entries(x: PyTree) -> str:
     values = np.asarray(x)
     numbers = [_leaf(v) for v in values.reshape(-1)]
     return f"[{', '.join(numbers)}]" if values.ndim else numbers[0]

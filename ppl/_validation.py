@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ _theirs = dist.Distribution.validate_args
 
 
 @functools.wraps(_theirs)
-def _validate_args(self: Any, strict: bool = True) -> None:
+def _validate_args(self: dist.Distribution, strict: bool = True) -> None:
     args = self.get_args()
     if strict and any(isinstance(x, Tracer) for x in args.values()):
         return _theirs(self, strict)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from scipy.special import chdtrc
 
 from ... import ppl
@@ -17,6 +18,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
+from ...ppl._types import Key
 from .._runs import checked
 
 Array = jax.Array
@@ -43,7 +45,7 @@ class Calibration:
         every = np.concatenate([np.ravel(p) for p in self.p_values.values()])
         return float(min(1.0, every.min() * every.size))
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return {
             "simulations": len(next(iter(self.ranks.values()))),
             "num_draws": f"{self.num_draws} for each",
@@ -70,13 +72,13 @@ class Calibration:
 
 @checked_call
 def calibrate(
-    model: ppl.Program | Callable[..., Any],
-    posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, Any]],
-    key: Any,
-    *args: Any,
+    model: ppl.Program | Callable[..., PyTree],
+    posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, PyTree]],
+    key: Key,
+    *args: PyTree,
     num_simulations: int = 200,
     batch_size: int | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> Calibration:
     """Draw parameters and data from the model, infer, and rank the true values among the draws.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
@@ -18,6 +17,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._data import named_data
 from ...ppl._show import shown
+from ...ppl._types import Key
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
 from ...ppl.traces import check_match, with_penalties
 from .._runs import checked
@@ -81,7 +81,7 @@ class EvidenceBracket:
         rows = {"lower": _mean(self.lower), "upper": _mean(self.upper), "gap": self.gap}
         return {name: f"{mean:.4g} +- {error:.2g}" for name, (mean, error) in rows.items()}
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         bounds = {name: f"{bound} nats" for name, bound in self._bounds().items()}
         return (
             bounds
@@ -106,16 +106,16 @@ class EvidenceBracket:
 
 @checked_call
 def evidence_bracket(
-    model: ppl.Program | Callable[..., Any],
-    guide: ppl.Program | Callable[..., Any],
-    key: Any,
-    *args: Any,
-    data_fn: Callable[[Mapping[str, Array]], tuple[Any, ...]] | None = None,
+    model: ppl.Program | Callable[..., PyTree],
+    guide: ppl.Program | Callable[..., PyTree],
+    key: Key,
+    *args: PyTree,
+    data_fn: Callable[..., PyTree] | None = None,
     draws: Mapping[str, Array] | None = None,
     num_particles: int = 1,
     num_simulations: int = 100,
     batch_size: int | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> EvidenceBracket:
     """Bound log p(x) from both sides by importance sampling, with draws z* of the posterior: the model's own, or given ones.
 
@@ -190,7 +190,7 @@ def evidence_bracket(
             )
     p, q = programs
 
-    def log_weight(choices: Mapping[str, Array], data: tuple[Any, ...]) -> Array:
+    def log_weight(choices: Mapping[str, Array], data: tuple[PyTree, ...]) -> Array:
         return p.log_density(choices, *data) - q.log_density(choices, *data)
 
     def simulate(key: Array, given: Mapping[str, Array] | None) -> tuple[Array, Array]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
@@ -16,6 +17,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
+from ...ppl._types import Key
 from ...ppl.language import joined
 from ...ppl.traces import Salted
 from ..objectives._objective import Objective
@@ -81,7 +83,7 @@ class GradientReport:
     seconds: float
     num_operations: float
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return {
             "value": f"{self.value:.4g} nats, sd {self.value_sd:.3g}",
             "variance": f"{self.variance:.3g} of one gradient, all coordinates together",
@@ -114,7 +116,12 @@ class GradientReport:
 
 @checked_call
 def gradient_report(
-    objective: Objective, params: Any, key: Any, *args: Any, num_draws: int = 200, **kwargs: Any
+    objective: Objective,
+    params: PyTree,
+    key: Key,
+    *args: PyTree,
+    num_draws: int = 200,
+    **kwargs: PyTree,
 ) -> GradientReport:
     """Mean, spread and cost of an objective's gradient at fixed parameters, by parameter and by site.
 
@@ -154,7 +161,7 @@ def gradient_report(
     plan = objective.plan(params, *args)
     names = list(dict.fromkeys(_name(p.site) for p in plan.sites))
 
-    def salted(params: Any, salts: dict[str, Array], *args: Any) -> Array:
+    def salted(params: PyTree, salts: dict[str, Array], *args: PyTree) -> Array:
         with Salted(salts):
             return objective._run(params, *args)
 
@@ -169,7 +176,7 @@ def gradient_report(
         name: jnp.zeros(len(names) + 1, jnp.uint32).at[i + 1].set(1) for i, name in enumerate(names)
     }
 
-    def draw(key: Array) -> Any:
+    def draw(key: Array) -> PyTree:
         one = lambda salts: expectation.value_and_grad(params, key, salts, *args)
         values, grads = jax.vmap(one)(salts)
         return values[0], jax.tree.map(lambda g: g[0], grads), _half_squares(grads)
@@ -210,7 +217,7 @@ def refuse_particle_runs(label: str, objective: Objective) -> None:
         )
 
 
-def _half_squares(grads: Any) -> Array:
+def _half_squares(grads: ppl.Params) -> Array:
     """|g_0 - g_i|^2 / 2 for every further row i, summed over all coordinates."""
     leaves = jax.tree.leaves(grads)
     return sum(
@@ -227,13 +234,15 @@ def _of_parameter(leaves: list[Array]) -> ParameterGradient:
     return ParameterGradient(flat.shape[1], mean, sd, mean / sd if sd > 0 else float("inf"))
 
 
-def _cost(objective: Objective, params: Any, key: Array, args: Any) -> tuple[float, float]:
+def _cost(
+    objective: Objective, params: ppl.Params, key: Array, args: PyTree
+) -> tuple[float, float]:
     """Seconds (median of 20 calls) and operations of one estimate."""
     import equinox as eqx
 
     arrays, static = eqx.partition(args, eqx.is_array)
 
-    def estimate(params: Any, key: Array, arrays: Any) -> Any:
+    def estimate(params: ppl.Params, key: Array, arrays: PyTree) -> PyTree:
         return objective.value_and_grad(params, key, *eqx.combine(arrays, static))
 
     traced = jax.jit(estimate).trace(params, key, arrays)

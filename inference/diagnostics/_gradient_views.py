@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ...ppl._calls import checked_call
 from .._figure import empty_figure
@@ -30,7 +31,7 @@ def gradient_tree(report: GradientReport) -> xarray.DataTree:
     names = ("value", "value_sd", "variance", "num_draws", "seconds", "num_operations")
     attributes = {name: getattr(report, name) for name in names}
 
-    def dataset(rows: dict[str, Any], axis: str) -> xarray.Dataset:
+    def dataset(rows: dict[str, PyTree], axis: str) -> xarray.Dataset:
         fields = next(iter(rows.values()))._fields if rows else ()
         columns = {f: (axis, np.array([getattr(r, f) for r in rows.values()])) for f in fields}
         return xarray.Dataset(columns, {axis: list(rows)}, attributes)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from ...ppl._compat import ClosedJaxpr, Jaxpr
+from jaxtyping import PyTree
+
+from ...ppl._compat import ClosedJaxpr, Jaxpr, Var
 from ...ppl.jaxprs import inner_jaxprs
 
 # What moves or names numbers, and computes none.
@@ -29,7 +30,7 @@ def _of(jaxpr: Jaxpr) -> float:
     return sum(map(_of_equation, jaxpr.eqns))
 
 
-def _of_equation(eqn: Any) -> float:
+def _of_equation(eqn: PyTree) -> float:
     name, params = eqn.primitive.name, eqn.params
     if name in FREE:
         return 0.0
@@ -54,5 +55,5 @@ def _of_equation(eqn: Any) -> float:
     return float(max(map(_size, sizes), default=0))
 
 
-def _size(var: Any) -> int:
+def _size(var: Var) -> int:
     return math.prod(getattr(var.aval, "shape", ()))

@@ -8,9 +8,12 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from jaxtyping import PyTree
+
 from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._table import table
+from ...ppl._types import Key
 from ...ppl.analysis import Controlled
 from ...ppl.language import apply, joined
 from ...ppl.strategies import TRIED
@@ -62,7 +65,7 @@ class Pilot:
     objective: Objective
     control: str | None = None
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         refused = sum(t.refusal is not None for t in self.trials)
         return {
             "objective": self.objective.name,
@@ -91,12 +94,12 @@ class Pilot:
 @checked_call
 def pilot(
     objective: Objective,
-    params: Any,
-    key: Any,
-    *args: Any,
+    params: PyTree,
+    key: Key,
+    *args: PyTree,
     candidates: Sequence[str] = TRIED,
     num_draws: int = 100,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> Pilot:
     """Try strategies site by site and keep, for each, the one with the smallest variance times cost.
 
@@ -164,9 +167,9 @@ def pilot(
 class _ValueAlone:
     """`fn` without its control variate: a value, so that checks are shared by those that are equal."""
 
-    fn: Callable[..., Any]
+    fn: Callable[..., PyTree]
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> Any:
         found = apply(self.fn, args)
         return found.value if isinstance(found, Controlled) else found
 
@@ -182,7 +185,13 @@ def _cheapest(trials: Sequence[Trial]) -> str:
 
 
 def _try(
-    objective: Objective, name: str, strategy: str, params: Any, key: Any, args: Any, num_draws: int
+    objective: Objective,
+    name: str,
+    strategy: str,
+    params: PyTree,
+    key: Key,
+    args: PyTree,
+    num_draws: int,
 ) -> Trial:
     try:
         report = gradient_report(objective, params, key, *args, num_draws=num_draws)

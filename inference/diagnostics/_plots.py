@@ -73,7 +73,7 @@ def plot_fit(fit: Any) -> Figure:
 
 
 @checked_call
-def plot_weights(diagnostics: ImportanceDiagnostics, log_weights: Any) -> Figure:
+def plot_weights(diagnostics: ImportanceDiagnostics, log_weights: object) -> Figure:
     """Plot the largest importance weights, before and after Pareto smoothing, and say what k-hat allows.
 
     Args:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
+from ...ppl._types import Key
 from ._pareto import pareto_smoothed
 
 # Ratios of weights within 0.1% of each other: a Pareto fit would see rounding only.
@@ -41,7 +42,7 @@ class ImportanceDiagnostics(NamedTuple):
     elbo: float
     smoothed_log_weights: np.ndarray
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return {
             "k_hat": f"{self.k_hat:.3g} (draws are enough up to {self.k_threshold:.3g})",
             "ess": f"{self.ess:.6g} of {self.num_draws} draws",
@@ -106,7 +107,7 @@ def importance_diagnostics(
     )
 
 
-def resampling_indices(key: Any, log_weights: np.ndarray) -> Int[np.ndarray, " draws"]:
+def resampling_indices(key: Key, log_weights: np.ndarray) -> Int[np.ndarray, " draws"]:
     """S indices, drawn in proportion to S normalised weights by stratified resampling, in ascending order.
 
     Each index i occurs S w_i times in expectation, give or take less than two. Copies of one draw stay neighbours, so that
@@ -120,7 +121,7 @@ def resampling_indices(key: Any, log_weights: np.ndarray) -> Int[np.ndarray, " d
     return np.searchsorted(cumulative / cumulative[-1], points, side="right").clip(0, size - 1)
 
 
-def _checked(log_weights: Any) -> np.ndarray:
+def _checked(log_weights: PyTree) -> np.ndarray:
     lw = as_numbers("importance_diagnostics: argument 'log_weights'", log_weights)
     if lw.ndim != 1 or not len(lw):
         raise ValueError(

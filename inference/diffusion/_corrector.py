@@ -31,7 +31,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ...ppl._precision import full_precision
 from ...ppl._show import shown
@@ -45,7 +46,7 @@ class Tilt(NamedTuple):
     """The reward at a particle: h, its gradient in x, its derivative in the noising time (None where no weight needs it)."""
 
     value: Float[Array, ""]
-    gradient: Any
+    gradient: PyTree
     slope: Any
 
 
@@ -63,7 +64,7 @@ class Diffused(NamedTuple):
         log_weight: of the step that led here, where Langevin moves came after it; None without.
     """
 
-    x: Any
+    x: PyTree
     scores: Any
     log_densities: tuple[Any, ...]
     tilt: Tilt | None
@@ -85,7 +86,7 @@ class AddedDrift:
 
     num_scores: int
     has_reward: bool
-    functions: tuple[Callable[[Any, Array], Any], ...]
+    functions: tuple[Callable[[PyTree, Array], PyTree], ...]
     coefficients: Array
 
 
@@ -145,7 +146,7 @@ class Corrector:
         """Log M(y | x)."""
         return points.log_prob(self.step_law(previous, n), state.x)
 
-    def step_law(self, previous: Diffused, n: Array) -> Any:
+    def step_law(self, previous: Diffused, n: Array) -> dist.Distribution:
         """M, as a law of points; number n counting from 1."""
         return points.normals_at(*self.moments(previous, n - 1))
 
@@ -157,7 +158,7 @@ class Corrector:
             later = lambda: state.log_weight
         return jax.lax.cond(n == 0, lambda: self.log_start(state), later)
 
-    def at(self, x: Any, n: Array, previous: Diffused | None) -> Diffused:
+    def at(self, x: ArrayLike, n: Array, previous: Diffused | None) -> Diffused:
         """The state at x after n steps, the one before it being `previous`."""
         state = self.plain_at(x, n, previous)
         if self.control is None or self.ratios != "euler":
@@ -165,7 +166,7 @@ class Corrector:
         pushes = lambda x: self.pushes(self.plain_at(x, n, previous))
         return state._replace(divergences=points.divergences(pushes, x))
 
-    def plain_at(self, x: Any, n: Array, previous: Diffused | None) -> Diffused:
+    def plain_at(self, x: PyTree, n: Array, previous: Diffused | None) -> Diffused:
         """The state at step n, without divergences."""
         t = self.grid.times[n]
         models, reward = self.composition.models, self.composition.reward
@@ -194,7 +195,7 @@ class Corrector:
         total = jnp.stack(state.log_densities) @ self.grid.exponents[n]
         return total if state.tilt is None else total + state.tilt.value
 
-    def slope(self, state: Diffused, n: Array) -> Any:
+    def slope(self, state: Diffused, n: Array) -> PyTree:
         """The gradient of log p after n steps."""
         score = _combined(state, self.grid.exponents[n])
         if state.tilt is None:
@@ -241,7 +242,7 @@ class Corrector:
             log_weight += state.tilt.value - previous.tilt.value
         return log_weight
 
-    def moments(self, previous: Diffused, n: Array) -> tuple[Any, Array]:
+    def moments(self, previous: Diffused, n: Array) -> tuple[Array, Array]:
         """Mean and scale of M of step n, counting from 0."""
         steps = self.grid.steps
         shift = self._shift(previous, n, self.grid.exponents[n], 1)
@@ -249,7 +250,7 @@ class Corrector:
         mean = jax.tree.map(lambda x, a: to * (x / unit + a), previous.x, shift)
         return mean, to * self.grid.zeta[n] * jnp.sqrt(steps.noise[n])
 
-    def backward_moments(self, state: Diffused, n: Array) -> tuple[Any, Array]:
+    def backward_moments(self, state: Diffused, n: Array) -> tuple[PyTree, Array]:
         """Mean and scale of B of step n, counting from 0, given where it ends."""
         steps = self.grid.steps
         shift = self._shift(state, n, self.grid.exponents[n + 1], -1)
@@ -257,7 +258,7 @@ class Corrector:
         mean = jax.tree.map(lambda y, a: to * (y / unit + a), state.x, shift)
         return mean, to * self.grid.zeta[n] * jnp.sqrt(steps.noise[n])
 
-    def pushes(self, state: Diffused) -> Any:
+    def pushes(self, state: Diffused) -> Array:
         """The functions b_i of the control at a particle, leaves [bases, ...]."""
         control = self.control
         assert control is not None
@@ -301,7 +302,7 @@ class Corrector:
         back = self._displacement(state.x, score(state), None, n, -1, steps.backward[n])
         return self._kernel_ratio(previous.x, state.x, there, back, n)
 
-    def _kernel_ratio(self, x: Any, y: Any, there: Any, back: Any, n: Array) -> Array:
+    def _kernel_ratio(self, x: Array, y: Array, there: Array, back: Array, n: Array) -> Array:
         """The ratio log Normal(y; x + there, V) - log Normal(x; y + back, V), V the variance of step n.
 
         Displacements and V are in the units of the step. As a product of sum and difference: the squares are of the size of the
@@ -314,7 +315,7 @@ class Corrector:
         size = points.size_of(self.composition.models[0].shape)
         return points.total(parts, x, y, there, back) / (2 * variance) + size * jnp.log(unit / to)
 
-    def _shift(self, state: Diffused, n: Array, w: Array, sign: int) -> Any:
+    def _shift(self, state: Diffused, n: Array, w: Array, sign: int) -> Array:
         """The mean displacement of step n from a state: of M at its start with sign +1, of B at its end with sign -1."""
         steps = self.grid.steps
         push = steps.forward[n] if sign > 0 else steps.backward[n]
@@ -328,8 +329,8 @@ class Corrector:
             return jax.tree.map(lambda a, b: a + jnp.tensordot(c, b, 1), shift, pushes)
 
     def _displacement(
-        self, x: Any, score: Any, tilt: Tilt | None, n: Array, sign: int, push: Array
-    ) -> Any:
+        self, x: Array, score: Array, tilt: Tilt | None, n: Array, sign: int, push: Array
+    ) -> Array:
         """The displacement by a target of this score and reward, in units of the step; `push` is "forward" or "backward"."""
         steps, zeta2 = self.grid.steps, self.grid.zeta[n] ** 2
         unit = steps.unit[n] if sign > 0 else steps.unit[n + 1]
@@ -363,11 +364,11 @@ class Corrector:
 
 
 @full_precision
-def _combined(state: Diffused, w: Array) -> Any:
+def _combined(state: Diffused, w: Array) -> Array:
     return jax.tree.map(lambda s: jnp.tensordot(w, s, 1), state.scores)
 
 
-def _clipped(score: Any, max_norm: float | None) -> Any:
+def _clipped(score: ArrayLike, max_norm: float | None) -> ArrayLike:
     if max_norm is None:
         return score
     norm = jnp.sqrt(points.total(jnp.square, score))

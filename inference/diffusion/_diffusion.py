@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
@@ -119,12 +119,12 @@ class Diffusion:
     """
 
     noising: Noising
-    score: Callable[[Any, Array], Any]
+    score: Callable[[PyTree, Array], PyTree]
     shape: Any = ()
-    log_density: Callable[[Any, Array], Array] | None = None
-    noise: Any = None
+    log_density: Callable[[PyTree, Array], Array] | None = None
+    noise: PyTree = None
 
-    def prior(self) -> Any:
+    def prior(self) -> PyTree:
         """Normal(0, variance(end)), what the marginal at `end` is taken for where its density is not known.
 
         A distribution, or a tree of them where points are trees; the law of std(end) eps for other noise.
@@ -136,7 +136,7 @@ class Diffusion:
             )
         return normal_law(self.shape, scale)
 
-    def denoise(self, x: Any, t: Time) -> Any:
+    def denoise(self, x: Array, t: Time) -> Array:
         """E[x_0 | x_t = x] = (x + variance(t) score(x, t)) / alpha(t) (Tweedie's formula)."""
         variance, alpha = self.noising.variance(t), self.noising.alpha(t)
         score = self.score(x, jnp.asarray(t, float))

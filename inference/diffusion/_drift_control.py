@@ -34,7 +34,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
@@ -127,7 +127,7 @@ def pilot(corrector: Corrector, key: Array, num_particles: int) -> tuple[Array, 
     log_start = jax.vmap(lambda s: corrector.log_potential(s, s, jnp.zeros((), int)))(start)
     cloud, first = settings.weigh(settings.start(start), log_start)
 
-    def step(cloud: Cloud, n: Array) -> tuple[Cloud, Any]:
+    def step(cloud: Cloud, n: Array) -> tuple[Cloud, PyTree]:
         fit_key, resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, n), 3)
 
         def move(chosen: Resampled) -> Moved:

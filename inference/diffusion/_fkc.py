@@ -27,7 +27,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
@@ -79,7 +80,7 @@ class CorrectedDiffusion(FeynmanKac):
         """See above."""
         return None if self.corrector.control is None else self.corrector.control.coefficients
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         parts = self.composition
         return {
             "models": len(parts.models),
@@ -101,7 +102,7 @@ def fkc(
     reward: Reward | None = None,
     zeta: NoiseScale = "auto",
     weights: Weighting = "auto",
-    start: Any = None,
+    start: dist.Distribution | None = None,
     max_score_norm: float | None = None,
     langevin: Langevin | None = None,
     integrator: Integrator = "euler",
@@ -250,7 +251,9 @@ def _check_langevin(langevin: Langevin, corrector: Corrector) -> None:
         )
 
 
-def _compose(diffusions: Any, exponents: Any, reward: Reward | None, times: Any) -> Composition:
+def _compose(
+    diffusions: Any, exponents: Any, reward: Reward | None, times: ArrayLike
+) -> Composition:
     several = diffusions if isinstance(diffusions, Sequence) else [diffusions]
     if not several or not all(isinstance(m, Diffusion | CorrectedDiffusion) for m in several):
         kinds = [type(m).__name__ for m in several]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ...ppl._checks import check_counts
 from ..particles.moves import accept
@@ -64,12 +64,14 @@ class Langevin:
         return self.method != "ula" and all(known)
 
 
-def moved(corrector: Any, langevin: Langevin, key: Array, state: Any, n: Array, unit: Array) -> Any:
+def moved(
+    corrector: Any, langevin: Langevin, key: Array, state: PyTree, n: Array, unit: Array
+) -> Any:
     """The state after the moves at the target of step n; `unit` is that of the step size."""
     size = langevin.step_size * unit
     is_metropolis = langevin.is_metropolis(corrector.composition)
 
-    def move(state: Any, key: Array) -> tuple[Any, None]:
+    def move(state: PyTree, key: Array) -> tuple[PyTree, None]:
         noise_key, accept_key = jax.random.split(key)
         noise, here = points.noise_like(noise_key, state.x), corrector.slope(state, n)
         x = jax.tree.map(

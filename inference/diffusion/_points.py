@@ -8,48 +8,52 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
+from jaxtyping import ArrayLike, PyTree
+
+from ...ppl._types import Key
 
 Array = jax.Array
 
 
-def is_shape(x: Any) -> bool:
+def is_shape(x: dict[str, tuple[int, ...]] | tuple[int, ...]) -> bool:
     """Whether x is the shape of one array."""
     return isinstance(x, tuple) and all(isinstance(n, int) for n in x)
 
 
-def size_of(shape: Any) -> int:
+def size_of(shape: PyTree) -> int:
     """Number of coordinates of a point."""
     return sum(math.prod(s) for s in jax.tree.leaves(shape, is_leaf=is_shape))
 
 
-def normal_law(shape: Any, scale: Any) -> Any:
+def normal_law(
+    shape: dict[str, tuple[int, ...]] | tuple[int, ...], scale: ArrayLike
+) -> dict[str, dist.Distribution] | dist.Distribution:
     """Normal(0, scale) in each coordinate."""
     one = lambda s: dist.Normal(0.0, scale).expand(s).to_event(len(s))
     return jax.tree.map(one, shape, is_leaf=is_shape)
 
 
-def normals_at(mean: Any, scale: Array) -> Any:
+def normals_at(mean: Array, scale: Array) -> dist.Distribution:
     """Normal(mean, scale) in each coordinate."""
     return jax.tree.map(lambda m: dist.Normal(m, scale).to_event(jnp.ndim(m)), mean)
 
 
-def shape_of_law(law: Any) -> Any:
+def shape_of_law(law: dist.Distribution) -> tuple[int, ...]:
     """The shape of its points."""
     return jax.tree.map(lambda d: d.batch_shape + d.event_shape, law, is_leaf=is_law)
 
 
-def is_unbatched(law: Any) -> bool:
+def is_unbatched(law: dist.Distribution) -> bool:
     """Whether each distribution draws one event."""
     return all(d.batch_shape == () for d in jax.tree.leaves(law, is_leaf=is_law))
 
 
-def draw(law: Any, key: Array) -> Any:
+def draw(law: dict[str, dist.Distribution] | dist.Distribution, key: Array) -> PyTree:
     """A point."""
     laws, tree = jax.tree.flatten(law, is_leaf=is_law)
     return tree.unflatten(
@@ -57,14 +61,14 @@ def draw(law: Any, key: Array) -> Any:
     )
 
 
-def log_prob(law: Any, x: Any) -> Array:
+def log_prob(law: dist.Distribution, x: Array) -> Array:
     """Log density of a point, in nats."""
     laws, tree = jax.tree.flatten(law, is_leaf=is_law)
     terms = (d.log_prob(v) for d, v in zip(laws, tree.flatten_up_to(x), strict=True))
     return functools.reduce(jnp.add, terms)
 
 
-def noise_like(key: Array, x: Any) -> Any:
+def noise_like(key: Array, x: Array) -> PyTree:
     """Independent Normal(0, 1) of the shape of x."""
     leaves, tree = jax.tree.flatten(x)
     keys = _keys(key, len(leaves))
@@ -73,13 +77,13 @@ def noise_like(key: Array, x: Any) -> Any:
     )
 
 
-def total(fn: Callable[..., Array], *trees: Any) -> Array:
+def total(fn: Callable[..., Array], *trees: PyTree) -> Array:
     """The sum of fn(leaves) over all coordinates."""
     parts = jax.tree.map(lambda *leaves: jnp.sum(fn(*leaves)), *trees)
     return functools.reduce(jnp.add, jax.tree.leaves(parts))
 
 
-def checked(what: str, value: Any, x: Any) -> Any:
+def checked(what: str, value: Array | dict[str, Array], x: ArrayLike) -> PyTree:
     """A vector at a point, which must have the structure and shapes of x."""
     have, want = (jax.tree.map(jnp.shape, tree) for tree in (value, x))
     if have != want:
@@ -90,14 +94,14 @@ def checked(what: str, value: Any, x: Any) -> Any:
     return value
 
 
-def divergences(fn: Callable[[Any], Any], x: Any) -> Array:
+def divergences(fn: Callable[..., PyTree], x: PyTree) -> Array:
     """The divergences of several vector fields, x -> leaves [fields, ...], at a point, by a derivative for each coordinate."""
     flat, unravel = ravel_pytree(x)
     stacked = lambda v: jax.vmap(lambda tree: ravel_pytree(tree)[0])(fn(unravel(v)))
     return jnp.trace(jax.jacfwd(stacked)(flat), axis1=1, axis2=2)
 
 
-def probed_divergences(key: Array, fn: Callable[[Any], Any], x: Any) -> Array:
+def probed_divergences(key: Array, fn: Callable[[PyTree], PyTree], x: Array) -> Array:
     """Estimates of the same from one derivative, along independent signs (Hutchinson)."""
     flat, unravel = ravel_pytree(x)
     stacked = lambda v: jax.vmap(lambda tree: ravel_pytree(tree)[0])(fn(unravel(v)))
@@ -105,10 +109,10 @@ def probed_divergences(key: Array, fn: Callable[[Any], Any], x: Any) -> Array:
     return (jax.jvp(stacked, (flat,), (signs,))[1] * signs).sum(-1)
 
 
-def _keys(key: Array, num: int) -> Any:
+def _keys(key: Array, num: int) -> Key | list[Key]:
     return [key] if num == 1 else jax.random.split(key, num)
 
 
-def is_law(x: Any) -> bool:
+def is_law(x: dict[str, dist.Distribution] | dist.Distribution) -> bool:
     """Whether x is one distribution."""
     return isinstance(x, dist.Distribution)

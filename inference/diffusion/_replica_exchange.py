@@ -25,11 +25,10 @@ transports); Syed et al. 2022, arXiv:1905.02939 (even pairs, then odd ones); Ben
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
@@ -56,7 +55,7 @@ class ReplicaExchange:
         standard_error: of `log_evidence`, from the spread between chains; NaN for one chain.
     """
 
-    x: Any
+    x: PyTree
     acceptance: Float[Array, " steps"]
     log_evidence: Float[Array, ""]
     standard_error: Float[Array, ""]
@@ -128,7 +127,7 @@ def _run(
 ) -> ReplicaExchange:
     start_key, sweep_key = jax.random.split(key)
 
-    def sweep(states: Diffused, number: Array) -> tuple[Diffused, Any]:
+    def sweep(states: Diffused, number: Array) -> tuple[Diffused, PyTree]:
         keys = jax.random.split(jax.random.fold_in(sweep_key, number), num_chains)
         states, found = jax.vmap(lambda key, s: _sweep(corrector, key, s))(keys, states)
         return states, (jax.tree.map(lambda x: x[:, -1], states.x), found)
@@ -145,7 +144,7 @@ def _run(
     return ReplicaExchange(x, acceptance, log_evidence, error)
 
 
-def _checked(diffusion: Any) -> Corrector:
+def _checked(diffusion: object) -> Corrector:
     if not isinstance(diffusion, CorrectedDiffusion):
         raise TypeError(
             f"replica_exchange: needs the result of inference.diffusion.fkc, got {type(diffusion).__name__}."
@@ -177,7 +176,7 @@ def _path(corrector: Corrector, key: Array) -> Diffused:
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
 
 
-def _sweep(corrector: Corrector, key: Array, states: Diffused) -> tuple[Diffused, Any]:
+def _sweep(corrector: Corrector, key: Array, states: Diffused) -> tuple[Diffused, PyTree]:
     """One sweep of one ladder: states, and log start weight, log G both ways and acceptance of all exchanges."""
     num_steps = len(corrector.grid.times) - 1
     fresh_key, accept_key, move_key, *keys = jax.random.split(key, 5)
@@ -208,7 +207,7 @@ def _exchange(
     """Neighbours n and n + 1 after their exchange; log G of the proposals, and the probability of acceptance."""
     there_key, back_key, accept_key = jax.random.split(key, 3)
 
-    def draw(key: Array, mean: Any, scale: Array) -> Any:
+    def draw(key: Array, mean: PyTree, scale: Array) -> PyTree:
         noise = points.noise_like(key, mean)
         return jax.tree.map(lambda m, e: m + scale * e, mean, noise)
 
@@ -239,7 +238,7 @@ def _evidence(log_starts: Array, forward: Array, backward: Array) -> tuple[Array
     edges = jnp.concatenate([forward, backward])
     low, high = edges.min((0, 1)), edges.max((0, 1))
 
-    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: PyTree, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         c = 0.5 * (low + high)
         is_below = s(forward - c).mean((0, 1)) > s(c - backward).mean((0, 1))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, PyTree
 
 from ... import ppl
 from . import _points as points
@@ -14,7 +14,7 @@ from ._corrector import Diffused
 from ._fkc import CorrectedDiffusion
 
 
-def diffuse(name: str, diffusion: CorrectedDiffusion) -> Any:
+def diffuse(name: str, diffusion: CorrectedDiffusion) -> Array:
     """Draw a point of a corrected diffusion within a program: sites for its path, factors for the weights of its steps.
 
     The program's density gains that of the path x_0, ..., x_N and the weights,
@@ -67,7 +67,7 @@ def diffuse(name: str, diffusion: CorrectedDiffusion) -> Any:
     start = corrector.at(first, jnp.zeros((), jnp.int32), None)
     ppl.factor(f"{name}_start_weight", corrector.log_start(start))
 
-    def step(previous: Diffused, n: Any) -> tuple[Diffused, None]:
+    def step(previous: Diffused, n: Array) -> tuple[Diffused, None]:
         x = _sample(name, corrector.step_law(previous, n))
         state = corrector.at(x, n, previous)
         ppl.factor(f"{name}_weight", corrector.log_weight(previous, state, n - 1))
@@ -77,7 +77,7 @@ def diffuse(name: str, diffusion: CorrectedDiffusion) -> Any:
     return last.x
 
 
-def _sample(name: str, law: Any, suffix: str = "") -> Any:
+def _sample(name: str, law: dist.Distribution, suffix: str = "") -> PyTree:
     """One site for each array of the point."""
     laws, tree = jax.tree_util.tree_flatten_with_path(law, is_leaf=points.is_law)
     at = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")

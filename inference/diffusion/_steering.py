@@ -12,12 +12,12 @@ reward at the denoised point x_0(x_n).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...ppl._show import shown
 from ..particles.engine import FeynmanKac
@@ -85,7 +85,7 @@ def twisted_diffusion(
     times = _checked("twisted_diffusion", diffusion, times)
     last = len(times) - 1
 
-    def at(x: Array, n: Any) -> Twisted:
+    def at(x: Array, n: PyTree) -> Twisted:
         def ahead(x: Array) -> tuple[Array, Array]:
             score = diffusion.score(x, times[n])
             noising, t = diffusion.noising, times[n]
@@ -161,7 +161,7 @@ def fk_steering(
     times = _checked("fk_steering", diffusion, times)
     noising, last = diffusion.noising, len(times) - 1
 
-    def at(x: Array, n: Any, previous: Steered | None) -> Steered:
+    def at(x: Array, n: PyTree, previous: Steered | None) -> Steered:
         score, t = diffusion.score(x, times[n]), times[n]
         ahead = reward((x + noising.variance(t) * score) / noising.alpha(t))
         now = jnp.where(n == last, reward(x), ahead)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
+from ...ppl._types import Key, ModelFn
 from ._estimate import Estimate
 from ._inputs import Features, check_held_out, equal_sizes, fitted, generator, rows
 
@@ -43,9 +43,9 @@ class ClassifierTest:
 def classifier_test(
     real: Float[ArrayLike, "n d"],
     generated: Float[ArrayLike, "m d"],
-    key: Any,
+    key: Key,
     *,
-    classifier: Any = None,
+    classifier: object = None,
     features: Features | None = None,
     held_out: Float[ArrayLike, "m d"] | None = None,
 ) -> ClassifierTest:
@@ -93,7 +93,7 @@ def classifier_test(
 
 
 def _told_apart(
-    label: str, x: np.ndarray, y: np.ndarray, classifier: Any, draws: np.random.Generator
+    label: str, x: np.ndarray, y: np.ndarray, classifier: object, draws: np.random.Generator
 ) -> ClassifierTest:
     (x_train, x_test), (y_train, y_test) = _halves(x, draws), _halves(y, draws)
     train = np.concatenate([x_train, y_train])
@@ -118,7 +118,7 @@ def _halves(x: np.ndarray, draws: np.random.Generator) -> tuple[np.ndarray, np.n
     return x[order[: len(x) // 2]], x[order[len(x) // 2 :]]
 
 
-def _log_odds(model: Any, x: np.ndarray, num_real: int, num_generated: int) -> np.ndarray:
+def _log_odds(model: ModelFn, x: np.ndarray, num_real: int, num_generated: int) -> np.ndarray:
     """Log-odds of being generated, where both samples are equally probable beforehand."""
     prob = np.clip(model.predict_proba(x)[:, 1], _CLIP, 1 - _CLIP)
     return np.log(prob) - np.log1p(-prob) - np.log(num_generated / num_real)
@@ -184,9 +184,9 @@ class Attribution:
 @checked_call
 def attribution(
     samples: Mapping[str, Float[ArrayLike, "n d"]],
-    key: Any,
+    key: Key,
     *,
-    classifier: Any = None,
+    classifier: object = None,
     features: Features | None = None,
 ) -> Attribution:
     """Train a classifier to say which model, or reality, rows come from, on half of them; test it on the other half.

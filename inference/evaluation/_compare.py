@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from ...ppl._calls import checked_call, did_you_mean
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._table import table
+from ...ppl._types import Key
 from ._classifier import classifier_test
 from ._estimate import Estimate
 from ._frechet import frechet_distance
@@ -90,7 +91,7 @@ class SampleComparison:
 def compare_samples(
     real: Float[ArrayLike, "n d"],
     generated: Mapping[str, Float[ArrayLike, "m d"]],
-    key: Any,
+    key: Key,
     *,
     metrics: Sequence[str] = tuple(METRICS),
     k: int = 5,

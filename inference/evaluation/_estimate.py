@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxtyping import PyTree
 
 from ...ppl._calls import checked_call
 from .._figure import empty_figure
@@ -137,7 +139,7 @@ def plot_estimates(estimates: Mapping[str, Estimate]) -> Figure:
     return figure
 
 
-def _numbers(estimate: Estimate) -> dict[str, Any]:
+def _numbers(estimate: Estimate) -> dict[str, PyTree]:
     floor = estimate.floor
     nan = float("nan")
     return {

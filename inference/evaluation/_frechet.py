@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
 from ...ppl._data import as_numbers
+from ...ppl._types import Key
 from ._estimate import Estimate
 from ._inputs import Features, finite, generator, jackknife_error, rows, with_floor
 
@@ -28,7 +28,7 @@ _FRACTIONS = (
 def frechet_distance(
     real: Float[ArrayLike, "n d"],
     generated: Float[ArrayLike, "m d"],
-    key: Any,
+    key: Key | None,
     *,
     features: Features | None = None,
     held_out: Float[ArrayLike, "m d"] | None = None,

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._data import Masked, as_array, as_numbers, as_one_array
+from ...ppl._types import Key
 from ._estimate import Estimate
 
 Features = Callable[[Any], ArrayLike]
@@ -19,7 +21,7 @@ Features = Callable[[Any], ArrayLike]
 def rows(
     label: str,
     features: Features | None,
-    samples: Mapping[str, Any],
+    samples: Mapping[str, PyTree],
     *,
     least: int = 2,
     why: str = "a variance",
@@ -54,7 +56,7 @@ def rows(
     return list(found.values())
 
 
-def images(label: str, /, **samples: Any) -> list[np.ndarray]:
+def images(label: str, /, **samples: PyTree) -> list[np.ndarray]:
     """Samples as [n, h, w] in double precision; None stays out.
 
     Raises:
@@ -89,7 +91,7 @@ def finite(label: str, name: str, x: np.ndarray) -> None:
         )
 
 
-def labelled(label: str, name: str, x: np.ndarray, labels: Any) -> np.ndarray:
+def labelled(label: str, name: str, x: np.ndarray, labels: object) -> np.ndarray:
     """Labels, one for each row.
 
     Raises:
@@ -110,14 +112,14 @@ def labelled(label: str, name: str, x: np.ndarray, labels: Any) -> np.ndarray:
     return found
 
 
-def generator(key: Any) -> np.random.Generator:
+def generator(key: Key | None) -> np.random.Generator:
     """NumPy's random numbers from a PRNG key of JAX, of either kind."""
     return np.random.default_rng(np.asarray(jax.random.key_data(typed_key(key))).ravel())
 
 
 def with_floor(
     label: str,
-    compute: Callable[[Any, Any], Estimate],
+    compute: Callable[..., PyTree],
     real: np.ndarray,
     generated: np.ndarray,
     held_out: np.ndarray | None,
@@ -168,7 +170,7 @@ def groups(num: int, num_groups: int) -> np.ndarray:
     return np.random.default_rng(num).permutation(num) % num_groups
 
 
-def jackknife_error(values: np.ndarray) -> Any:
+def jackknife_error(values: np.ndarray) -> PyTree:
     """Standard error from values without one group each, [groups, ...]: ((g - 1) / g sum (v - mean)^2)^(1/2)."""
     number = len(values)
     return np.sqrt((number - 1) / number * ((values - values.mean(0)) ** 2).sum(0))
@@ -188,7 +190,7 @@ def equal_sizes(label: str, samples: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def fitted(label: str, classifier: Any, x: np.ndarray, labels: np.ndarray, seed: int) -> Any:
+def fitted(label: str, classifier: object, x: np.ndarray, labels: np.ndarray, seed: int) -> Any:
     """A copy of a scikit-learn classifier, trained; None is logistic regression on 256 features of a Gaussian kernel.
 
     Raises:

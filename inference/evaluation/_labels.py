@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, PyTree, Shaped
 
 from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
+from ...ppl._types import Key
 from ._estimate import Estimate
 from ._frechet import frechet_distance
 from ._inputs import Features, equal_sizes, fitted, generator, labelled, rows
@@ -25,10 +26,10 @@ def classification_accuracy_score(
     generated_labels: Labels,
     test: Float[ArrayLike, "t d"],
     test_labels: Labels,
-    key: Any,
+    key: Key,
     *,
     train_on: Literal["generated", "both"] = "generated",
-    classifier: Any = None,
+    classifier: object = None,
     features: Features | None = None,
 ) -> Estimate:
     """Accuracy on real rows of a classifier that was trained on generated ones, or on real and generated ones together.
@@ -71,7 +72,7 @@ def classification_accuracy_score(
         y, of_y = np.concatenate([x, y]), np.concatenate([of_x, of_y])
     right = [fitted(label, classifier, a, b, seed).predict(t) == of_t for a, b in ((x, of_x), (y, of_y))]  # fmt: skip
 
-    def estimate(hits: np.ndarray, **more: Any) -> Estimate:
+    def estimate(hits: np.ndarray, **more: PyTree) -> Estimate:
         share = float(hits.mean())
         error = float((share * (1 - share) / len(hits)) ** 0.5)
         return Estimate(share, error, name=label, sizes=(len(t), len(y)), **more)
@@ -91,7 +92,7 @@ def intra_class_frechet(
     real_labels: Labels,
     generated: Float[ArrayLike, "m d"],
     generated_labels: Labels,
-    key: Any,
+    key: Key,
     *,
     features: Features | None = None,
 ) -> Estimate:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
+from ...ppl._types import Key
 from ._estimate import Estimate
 from ._inputs import Features, generator, rows
 
@@ -38,7 +38,7 @@ def permutation_test(
     statistic: Callable[[np.ndarray, np.ndarray], Estimate | float],
     real: Float[ArrayLike, "n d"],
     generated: Float[ArrayLike, "m d"],
-    key: Any,
+    key: Key,
     *,
     num_permutations: int = 199,
     features: Features | None = None,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
+from ...ppl._types import Key
 from ._estimate import Estimate
 from ._inputs import generator
 
@@ -17,7 +17,7 @@ from ._inputs import generator
 def rank_stability(
     one: Mapping[str, Estimate],
     other: Mapping[str, Estimate],
-    key: Any,
+    key: Key,
     *,
     num_draws: int = 1_000,
 ) -> Estimate:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
@@ -106,7 +104,7 @@ def _logits(hits: np.ndarray) -> np.ndarray:
     return np.log(number + 0.5) - np.log(hits.shape[1] - number + 0.5)
 
 
-def _hits(label: str, given: dict[str, Any]) -> list[np.ndarray]:
+def _hits(label: str, given: dict[str, PyTree]) -> list[np.ndarray]:
     found = {name: as_numbers(f"{label}: {name}", x) for name, x in given.items()}
     one, one_shifted, rest, rest_shifted = found.values()
     fits = one.ndim == one_shifted.ndim == 1 and rest.ndim == 2 and len(rest) >= _LEAST

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from jaxtyping import Float
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike
+from ...ppl._types import Key
 from ._estimate import Estimate
 from ._inputs import Features, generator, groups, jackknife_error, rows, with_floor
 
@@ -33,7 +34,7 @@ _AT_ONCE = 2**22  # numbers of projected rows
 def sliced_wasserstein(
     real: Float[ArrayLike, "n d"],
     generated: Float[ArrayLike, "m d"],
-    key: Any,
+    key: Key,
     *,
     num_directions: int = 100,
     control: Control = "both",

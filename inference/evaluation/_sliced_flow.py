@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
+from ...ppl._types import Key
 from ._inputs import generator, rows
 from ._sliced import Control, common_steps, corrected, directions, projected, slope
 
@@ -34,7 +34,7 @@ class SlicedFlow:
 def sliced_wasserstein_gradient(
     points: Float[ArrayLike, "n d"],
     real: Float[ArrayLike, "m d"],
-    key: Any,
+    key: Key,
     *,
     num_directions: int = 10,
     control: Control = "both",
@@ -67,7 +67,7 @@ def sliced_wasserstein_gradient(
 def sliced_wasserstein_flow(
     start: Float[ArrayLike, "n d"],
     real: Float[ArrayLike, "m d"],
-    key: Any,
+    key: Key,
     *,
     num_steps: int = 500,
     step_size: float = 1.0,
@@ -110,7 +110,9 @@ def sliced_wasserstein_flow(
     return SlicedFlow(x, np.array(values))
 
 
-def _checked(label: str, x: Any, y: Any, num_directions: int, control: Control) -> list[np.ndarray]:
+def _checked(
+    label: str, x: PyTree, y: ArrayLike, num_directions: int, control: Control
+) -> list[np.ndarray]:
     check_counts(label, 8 if control == "both" else 4, num_directions=num_directions)
     return rows(label, None, {"points": x, "real": y})
 

@@ -8,10 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
+from ...ppl._types import Key, ModelFn
 from ...ppl.language import labelled_as
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting._fit_result import Fit, Posterior
@@ -38,19 +40,19 @@ _NEED_KEY = frozenset({"posterior_predictive", "prior", "prior_predictive"})
 
 @checked_call
 def to_arviz(
-    result: Any,
+    result: object,
     *,
     key: jax.Array | None = None,
     num_samples: int = 1000,
-    args: tuple | Mapping[str, Any] | None = None,
-    model: Any = None,
-    log_weights: Any = None,
+    args: tuple | Mapping[str, PyTree] | None = None,
+    model: ModelFn | None = None,
+    log_weights: PyTree = None,
     group: Literal["posterior", "prior"] = "posterior",
     groups: Collection[str] | None = None,
     resample: Literal["none", "psis"] | None = None,
-    coords: Mapping[str, Sequence[Any]] | None = None,
+    coords: Mapping[str, list[int]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
-    constant_data: Mapping[str, Any] | None = None,
+    constant_data: Mapping[str, object] | None = None,
     batch_size: int = 100,
     path: str | os.PathLike | None = None,
 ) -> xarray.DataTree:
@@ -151,7 +153,7 @@ def to_arviz(
     return tree
 
 
-def _split(key: Any) -> dict[str, jax.Array] | None:
+def _split(key: Key | None) -> dict[str, jax.Array] | None:
     """A key for each use, so that leaving out a group changes no other."""
     uses = ("guide", "resample", "replay", "prior")
     return (
@@ -160,7 +162,7 @@ def _split(key: Any) -> dict[str, jax.Array] | None:
 
 
 def _resampled(
-    source: ArvizSource, diagnostics: ImportanceDiagnostics | None, keys: Any
+    source: ArvizSource, diagnostics: ImportanceDiagnostics | None, keys: dict[str, Key] | None
 ) -> ArvizSource:
     if diagnostics is None:
         why = source.no_weight or "no log_weights came with the draws"
@@ -186,7 +188,7 @@ def _resampled(
 
 
 def _wanted(
-    groups: Collection[str] | None, group: str, source: ArvizSource, keys: Any
+    groups: Collection[str] | None, group: str, source: ArvizSource, keys: dict[str, Key] | None
 ) -> frozenset[str]:
     """The groups to compute, besides the draws themselves and their statistics."""
     if source.model is None:
@@ -209,7 +211,7 @@ def _content(
     source: ArvizSource,
     wanted: frozenset[str],
     group: str,
-    keys: Any,
+    keys: dict[str, Key] | None,
     num_samples: int,
     batch_size: int,
 ) -> Content:

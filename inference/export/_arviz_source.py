@@ -14,6 +14,7 @@ import numpy as np
 from ... import ppl
 from ...ppl._compat import mcmc_arguments
 from ...ppl._data import named_data
+from ...ppl._types import Key, ModelFn
 from ..fitting._fit_result import Fit, Posterior
 from ..fitting.prediction import check_rows, is_of_fit
 from ..particles.diagnostics import evidence_variance
@@ -97,7 +98,7 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
 
 
 def _from_fit(
-    fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_size: int
+    fit: Fit, keys: dict[str, Key], num_samples: int, args: tuple | None, batch_size: int
 ) -> ArvizSource:
     if keys is None:
         raise ValueError(
@@ -164,7 +165,7 @@ def _from_seeds(
 
 
 def _from_particles(
-    result: Any, keys: Any, num_samples: int, args: tuple | None, model: Any
+    result: Any, keys: Any, num_samples: int, args: tuple | None, model: ModelFn
 ) -> ArvizSource:
     """Equally weighted particles: their weights are those of a whole history, not ratios of two densities."""
     if keys is None:
@@ -202,7 +203,7 @@ def _evidence_error(result: Any) -> float | str:
     return "not known from this run; inference.particles.replicate tells it from several"
 
 
-def _from_chains(result: PMMHResult, args: tuple | None, model: Any) -> ArvizSource:
+def _from_chains(result: PMMHResult, args: tuple | None, model: ModelFn) -> ArvizSource:
     """One chain, or several of one length, [chains, samples, ...]."""
     num_chains = result.log_joint.shape[0] if result.log_joint.ndim == 2 else 1
     in_a_row = lambda x: np.asarray(x).reshape(-1, *x.shape[result.log_joint.ndim :])
@@ -230,7 +231,7 @@ def _from_draws(draws: Draws, args: tuple | None) -> ArvizSource:
     )  # fmt: skip
 
 
-def is_mcmc(result: Any) -> bool:
+def is_mcmc(result: object) -> bool:
     from numpyro.infer import MCMC
 
     return isinstance(result, MCMC)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import __version__, ppl
 
@@ -73,7 +74,7 @@ def check_netcdf() -> None:
 
 
 def build_tree(
-    base: Any, content: Content, coords: Mapping[str, Any], dims: Mapping[str, Sequence[str]]
+    base: Any, content: Content, coords: Mapping[str, PyTree], dims: Mapping[str, Sequence[str]]
 ) -> Any:
     """The `xarray.DataTree` of `content`."""
     import xarray
@@ -112,7 +113,7 @@ def build_tree(
 def _plain(content: Content) -> Content:
     """Arrays that ArviZ and netCDF can hold, under names that they can hold, cells that count on one axis."""
 
-    def convert(arrays: dict[str, Any], leading: int) -> dict[str, np.ndarray]:
+    def convert(arrays: dict[str, np.ndarray], leading: int) -> dict[str, np.ndarray]:
         plain = {}
         for name, array in arrays.items():
             array = np.asarray(array)
@@ -245,8 +246,8 @@ def _check_axes(names: dict[str, list[str]], shapes: dict[str, tuple[int, ...]])
 
 
 def _labels(
-    content: Content, names: dict[str, list[str]], coords: Mapping[str, Any]
-) -> dict[str, Any]:
+    content: Content, names: dict[str, list[str]], coords: Mapping[str, list[int]]
+) -> dict[str, PyTree]:
     """Axis name -> labels, checked; the cells of masked sites are numbered by their place in the whole."""
     shapes = _shapes(content)
     sizes = {

@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import typed_key
 from ...ppl._shared_jit import shared_jit
+from ...ppl._types import Key, Message
 from ...ppl.densities import Eliminated
 from ...ppl.language import arrays, check_proposed_cells, misses, name_of
 from ...ppl.traces import check_match
@@ -69,7 +71,12 @@ class Description:
     no_likelihood: str | None = None
 
 
-def in_parts(fn: Callable[..., Any], inputs: Any, args: tuple, batch_size: int) -> Any:
+def in_parts(
+    fn: Callable[..., PyTree],
+    inputs: Key | dict[str, Array] | tuple[dict[str, np.ndarray], Key],
+    args: tuple,
+    batch_size: int,
+) -> PyTree:
     """`fn(inputs[s], *args)` for every s of the inputs' leading axis; NumPy arrays.
 
     At most `batch_size` are made at a time, and fewer where the arguments are large: each takes some arrays of their size.
@@ -80,7 +87,7 @@ def in_parts(fn: Callable[..., Any], inputs: Any, args: tuple, batch_size: int) 
     most = MOST_BYTES // max(1, sum(array.nbytes for array in arrays))
     width = max(1, min(batch_size, size, most))
     run = shared_jit(lambda part, arrays: jax.vmap(lambda x: fn(x, *split.join(arrays)))(part))
-    out: Any = None
+    out: PyTree = None
     for start in range(0, size, width):
         start = min(
             start, size - width
@@ -106,7 +113,7 @@ def draw_guide(
     model, guide = whole(model), whole(guide)
     traces: dict[str, ppl.Trace] = {}
 
-    def draw(key: jax.Array, *args: Any) -> Any:
+    def draw(key: jax.Array, *args: PyTree) -> PyTree:
         guide_key, model_key = jax.random.split(key)
         q = guide.simulate(guide_key, *args)
         p, log_p = model.generate(model_key, q.shared_choices, *args)
@@ -152,7 +159,7 @@ def describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple) 
 def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple) -> Description:
     model, sites, why = whole(model), {}, []
 
-    def run(choices: Choices, *args: Any) -> Any:
+    def run(choices: Choices, *args: PyTree) -> PyTree:
         trace, _ = model.generate(key, choices, *args)
         if set(trace.choices) != set(choices):
             model.trace(choices, *args)  # raises, naming the sites
@@ -186,7 +193,7 @@ def replay(
     """Per draw: deterministic sites, log-probs of observations and latents, and new observations, as far as in `groups`."""
     model = whole(model)
 
-    def run(inputs: Any, *args: Any) -> dict[str, Any]:
+    def run(inputs: tuple[PyTree, ...], *args: PyTree) -> dict[str, PyTree]:
         choices, key = inputs
         trace_key, predict_key = jax.random.split(key)
         trace, _ = model.generate(trace_key, choices, *args)
@@ -213,7 +220,7 @@ def draw_prior(
     summed = model.sites if isinstance(model, Eliminated) else ()
     model = whole(model.program if isinstance(model, Eliminated) else model)
 
-    def draw(key: jax.Array, *args: Any) -> Any:
+    def draw(key: jax.Array, *args: PyTree) -> PyTree:
         trace = model.predict_trace(key, {}, *args)
         choices = {n: v for n, v in trace.choices.items() if n not in summed}
         return {
@@ -236,7 +243,7 @@ def whole(program: ppl.Program) -> ppl.Program:
         return program.rebuilt(whole)
 
     class _Whole(Messenger):
-        def process_message(self, msg: dict[str, Any]) -> None:
+        def process_message(self, msg: Message) -> None:
             if msg["type"] == "plate" and msg["args"][1] not in (None, msg["args"][0]):
                 size, rows = msg["args"]
                 raise ValueError(
@@ -245,7 +252,7 @@ def whole(program: ppl.Program) -> ppl.Program:
                     "minibatches are the business of fit(..., subsample={...})."
                 )
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: PyTree, **kwargs: PyTree) -> PyTree:
         with _Whole():
             program(*args, **kwargs)
 

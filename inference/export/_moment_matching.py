@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
+from ...ppl._types import Choices
 from ...ppl.language import as_arguments
 from .._arguments import Arguments
 from ..particles.moves import transforms_of
@@ -35,14 +37,14 @@ class MomentMatching(NamedTuple):
     """
 
     upars: xarray.DataArray
-    log_prob_upars_fn: Callable[[Any], Any]
-    log_lik_i_upars_fn: Callable[[Any, int], Any]
+    log_prob_upars_fn: Callable[[PyTree], PyTree]
+    log_lik_i_upars_fn: Callable[[PyTree, int], PyTree]
     var_name: str
 
 
 @checked_call
 def moment_matching(
-    tree: xarray.DataTree, model: Any, args: Any = (), *, var_name: str | None = None
+    tree: xarray.DataTree, model: Any, args: PyTree = (), *, var_name: str | None = None
 ) -> MomentMatching:
     """What `arviz.loo_moment_match` needs to repair observations whose k-hat is too high for leave-one-out.
 
@@ -96,11 +98,11 @@ def moment_matching(
         ]
         return choices, sum(jacobians, jnp.zeros(()))
 
-    def log_prob(row: Array, i: Any, *args: Any) -> Array:
+    def log_prob(row: Array, i: PyTree, *args: PyTree) -> Array:
         choices, jacobian = choices_of(row)
         return program.log_density(choices, *args) + jacobian
 
-    def log_lik(row: Array, i: Any, *args: Any) -> Array:
+    def log_lik(row: Array, i: PyTree, *args: PyTree) -> Array:
         trace = program.trace(choices_of(row)[0], *args)
         return likelihoods(program, args, trace)[0][name].reshape(-1)[i]
 
@@ -114,7 +116,7 @@ def moment_matching(
     return MomentMatching(upars, _over_draws(log_prob, args), _over_draws(log_lik, args), name)
 
 
-def _over_draws(fn: Callable[..., Array], args: tuple) -> Callable[..., Any]:
+def _over_draws(fn: Callable[..., Array], args: tuple) -> Callable[..., PyTree]:
     """`fn(row, i, *args)` for each draw of a DataArray, compiled once."""
     import xarray
 
@@ -123,7 +125,7 @@ def _over_draws(fn: Callable[..., Array], args: tuple) -> Callable[..., Any]:
     over = jax.vmap(lambda row, i, arrays: fn(row, i, *split.join(arrays)), (0, None, None))
     run = jax.jit(over)
 
-    def call(upars: Any, i: int = 0) -> Any:
+    def call(upars: PyTree, i: int = 0) -> PyTree:
         rows = np.asarray(upars, jnp.result_type(float))
         found = run(rows.reshape(-1, rows.shape[-1]), i, arrays)
         values = np.asarray(found, float).reshape(rows.shape[:-1])
@@ -136,9 +138,7 @@ def _coords(upars: Any) -> dict[Any, Any]:
     return {d: upars.coords[d] for d in upars.dims[:-1] if d in upars.coords}
 
 
-def _observed(
-    program: ppl.Program, choices: Mapping[str, Any], args: tuple, given: str | None
-) -> str:
+def _observed(program: ppl.Program, choices: Choices, args: tuple, given: str | None) -> str:
     """The name of the observed site."""
     names = list(likelihoods(program, args, program.trace(choices, *args))[0])
     if given in names or (given is None and len(names) == 1):

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
+from ...ppl._types import Key, ModelFn
 from ...ppl.language import joined
 from .._runs import checked
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
@@ -25,15 +27,15 @@ from ._arviz_source import PARTICLES, is_mcmc
 
 @checked_call
 def predict(
-    model: Any,
-    result: Any,
+    model: ModelFn,
+    result: object,
     key: jax.Array,
-    *args: Any,
+    *args: PyTree,
     num_samples: int = 1000,
     num_seen: int | None = None,
     keep: str | Sequence[str] | None = None,
     batch_size: int = 100,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> dict[str, np.ndarray]:
     """Draw what comes next: p(new | z), z a draw of the posterior.
 
@@ -111,7 +113,7 @@ def _mcmc_remedy(names: list[str]) -> str:
     return f"{{n: x for n, x in mcmc.get_samples().items() if n not in {names}}}"
 
 
-def _draws(result: Any, key: Any, num_samples: int) -> dict[str, Any]:
+def _draws(result: Any, key: Key, num_samples: int) -> dict[str, PyTree]:
     """Equally weighted draws by site, as many as asked for."""
     if isinstance(result, Fit):
         raise TypeError(

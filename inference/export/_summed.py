@@ -77,7 +77,9 @@ def _sums(program: Eliminated, trace: ppl.Trace) -> dict[str, Array]:
     return {n: lp for n, lp in trace.log_probs.items() if n == label or n.startswith(f"{label} ")}
 
 
-def one_step_ahead(program: ppl.Program, choices: Any, args: tuple) -> dict[str, Array]:
+def one_step_ahead(
+    program: ppl.Program, choices: dict[str, Array], args: tuple
+) -> dict[str, Array]:
     """Log p(y_t | y_<t, v) of the observations of a hidden chain, by name: arrays [time, *rows].
 
     Normal states are integrated out statement by statement, and the trace has these densities.

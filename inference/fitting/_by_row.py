@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 
-def by_row(optimizer: Any) -> Any:
+def by_row(optimizer: PyTree) -> PyTree:
     """The optax transformation run for each row (leading axis) by itself; a row without a gradient is left alone.
 
     For local parameters, one row per data point, read by `table[index]`: a row that the minibatch does not read has a gradient of
@@ -36,17 +35,21 @@ def by_row(optimizer: Any) -> Any:
 
     inner = optax.with_extra_args_support(optimizer)
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> PyTree:
         _num_rows(params)
         return jax.vmap(inner.init)(params)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: PyTree
+    ) -> tuple[PyTree, PyTree]:
         num_rows = _num_rows(updates)
         present = jnp.zeros(num_rows, bool)
         for g in jax.tree.leaves(updates):
             present = present | jnp.any(g.reshape(num_rows, -1) != 0, axis=1)
 
-        def row(grads: Any, state: Any, params: Any, present: Any) -> tuple[Any, Any]:
+        def row(
+            grads: PyTree, state: PyTree, params: PyTree, present: PyTree
+        ) -> tuple[PyTree, PyTree]:
             moves, new = inner.update(grads, state, params, **extra)
             keep = lambda a, b: jnp.where(present, a, b)
             still = jax.tree.map(jnp.zeros_like, moves)
@@ -58,7 +61,7 @@ def by_row(optimizer: Any) -> Any:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _num_rows(tree: Any) -> int:
+def _num_rows(tree: PyTree) -> int:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
     sizes = {shape[0] if shape else -1 for shape in shapes}
     if len(sizes) != 1 or -1 in sizes:

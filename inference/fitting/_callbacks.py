@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ...ppl._show import describe, shown
 
@@ -30,14 +31,14 @@ class FitInfo:
 
     step: int
     num_new: int
-    params: Any
-    state: Any
+    params: PyTree
+    state: PyTree
     values: np.ndarray
     num_skipped: Any
     direction: Literal["max", "min"]
     seconds: float
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         last = self.values[-1] if len(self.values) else None
         return {
             "step": self.step,
@@ -51,7 +52,7 @@ class FitInfo:
         }
 
 
-def wants_stop(callbacks: Iterable[Callable[[FitInfo], Any]], info: FitInfo) -> bool:
+def wants_stop(callbacks: Iterable[Callable[[FitInfo], PyTree]], info: FitInfo) -> bool:
     """Call every callback; whether one of them asked to stop.
 
     Raises:
@@ -149,7 +150,7 @@ class LogEvery:
     """
 
     num_steps: int
-    print_fn: Callable[[str], Any] = print
+    print_fn: Callable[[str], PyTree] = print
 
     def __post_init__(self):
         if self.num_steps < 1:

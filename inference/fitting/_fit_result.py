@@ -11,11 +11,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._show import shown
+from ...ppl._types import ModelFn, ParamMap
 from ...ppl.language import Keywords, check_proposed_cells, labelled_as, misses, parted
 from ...ppl.traces import check_match, strong
+from .._abstract_objective import AbstractObjective
 from .._runs import check_new
 from ._judgement import GuideWorth
 from .prediction import map_keys, predict_batches, predictive
@@ -36,7 +39,7 @@ class Posterior(NamedTuple):
     choices: dict[str, np.ndarray]
     log_weights: np.ndarray
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, dict[str, np.ndarray] | int | str]:
         lw = np.asarray(self.log_weights, float)
         return {
             "draws": len(lw),
@@ -72,9 +75,9 @@ class Fit:
     """
 
     objective: Any
-    params: Any
+    params: PyTree
     last_params: Any
-    state: Any
+    state: PyTree
     history: dict[str, np.ndarray]
     args: tuple | None
     steps: int
@@ -86,7 +89,7 @@ class Fit:
     labels: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
     worth: GuideWorth | None = dataclasses.field(default=None, repr=False)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         is_averaged = self.params is not self.last_params
         skipped = int(np.sum(self.num_skipped))
         return {
@@ -143,7 +146,7 @@ class Fit:
         """The objective's guide with the fitted parameters bound, or None if it has none."""
         return self._bound("guide")
 
-    def with_params(self, params: Mapping[str, Any]) -> Fit:
+    def with_params(self, params: ParamMap) -> Fit:
         """The fit at other parameters, e.g. those that a `KeepBest` kept: its model, guide, draws and files are then theirs.
 
         Args:
@@ -236,7 +239,9 @@ class Fit:
         save_fit(self, path, data=data)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, objective: Any, *, args: Any = None) -> Fit:
+    def load(
+        cls, path: str | os.PathLike, objective: AbstractObjective, *, args: PyTree = None
+    ) -> Fit:
         """Read what `save` wrote.
 
         The objective is made anew, of the programs it was fitted with. They are compared with the file site by site: names,
@@ -260,7 +265,7 @@ class Fit:
         return load_fit(cls, path, objective, args)
 
     def posterior(
-        self, key: jax.Array, num_samples: int, *, args: Any = None, batch_size: int = 100
+        self, key: jax.Array, num_samples: int, *, args: PyTree = None, batch_size: int = 100
     ) -> Posterior:
         """Draw latents from the guide and weigh them: log w = log p(z, x) - log q(z).
 
@@ -304,11 +309,11 @@ class Fit:
     def predict(
         self,
         key: jax.Array,
-        *new_args: Any,
+        *new_args: PyTree,
         num_samples: int,
         keep: str | Sequence[str] | None = None,
         batch_size: int = 100,
-        **new_kwargs: Any,
+        **new_kwargs: PyTree,
     ) -> dict[str, np.ndarray]:
         """Draw from the posterior predictive p(x_new | z), z ~ q(z).
 
@@ -392,11 +397,11 @@ class Fit:
     def export(
         self,
         path: str | os.PathLike,
-        *args: Any,
+        *args: PyTree,
         keep: str | Sequence[str] | None = None,
         symbolic_rows: bool = True,
         platforms: Sequence[str] | None = None,
-        **kwargs: Any,
+        **kwargs: PyTree,
     ) -> None:
         """Write draws and predictions as a compiled function, which runs with JAX alone: `jax.export`.
 
@@ -451,7 +456,11 @@ class Fit:
         return program
 
     def _given(
-        self, method: str, program: Any, args: Any, kwargs: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        program: ModelFn,
+        args: PyTree,
+        kwargs: Mapping[str, object] | None = None,
     ) -> tuple | None:
         """Arguments in the order of the fit's levels and columns; None where there are none."""
         if args is None or not args and not kwargs:

@@ -20,13 +20,16 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._precision import full_precision
+from ...ppl._types import Key
 from ...ppl.language import as_arguments
 from ...ppl.strategies import as_strategy
+from .._abstract_objective import AbstractObjective
 from .._arguments import Arguments
 from ._defaults import check_programs
 from ._fit_result import Fit
@@ -73,7 +76,7 @@ class FixedDrawsFit(Fit):
             return unflatten(jnp.sqrt(jnp.diag(inverse @ covariance @ inverse)))
 
     def linear_response(
-        self, fn: Callable[[Mapping[str, Any]], Array], key: Any, *, num_samples: int = 1000
+        self, fn: Callable[[Mapping[str, PyTree]], Array], key: Key, *, num_samples: int = 1000
     ) -> Array:
         """Posterior covariance of functions of the latent sites, by linear response.
 
@@ -115,7 +118,7 @@ class FixedDrawsFit(Fit):
         split, arrays = bound.split, bound.arrays
 
         def mean(flat: Array) -> Array:
-            def one(key: Any) -> Array:
+            def one(key: Key) -> Array:
                 trace = guide.bind(unflatten(flat)).simulate(key, *split.join(arrays))
                 return jnp.ravel(fn(trace.choices))
 
@@ -130,13 +133,13 @@ class FixedDrawsFit(Fit):
 
 @checked_call
 def fit_fixed_draws(
-    objective: Any,
-    args: tuple | Mapping[str, Any],
+    objective: AbstractObjective,
+    args: tuple | Mapping[str, PyTree],
     *,
-    key: Any,
+    key: Key,
     num_draws: int = 30,
     num_starts: int = 1,
-    params: Any = None,
+    params: PyTree = None,
     max_steps: int = 1000,
     tolerance: float = 1e-3,
     unobserved: Literal["raise", "allow"] = "raise",
@@ -205,7 +208,7 @@ def fit_fixed_draws(
 class _FixedDrawsBound:
     """-L_S (or L_S, if it is minimised) and its derivatives."""
 
-    def __init__(self, objective: Any, args: tuple, key: Any, num_draws: int) -> None:
+    def __init__(self, objective: Any, args: tuple, key: Key, num_draws: int) -> None:
         self.objective, self.split = objective, Arguments(args)
         self.arrays = [jnp.asarray(x) for x in self.split.arrays(args)]
         self.keys = jax.random.split(key, num_draws)
@@ -224,10 +227,10 @@ class _FixedDrawsBound:
             )
         return cls(fit.objective, fit.args, fit.key, fit.num_draws)
 
-    def one(self, params: Any, key: Any) -> Array:
+    def one(self, params: PyTree, key: Key | None) -> Array:
         return self.sign * self.objective.value(params, key, *self.split.join(self.arrays))
 
-    def loss(self, params: Any) -> Array:
+    def loss(self, params: PyTree) -> Array:
         return jax.vmap(lambda key: self.one(params, key))(self.keys).mean()
 
     def gradients(self, flat: Array, unflatten: Any) -> Array:
@@ -252,14 +255,14 @@ class _FixedDrawsBound:
         return jnp.asarray((vectors / values) @ vectors.T, flat.dtype)
 
 
-def climb(loss: Callable[[Any], Array], params: Any, max_steps: int, tolerance: float) -> Any:
+def climb(loss: Callable[[PyTree], Array], params: PyTree, max_steps: int, tolerance: float) -> Any:
     """(params, loss, norm of the gradient, steps, losses) after L-BFGS."""
     import optax
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
 
-    def body(carry: Any) -> Any:
+    def body(carry: PyTree) -> PyTree:
         params, state, _, _, step, losses = carry
         value, grad = value_and_grad(params, state=state)
         updates, state = solver.update(grad, state, params, value=value, grad=grad, value_fn=loss)
@@ -273,7 +276,7 @@ def climb(loss: Callable[[Any], Array], params: Any, max_steps: int, tolerance: 
     return params, value, norm, steps, losses
 
 
-def _check_strategies(objective: Any, params: Any, args: tuple) -> None:
+def _check_strategies(objective: Any, params: PyTree, args: tuple) -> None:
     if getattr(objective, "gradient", "full") != "full":
         raise ValueError(
             f"fit_fixed_draws: gradient='{objective.gradient}' is not the derivative of the value at fixed draws. Leave it "
@@ -289,7 +292,7 @@ def _check_strategies(objective: Any, params: Any, args: tuple) -> None:
             )
 
 
-def _check_gradient(bound: _FixedDrawsBound, params: Any) -> None:
+def _check_gradient(bound: _FixedDrawsBound, params: PyTree) -> None:
     """Refuse a value whose derivative is not that of its differences, tried in one direction."""
     flat, unflatten = jax.flatten_util.ravel_pytree(params)
     flat, dtype = np.asarray(flat, float), flat.dtype

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
 from ...ppl._shared_jit import shared_jit
 from .._arguments import shapes
@@ -15,11 +16,11 @@ from ._loop import run_keys, strong
 
 def initial_params(
     objective: Any,
-    given: Mapping[str, Any] | None,
+    given: Mapping[str, object] | None,
     keys: jax.Array,
     num_seeds: int | None,
     args: tuple,
-) -> Any:
+) -> PyTree:
     """Parameters with strong types, with a leading seed axis if there are several seeds.
 
     Args:
@@ -43,7 +44,7 @@ def initial_params(
             f"Argument 'params': missing {sorted(missing)}, unknown {sorted(extra)}; the objective has {list(own)}. To start "
             "some parameters afresh, update the result of objective.init(key, *args)."
         )
-    leaves: list[Any] = [None] * len(jax.tree.leaves(own))
+    leaves: list[PyTree] = [None] * len(jax.tree.leaves(own))
     # By number, since the parameters' own order of leaves is theirs to choose.
     numbers = jax.tree.unflatten(jax.tree.structure(own), list(range(len(leaves))))
     for name in own:
@@ -53,7 +54,7 @@ def initial_params(
     return strong(jax.tree.unflatten(jax.tree.structure(own), leaves))
 
 
-def _fit_leaves(name: str, own: Any, given: Any, num_seeds: int | None) -> list[jax.Array]:
+def _fit_leaves(name: str, own: ArrayLike, given: PyTree, num_seeds: int | None) -> list[jax.Array]:
     needed, found = ([jnp.asarray(leaf) for leaf in jax.tree.leaves(t)] for t in (own, given))
     seeds = () if num_seeds is None else (num_seeds,)
     allowed = [[leaf.shape for leaf in needed], [(*seeds, *leaf.shape) for leaf in needed]]

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import PyTree
 
 from ...ppl._checks import check_counts
+from ...ppl._types import Key
 from ._callbacks import FitInfo
 
 
@@ -45,8 +46,8 @@ class KeepBest:
 
     def __init__(
         self,
-        loss: Callable[[Any, Any], Float[Array, ""]],
-        key: Any,
+        loss: Callable[..., PyTree],
+        key: Key | None,
         *,
         patience: int | None = None,
         name: str | None = None,
@@ -77,7 +78,7 @@ class KeepBest:
             self._since = info.step
         return self._patience is not None and info.step - self._since >= self._patience
 
-    def get_state(self, params: Any) -> dict[str, Any]:
+    def get_state(self, params: PyTree) -> dict[str, PyTree]:
         """The losses and parameters that it has kept; `params` stand where none have been kept yet."""
         return {
             "least": np.asarray(self._least),
@@ -96,7 +97,7 @@ class KeepBest:
         )
 
     @property
-    def params(self) -> Any:
+    def params(self) -> PyTree:
         """Those kept."""
         if self._params is None:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from .._arguments import Arguments
 from ._loop import Config
@@ -54,7 +55,7 @@ class NonFiniteError(FloatingPointError):
         fit: the `Fit` up to the last good step.
     """
 
-    def __init__(self, diagnosis: Diagnosis, step: int, seed: int | None, fit: Any):
+    def __init__(self, diagnosis: Diagnosis, step: int, seed: int | None, fit: object):
         where = f"step {step}" if seed is None else f"step {step} of seed {seed}"
         super().__init__(
             f"Non-finite {where}: {diagnosis.text} The parameters before this step are in this error's `fit`. "
@@ -64,7 +65,9 @@ class NonFiniteError(FloatingPointError):
         self.broke, self.site, self.parameters = diagnosis[:3]
 
 
-def diagnose(config: Config, params: Any, state: Any, key: jax.Array, args: tuple) -> Diagnosis:
+def diagnose(
+    config: Config, params: PyTree, state: PyTree, key: jax.Array, args: tuple
+) -> Diagnosis:
     """Repeat one step and name the first thing in it that is not finite."""
     split = Arguments(args)  # non-array arguments stay outside of jit
     arrays = split.arrays(args)
@@ -91,7 +94,7 @@ def diagnose(config: Config, params: Any, state: Any, key: jax.Array, args: tupl
     return Diagnosis("update", None, (), text)
 
 
-def _bad_names(config: Config, params: Any, grads: Any) -> tuple[str, ...]:
+def _bad_names(config: Config, params: PyTree, grads: PyTree) -> tuple[str, ...]:
     leaves = zip(
         leaf_names(params), jax.tree.leaves(grads), config.optimizer.is_trained, strict=True
     )
@@ -99,7 +102,7 @@ def _bad_names(config: Config, params: Any, grads: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(bad))
 
 
-def _first_bad_site(objective: Any, params: Any, key: jax.Array, args: tuple):
+def _first_bad_site(objective: object, params: PyTree, key: jax.Array, args: tuple):
     """(site, description, remedy) of the first bad site, None if all are finite, or a string saying why that is not known."""
     try:
         report = _site_report(objective, params, key, args)
@@ -125,7 +128,7 @@ def _remedy(name: str, log_prob: np.ndarray, is_bad_value: bool) -> str:
 
 
 def _site_report(
-    objective: Any, params: Any, key: jax.Array, args: tuple
+    objective: Any, params: PyTree, key: jax.Array, args: tuple
 ) -> list[tuple[str, dict]]:
     # Compiled like the step itself; eagerly, NumPyro would warn about every value outside its support. A list, since jit
     # sorts a dict and the first bad site is a matter of program order.
@@ -141,7 +144,7 @@ def _site_report(
     return list(zip(names, records, strict=True))
 
 
-def _host(leaf: Any) -> np.ndarray:
+def _host(leaf: PyTree) -> np.ndarray:
     array = np.asarray(leaf)
     # bfloat16 and its kin are no NumPy floats: isfinite and the range need one.
     return array if array.dtype.kind in "bifuc" else array.astype(np.float32)

@@ -9,12 +9,14 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._precision import full_precision
+from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.language import as_arguments
 from .._arguments import Arguments
 from ._fixed_draws import climb
@@ -26,9 +28,9 @@ Array = jax.Array
 @checked_call
 def pathfinder(
     objective: Any,
-    args: tuple | Mapping[str, Any],
+    args: tuple | Mapping[str, PyTree],
     *,
-    key: Any,
+    key: Key,
     num_starts: int = 4,
     num_draws: int = 500,
     max_steps: int = 200,
@@ -74,7 +76,7 @@ def pathfinder(
     split = Arguments(arguments)
     arrays = split.arrays(arguments)
 
-    def path(keys: Any) -> Any:
+    def path(keys: PyTree) -> PyTree:
         density = lambda flat: space.log_prob(flat, *split.join(arrays))
         start = space.draw(keys[0], *split.join(arrays))
         state, _ = paths.approximate(keys[1], density, start, num_draws)
@@ -94,7 +96,7 @@ def pathfinder(
 
 
 def _moved(
-    guide: Any, params: ppl.Params, space: Space, draws: Array, args: tuple, max_steps: int
+    guide: ModelFn, params: ppl.Params, space: Space, draws: Array, args: tuple, max_steps: int
 ) -> ppl.Params:
     """The parameters with those of the guide near the draws [S, d]."""
     values = _of_autoguide(params, space, draws)
@@ -111,7 +113,7 @@ def _moved(
         )
     own = {n: choices[n] for n in q.choices}
 
-    def loss(params: Any) -> Array:
+    def loss(params: PyTree) -> Array:
         bound = guide.bind(params)
         return -jax.vmap(lambda z: bound.log_density(z, *args))(own).mean()
 
@@ -119,7 +121,7 @@ def _moved(
 
 
 @full_precision
-def _of_autoguide(params: Mapping[str, Any], space: Space, draws: Array) -> dict[str, Array]:
+def _of_autoguide(params: ParamMap, space: Space, draws: Array) -> dict[str, Array]:
     """Constrained values for NumPyro's AutoNormal and AutoMultivariateNormal with their own prefix; else none."""
     mean, sites = draws.mean(0), space.unravel(draws[0])
     if {"auto_loc", "auto_scale_tril"} <= set(params):

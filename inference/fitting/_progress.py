@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -32,7 +34,9 @@ class Lines:
         clock: seconds; another one in tests.
     """
 
-    def __init__(self, num_steps: int | None, step: int, clock: Any = time.monotonic) -> None:
+    def __init__(
+        self, num_steps: int | None, step: int, clock: Callable[..., PyTree] = time.monotonic
+    ) -> None:
         self.num_steps, self.step, self.clock = num_steps, step, clock
         self.first, self.began, self.said, self.said_at = step, clock(), clock(), -1
         self.text = ""

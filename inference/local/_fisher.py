@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
+from jaxtyping import PyTree
 
 Array = jax.Array
 TINY = 1e-30  # the least probability: its root can be divided by in single precision
@@ -30,7 +31,7 @@ class FisherOutputs(NamedTuple):
     slopes: Array
 
 
-def _normal(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
+def _normal(fn: Any, at: PyTree, y: Array) -> list[FisherOutputs]:
     # The scale's information, 2 / scale^2, is that of a second output sqrt(2) log(scale) (F in eta = log scale is 2).
     error = (at.loc - y) / at.scale
     log_scale = jnp.sqrt(2.0) * jnp.log(fn.scale)
@@ -40,7 +41,7 @@ def _normal(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     ]
 
 
-def _categorical(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
+def _categorical(fn: Any, at: PyTree, y: Array) -> list[FisherOutputs]:
     """One output less than there are classes.
 
     With s = sqrt(p), F = diag(s) (1 - s s') diag(s). A reflection that takes s to an axis turns the projection into one that
@@ -61,18 +62,18 @@ def _categorical(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     return [FisherOutputs(output[..., :-1], (residual - s * residual[..., -1:] / last)[..., :-1])]
 
 
-def _bernoulli(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
+def _bernoulli(fn: Callable[..., PyTree], at: PyTree, y: Array) -> list[FisherOutputs]:
     p = jax.nn.sigmoid(at.logits)
     root = jnp.sqrt(jnp.maximum(p * (1 - p), TINY))
     return [FisherOutputs(root * fn.logits, (p - y) / root)]
 
 
-def _poisson(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
+def _poisson(fn: Callable[..., PyTree], at: PyTree, y: Array) -> list[FisherOutputs]:
     root = jnp.sqrt(at.rate)
     return [FisherOutputs(fn.rate / root, root - y / root)]
 
 
-def _multivariate_normal(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
+def _multivariate_normal(fn: Any, at: PyTree, y: Array) -> list[FisherOutputs]:
     shape = jnp.broadcast_shapes(fn.loc.shape, jnp.shape(y))
     tril = jnp.broadcast_to(at.scale_tril, (*shape, shape[-1]))
     solve = lambda x: solve_triangular(tril, jnp.broadcast_to(x, shape)[..., None], lower=True)[
@@ -81,7 +82,7 @@ def _multivariate_normal(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     return [FisherOutputs(solve(fn.loc), solve(at.loc - y))]
 
 
-def _student_t(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
+def _student_t(fn: Any, at: PyTree, y: Array) -> list[FisherOutputs]:
     root = jnp.sqrt((at.df + 1) / (at.df + 3))
     error = (at.loc - y) / at.scale
     return [
@@ -89,7 +90,7 @@ def _student_t(fn: Any, at: Any, y: Array) -> list[FisherOutputs]:
     ]
 
 
-ROOTS: dict[str, tuple[Callable[[Any, Any, Array], list[FisherOutputs]], tuple[str, ...]]] = {
+ROOTS: dict[str, tuple[Callable[[PyTree, PyTree, Array], list[FisherOutputs]], tuple[str, ...]]] = {
     # law: (h and r from the laws at x and at z and the value, parameters that must not depend on x)
     "Normal": (_normal, ()),
     "MultivariateNormal": (_multivariate_normal, ("scale_tril",)),

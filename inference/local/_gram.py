@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ...ppl._compat import SymbolicZero
 from ...ppl._precision import full_precision
@@ -27,7 +28,7 @@ def gram(factor: Array, diagonal: Array) -> Array:
     return _by_blocks(factor, diagonal)
 
 
-def _jvp(primals: Any, tangents: Any) -> Any:
+def _jvp(primals: PyTree, tangents: PyTree) -> Any:
     found = gram(*primals)
     return found, _change(found, primals, tangents)
 
@@ -41,7 +42,7 @@ def known_gram(factor: Array, diagonal: Array, known: Array, is_known: Array) ->
     return jax.lax.cond(is_known, lambda: known, lambda: _by_blocks(factor, diagonal))
 
 
-def _known_jvp(primals: Any, tangents: Any) -> Any:
+def _known_jvp(primals: PyTree, tangents: PyTree) -> Any:
     found = known_gram(*primals)
     return found, _change(found, primals[:2], tangents[:2])
 
@@ -50,7 +51,7 @@ known_gram.defjvp(_known_jvp, symbolic_zeros=True)
 
 
 @full_precision
-def _change(found: Array, primals: Any, tangents: Any) -> Array:
+def _change(found: Array, primals: PyTree, tangents: PyTree) -> Array:
     factor, diagonal = primals
     of_factor, of_diagonal = tangents
     change = jnp.zeros_like(found)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ...ppl._checks import check_counts
 from ...ppl._show import shown
@@ -93,7 +94,7 @@ class Newton(Inner):
             )
 
     def run(self, problem: InnerProblem, key: Array) -> InnerResult:
-        def step(x: Array, _: Any) -> tuple[Array, None]:
+        def step(x: Array, _: PyTree) -> tuple[Array, None]:
             mean = posterior(problem.prior, problem.potential(x)).mean
             return x + self.damping * (mean - x), None
 
@@ -109,14 +110,14 @@ class Descent(Inner):
         num_steps: number of steps, at least 0.
     """
 
-    optimizer: Any
+    optimizer: PyTree
     num_steps: int
 
     def __post_init__(self) -> None:
         check_counts(type(self).__name__, 0, num_steps=self.num_steps)
 
     def run(self, problem: InnerProblem, key: Array) -> InnerResult:
-        def step(carry: Any, _: Any) -> tuple[Any, None]:
+        def step(carry: PyTree, _: PyTree) -> tuple[PyTree, None]:
             x, state = carry
             update, state = self.optimizer.update(problem.full_gradient(x), state, x)
             return (x + update, state), None
@@ -159,7 +160,7 @@ class SGLD(Inner):
     def run(self, problem: InnerProblem, key: Array) -> InnerResult:
         start = problem.prior.loc
 
-        def step(carry: Any, t: Array) -> tuple[Any, None]:
+        def step(carry: PyTree, t: Array) -> tuple[PyTree, None]:
             x, mean, squares = carry
             noise = jax.random.normal(jax.random.fold_in(key, t), x.shape, x.dtype)
             x = x - 0.5 * self.step_size * problem.full_gradient(x) + self.step_size**0.5 * noise

@@ -18,9 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ...ppl._compat import mask_of
 from ...ppl._precision import full_precision
+from ...ppl._types import Message
 from ...ppl.strategies import element
 from .._depends import depends
 from ..objectives._analytic_kl import Laws
@@ -37,13 +39,13 @@ class Statements(Laws):
     def __init__(self, widened: dict[str, tuple[int, ...]] | None = None) -> None:
         super().__init__()
         self.widened = widened or {}
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, PyTree] = {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "sample" and msg["name"] in self.widened:
             msg["fn"] = msg["fn"].expand(self.widened[msg["name"]])
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         super().postprocess_message(msg)
         if msg["type"] == "sample":
             self.values[msg["name"]] = msg["value"]
@@ -119,7 +121,7 @@ class Observations:
         numbers, pull_laws, fixed = jax.vjp(laws, x, has_aux=True)
         law_of = lambda numbers: trees[0].unflatten(eqx.combine(numbers, fixed))
 
-        def outputs(moving: list[Any]) -> tuple[Array, Array]:
+        def outputs(moving: list[PyTree]) -> tuple[Array, Array]:
             found, _ = self._outputs(law_of(moving), law_of(numbers), x)
             kept = [one for one, m in zip(found, is_moved, strict=True) if m]
             whole = FisherOutputs(
@@ -138,7 +140,7 @@ class Observations:
         trees: list[Any] = []
         jaxpr, flat = jax.make_jaxpr(lambda x: self._leaves(x, trees), return_shape=True)(x)
 
-        def both(at_x: list[Array], at_z: list[Array]) -> Any:
+        def both(at_x: list[Array], at_z: list[Array]) -> PyTree:
             found, constants = self._outputs(trees[0].unflatten(at_x), trees[0].unflatten(at_z), x)
             return [one.values for one in found], constants
 
@@ -153,7 +155,7 @@ class Observations:
         is_moved = moved[: len(values)]
         return is_moved, sum(v.shape[-1] for v, m in zip(values, is_moved, strict=True) if m)
 
-    def _leaves(self, x: Array, trees: list[Any]) -> list[Any]:
+    def _leaves(self, x: Array, trees: list[Any]) -> list[PyTree]:
         """Law, scale and value of every observation in a run at x, as leaves; what puts them together goes to `trees`."""
         run = self.run(x)
         for name in self.names:
@@ -163,7 +165,7 @@ class Observations:
         trees.append(tree)
         return leaves
 
-    def _outputs(self, laws: Any, at: Any, x: Array) -> tuple[list[FisherOutputs], list[Array]]:
+    def _outputs(self, laws: Any, at: Array, x: Array) -> tuple[list[FisherOutputs], list[Array]]:
         """Those of `laws`, whitened with the laws `at`, [*batch, k] each, and the parameters that must not move."""
         batch = x.shape[:-1]
         found, constants = [], []
@@ -212,7 +214,9 @@ def _check_known(name: str, statements: Statements) -> None:
         )
 
 
-def _roots(fn: Any, scale: Any, value: Any, at: Any) -> tuple[list[FisherOutputs], list[Array]]:
+def _roots(
+    fn: Any, scale: object, value: PyTree, at: PyTree
+) -> tuple[list[FisherOutputs], list[Array]]:
     """Values and slopes of one site, weighed, each [*batch of the site, k], and the parameters that must not move.
 
     Args:
@@ -237,7 +241,7 @@ def _roots(fn: Any, scale: Any, value: Any, at: Any) -> tuple[list[FisherOutputs
     return parts, [jnp.asarray(getattr(base, parameter)) for parameter in fixed]
 
 
-def _element_weight(fn: Any, scale: Any) -> Array:
+def _element_weight(fn: Callable[..., PyTree], scale: Any) -> Array:
     """Square root of the factor with which the log-prob of each element counts: batch axes, then axes of to_event."""
     weight = jnp.broadcast_to(
         jnp.sqrt(1.0 if scale is None else jnp.asarray(scale)), fn.batch_shape

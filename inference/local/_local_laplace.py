@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer.autoguide import AutoGuide
 
@@ -60,8 +61,8 @@ class FrozenExpansion(ppl.Reparam):
 
 @checked_call
 def local_laplace(
-    model: Any,
-    guide: Any = None,
+    model: object,
+    guide: object = None,
     *,
     site: str,
     inner: Inner = Newton(),  # noqa: B008, frozen
@@ -156,7 +157,7 @@ def local_laplace(
     freeze = _identity if gradient == "unrolled" else _stopped
     strategy = None if gradient == "unrolled" else FrozenExpansion()
 
-    def with_local_laplace(*args: Any, **kwargs: Any) -> None:
+    def with_local_laplace(*args: PyTree, **kwargs: PyTree) -> None:
         args = joined(args, kwargs)
         choices, laws = _run_guide(guide, args)
         local = read(model, site, choices, args, observations, freeze, jacobian)
@@ -245,7 +246,7 @@ def _run_guide(guide: ppl.Program | None, args: tuple) -> tuple[dict[str, Array]
     return trace_of(collector, retval).shared_choices, laws
 
 
-def _sample(local: LocalModel, law: dist.Distribution, strategy: Any) -> None:
+def _sample(local: LocalModel, law: dist.Distribution, strategy: object) -> None:
     """Draw the site in the plates in which the model draws it."""
     info = local.info
     if not info.event_shape:
@@ -307,7 +308,7 @@ def _check_conjugate(
                 )
 
 
-def _on_rows(law: Any, info: ppl.SiteInfo) -> dist.Distribution:
+def _on_rows(law: dist.Distribution, info: ppl.SiteInfo) -> dist.Distribution:
     """A normal law with the rows and the events of the local site."""
     if isinstance(law, dist.Normal):
         return law.expand((*info.batch_shape, *info.event_shape)).to_event(len(info.event_shape))
@@ -347,11 +348,11 @@ def _student_prior(parent: str, laws: Laws, local: LocalModel) -> StudentPrior:
     return StudentPrior(df, on_rows(dist.Normal(law.loc, law.scale)))
 
 
-def _identity(tree: Any) -> Any:
+def _identity(tree: PyTree) -> PyTree:
     return tree
 
 
-def _stopped(tree: Any) -> Any:
+def _stopped(tree: PyTree) -> Any:
     return jax.tree.map(stop, tree)
 
 

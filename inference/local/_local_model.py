@@ -17,11 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import no_handlers
 from ...ppl._precision import full_precision
+from ...ppl._types import Message
 from ...ppl.distributions import is_masked
 from ...ppl.strategies import element
 from ...ppl.traces import ParamCollector, Runner
@@ -51,7 +53,7 @@ class LocalModel:
     law: dist.Distribution
     losses: Callable[[Array], Array]
     observations: Observations
-    params: dict[str, Any]
+    params: dict[str, PyTree]
 
     def gradient(self, x: Array) -> Array:
         """Gradient of each row's loss, [*batch, d]."""
@@ -70,7 +72,7 @@ def read(
     choices: dict[str, Array],
     args: tuple,
     observations: Collection[str] | None,
-    freeze: Callable[[Any], Any],
+    freeze: Callable[..., PyTree],
     jacobian: str = "whole",
 ) -> LocalModel:
     """The local site of a model at the given choices of all other latent sites.
@@ -134,7 +136,7 @@ def read(
 
 
 def law_at(
-    model: ppl.Program, site: str, choices: dict[str, Array], args: tuple, params: dict[str, Any]
+    model: ppl.Program, site: str, choices: dict[str, Array], args: tuple, params: dict[str, PyTree]
 ) -> dist.Distribution:
     """The law of a site in the model at given choices, apart from all handlers."""
     runner = Runner(jax.random.key(0), choices)
@@ -143,7 +145,11 @@ def law_at(
 
 
 def _apart(
-    model: ppl.Program, runner: Runner, args: tuple, params: dict[str, Any], statements: Statements
+    model: ppl.Program,
+    runner: Runner,
+    args: tuple,
+    params: dict[str, PyTree],
+    statements: Statements,
 ) -> tuple[ppl.Trace, Statements]:
     """A run of the model apart from all handlers, at given parameters: pure, inside any transformation."""
     with no_handlers(), _GivenParams(params):
@@ -153,16 +159,16 @@ def _apart(
 class _GivenParams(Messenger):
     """Give param statements their constrained values."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, PyTree]) -> None:
         super().__init__()
         self.values = values
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "param":
             msg["value"] = self.values[msg["name"]]
 
 
-def normal_prior(law: Any, site: str) -> NormalPrior:
+def normal_prior(law: dist.Distribution, site: str) -> NormalPrior:
     """Location and scale of a normal law with flattened events, [*batch, d].
 
     Raises:
@@ -188,7 +194,7 @@ def normal_prior(law: Any, site: str) -> NormalPrior:
 class _RefuseSubsampling(Messenger):
     """Refuse plates that subsample by themselves: the rows that a guide's potentials are made of must be those of the model."""
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "plate":
             size, own = msg["args"]
             if own not in (None, size):

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
 from ...ppl._precision import full_precision
+from ...ppl._types import Key
 from ._gram import gram, gram_transposed, known_gram
 
 LOG_2PI = 1.8378770664093453
@@ -41,7 +42,7 @@ def inverse_and_log_det(matrix: Array) -> tuple[Array, Array]:
 
 @inverse_and_log_det.defjvp
 @full_precision
-def _(primals: Any, tangents: Any) -> Any:
+def _(primals: PyTree, tangents: PyTree) -> PyTree:
     inverse, log_det = inverse_and_log_det(*primals)
     change = inverse @ tangents[0]
     return (inverse, log_det), (-change @ inverse, jnp.trace(change, axis1=-2, axis2=-1))
@@ -95,7 +96,7 @@ class PrecisionFactorNormal(dist.Distribution):
         super().__init__(batch, (d,), validate_args=validate_args)
 
     @full_precision
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws, shape [*sample_shape, *batch, d]."""
         shape = (*sample_shape, *self.batch_shape)
         d, m = self.loc.shape[-1], self.factor.shape[-2]

@@ -16,10 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import trace_state
+from ...ppl._types import Message
 from ...ppl.distributions import exact_kl
 from ...ppl.language import JointRun, name_of
 from ...ppl.strategies import element
@@ -40,7 +42,7 @@ class Laws(Messenger):
         self.state = trace_state()
         return self
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         # Inside scan or particles the law is an array of that transformation.
         if msg["type"] == "sample" and trace_state() == self.state:
             self.found[msg["name"]] = (msg["fn"], msg["scale"])
@@ -48,7 +50,7 @@ class Laws(Messenger):
     def watch(self, program: ppl.Program) -> ppl.Program:
         """The program, its statements seen."""
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def watched(*args: PyTree, **kwargs: PyTree) -> Array | tuple[Array, Array] | None:
             with self:
                 return program.fn(*args, **kwargs)
 
@@ -57,7 +59,7 @@ class Laws(Messenger):
 
 
 def analytic_elbo(
-    model: ppl.Program, guide: ppl.Program, patterns: Sequence[str], *args: Any
+    model: ppl.Program, guide: ppl.Program, patterns: Sequence[str], *args: PyTree
 ) -> Array:
     """E_q[log p(x, z) - log q(z)], in expectation at the sites that match `patterns`."""
     for program in (model, guide):
@@ -94,7 +96,7 @@ def _of_two(
     return JointRun(q, p, kl)
 
 
-def _check_named(patterns: Sequence[str], q: ppl.Trace, kl: Mapping[str, Any]) -> None:
+def _check_named(patterns: Sequence[str], q: ppl.Trace, kl: Mapping[str, object]) -> None:
     """A site asked for by name has its divergence, a pattern matches a site."""
     for pattern in patterns:
         matching = [name for name in q.choices if fnmatch.fnmatchcase(name, pattern)]
@@ -134,7 +136,7 @@ def _ordered(p: ppl.Trace, q: ppl.Trace) -> list[str]:
     return sound
 
 
-def _like(q: Any, p: Any) -> Any:
+def _like(q: PyTree, p: PyTree) -> Any:
     """Independent normals as one multivariate normal, where q is one."""
     if isinstance(element(q)[0], dist.MultivariateNormal) and isinstance(
         element(p)[0], dist.Normal
@@ -149,7 +151,7 @@ def _like(q: Any, p: Any) -> Any:
     return p
 
 
-def _equal(one: Any, two: Any) -> bool:
+def _equal(one: object, two: object) -> bool:
     one, two = (1.0 if scale is None else scale for scale in (one, two))
     return one is two or (
         isinstance(one, int | float) and isinstance(two, int | float) and one == two

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
@@ -31,11 +32,11 @@ def elbo(
     model: Any,
     guide: Any,
     *,
-    strategies: Mapping[str, Any] | str | None = None,
+    strategies: Mapping[str, PyTree] | str | None = None,
     num_replicates: int = 1,
     gradient: Literal["full", "stl"] = "full",
     kl: Kl | Mapping[str, Kl] = "sampled",
-    site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None,
+    site_weights: Mapping[str, PyTree] | Callable[..., Mapping[str, PyTree]] | None = None,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Evidence lower bound: E_{z ~ q}[log p(x, z) - log q(z)] <= log p(x), in nats, to be maximised.
@@ -71,7 +72,7 @@ def elbo(
     patterns = _analytic(kl, gradient)
 
     @objective(weighing="scaled")
-    def elbo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def elbo(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         if patterns:
             return analytic_elbo(model, guide, patterns, *args)
         if gradient == "stl":
@@ -90,7 +91,7 @@ def elbo(
     return dataclasses.replace(made, gradient=gradient)
 
 
-def _analytic(kl: Any, gradient: str) -> list[str]:
+def _analytic(kl: object, gradient: str) -> list[str]:
     """The patterns of sites whose divergence is to be taken in closed form."""
     choice = dict(kl) if isinstance(kl, Mapping) else {"*": kl}
     if not set(choice.values()) <= {"sampled", "analytic"}:
@@ -164,7 +165,7 @@ def iwelbo(
         )
 
     @objective(weighing="functional" if gradient == "full" else "refused")
-    def iwelbo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def iwelbo(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         if gradient == "dreg":
             return doubly_reparameterized(model, guide, args, num_particles, per, num_imputations)
         if gradient == "gdreg":

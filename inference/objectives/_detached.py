@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from ... import ppl
+from ...ppl._types import Message
 from ...ppl.traces import COMMON, running_engine, strategies_met
 
 stop = jax.lax.stop_gradient
@@ -33,7 +34,7 @@ class CommonNoise(Messenger):
         self.names: set[str] = set()
         self.depth = _depth()
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] != "sample" or msg["is_observed"] or msg["name"] in self.proposed:
             return
         if msg["infer"].get("imputed"):
@@ -61,14 +62,14 @@ class Constant(ppl.strategies.Strategy):
         """Every distribution can be drawn from."""
         return None
 
-    def surrogate(self, local: Any, downstream: Any) -> jax.Array:
+    def surrogate(self, local: PyTree, downstream: object) -> jax.Array:
         return jnp.zeros(())
 
 
 CONSTANT = {"*": Constant()}
 
 
-def detached(program: Any) -> Any:
+def detached(program: ppl.Program) -> ppl.Program:
     """The program at its present parameters, which count as constants."""
     if not program.params:
         return program
@@ -94,7 +95,7 @@ def refuse_new_draws(name: str, before: set[str], known: Collection[str] = ()) -
         )
 
 
-def refuse_estimated(name: str, program: Any, why: str) -> None:
+def refuse_estimated(name: str, program: ppl.Program, why: str) -> None:
     """Refuse a guide whose density is estimated."""
     if isinstance(program, ppl.densities.StochasticProgram):
         raise TypeError(

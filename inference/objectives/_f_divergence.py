@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
@@ -106,7 +107,7 @@ def f_divergence(
     supports = _SUPPORTS.get(f, ("covers",)) if isinstance(f, str) else ("covers",)
 
     @objective(direction="min", weighing="refused")
-    def f_divergence(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def f_divergence(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         log_weights, scale = particle_weights(
             model, guide, args, num_particles, per, supports=supports
         )

@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._own_jit import OwnJit
 from ...ppl._show import shown
+from ...ppl._types import Args, Key
 from ...ppl.analysis import SitePlan
 from ...ppl.checks import as_arrays, check_arguments, signature_of
 from ...ppl.densities import Constrained
@@ -45,14 +47,14 @@ Array = jax.Array
 
 @recreated
 def fivo(
-    model: Any,
-    guide: Any = None,
+    model: object,
+    guide: object = None,
     *,
     num_particles: int,
     gradient: str | ResamplingGradient = "score",
     resampling: str | Scheme = "multinomial",
     policy: Policy | None = None,
-    strategies: Mapping[str, Any] | None = None,
+    strategies: Mapping[str, object] | None = None,
     num_replicates: int | None = None,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
@@ -127,7 +129,7 @@ def fivo(
     )
 
 
-def _check_strategies(strategies: Mapping[str, Any]) -> None:
+def _check_strategies(strategies: Mapping[str, PyTree]) -> None:
     """A site is pathwise or scored, nothing else."""
     for pattern, strategy in strategies.items():
         chosen = None if strategy == "auto" else as_strategy(strategy, pattern)
@@ -140,7 +142,9 @@ def _check_strategies(strategies: Mapping[str, Any]) -> None:
 
 
 @recreated
-def vsmc(model: Any, guide: Any = None, *, num_particles: int, **options: Any) -> Objective:
+def vsmc(
+    model: object, guide: object = None, *, num_particles: int, **options: PyTree
+) -> Objective:
     """Variational sequential Monte Carlo: `fivo` with resampling at every step (`policy` is not an option).
 
     Args:
@@ -166,28 +170,28 @@ class ParticleObjective(Objective):
 
     settings: Settings = dataclasses.field(kw_only=True)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return super()._facts() | {"num_particles": self.settings.num_particles}
 
     @functools.cached_property
-    def expectation(self) -> Any:
+    def expectation(self) -> _ParticleExpectation:
         """The objective as an expectation over parameters."""
         return _ParticleExpectation(self)
 
     def traces(
-        self, model: ppl.Program, guide: ppl.Program | None, *args: Any, **kwargs: Any
+        self, model: ppl.Program, guide: ppl.Program | None, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, Trace]:
         """The traces of one particle."""
         return _one_particle(model, guide, joined(args, kwargs))[0]
 
 
-def one_particle(model: ppl.Program, guide: ppl.Program | None, *args: Any) -> Array:
+def one_particle(model: ppl.Program, guide: ppl.Program | None, *args: PyTree) -> Array:
     """Log p - log q of one particle, sites that the guide does not draw from the prior."""
     return _one_particle(model, guide, args)[1]
 
 
 def _one_particle(
-    model: ppl.Program, guide: ppl.Program | None, args: tuple[Any, ...]
+    model: ppl.Program, guide: ppl.Program | None, args: Args
 ) -> tuple[dict[str, Trace], Array]:
     traces: dict[str, Trace] = {}
     given: dict[str, Array] = {}
@@ -227,28 +231,30 @@ class _ParticleExpectation:
         self._compiled = OwnJit(jax.value_and_grad(self._value))
         self._compiled_value = OwnJit(self._value)
 
-    def value(self, params: Any, key: Any, *args: Any) -> Array:
+    def value(self, params: PyTree, key: PyTree, *args: PyTree) -> Array:
         params = as_arrays(params)
         self._check(params, args)
         return self._compiled_value(params, typed_key(key), args)
 
-    def grad(self, params: Any, key: Any, *args: Any) -> Any:
+    def grad(self, params: PyTree, key: Key, *args: PyTree) -> PyTree:
         return self.step(params, None, key, *args)[1]
 
-    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+    def value_and_grad(self, params: ppl.Params, key: Key, *args: PyTree) -> tuple[Array, PyTree]:
         return self.step(params, None, key, *args)[:2]
 
-    def step(self, params: Any, state: Any, key: Any, *args: Any) -> tuple[Array, Any, Any]:
+    def step(
+        self, params: PyTree, state: PyTree, key: PyTree, *args: PyTree
+    ) -> tuple[Array, PyTree, PyTree]:
         params = as_arrays(params)
         self._check(params, args)
         value, grads = self._compiled(params, typed_key(key), args)
         return value, grads, {} if state is None else state
 
-    def init_state(self, params: Any, *args: Any) -> dict[str, Any]:
+    def init_state(self, params: PyTree, *args: PyTree) -> dict[str, PyTree]:
         self._check(as_arrays(params), args)
         return {}
 
-    def plan(self, params: Any, *args: Any) -> ppl.Plan:
+    def plan(self, params: PyTree, *args: PyTree) -> ppl.Plan:
         plan = self._one_particle(params, args).plan(params, *args)
         size, strategy = self.objective.settings.num_particles, self.differentiation.strategy
         scheme = self.differentiation.scheme.name
@@ -257,7 +263,7 @@ class _ParticleExpectation:
         )
         return dataclasses.replace(plan, sites=(*plan.sites, ancestors))
 
-    def _value(self, params: Any, key: Array, args: tuple[Any, ...]) -> Array:
+    def _value(self, params: dict[str, Array], key: Array, args: Args) -> Array:
         """The estimate; its derivative is the gradient's."""
         model, guide = self._programs(params)
 
@@ -275,12 +281,12 @@ class _ParticleExpectation:
             increments = scored(increments, scores, baseline)
         return once_only(increments.sum()) / num_runs
 
-    def _programs(self, params: Any) -> tuple[ppl.Program, ppl.Program | None]:
+    def _programs(self, params: PyTree) -> tuple[ppl.Program, ppl.Program | None]:
         o = self.objective
         model, guide = (ready(p, params, o.full_sizes) for p in (o.model, o.guide))
         return model, guide
 
-    def _check(self, params: Any, args: tuple[Any, ...]) -> None:
+    def _check(self, params: Mapping[str, Array] | ppl.Params, args: Args) -> None:
         """The checks of `ppl.expectation`, once per shape, on the one-particle objective."""
         check_arguments(args, self._known)
         program = self._one_particle(params, args).ready(params, *args)
@@ -289,7 +295,7 @@ class _ParticleExpectation:
             self._one_particle(params, args, _bounded).ready(params, *args)
 
     def _one_particle(
-        self, params: Any, args: tuple[Any, ...], of: Callable[[Array], Array] = _itself
+        self, params: PyTree, args: tuple[PyTree, ...], of: Callable[[Array], Array] = _itself
     ) -> ppl.Expectation:
         """The expectation of one particle's log-weight, or of a function of it."""
         signature = of, signature_of((params, args))
@@ -311,11 +317,11 @@ class _ParticleExpectation:
             )
         return self._ones[signature]
 
-    def _scored(self, params: Any, args: tuple[Any, ...]) -> set[str]:
+    def _scored(self, params: Mapping[str, Array], args: Args) -> set[str]:
         """Sites that are not pathwise."""
         draws = SiteDraws(self.differentiation)
 
-        def run(key: Array) -> Any:
+        def run(key: Array) -> PyTree:
             model, guide = self._programs(params)
             given = {} if guide is None else guide.propose(key, {}, None, *args, draw=draws).choices
             return model.propose(key, given, None, *args, draw=draws).choices
@@ -323,7 +329,9 @@ class _ParticleExpectation:
         jax.eval_shape(run, jax.random.key(0))
         return draws.scored
 
-    def _refuse_guide_parameters(self, params: Any, args: tuple[Any, ...]) -> None:
+    def _refuse_guide_parameters(
+        self, params: Mapping[str, Array] | ppl.Params, args: Args
+    ) -> None:
         key, o = jax.random.key(0), self.objective
         if o.guide is None:
             return

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from ... import ppl
+from ...ppl._types import ModelFn
 from ._bounds import elbo, iwelbo
 from ._objective import Objective
 from ._recreated import recreated
@@ -14,12 +14,12 @@ from ._recreated import recreated
 
 @recreated
 def hvi(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     keep: Collection[str],
-    reverse: Any = None,
-    strategies: Mapping[str, Any] | str | None = None,
+    reverse: object = None,
+    strategies: Mapping[str, object] | str | None = None,
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
@@ -51,13 +51,13 @@ def hvi(
 
 @recreated
 def iwhvi(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     keep: Collection[str],
     num_aux_particles: int,
-    reverse: Any = None,
-    strategies: Mapping[str, Any] | str | None = None,
+    reverse: object = None,
+    strategies: Mapping[str, object] | str | None = None,
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
@@ -87,15 +87,15 @@ def iwhvi(
 
 @recreated
 def diwhvi(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     keep: Collection[str],
     num_particles: int,
     num_aux_particles: int,
-    reverse: Any = None,
+    reverse: object = None,
     per: str = "joint",
-    strategies: Mapping[str, Any] | str | None = None,
+    strategies: Mapping[str, object] | str | None = None,
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:

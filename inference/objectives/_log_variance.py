@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
@@ -51,7 +52,7 @@ def log_variance(
     check_counts("log_variance", 2, num_particles=num_particles)
 
     @objective(direction="min", weighing="refused")
-    def log_variance(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def log_variance(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         if isinstance(guide, ppl.densities.StochasticProgram) or isinstance(
             model, ppl.densities.StochasticProgram
         ):

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+from jaxtyping import ArrayLike, PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
+from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.estimation import plate_sizes, run_once
 from ...ppl.language import apply, joined, set_up
 from ...ppl.strategies import Engine
@@ -54,7 +56,7 @@ class Objective(AbstractObjective):
         ValueError: the direction is unknown, or `num_replicates` no integer of at least 1.
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., PyTree]
     model: ppl.Program
     guide: ppl.Program | None
     strategies: Mapping[str, Any] | str | None = None
@@ -65,7 +67,7 @@ class Objective(AbstractObjective):
     full_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     examples: list[Any] = dataclasses.field(default_factory=list, repr=False)
     checks: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
-    site_weights: Mapping[str, Any] | Callable[..., Mapping[str, Any]] | None = None
+    site_weights: Mapping[str, PyTree] | Callable[..., Mapping[str, PyTree]] | None = None
     weighing: Weighing = "functional"
     gradient: str = "full"
     recipe: RecordedCall | None = dataclasses.field(default=None, repr=False)
@@ -90,7 +92,7 @@ class Objective(AbstractObjective):
         kept = ("model", "guide", "num_replicates", "full_sizes", "site_weights")
         return recreate, (self.recipe, {name: getattr(self, name) for name in kept})
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return {
             "name": f"{self.name}, {self.direction}imised",
             "model": repr(self.model),
@@ -114,7 +116,7 @@ class Objective(AbstractObjective):
             checks=self._shared_checks(),
         )
 
-    def _shared_checks(self) -> dict[Any, Any] | None:
+    def _shared_checks(self) -> dict[str, PyTree] | None:
         """What checks have found for the same objective: `fit` makes a new one for its minibatches each time."""
         weights = tuple(sorted(self.full_sizes.items())), self.site_weights
         try:
@@ -130,10 +132,10 @@ class Objective(AbstractObjective):
         except TypeError:  # something that cannot be compared
             return None
 
-    def _run(self, params: Mapping[str, Any], *args: Any) -> Any:
+    def _run(self, params: ParamMap, *args: PyTree) -> PyTree:
         return self.run_at(ppl.traces.Whole(params), *args)
 
-    def run_at(self, params: Mapping[str, Any], *args: Any) -> Any:
+    def run_at(self, params: ParamMap, *args: PyTree) -> PyTree:
         """One run at these parameters; those that are left out have their initial values, if `params` are not `Whole`."""
         model, guide = self._programs(params, args)
         result = apply(self.fn, (model, guide, *args))
@@ -148,12 +150,12 @@ class Objective(AbstractObjective):
             )
         return result
 
-    def _programs(self, params: Mapping[str, Any], args: tuple) -> tuple[Any, Any]:
+    def _programs(self, params: ParamMap, args: tuple) -> tuple[Any, Any]:
         """Model and guide with parameters, plate sizes and site weights."""
         weights = self.site_weights
         weights = apply(weights, args) if callable(weights) else weights
 
-        def made(program: Any) -> Any:
+        def made(program: ppl.Program | None) -> Any:
             program = ready(program, params, self.full_sizes)
             return program if weights is None or program is None else ppl.reweight(program, weights)
 
@@ -165,7 +167,7 @@ class Objective(AbstractObjective):
             return model, guide
         return model, made(self.guide)
 
-    def _check_weights(self, *programs: Any) -> None:
+    def _check_weights(self, *programs: PyTree) -> None:
         sites = [s for p in programs if p is not None for s in p.sites_seen()]
         unmatched = programs[0].site_weights.unmatched(sites)
         if unmatched:
@@ -197,7 +199,7 @@ class Objective(AbstractObjective):
         """
         return dataclasses.replace(self, site_weights=site_weights)
 
-    def label(self, *args: Any, **kwargs: Any) -> str:
+    def label(self, *args: PyTree, **kwargs: PyTree) -> str:
         """The objective's name, and what site weights make of it (abstract evaluation).
 
         "elbo"; "elbo x 0.5" where all sites have one weight and the objective is linear in log-densities; else "elbo with site
@@ -213,7 +215,7 @@ class Objective(AbstractObjective):
         if not callable(self.site_weights) and is_concrete(self.site_weights):
             sites: list[str] = []
 
-            def visit() -> Any:
+            def visit() -> PyTree:
                 result = self._run({}, *joined(args, kwargs, self.model))
                 for program in (self.model, self.guide):
                     sites.extend(() if program is None else program.sites_seen())
@@ -227,7 +229,7 @@ class Objective(AbstractObjective):
             return f"{self.name} x {common:g}"
         return f"{self.name} with site weights (not a bound)"
 
-    def init(self, key: Any, *args: Any, **kwargs: Any) -> ppl.Params:
+    def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> ppl.Params:
         """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them).
 
         Args:
@@ -247,7 +249,9 @@ class Objective(AbstractObjective):
             self.examples.append((params, args))
         return params
 
-    def value(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Array:
+    def value(
+        self, params: dict[str, ArrayLike] | ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
+    ) -> Array:
         """One estimate of L (scalar, nats).
 
         Args:
@@ -261,7 +265,9 @@ class Objective(AbstractObjective):
         """
         return self.expectation.value(params, key, *joined(args, kwargs, self.model))
 
-    def grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
+    def grad(
+        self, params: dict[str, Array] | ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
+    ) -> dict[str, PyTree] | ppl.Params:
         """One unbiased estimate of dL/dparams.
 
         Args:
@@ -272,7 +278,9 @@ class Objective(AbstractObjective):
         """
         return self.expectation.grad(params, key, *joined(args, kwargs, self.model))
 
-    def value_and_grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
+    def value_and_grad(
+        self, params: dict[str, Array] | ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
+    ) -> tuple[Array, dict[str, Array] | ppl.Params]:
         """One estimate of L and of its gradient, with fresh baselines.
 
         Args:
@@ -283,7 +291,9 @@ class Objective(AbstractObjective):
         """
         return self.expectation.value_and_grad(params, key, *joined(args, kwargs, self.model))
 
-    def init_state(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def init_state(
+        self, params: ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
+    ) -> dict[str, PyTree]:
         """Initial state of baselines; `key` is there for objectives whose state is random.
 
         Args:
@@ -295,8 +305,13 @@ class Objective(AbstractObjective):
         return self.expectation.init_state(params, *joined(args, kwargs, self.model))
 
     def step(
-        self, params: Any, state: Any, key: Any, *args: Any, **kwargs: Any
-    ) -> tuple[Array, Any, Any]:
+        self,
+        params: ppl.Params,
+        state: dict[str, PyTree] | None,
+        key: Key,
+        *args: PyTree,
+        **kwargs: PyTree,
+    ) -> tuple[Array, PyTree, PyTree]:
         """Value, gradient and next state: pure and traceable.
 
         Args:
@@ -308,7 +323,7 @@ class Objective(AbstractObjective):
         """
         return self.expectation.step(params, state, key, *joined(args, kwargs, self.model))
 
-    def plan(self, params: Any, *args: Any, **kwargs: Any) -> ppl.Plan:
+    def plan(self, params: ppl.Params, *args: PyTree, **kwargs: PyTree) -> ppl.Plan:
         """What each site gets, why, and what it costs; runs every check ahead of the first step.
 
         Args:
@@ -335,7 +350,7 @@ class Objective(AbstractObjective):
         endless = {name: size for name, size in self.full_sizes.items() if math.isinf(size)}
         return dataclasses.replace(self, full_sizes={**self.full_sizes, **sizes, **endless})
 
-    def plate_sizes(self, *args: Any, **kwargs: Any) -> dict[str, int]:
+    def plate_sizes(self, *args: PyTree, **kwargs: PyTree) -> dict[str, int]:
         """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation).
 
         Args:
@@ -348,7 +363,7 @@ class Objective(AbstractObjective):
         return plate_sizes(lambda: self._run({}, *args), self.strategies)
 
     def traces(
-        self, model: ppl.Program, guide: ppl.Program | None, *args: Any, **kwargs: Any
+        self, model: ppl.Program, guide: ppl.Program | None, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, ppl.Trace]:
         """One run inside `ppl.expectation`: the guide's trace, and the model's at its choices.
 
@@ -365,7 +380,7 @@ class Objective(AbstractObjective):
         return {"guide": trace, "model": ppl.score(model, trace, *args)}
 
     def site_report(
-        self, params: Any, key: Any, *args: Any, **kwargs: Any
+        self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, dict[str, Array]]:
         """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>".
 
@@ -379,7 +394,7 @@ class Objective(AbstractObjective):
         report: dict[str, dict[str, Array]] = {}
         order: dict[str, list[str]] = {}
 
-        def run(params: Any) -> Any:
+        def run(params: PyTree) -> PyTree:
             model, guide = self._programs(params, args)
             traces = self.traces(model, guide, *args)
             order.update(
@@ -406,12 +421,12 @@ class Objective(AbstractObjective):
 
     def loss(
         self,
-        rng_key: Any,
-        param_map: Mapping[str, Any],
-        model: Any,
-        guide: Any,
-        *args: Any,
-        **kwargs: Any,
+        rng_key: Key,
+        param_map: Mapping[str, Array],
+        model: ppl.Program,
+        guide: ppl.Program,
+        *args: PyTree,
+        **kwargs: PyTree,
     ) -> Array:
         """The loss that `numpyro.infer.SVI(model, guide, optim, loss=objective)` minimises; its gradient is this estimator."""
         args = joined(args, kwargs, self.model)
@@ -424,7 +439,7 @@ class Objective(AbstractObjective):
 
 
 def objective(
-    fn: Callable[..., Any] | None = None,
+    fn: Callable[..., PyTree] | None = None,
     *,
     direction: Direction = "max",
     weighing: Weighing = "functional",
@@ -463,10 +478,10 @@ def objective(
     @recreated
     @functools.wraps(fn)
     def make(
-        model: Any,
-        guide: Any = None,
+        model: ModelFn,
+        guide: ModelFn | None = None,
         *,
-        strategies: Mapping[str, Any] | str | None = None,
+        strategies: Mapping[str, object] | str | None = None,
         num_replicates: int = 1,
         check_jumps: ppl.checks.CheckJumps = True,
         site_weights: Any = None,
@@ -481,11 +496,11 @@ def objective(
     return make
 
 
-def _hashable(strategies: Any) -> Any:
+def _hashable(strategies: object) -> Any:
     return tuple(strategies.items()) if isinstance(strategies, Mapping) else strategies
 
 
-def ready(program: Any, params: Mapping[str, Any], sizes: Mapping[str, float]) -> Any:
+def ready(program: ppl.Program | None, params: ParamMap, sizes: Mapping[str, float]) -> Any:
     """The program with parameters and plate sizes bound; None for None."""
     if program is None:
         return None

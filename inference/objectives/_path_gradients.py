@@ -7,16 +7,17 @@ All use that E[d/dphi log q_phi(z)] = 0 at a fixed draw z, for a support that do
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import is_concrete
+from ...ppl._types import Message
 from ...ppl.densities import log_mean_exp
 from ...ppl.distributions import Support, same_support, support_of_law
 from ...ppl.strategies import element
@@ -29,7 +30,7 @@ Array = jax.Array
 stop = jax.lax.stop_gradient
 
 
-def sticking_the_landing(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+def sticking_the_landing(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
     """Log p(x, z) - log q_sg(phi)(z): what is left out has mean zero under every strategy."""
     refuse_estimated("elbo(gradient='stl')", guide, "so no density at a fixed draw can be detached")
     with _FixedSupport("elbo(gradient='stl')"):
@@ -41,7 +42,7 @@ def sticking_the_landing(model: ppl.Program, guide: ppl.Program, *args: Any) -> 
 def doubly_reparameterized(
     model: ppl.Program,
     guide: ppl.Program,
-    args: Any,
+    args: tuple[ArrayLike, ...],
     num_particles: int,
     per: str,
     num_imputations: int = 1,
@@ -82,7 +83,7 @@ def doubly_reparameterized(
 
 
 def generalized_doubly_reparameterized(
-    model: ppl.Program, guide: ppl.Program, args: Any, num_particles: int, per: str
+    model: ppl.Program, guide: ppl.Program, args: PyTree, num_particles: int, per: str
 ) -> Array:
     """The importance-weighted bound whose gradient is GDReG: DReG in phi, and no score of the prior in theta.
 
@@ -148,7 +149,7 @@ class _FixedSupport(Messenger):
         super().__init__()
         self.name = name
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         support, law = support_of_law(msg["fn"]), type(element(msg["fn"])[0]).__name__
@@ -169,7 +170,7 @@ class _GuideSupports(Messenger):
         self.name = name
         self.supports: dict[str, Support] = {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         base = element(msg["fn"])[0]
@@ -192,7 +193,7 @@ class _MovingPrior(Messenger):
         self.supports = supports
         self.moved: dict[str, str] = {}  # deterministic site -> site
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         name = msg["name"]
         if msg["type"] != "sample" or msg["is_observed"] or name not in self.supports:
             return
@@ -210,7 +211,7 @@ class _MovingPrior(Messenger):
 def _within(handler: Messenger, program: ppl.Program) -> ppl.Program:
     """The program run under the handler, inside of any recorder."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: PyTree, **kwargs: PyTree) -> PyTree:
         with handler:
             return program.fn(*args, **kwargs)
 

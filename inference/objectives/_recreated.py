@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jaxtyping import PyTree
+
 from ...ppl._calls import checked_call
 
 
@@ -31,7 +33,7 @@ def recreated[F: Callable[..., Any]](factory: F) -> F:
     make = checked_call(factory)
 
     @functools.wraps(factory)
-    def remembered(*args: Any, **kwargs: Any) -> Any:
+    def remembered(*args: PyTree, **kwargs: PyTree) -> Any:
         made = make(*args, **kwargs)
         call = inspect.signature(factory, follow_wrapped=False).bind(*args, **kwargs)
         call.apply_defaults()
@@ -41,9 +43,9 @@ def recreated[F: Callable[..., Any]](factory: F) -> F:
     return remembered  # pyright: ignore[reportReturnType]
 
 
-def recreate(recipe: RecordedCall, fields: Mapping[str, Any]) -> Any:
+def recreate(recipe: RecordedCall, fields: Mapping[str, object]) -> Any:
     """The objective that a call makes, with other fields."""
-    made: Any = importlib.import_module(recipe.module)
+    made: PyTree = importlib.import_module(recipe.module)
     for name in recipe.name.split("."):
         made = getattr(made, name)
     return dataclasses.replace(made(*recipe.args, **recipe.kwargs), **fields)

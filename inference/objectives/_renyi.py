@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._types import ModelFn
 from ...ppl.densities import log_mean_exp
 from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
@@ -22,13 +24,13 @@ Array = jax.Array
 
 @recreated
 def renyi(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     alpha: float,
     num_particles: int,
     per: str = "joint",
-    strategies: Mapping[str, Any] | str | None = None,
+    strategies: Mapping[str, object] | str | None = None,
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
@@ -65,7 +67,7 @@ def renyi(
     supports: tuple[Inclusion, ...] = ("inside",) if alpha >= 0 else ("inside", "covers")
 
     @objective
-    def renyi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def renyi(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         log_weights, scale = particle_weights(
             model, guide, args, num_particles, per, supports=supports
         )
@@ -114,7 +116,7 @@ def cubo(
     _check_order("cubo", order)
 
     @objective(direction="min")
-    def cubo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def cubo(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         log_weights, scale = particle_weights(
             model, guide, args, num_particles, per, supports=("inside", "covers")
         )
@@ -158,7 +160,7 @@ def chi(
     _check_order("chi", order)
 
     @objective(direction="min")
-    def chi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def chi(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         log_weights, _ = particle_weights(model, guide, args, 1, "joint", supports=("covers",))
         return jnp.exp(order * (log_weights[0] - log_scale))
 

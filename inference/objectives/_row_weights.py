@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl.analysis import keep_rows
@@ -20,7 +20,7 @@ Array = jax.Array
 def particle_weights(
     model: ppl.Program,
     guide: ppl.Program,
-    args: Any,
+    args: tuple[PyTree, ...],
     num_particles: int,
     per: str,
     num_imputations: int = 1,
@@ -40,7 +40,7 @@ def particle_weights(
     return log_weights, scale[0]
 
 
-def over_imputations(log_weight: Callable[[], Any], num_imputations: int) -> Any:
+def over_imputations(log_weight: Callable[..., PyTree], num_imputations: int) -> PyTree:
     """`log_weight()`, at the mean weight of J draws of what the model draws itself.
 
     It scores a model and returns log-weights and, last, their scale.

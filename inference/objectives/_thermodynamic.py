@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
@@ -72,7 +73,7 @@ def tvo(
     supports: tuple[Inclusion, ...] = ("inside",) if side == "lower" else ("inside", "covers")
 
     @objective(weighing="refused")
-    def tvo(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def tvo(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         log_weights, scale = particle_weights(
             model, guide, args, num_particles, per, supports=supports
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ...ppl._precision import full_precision
 from ...ppl.strategies import element
@@ -18,7 +20,7 @@ SCALE = (dist.HalfNormal, dist.HalfCauchy)
 
 
 @full_precision
-def transported(fn: Any, value: Array) -> Array | None:
+def transported(fn: dist.Distribution, value: Array) -> Array | None:
     """T(noise; parameters) with noise = T^-1(value) fixed: equal to `value`, with the derivative in the parameters of `fn`.
 
     The value may come from anywhere in the support, not only from `fn`. None where no T is known here, and for masked
@@ -44,7 +46,7 @@ def transported(fn: Any, value: Array) -> Array | None:
     return None
 
 
-def _through_transforms(fn: Any, value: Array) -> Array | None:
+def _through_transforms(fn: Callable[..., PyTree], value: Array) -> Array | None:
     inner = value
     for transform in reversed(fn.transforms):
         inner = stop(transform.inv(inner))
@@ -56,7 +58,7 @@ def _through_transforms(fn: Any, value: Array) -> Array | None:
     return moved
 
 
-def _gamma(fn: Any, value: Any) -> Array:
+def _gamma(fn: Callable[..., PyTree], value: PyTree) -> Array:
     """Along the distribution function: dx/da = -(dF/da) / p(x) at rate 1."""
     standard = stop(value * fn.rate)
     concentration = jnp.broadcast_to(fn.concentration, jnp.shape(standard))
@@ -64,7 +66,7 @@ def _gamma(fn: Any, value: Any) -> Array:
     return (standard + slope * (concentration - stop(concentration))) / fn.rate
 
 
-def _has_mask(fn: Any) -> bool:
+def _has_mask(fn: dist.Distribution) -> bool:
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
             return True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._types import ModelFn
 from ...ppl.traces import strategies_met
 from ._detached import refuse_estimated
 from ._objective import Objective, objective
@@ -22,12 +23,12 @@ stop = jax.lax.stop_gradient
 
 @recreated
 def vimco(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     num_particles: int,
     per: str = "joint",
-    strategies: Mapping[str, Any] | str | None = "reinforce",
+    strategies: Mapping[str, object] | str | None = "reinforce",
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
@@ -56,7 +57,7 @@ def vimco(
     check_counts("vimco", 2, num_particles=num_particles)
 
     @objective
-    def vimco(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def vimco(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         refuse_estimated("vimco", guide, "so the scores of its sites are not known here")
 
         def particle() -> tuple[Array, Array, Array]:

@@ -22,10 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._types import Message
 from ...ppl.densities import log_mean_exp
 from ...ppl.language import score_at
 from ...ppl.traces import Inclusion, check_is_law, check_match, with_penalties
@@ -72,7 +74,7 @@ def wake_phi(
     check_counts("wake_phi", num_particles=num_particles)
 
     @objective(direction="min", weighing="refused")
-    def wake_phi(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def wake_phi(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         weights, log_q, _, scale = _particles(model, guide, proposal, args, num_particles, per)
         return -jnp.sum(scale * stop(jax.nn.softmax(weights, axis=0)) * log_q)
 
@@ -116,7 +118,7 @@ def forward_kl(
     check_counts("forward_kl", num_particles=num_particles)
 
     @objective(direction="min", weighing="refused")
-    def forward_kl(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def forward_kl(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         weights, log_q, log_p, scale = _particles(model, guide, proposal, args, num_particles, per)
         shares = stop(jax.nn.softmax(weights, axis=0))
         return jnp.sum(scale * ((shares * (log_p - log_q)).sum(0) - log_mean_exp(weights)))
@@ -157,7 +159,7 @@ def wake_theta(
     check_counts("wake_theta", num_particles=num_particles)
 
     @objective(weighing="refused")
-    def wake_theta(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def wake_theta(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         def particle() -> tuple[Array, Array]:
             r = ppl.draw(detached(guide), *args)
             before = sites_met()
@@ -185,7 +187,7 @@ def rws(
     num_particles: int,
     per: str = "joint",
     insomnia: float = 1.0,
-    data_args: Callable[..., tuple[Any, ...]] | None = None,
+    data_args: Callable[..., tuple[PyTree, ...]] | None = None,
     num_sleep_particles: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
@@ -228,7 +230,7 @@ def rws(
     supports: tuple[Inclusion, ...] = ("inside", "covers") if insomnia > 0 else ("inside",)
 
     @objective(weighing="refused")
-    def rws(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def rws(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         def particle() -> tuple[Array, Array, Array]:
             r = ppl.draw(detached(guide), *args)
             before = sites_met()
@@ -256,7 +258,7 @@ def sleep(
     model: Any,
     guide: Any,
     *,
-    data_args: Callable[..., tuple[Any, ...]],
+    data_args: Callable[..., tuple[PyTree, ...]],
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
@@ -280,7 +282,7 @@ def sleep(
     """
 
     @objective(direction="min", weighing="refused")
-    def sleep(model: ppl.Program, guide: ppl.Program, *args: Any) -> Array:
+    def sleep(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         return -_dream("sleep", model, guide, data_args, args)
 
     return sleep(
@@ -296,8 +298,8 @@ def _dream(
     name: str,
     model: ppl.Program,
     guide: ppl.Program,
-    data_args: Callable[..., Any] | None,
-    args: Any,
+    data_args: Callable[..., PyTree] | None,
+    args: PyTree,
 ) -> Array:
     """Log q_phi(z | x) at a joint draw of the model."""
     assert data_args is not None
@@ -323,13 +325,13 @@ class _RedrawObserved(Messenger):
         super().__init__()
         self.names: list[str] = []
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "sample" and msg["is_observed"] and not _is_factor(msg["fn"]):
             self.names.append(msg["name"])
             msg["value"], msg["is_observed"] = None, False
 
 
-def _is_factor(fn: Any) -> bool:
+def _is_factor(fn: Callable[..., PyTree]) -> bool:
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         fn = fn.base_dist
     return isinstance(fn, dist.Unit)
@@ -338,8 +340,8 @@ def _is_factor(fn: Any) -> bool:
 def _particles(
     model: ppl.Program,
     guide: ppl.Program,
-    proposal: Any,
-    args: Any,
+    proposal: object,
+    args: tuple[Array, ...],
     num_particles: int,
     per: str,
 ) -> tuple[Array, Array, Array, Array]:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._show import shown
+from ...ppl._types import Key
 from ._simulations import Simulations, flat, generator
 from ._tarp import scaled
 
@@ -50,7 +51,7 @@ class LocalC2ST:
         """The p-value: there is one."""
         return self.p_value
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return {
             "statistic": f"{self.statistic:.3g}, {np.mean(self.null):.3g} under the null",
             "p-value": f"{self.p_value:.3g} of {len(self.null)} null classifiers",
@@ -62,11 +63,11 @@ class LocalC2ST:
 @checked_call
 def local_c2st(
     simulations: Simulations,
-    observed: Mapping[str, Any],
-    draws: Mapping[str, Any],
-    key: Any,
+    observed: Mapping[str, object],
+    draws: Mapping[str, object],
+    key: Key,
     *,
-    classifier_fn: Callable[[], Any] | None = None,
+    classifier_fn: Callable[[], PyTree] | None = None,
     num_null: int = 400,
 ) -> LocalC2ST:
     """Train a classifier of true against claimed pairs of parameters and data, and look at it at the data that were seen.
@@ -173,7 +174,7 @@ def _at(
 
 
 def _fit(
-    classifier_fn: Callable[[], Any] | None, inputs: np.ndarray, there: np.ndarray
+    classifier_fn: Callable[[], PyTree] | None, inputs: np.ndarray, there: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A function of labels that returns the probabilities of class 1 at the points `there`."""
     if classifier_fn is None:

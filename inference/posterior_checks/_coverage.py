@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from ...ppl._calls import checked_call
+from ...ppl._types import Key
 from ._ranks import RankCheck, central, rank_check, ranks_of
 from ._simulations import Simulations, generator
 
@@ -17,7 +18,7 @@ _MOST_DRAWS = 199  # densities are compared in pairs
 @checked_call
 def coverage(
     simulations: Simulations,
-    key: Any,
+    key: Key,
     *,
     kind: Literal["below", "central", "hpd", "joint"] = "central",
 ) -> RankCheck:

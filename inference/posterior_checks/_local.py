@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 from scipy.special import fdtrc, ndtr, ndtri
 
 from ...ppl._calls import checked_call
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._table import table
+from ...ppl._types import Key
 from ._ranks import ranks_of
 from ._simulations import Simulations, generator
 
@@ -50,7 +50,7 @@ class LocalCoverage:
         """Smallest p-value times their number (Bonferroni), at most 1."""
         return float(min(1.0, self.p_values.min() * self.p_values.size))
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         order = np.argsort(self.p_values.min(1))[:4]
         return {
             "simulations": len(self.scores),
@@ -85,7 +85,7 @@ class LocalCoverage:
 @checked_call
 def local_coverage(
     simulations: Simulations,
-    key: Any,
+    key: Key,
     *,
     features_fn: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> LocalCoverage:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._table import table
+from ...ppl._types import Key
 from ._simulations import flat, generator, names_of
 
 
@@ -42,7 +43,7 @@ class Misspecification:
         """The p-value: there is one."""
         return self.p_value
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         far = np.argsort(-np.abs(self.tails - 0.5))[:4]
         return {
             "mmd": f"{self.mmd:.3g}",
@@ -64,11 +65,11 @@ class Misspecification:
 
 @checked_call
 def misspecification(
-    simulated: Mapping[str, Any],
-    observed: Mapping[str, Any],
-    key: Any,
+    simulated: Mapping[str, object],
+    observed: Mapping[str, object],
+    key: Key,
     *,
-    summary_fn: Callable[[Mapping[str, Any]], Any] | None = None,
+    summary_fn: Callable[[Mapping[str, PyTree]], PyTree] | None = None,
     num_permutations: int = 1_999,
 ) -> Misspecification:
     """Distance of data from what a model predicts, with a p-value.
@@ -133,7 +134,7 @@ def misspecification(
 
 
 def _sets(
-    simulated: Mapping[str, Any], observed: Mapping[str, Any]
+    simulated: Mapping[str, object], observed: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Both with an axis of data sets, or a refusal."""
     told = "misspecification: {} of site '{}'"
@@ -160,7 +161,7 @@ def _sets(
 
 
 def _summaries(
-    values: dict[str, np.ndarray], summary_fn: Callable[[Mapping[str, Any]], Any] | None
+    values: dict[str, np.ndarray], summary_fn: Callable[[Mapping[str, PyTree]], PyTree] | None
 ) -> np.ndarray:
     if summary_fn is None:
         return flat(values, 1)

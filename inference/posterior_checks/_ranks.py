@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 from scipy.special import bdtr, bdtrc
 
 from ...ppl._show import shown
@@ -76,7 +75,7 @@ class RankCheck:
         )
         return inside.argmax(0) / number, (number - inside[::-1].argmax(0)) / number
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         order = np.argsort(self.p_values)[:4]
         return {
             "name": self.name,

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
+from ...ppl._types import Key
 from .._runs import checked
 from . import _words as words
 from ._c2st import LocalC2ST, local_c2st
@@ -61,7 +63,7 @@ class PosteriorReport:
         """Names of the checks whose corrected p-value is below the level."""
         return tuple(name for name, p in self.corrected.items() if p < self.level)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         found = f"{len(self.sentences)} findings; print(report) shows each"
         return {
             "simulations": f"{self.simulations.num_simulations}, {self.simulations.num_draws} draws for each",
@@ -93,16 +95,16 @@ class PosteriorReport:
 
 @checked_call
 def check_posterior(
-    model: ppl.Program | Callable[..., Any],
-    posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, Any]],
-    key: Any,
-    *args: Any,
+    model: ppl.Program | Callable[..., PyTree],
+    posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, PyTree]],
+    key: Key,
+    *args: PyTree,
     observed: Mapping[str, Any] | None = None,
     num_simulations: int = 400,
     batch_size: int | None = None,
     loop: Literal["compiled", "python"] = "compiled",
     level: float = 0.05,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> PosteriorReport:
     """Draw parameters and data from the model, infer, and say what is wrong with the posteriors.
 
@@ -161,10 +163,10 @@ def check_posterior(
 @checked_call
 def check_simulations(
     simulations: Simulations,
-    key: Any,
+    key: Key,
     *,
-    observed: Mapping[str, Any] | None = None,
-    draws: Mapping[str, Any] | None = None,
+    observed: Mapping[str, object] | None = None,
+    draws: Mapping[str, object] | None = None,
     level: float = 0.05,
 ) -> PosteriorReport:
     """The report of `check_posterior` on simulations that are there already, from any library.
@@ -217,7 +219,7 @@ def check_simulations(
 
 
 def _sentences(
-    checks: dict[str, Any], z: ZScores, ways: Any, simulations: Simulations, threshold: float
+    checks: dict[str, Any], z: ZScores, ways: PyTree, simulations: Simulations, threshold: float
 ) -> tuple[str, ...]:
     """Sentences on the checks that object; each shows at least its worst column."""
     said: list[str] = []

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._show import shown
@@ -44,7 +43,7 @@ class ZScores:
             for s, z in zip(middle, size, strict=True)
         )
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return {
             "simulations": len(self.z_scores),
             "verdicts": dict(zip(self.labels[:6], self.verdicts[:6], strict=True)),

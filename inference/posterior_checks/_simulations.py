@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
@@ -17,6 +17,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
+from ...ppl._types import Choices, Key
 from .._runs import checked
 
 Array = jax.Array
@@ -88,7 +89,7 @@ class Simulations:
         """Posterior draws side by side."""
         return flat({name: self.draws[name] for name in self.truths}, 2)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         shapes = lambda values: {name: np.shape(x)[1:] for name, x in values.items()}
         return {
             "simulations": self.num_simulations,
@@ -100,14 +101,14 @@ class Simulations:
 
 @checked_call
 def simulate(
-    model: ppl.Program | Callable[..., Any],
-    posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, Any]],
-    key: Any,
-    *args: Any,
+    model: ppl.Program | Callable[..., PyTree],
+    posterior_fn: Callable[[Array, Mapping[str, Array]], Mapping[str, PyTree]],
+    key: Key | None,
+    *args: PyTree,
     num_simulations: int = 400,
     batch_size: int | None = None,
     loop: Literal["compiled", "python"] = "compiled",
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> Simulations:
     """Draw parameters and data from the model, and infer, many times.
 
@@ -142,7 +143,7 @@ def simulate(
         trace = program.predict_trace(key, {}, *args)
         return dict(trace.choices), dict(trace.observed)
 
-    def infer(key: Array, choices: Mapping[str, Any], observed: Mapping[str, Any]) -> Any:
+    def infer(key: Array, choices: Choices, observed: Mapping[str, Any]) -> PyTree:
         draws = dict(posterior_fn(key, observed))
         _check_names(draws, choices)
         return {name: jnp.asarray(x) for name, x in draws.items()}
@@ -163,7 +164,7 @@ def simulate(
     return Simulations(kept, numbers(observed), numbers(draws))
 
 
-def flat(values: Mapping[str, Any], num_axes: int) -> np.ndarray:
+def flat(values: Mapping[str, PyTree], num_axes: int) -> np.ndarray:
     """Values side by side behind their first axes, as doubles."""
     parts = [as_numbers(f"Site '{name}'", x) for name, x in values.items()]
     return np.concatenate([x.reshape(*x.shape[:num_axes], -1) for x in parts], axis=-1)
@@ -178,12 +179,12 @@ def names_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     )
 
 
-def generator(key: Any) -> np.random.Generator:
+def generator(key: Key | None) -> np.random.Generator:
     """NumPy's generator of a JAX key: ranks, references and permutations are drawn on the host."""
     return np.random.default_rng(np.asarray(jax.random.key_data(typed_key(key))).ravel().tolist())
 
 
-def _check_names(draws: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+def _check_names(draws: Mapping[str, object], choices: Choices) -> None:
     unknown = sorted(set(draws) - set(choices))
     if unknown or not draws:
         raise ValueError(

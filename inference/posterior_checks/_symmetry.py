@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float
 
 from ...ppl._calls import checked_call
+from ...ppl._types import Key
 from ._ranks import RankCheck, rank_check, ranks_of
 from ._simulations import Simulations, generator
 
@@ -15,7 +14,7 @@ _FLIPS = 999
 
 
 @checked_call
-def vsbc(simulations: Simulations, key: Any) -> RankCheck:
+def vsbc(simulations: Simulations, key: Key) -> RankCheck:
     """Whether ranks are symmetric about the middle: a posterior of the wrong width passes, one of the wrong centre does not.
 
         sup_p |F(p) - (1 - F(1 - p))|,   F the distribution of the ranks over L.

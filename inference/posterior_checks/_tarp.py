@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ...ppl._calls import checked_call
 from ...ppl._data import as_numbers
+from ...ppl._types import Key
 from ._ranks import RankCheck, central, rank_check, ranks_of
 from ._simulations import Simulations, generator
 
@@ -15,7 +16,7 @@ from ._simulations import Simulations, generator
 @checked_call
 def tarp(
     simulations: Simulations,
-    key: Any,
+    key: Key,
     *,
     references: Literal["random", "data"] | np.ndarray = "random",
 ) -> RankCheck:
@@ -70,7 +71,7 @@ def tarp(
 
 
 @checked_call
-def directions(simulations: Simulations, key: Any) -> tuple[RankCheck, np.ndarray]:
+def directions(simulations: Simulations, key: Key) -> tuple[RankCheck, np.ndarray]:
     """Coverage of central intervals along the directions in which a posterior looks most too narrow and most too wide.
 
     With e = theta* - posterior mean, from one half of the simulations: the directions w with the largest and the smallest ratio

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ...ppl._calls import checked_call
 from .._figure import empty_figure
@@ -60,7 +61,7 @@ def report_tree(report: PosteriorReport) -> xarray.DataTree:
                 {"level": check.levels, "column": list(check.labels)},
                 {"name": check.name},
             )
-    local: Any = report.checks["local"]
+    local: PyTree = report.checks["local"]
     groups["local_coverage"] = xarray.Dataset(
         {
             "p_value": (("coordinate", "error"), local.p_values),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+from jaxtyping import PyTree
 
 from ...ppl._show import shown
 
@@ -58,7 +60,7 @@ class Certificate:
     eliminated: tuple[str, ...] = ()
     heavy_tails: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return {
             "certified": "yes" if self.is_certified else f"NO: {'; '.join(self.problems)}",
             "method": self.method,

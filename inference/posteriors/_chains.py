@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ...ppl.language import told_of_nan
 from ._certificate import Attempt
@@ -116,7 +117,7 @@ def run_chains(
 def _run(
     sampler: Sampler,
     target: Target,
-    state: Any,
+    state: PyTree,
     frame: Frame,
     accept: float,
     settings: ChainSettings,
@@ -177,7 +178,7 @@ def judged(target: Target, run: Run) -> Verdict:
 
 def _started(
     method: str, sampler: Sampler, target: Target, key: jax.Array, frame: Frame, accept: float
-) -> Any:
+) -> PyTree:
     """Chains at points uniform on (-2, 2) with a finite density."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
     shape = (sampler.num_chains, target.dimension)

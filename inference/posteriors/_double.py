@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._arguments import is_array
 from ._sampler import Frame, Sampler
@@ -27,7 +28,7 @@ def doubled(args: tuple) -> tuple:
     return jax.tree.map(lambda x: np.asarray(x, np.float64) if is_single(x) else x, args)
 
 
-def singled(tree: Any) -> Any:
+def singled(tree: dict[str, np.ndarray] | np.ndarray) -> PyTree:
     """Arrays as they are in the precision that is set."""
     return jax.tree.map(lambda x: np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype)), tree)
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._show import shown
+from ...ppl._types import ModelFn
 from ...ppl.language import Keywords, labelled_as
 from .._runs import check_new
 from ..fitting.prediction import predicted, thinned
@@ -45,7 +47,7 @@ class Draws:
     args: tuple | None
     labels: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         size = len(next(iter(self.choices.values()), ()))
         chains = f" of {self.num_chains} chains" if self.num_chains > 1 else ""
         return self.certificate._facts() | {
@@ -61,12 +63,12 @@ class Draws:
     def predict(
         self,
         key: jax.Array,
-        *new_args: Any,
+        *new_args: np.ndarray,
         num_samples: int | None = None,
         num_seen: int | None = None,
         keep: str | Sequence[str] | None = None,
         batch_size: int = 100,
-        **new_kwargs: Any,
+        **new_kwargs: PyTree,
     ) -> dict[str, np.ndarray]:
         """Draw from the posterior predictive p(x_new | z), z one of the draws.
 
@@ -119,7 +121,7 @@ class Draws:
         save_draws(self, path, data=data)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, model: Any, *, args: Any = None) -> Draws:
+    def load(cls, path: str | os.PathLike, model: ModelFn, *, args: PyTree = None) -> Draws:
         """Read what `save` wrote.
 
         Args:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from ... import ppl
 from .._arguments import Arguments, outcome
@@ -23,7 +23,9 @@ CHEAP, DEAR = 1e4, 1e6  # work of an evaluation that is spent at once, and where
 _MOST_TRIED = 12  # sites that are tried one by one
 
 
-def without_discrete(method: str, program: ppl.Program, trace: ppl.Trace, args: tuple) -> Any:
+def without_discrete(
+    method: str, program: ppl.Program, trace: ppl.Trace, args: tuple
+) -> tuple[ppl.Program, PyTree]:
     """The program with its discrete latent sites summed out, and their names.
 
     Raises:
@@ -138,7 +140,7 @@ def readers_of(program: ppl.Program, trace: ppl.Trace, args: tuple) -> dict[str,
     split = Arguments(args)
     names = list(trace.choices)
 
-    def log_probs(values: list[Any], arrays: list[Any]) -> dict[str, Any]:
+    def log_probs(values: list[Array], arrays: list[Array]) -> dict[str, PyTree]:
         return program.trace(dict(zip(names, values, strict=True)), *split.join(arrays)).log_probs
 
     values = [trace.choices[n] for n in names]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import Any
 
 import jax
 import numpy as np
 
 from ... import ppl
+from ...ppl._types import Key
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import fit
 from ._certificate import Attempt
@@ -22,7 +22,7 @@ _NEED_WEIGHTS = "draws need their weights"  # of a fit's verdict, which they get
 
 
 def run_fit(
-    program: ppl.Program, args: tuple, key: Any, num_samples: int
+    program: ppl.Program, args: tuple, key: Key, num_samples: int
 ) -> tuple[dict[str, np.ndarray] | None, Verdict, Attempt]:
     """Draws of the program's sites [S, ...], the verdict on their weights, and the attempt in words."""
     began = time.perf_counter()

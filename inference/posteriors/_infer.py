@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
+from jaxtyping import PyTree
 
 from ...ppl._calls import checked_call, did_you_mean
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
+from ...ppl._types import Key, ModelFn
 from ._certificate import Attempt
 from ._chains import ChainSettings, run_chains
 from ._draws import Draws
@@ -23,10 +25,10 @@ from ._target import make_target
 
 @checked_call
 def infer(
-    model: Any,
-    args: tuple | Mapping[str, Any] | None = None,
+    model: ModelFn,
+    args: tuple | Mapping[str, PyTree] | None = None,
     *,
-    key: Any = None,
+    key: Key | None = None,
     num_samples: int = 4000,
     num_chains: int = 8,
     methods: Sequence[str] = METHODS,
@@ -104,10 +106,10 @@ def infer(
 
 @checked_call
 def nuts(
-    model: Any,
-    args: tuple | Mapping[str, Any] | None = None,
+    model: ModelFn,
+    args: tuple | Mapping[str, PyTree] | None = None,
     *,
-    key: Any = None,
+    key: Key | None = None,
     num_samples: int = 4000,
     num_chains: int = 4,
     num_warmup: int = 1000,

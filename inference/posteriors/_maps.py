@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 from numpyro.distributions.transforms import biject_to
 from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import fresh_caches
 from ...ppl._quiet import quiet
+from ...ppl._types import Message
 from .._depends import depends
 from ..particles.moves import transforms_of
 
@@ -54,10 +56,10 @@ def maps_of(
 def _moving(
     program: ppl.Program, args: tuple, template: Mapping[str, Array], refusal: ValueError
 ) -> tuple[dict[str, tuple[int, ...]], Maps]:
-    def supports(key: Array, values: Mapping[str, Array]) -> dict[str, Any]:
+    def supports(key: Array, values: Mapping[str, Array]) -> dict[str, PyTree]:
         met = _SiteSupports(template)
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def watched(*args: PyTree, **kwargs: PyTree) -> PyTree:
             with met, fresh_caches():
                 return program(*args, **kwargs)
 
@@ -78,7 +80,7 @@ def _moving(
         inverse = lambda support, x: biject_to(support).inv(x)
         return jax.eval_shape(inverse, out[name], template[name]).shape
 
-    def maps(free: Mapping[str, Array]) -> Any:
+    def maps(free: Mapping[str, Array]) -> PyTree:
         values, found = dict(template), {}
         for _ in range(rounds):
             found = {n: biject_to(s) for n, s in supports(key, values).items()}
@@ -93,10 +95,10 @@ class _SiteSupports(Messenger):
 
     only_watches = True  # programs that let no handler act on them let it stay
 
-    def __init__(self, names: Mapping[str, Any]) -> None:
+    def __init__(self, names: Mapping[str, object]) -> None:
         super().__init__()
         self.names, self.supports = names, {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "sample" and msg["name"] in self.names:
             self.supports[msg["name"]] = msg["fn"].support

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from ...ppl._types import Key
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ._certificate import Attempt
 from ._convergence import r_hat
@@ -40,7 +41,7 @@ class Weighed(NamedTuple):
     attempt: Attempt
 
 
-def weigh_modes(target: Target, run: Run, key: Any, num_samples: int) -> Weighed:
+def weigh_modes(target: Target, run: Run, key: Key, num_samples: int) -> Weighed:
     """Draws of the posterior as far as the chains' places go."""
     began = time.perf_counter()
     laws = [_StudentLaw.of(run.u[group].reshape(-1, target.dimension)) for group in groups(run.u)]

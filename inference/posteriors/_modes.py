@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
+from ...ppl._types import Key
 from ..fitting.starts import Space, find_starts
 from ._chains import NEGLIGIBLE
 from ._sampler import DENSE_UP_TO, Frame
@@ -16,7 +15,7 @@ _WIDER = 1.5  # than the Normals, so that R-hat can tell
 
 
 def starts_in_modes(
-    method: str, target: Target, args: tuple, key: Any, num_chains: int
+    method: str, target: Target, args: tuple, key: Key, num_chains: int
 ) -> tuple[np.ndarray, Frame, str] | None:
     """Points to begin at [chains, d], coordinates in which the best mode is a standard Normal, and what was found, in words.
 

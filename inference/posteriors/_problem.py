@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 from numpyro.infer.autoguide import AutoGuide
 
 from ... import ppl
+from ...ppl._types import ModelFn
 from ...ppl.densities import Eliminated
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
@@ -43,7 +45,7 @@ class Problem(NamedTuple):
     latent: tuple[str, ...]
 
 
-def posed(method: str, model: Any, args: Any) -> Problem:
+def posed(method: str, model: ModelFn, args: PyTree) -> Problem:
     """The problem.
 
     Raises:
@@ -106,7 +108,7 @@ def _refuse_parameters(method: str, program: Program, args: tuple) -> None:
 
 
 def completed(
-    problem: Problem, program: Program, key: jax.Array, each: Any, choices: Callable[[Any], dict[str, Any]],
+    problem: Problem, program: Program, key: jax.Array, each: PyTree, choices: Callable[..., PyTree],
     batch_size: int = 500,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """All latent sites of the problem, arrays [S, ...]: those that are known, and the others drawn given them.
@@ -122,7 +124,7 @@ def completed(
     whole = program.program if isinstance(program, Eliminated) else program
     latent = list(problem.latent)
 
-    def draw(key: jax.Array, each: Any, *args: Any) -> dict[str, Any]:
+    def draw(key: jax.Array, each: Array, *args: PyTree) -> dict[str, PyTree]:
         key, rest_key = jax.random.split(key)
         found = dict(choices(each))
         if isinstance(program, Eliminated):

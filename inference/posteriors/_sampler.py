@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from numpyro.infer.hmc import hmc
 
 from ...ppl._compat import known_point
 from ...ppl._precision import full_precision
 from ...ppl._shared_jit import shared_jit
+from ...ppl._types import Key
 
 Array = jax.Array
 CHUNK = 250  # transitions in one device call
@@ -61,7 +63,7 @@ class Sampler:
     """
 
     def __init__(
-        self, log_density: Callable[..., Array], arrays: list[Any], dimension: int, *,
+        self, log_density: Callable[..., Array], arrays: list[np.ndarray], dimension: int, *,
         num_chains: int, num_warmup: int, is_dense: bool,
     ) -> None:  # fmt: skip
         self._log_density, self._arrays = log_density, arrays
@@ -78,16 +80,16 @@ class Sampler:
             np.eye(*shape, dtype=np.float32) if self._is_dense else np.ones(shape, np.float32),
         )
 
-    def begin(self, key: Array, u: np.ndarray, frame: Frame, target_accept: float) -> Any:
+    def begin(self, key: Array, u: np.ndarray, frame: Frame, target_accept: float) -> PyTree:
         """The state of chains that begin to adapt at points [chains, d]."""
         keys = jax.random.split(key, self.num_chains)
         q = np.asarray(_from(frame, u), jnp.result_type(float))
         return self._begun(keys, q, frame, target_accept, self._arrays)
 
     def advance(
-        self, state: Any, frame: Frame, target_accept: float, num: int,
+        self, state: PyTree, frame: Frame, target_accept: float, num: int,
         told: Callable[[int], None] = lambda n: None,
-    ) -> tuple[Any, Run]:  # fmt: skip
+    ) -> tuple[PyTree, Run]:  # fmt: skip
         """`num` transitions, rounded up to whole device calls."""
         parts = []
         for _ in range(-(-num // CHUNK)):
@@ -100,36 +102,40 @@ class Sampler:
         return state, Run(_to(frame, q), -potential, energy, is_diverging, num_steps)
 
     @full_precision
-    def _potential(self, q: Array, frame: Frame, arrays: list[Any]) -> Array:
+    def _potential(self, q: Array, frame: Frame, arrays: list[Array]) -> Array:
         is_diagonal = jnp.ndim(frame.factor) == 1
         shift = frame.factor * q if is_diagonal else frame.factor @ q
         return -self._log_density(frame.location + shift, arrays)
 
-    def _kernel(self, frame: Frame, arrays: list[Any]) -> Any:
+    def _kernel(
+        self, frame: Frame, arrays: list[Array]
+    ) -> tuple[Callable[..., PyTree], Callable[..., PyTree]]:
         return hmc(lambda q: self._potential(q, frame, arrays), algo="NUTS")
 
-    def _started(self, init: Any, key: Any, point: Any, target_accept: Any) -> Any:
+    def _started(
+        self, init: Callable[..., PyTree], key: Key, point: PyTree, target_accept: Array
+    ) -> PyTree:
         return init(
             point, num_warmup=self.num_warmup, step_size=1.0 / max(self.dimension, 1) ** 0.25,
             dense_mass=self._is_dense, target_accept_prob=target_accept, trajectory_length=None, rng_key=key,
         )  # fmt: skip
 
     def _begin(
-        self, key: Array, q: Array, frame: Frame, target_accept: Any, arrays: list[Any]
-    ) -> Any:
+        self, key: Array, q: Array, frame: Frame, target_accept: Array, arrays: list[Array]
+    ) -> PyTree:
         value, gradient = jax.value_and_grad(self._potential)(q, frame, arrays)
         init, _ = hmc(lambda q: jnp.zeros(()), algo="NUTS")
         return self._started(init, key, known_point(q, value, gradient), target_accept)
 
     def _transitions(
-        self, state: Any, frame: Frame, target: Any, arrays: list[Any]
-    ) -> tuple[Any, Any]:
+        self, state: PyTree, frame: Frame, target: Array, arrays: list[Array]
+    ) -> tuple[PyTree, tuple[Array, ...]]:
         init, sample = self._kernel(frame, arrays)
         # NumPyro's kernel learns its options from the call that begins a chain; its result is not used here.
         point = known_point(state.z[0], state.potential_energy[0], state.z_grad[0])
         self._started(init, jax.random.key(0), point, target)
 
-        def step(state: Any, _: None) -> Any:
+        def step(state: PyTree, _: None) -> PyTree:
             state = jax.vmap(sample)(state)
             told = (
                 state.z,
@@ -143,7 +149,7 @@ class Sampler:
         return jax.lax.scan(step, state, None, length=CHUNK)
 
 
-def is_finite(state: Any) -> np.ndarray:
+def is_finite(state: PyTree) -> np.ndarray:
     """Whether each chain stands where the log-density and its gradient are finite."""
     return np.isfinite(state.potential_energy) & np.isfinite(np.asarray(state.z_grad)).all(-1)
 

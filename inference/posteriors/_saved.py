@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
+from ...ppl._types import ModelFn
 from ...ppl.densities import Eliminated
 from ...ppl.language import as_arguments, as_program
 from ..fitting.storage import (
@@ -48,7 +50,9 @@ def save_draws(draws: Any, path: str | os.PathLike, *, data: bool) -> None:
     write(path, header, arrays)
 
 
-def load_draws(make: Callable[..., Any], path: str | os.PathLike, model: Any, args: Any) -> Any:
+def load_draws(
+    make: Callable[..., PyTree], path: str | os.PathLike, model: ModelFn, args: PyTree
+) -> Any:
     """See `Draws.load`; `make` is `Draws`."""
     header, arrays = read(path, "file of Draws.save", _FORMAT)
     name, program = os.fspath(path), as_program(model)

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
+from ...ppl._types import Key
 from ._certificate import Attempt, Certificate, Method
 from ._chains import Chains, ChainSettings, run_chains
 from ._double import doubled, is_coarse, precision, singled
@@ -57,7 +59,7 @@ class Found(NamedTuple):
     method: Method
     verdict: Verdict
     form: ModelForm
-    draw: Callable[[Any], dict[str, np.ndarray]]
+    draw: Callable[[PyTree], dict[str, np.ndarray]]
     num_chains: int = 1
     statistics: dict[str, np.ndarray] = {}  # noqa: RUF012
 
@@ -265,7 +267,7 @@ class Search:
     def _args(self, form: ModelForm) -> tuple:
         return doubled(self.problem.args) if form.is_double else self.problem.args
 
-    def _fresh(self) -> Any:
+    def _fresh(self) -> Key:
         return jax.random.fold_in(self.run_key, len(self.attempts))
 
     def _tell(self, attempt: Attempt) -> None:
@@ -278,10 +280,10 @@ class Search:
 
 def completing(
     problem: Problem, target: Target, u: np.ndarray, *, is_double: bool
-) -> Callable[[Any], dict[str, np.ndarray]]:
+) -> Callable[..., PyTree]:
     """A function of a key that draws all latent sites at points [S, d]."""
 
-    def draw(key: Any) -> dict[str, np.ndarray]:
+    def draw(key: Key) -> dict[str, np.ndarray]:
         with precision(is_double=is_double):
             points = np.asarray(u, jax.dtypes.canonicalize_dtype(float))
             there = problem._replace(args=target.args)
@@ -306,7 +308,7 @@ def chains_found(problem: Problem, target: Target, chains: Chains, form: ModelFo
     return Found("nuts", chains.verdict, form, draw, len(run.u), statistics)
 
 
-def make_draws(problem: Problem, found: Found, key: Any, attempts: tuple[Attempt, ...]) -> Draws:
+def make_draws(problem: Problem, found: Found, key: Key, attempts: tuple[Attempt, ...]) -> Draws:
     """The result."""
     verdict, choices = found.verdict, found.draw(key)
     certificate = Certificate(

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import Any
 
 import jax
 import numpy as np
 
 from ... import ppl
+from ...ppl._types import Key
 from ..particles.samplers import tempered_smc
 from ._certificate import Attempt
 from ._judged import Verdict
 
 
 def run_tempered(
-    program: ppl.Program, args: tuple, key: Any, num_samples: int
+    program: ppl.Program, args: tuple, key: Key, num_samples: int
 ) -> tuple[dict[str, np.ndarray] | None, Verdict, Attempt]:
     """Equally weighted draws of the program's sites [S, ...], the verdict on them, and the attempt in words."""
     began = time.perf_counter()

@@ -20,12 +20,12 @@ even at small noise, where rho is the noise's own variance at any l > 0.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...inference.diffusion import Diffusion, Noising
 from ...ppl._checks import check_counts
@@ -162,8 +162,8 @@ def denoising_errors(
 
 
 def _continuous(
-    noising: Noising, at: Any, num_times: int | None, importance: Any, shape: tuple[int, ...]
-) -> tuple[Any, int, Array]:
+    noising: Noising, at: PyTree, num_times: int | None, importance: PyTree, shape: tuple[int, ...]
+) -> tuple[Callable[..., PyTree], int, Array]:
     """In continuous time: from places in [0, 1] to times, weights and a constant; the number of places; gamma at both ends."""
     num = 16 if num_times is None else num_times
     check_counts("bound", num_times=num)
@@ -178,7 +178,7 @@ def _continuous(
         )
     log_bins = None if importance is None else _log_bins(importance)
 
-    def placed(u: Array) -> tuple[Array, Array, Any]:
+    def placed(u: Array) -> tuple[Array, Array, float]:
         place, weight = (u, jnp.ones_like(u)) if log_bins is None else _placed(u, log_bins)
         at = ends[1] + place * (ends[0] - ends[1])
         found = jax.vmap(lambda g: time_of(noising, jnp.exp(0.5 * g)))(at)
@@ -189,8 +189,12 @@ def _continuous(
 
 
 def _steps(
-    noising: Noising, times: Any, num_times: int | None, data_variance: Any, shape: tuple[int, ...]
-) -> tuple[Any, int, Array]:
+    noising: Noising,
+    times: Array,
+    num_times: int | None,
+    data_variance: object,
+    shape: tuple[int, ...],
+) -> tuple[PyTree, int, Array]:
     """In a chain, whose steps are drawn: from places in [0, 1] to steps, weights, a constant; their number; gamma at the ends."""
     times = check_chain("bound", noising, times)
     num_steps = len(times) - 1
@@ -199,7 +203,7 @@ def _steps(
     of_step = lambda t, s: _weight(noising, t, s, data_variance, shape)
     weights, constants = jax.vmap(of_step)(times[:-1], times[1:])
 
-    def placed(u: Array) -> tuple[Array, Array, Any]:
+    def placed(u: Array) -> tuple[Array, Array, PyTree]:
         n = jnp.minimum(jnp.floor(u * num_steps).astype(int), num_steps - 1)
         return times[n], num_steps * weights[n], constants.sum()
 
@@ -221,7 +225,7 @@ def squared_errors(
 
 
 def _weight(
-    noising: Noising, t: Array, s: Array, data_variance: Any, shape: tuple[int, ...]
+    noising: Noising, t: Array, s: Array, data_variance: object, shape: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """The factor of each coordinate's squared error in a step's divergence, and what does not depend on the error."""
     narrow, slope, wide = reverse_variance(noising, t, s, data_variance)
@@ -231,7 +235,7 @@ def _weight(
     return factor, 0.5 * jnp.sum(ratio - 1 - jnp.log(ratio))
 
 
-def _check(name: str, diffusion: Diffusion, x: Any) -> tuple[int, ...]:
+def _check(name: str, diffusion: Diffusion, x: PyTree) -> tuple[int, ...]:
     shape = point_shape(name, diffusion)
     found = jnp.shape(x)
     if found[len(found) - len(shape) :] != shape:
@@ -241,7 +245,7 @@ def _check(name: str, diffusion: Diffusion, x: Any) -> tuple[int, ...]:
     return shape
 
 
-def _last_time(noising: Noising, at: float | None) -> Any:
+def _last_time(noising: Noising, at: float | None) -> PyTree:
     if at is None:
         return noising.times(1)[-1]
     if not 0 < at < noising.end:
@@ -252,7 +256,7 @@ def _last_time(noising: Noising, at: float | None) -> Any:
     return at
 
 
-def _level_grid(levels: Any, x: Any) -> Array:
+def _level_grid(levels: PyTree, x: Array) -> Array:
     """The levels as a vector; refuses what is known to be no level."""
     found = level_values("bound", levels)
     grid = jnp.asarray(found)
@@ -289,7 +293,7 @@ def _strata(key: Array, num: int) -> Float[Array, " num"]:
     return (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
 
 
-def _log_bins(importance: Any) -> Array:
+def _log_bins(importance: list[float]) -> Array:
     """Log probabilities of the bins; NaN where a weight that is known by the run only is not positive."""
     shape, known = np.shape(importance), is_concrete(importance)
     is_right = len(shape) == 1 and shape[0] > 0
@@ -314,7 +318,9 @@ def _placed(u: Array, log_bins: Array) -> tuple[Array, Array]:
     return (n + inside) / num, 1 / (num * probs[n])
 
 
-def _over_points(one: Any, x: Any, key: Array, shape: tuple[int, ...]) -> Array:
+def _over_points(
+    one: Callable[..., PyTree], x: PyTree, key: Array, shape: tuple[int, ...]
+) -> Array:
     x = jnp.asarray(x, float)
     batch = x.shape[: x.ndim - len(shape)]
     flat = x.reshape(math.prod(batch), *shape)

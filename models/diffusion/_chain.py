@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import constraints
 
 from ... import ppl
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import reverse_step
+from ...ppl._types import Key
 from ._grid import check_chain, point_shape, reverse_variance
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
@@ -45,7 +46,7 @@ class ReverseChain(dist.Distribution):
     pytree_aux_fields = ("diffusion", "noising")
 
     def __init__(
-        self, diffusion: Models, times: Array, context: Any = None, data_variance: Any = 1.0
+        self, diffusion: Models, times: Array, context: PyTree = None, data_variance: object = 1.0
     ) -> None:
         self.diffusion, self.times, self.context = diffusion, times, context
         self.data_variance = data_variance
@@ -54,7 +55,7 @@ class ReverseChain(dist.Distribution):
         batch_shape = () if context is None else (len(jax.tree.leaves(context)[0]),)
         super().__init__(batch_shape, (len(times), *model.shape))
 
-    def model_of(self, context: Any) -> Diffusion:
+    def model_of(self, context: PyTree) -> Diffusion:
         """The model of one row."""
         return self.diffusion if isinstance(self.diffusion, Diffusion) else self.diffusion(context)
 
@@ -63,7 +64,7 @@ class ReverseChain(dist.Distribution):
         """All paths."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Step by step."""
         keys = jax.random.split(key, (math.prod(sample_shape), *self.batch_shape))
         found = self._over(
@@ -118,7 +119,7 @@ class NoisingChain(dist.Distribution):
         """All paths."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Sums of independent increments."""
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         alpha, steps = self._scales()
@@ -147,7 +148,7 @@ class NoisingChain(dist.Distribution):
 
 
 def reverse_chain(
-    name: str, diffusion: Models, times: Float[Array, " steps+1"], *, context: Any = None,
+    name: str, diffusion: Models, times: Float[Array, " steps+1"], *, context: PyTree = None,
     data_variance: Float[Array, "*shape"] | float = 1.0,
 ) -> Array:  # fmt: skip
     """Draw a point of a diffusion model within a program: sites for its path from noise, `<name>_path`, and for itself, `name`.
@@ -204,7 +205,7 @@ def reverse_chain(
 
 
 def noising_chain(
-    name: str, point: Float[Array, "*shape"], noising: Noising, times: Any, *, event_dim: int = 1
+    name: str, point: Float[Array, "*shape"], noising: Noising, times: Array, *, event_dim: int = 1
 ) -> Array:  # fmt: skip
     """In a guide: the path of `reverse_chain` given its point, drawn by the noising process; the site `<name>_path`.
 
@@ -242,14 +243,14 @@ def log_normal(x: Array, mean: Any, variance: Any) -> Array:
 
 
 def kernel(
-    diffusion: Diffusion, x: Array, t: Array, s: Array, data_variance: Any
+    diffusion: Diffusion, x: Array, t: Array, s: Array, data_variance: object
 ) -> tuple[Array, Array]:
     """Mean and variance of the chain's step from x at t to s."""
     mean, _ = reverse_step(diffusion.noising, x, diffusion.score(x, t), t, s)
     return mean, reverse_variance(diffusion.noising, t, s, data_variance)[2]
 
 
-def draw_path(diffusion: Diffusion, times: Array, key: Array, data_variance: Any) -> Array:
+def draw_path(diffusion: Diffusion, times: Array, key: Array, data_variance: object) -> Array:
     """A path of the reverse chain."""
     noising = diffusion.noising
     start_key, step_key = jax.random.split(key)
@@ -268,7 +269,7 @@ def draw_path(diffusion: Diffusion, times: Array, key: Array, data_variance: Any
     return jnp.concatenate([first[None], rest])
 
 
-def log_path(diffusion: Diffusion, times: Array, path: Array, data_variance: Any) -> Array:
+def log_path(diffusion: Diffusion, times: Array, path: Array, data_variance: object) -> Array:
     """Log p(path)."""
     noising = diffusion.noising
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ...inference.diffusion import Diffusion
 from ...ppl._checks import check_counts
@@ -75,8 +75,8 @@ class Classification:
 
 
 def classify(
-    model: Callable[[Any], Diffusion],
-    contexts: Any,
+    model: Callable[[PyTree], Diffusion],
+    contexts: object,
     x: Float[Array, "*shape"],
     key: Array,
     *,
@@ -131,7 +131,7 @@ def classify(
     x = jnp.asarray(x, float)
     batch = x.shape[: x.ndim - len(shape)]
 
-    def score(context: Any, x: Array, key: Array) -> Array:
+    def score(context: PyTree, x: Array, key: Array) -> Array:
         if weighting == "bound":
             return bound(model(context), x, key, num_times=num_times)
         return -denoising_errors(model(context), x, key, num_times=num_times)[1].mean(-1)

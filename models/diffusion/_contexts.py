@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 class Context(NamedTuple):
@@ -23,7 +23,7 @@ class Context(NamedTuple):
         is_shown: whether the network may see it.
     """
 
-    value: Any
+    value: PyTree
     is_shown: Bool[Array, ""]
 
 
@@ -63,12 +63,12 @@ class SetEncoder(eqx.Module):
         return self.after(jnp.append(mean, jnp.log1p(num)))
 
 
-def takes_context(network: Any) -> bool:
+def takes_context(network: object) -> bool:
     """Whether its third argument is a `Context`; that of others is a label."""
     return bool(getattr(network, "takes_context", False))
 
 
-def row_contexts(name: str, network: Any, context: Any, rows: int, is_hidden: Array) -> Any:
+def row_contexts(name: str, network: Any, context: PyTree, rows: int, is_hidden: Array) -> Any:
     """The third argument of a network for all rows, with a leading axis."""
     if takes_context(network):
         if context is None:
@@ -82,7 +82,7 @@ def row_contexts(name: str, network: Any, context: Any, rows: int, is_hidden: Ar
     return jnp.where(is_hidden, network.num_classes, context)
 
 
-def one_context(name: str, network: Any, context: Any) -> Any:
+def one_context(name: str, network: Any, context: PyTree) -> PyTree:
     """The third argument of a network for one known context, or for a hidden one."""
     if takes_context(network):
         shown = lambda: Context(jax.tree.map(jnp.asarray, context), jnp.ones((), bool))
@@ -93,14 +93,14 @@ def one_context(name: str, network: Any, context: Any) -> Any:
     return jnp.asarray(context)
 
 
-def shown_or(unknown: Array, encode: Callable[[Any], Array], context: Context | None) -> Array:
+def shown_or(unknown: Array, encode: Callable[[PyTree], Array], context: Context | None) -> Array:
     """The code of a context, or that of a hidden one."""
     if context is None:
         return unknown
     return jnp.where(context.is_shown, encode(context.value), unknown)
 
 
-def _check_label(name: str, network: Any, label: Any) -> None:
+def _check_label(name: str, network: Any, label: object) -> None:
     if network.num_classes == 0:
         raise ValueError(
             f"{name}: a context is given, but the network takes none (num_classes=0). Build it with num_classes= for integer "
@@ -115,7 +115,7 @@ def _check_label(name: str, network: Any, label: Any) -> None:
         )
 
 
-def _check_rows(name: str, context: Any, rows: int) -> None:
+def _check_rows(name: str, context: PyTree, rows: int) -> None:
     shapes = [jnp.shape(c) for c in jax.tree.leaves(context)]
     if any(s[:1] != (rows,) for s in shapes):
         raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...inference.diffusion import Diffusion
 from ...ppl._compat import typed_key
@@ -94,7 +94,7 @@ def flow_log_likelihood(
     eye = jnp.eye(size).reshape(size, *x.shape[1:])
 
     def one(x: Array, probes: Array) -> Array:
-        def rates(t: Array, state: Any) -> Any:
+        def rates(t: Array, state: PyTree) -> PyTree:
             velocity = lambda x: _velocity(diffusion, x, t)
             along = lambda e: jnp.sum(e * jax.jvp(velocity, (state[0],), (e,))[1])
             traces = jax.vmap(along)(probes)
@@ -116,7 +116,7 @@ def _velocity(diffusion: Diffusion, x: Array, t: Array) -> Array:
 
 
 def _solve(
-    rates: Any, state: Any, span: tuple[float, float], rtol: float, atol: float, max_steps: int
+    rates: Any, state: PyTree, span: tuple[float, float], rtol: float, atol: float, max_steps: int
 ) -> Any:
     try:
         import diffrax

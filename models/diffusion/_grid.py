@@ -6,20 +6,20 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import check_noise, check_times
 from ...inference.diffusion._points import is_shape
 
 
-def gamma(noising: Noising, t: Any) -> Float[Array, ""]:
+def gamma(noising: Noising, t: PyTree) -> Float[Array, ""]:
     """log(variance / alpha^2)."""
     return jnp.log(noising.variance(t)) - 2 * noising.log_alpha(t)
 
 
 def reverse_variance(
-    noising: Noising, t: Any, s: Any, data_variance: Any
+    noising: Noising, t: Array, s: Any, data_variance: Any
 ) -> tuple[Array, Array, Array]:
     """v, c and u of the step from t to s < t."""
     kept = jnp.exp(2 * (noising.log_alpha(t) - noising.log_alpha(s)))
@@ -30,7 +30,7 @@ def reverse_variance(
     return narrow, slope, narrow + slope**2 * rho
 
 
-def check_chain(name: str, noising: Noising, times: Any) -> Array:
+def check_chain(name: str, noising: Noising, times: Array) -> Array:
     """Known descending times that end with some noise."""
     times = check_times(name, noising, times)
     if np.asarray(times)[-1] <= 0:

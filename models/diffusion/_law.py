@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...inference.diffusion import Diffusion, Noising
 from ...ppl.densities import StochasticProgram, as_arrays, estimated
@@ -34,7 +34,7 @@ class OneSiteLaw(StochasticProgram):
     name: str
     kind_shown: str
 
-    def _value(self, choices: Mapping[str, Any]) -> Array:
+    def _value(self, choices: Mapping[str, PyTree]) -> Array:
         """The value of the site, which is all that is chosen."""
         choices = as_arrays(choices)
         same_sites(
@@ -56,23 +56,23 @@ class DiffusionLaw(OneSiteLaw):
     def __init__(
         self,
         diffusion: Callable[..., Diffusion] | Diffusion,
-        times: Any,
+        times: Array,
         name: str,
-        data_variance: Any,
+        data_variance: object,
     ) -> None:
         super().__init__(f"diffusion law[{name}]", {})
         self.diffusion, self.times, self.name = diffusion, times, name
         self.data_variance = data_variance
 
-    def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
+    def _with_parts(self, parts: Mapping[str, object]) -> StochasticProgram:
         return DiffusionLaw(self.diffusion, self.times, self.name, self.data_variance)
 
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         model, times = self._model(args, kwargs)
         x, log_weight = _down(model, times, self.own_key(), self.data_variance)
         return self._trace(x, log_weight)
 
-    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         x = self._value(choices)
         model, times = self._model(args, kwargs)
         if x.shape != model.shape:
@@ -82,7 +82,7 @@ class DiffusionLaw(OneSiteLaw):
             )
         return self._trace(x, _up(model, times, self.own_key(), x, self.data_variance))
 
-    def _model(self, args: Any, kwargs: Any) -> tuple[Diffusion, Array]:
+    def _model(self, args: PyTree, kwargs: PyTree) -> tuple[Diffusion, Array]:
         model = self.diffusion
         if not isinstance(model, Diffusion):
             with BoundParams(self.params or {}):
@@ -134,13 +134,13 @@ def law(
     return DiffusionLaw(diffusion, times, name, data_variance)
 
 
-def _up(diffusion: Diffusion, times: Array, key: Array, x: Array, data_variance: Any) -> Array:
+def _up(diffusion: Diffusion, times: Array, key: Array, x: Array, data_variance: object) -> Array:
     """W along a noised path of x."""
     noising = diffusion.noising
     first = noising.alpha(times[-1]) * x + noising.std(times[-1]) * _noise(key, 0, x)
 
     @jax.checkpoint
-    def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> Any:
+    def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> PyTree:
         (x, total), (n, t, s) = carry, inputs
         kept, variance = _forward(noising, t, s)
         noise = _noise(key, n, x)
@@ -156,14 +156,14 @@ def _up(diffusion: Diffusion, times: Array, key: Array, x: Array, data_variance:
 
 
 def _down(
-    diffusion: Diffusion, times: Array, key: Array, data_variance: Any
+    diffusion: Diffusion, times: Array, key: Array, data_variance: object
 ) -> tuple[Array, Array]:
     """The chain's point, and w along its path."""
     noising = diffusion.noising
     first = noising.std(times[0]) * _noise(key, 0, jnp.zeros(diffusion.shape))
 
     @jax.checkpoint
-    def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> Any:
+    def step(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> PyTree:
         (x, total), (n, t, s) = carry, inputs
         kept, variance = _forward(noising, t, s)
         mean, wide = kernel(diffusion, x, t, s, data_variance)

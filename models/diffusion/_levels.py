@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...ppl._compat import ArrayLike
 from ._contexts import takes_context
@@ -42,13 +42,13 @@ class LevelNet(eqx.Module):
     num_classes: int = eqx.field(static=True)
     takes_context: bool = eqx.field(static=True)
 
-    def __init__(self, net: Any, levels: Float[ArrayLike, " levels"]) -> None:
+    def __init__(self, net: object, levels: Float[ArrayLike, " levels"]) -> None:
         self.net, self.levels = net, tuple(level_values("LevelNet", levels).tolist())
         self.num_classes = getattr(net, "num_classes", 0)
         self.takes_context = takes_context(net)
 
     def __call__(
-        self, x: Float[Array, " *shape"], level: Float[Array, ""], context: Any
+        self, x: Float[Array, " *shape"], level: Float[Array, ""], context: PyTree
     ) -> Float[Array, " *shape"]:
         """The velocity at one point, x of unit variance."""
         values, ratio = jnp.asarray(self.levels), jnp.exp(4 * level)  # std / alpha
@@ -61,7 +61,7 @@ class LevelNet(eqx.Module):
         return (alpha * x - mean) / std
 
 
-def level_values(name: str, levels: Any) -> np.ndarray:
+def level_values(name: str, levels: PyTree) -> np.ndarray:
     """The levels as a vector; refuses what are none."""
     found = np.asarray(levels, float)
     if found.ndim != 1 or len(found) < 2 or not np.all(np.isfinite(found)) or len(set(found.tolist())) < len(found):  # fmt: skip

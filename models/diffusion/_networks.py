@@ -13,7 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._unet import UNet
 from ._contexts import Context, shown_or
@@ -28,20 +28,20 @@ class Condition(eqx.Module):
     encoder: Any
     mix: eqx.nn.MLP
 
-    def __init__(self, num_classes: int, encoder: Any, num_out: int, *, key: Array) -> None:
+    def __init__(self, num_classes: int, encoder: object, num_out: int, *, key: Array) -> None:
         keys = jax.random.split(key)
         self.labels = eqx.nn.Embedding(num_classes + 1, NUM_FEATURES, key=keys[0])
         self.encoder = encoder
         self.mix = eqx.nn.MLP(2 * NUM_FEATURES, num_out, num_out, 1, jax.nn.silu, key=keys[1])
 
-    def __call__(self, level: Float[Array, ""], context: Any) -> Float[Array, " out"]:
+    def __call__(self, level: Float[Array, ""], context: PyTree) -> Float[Array, " out"]:
         """The vector for one point."""
         # Levels lie within about (-2, 2): wave lengths from 12 down to 0.4.
         angles = level * jnp.geomspace(0.5, 16.0, NUM_FEATURES // 2)
         code = self._code(context)
         return self.mix(jnp.concatenate([jnp.sin(angles), jnp.cos(angles), code]))
 
-    def _code(self, context: Any) -> Array:
+    def _code(self, context: ArrayLike) -> Array:
         if context is not None and not isinstance(context, Context):
             return self.labels(context)
         unknown = self.labels.weight[-1]
@@ -76,7 +76,7 @@ class MLP(eqx.Module):
         shape: Sequence[int],
         *,
         num_classes: int = 0,
-        encoder: Any = None,
+        encoder: MLP | None = None,
         width: int = 128,
         depth: int = 3,
         key: Array,
@@ -91,7 +91,7 @@ class MLP(eqx.Module):
         self.condition = Condition(num_classes, encoder, width, key=keys[2])
 
     def __call__(
-        self, x: Float[Array, " *shape"], level: Float[Array, ""], context: Any
+        self, x: Float[Array, " *shape"], level: Float[Array, ""], context: PyTree
     ) -> Float[Array, " *shape"]:
         """The prediction at one point."""
         condition = self.condition(level, context)
@@ -128,7 +128,7 @@ class ImageNet(eqx.Module):
         num_channels: int = 1,
         *,
         num_classes: int = 0,
-        encoder: Any = None,
+        encoder: object = None,
         context_channels: int = 0,
         widths: Sequence[int] = (32, 64, 64),
         key: Array,
@@ -142,7 +142,7 @@ class ImageNet(eqx.Module):
         self.condition = Condition(num_classes, encoder, 4 * NUM_FEATURES, key=keys[1])
 
     def __call__(
-        self, x: Float[Array, "channels height width"], level: Float[Array, ""], context: Any
+        self, x: Float[Array, "channels height width"], level: Float[Array, ""], context: PyTree
     ) -> Float[Array, "channels height width"]:
         """The prediction at one image."""
         if not self.context_channels:

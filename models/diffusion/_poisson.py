@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from ...ppl._checks import check_counts
+from ...ppl._types import Key
 
 
 class PoissonNoise(dist.Distribution):
@@ -57,7 +58,7 @@ class PoissonNoise(dist.Distribution):
         """All points."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*shape"]:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*shape"]:
         """Normal noise over the root of an independent chi^2 / D."""
         normal_key, chi2_key = jax.random.split(key)
         normal = jax.random.normal(normal_key, (*sample_shape, *self.event_shape))

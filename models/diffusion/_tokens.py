@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ...inference.diffusion.tokens import Kind, Network, log_ratios, log_reference, noised
 from ...ppl._checks import check_counts
@@ -32,17 +31,22 @@ class TokenLaw(OneSiteLaw):
     kind_shown = "TokenChain"
 
     def __init__(
-        self, network: Any, shape: tuple[int, int], num_steps: int, kind: Kind, name: str
+        self,
+        network: Callable[..., PyTree],
+        shape: tuple[int, int],
+        num_steps: int,
+        kind: Kind,
+        name: str,
     ) -> None:
         super().__init__(f"{kind} diffusion law[{name}]", {})
         self.network, self.shape, self.num_steps = network, shape, num_steps
         self.kind: Kind = kind
         self.name = name
 
-    def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
+    def _with_parts(self, parts: Mapping[str, object]) -> StochasticProgram:
         return TokenLaw(self.network, self.shape, self.num_steps, self.kind, self.name)
 
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         network, size = self._network(args, kwargs), self.shape[0]
         keys = jax.random.split(self.own_key(), self.num_steps + 1)
         first = jnp.zeros(size, int)
@@ -50,7 +54,7 @@ class TokenLaw(OneSiteLaw):
             first = jax.random.randint(keys[0], (size,), 1, self.shape[1] + 1)
 
         @jax.checkpoint
-        def step(carry: tuple[Array, Array], inputs: Any) -> Any:
+        def step(carry: tuple[Array, Array], inputs: PyTree) -> PyTree:
             (tokens, total), (t, s, key) = carry, inputs
             ratios, logits = self._reverse(network, tokens, t, s)
             then = jax.random.categorical(key, logits)
@@ -62,7 +66,7 @@ class TokenLaw(OneSiteLaw):
         (tokens, total), _ = jax.lax.scan(step, start, (grid[:-1], grid[1:], keys[1:]))
         return self._trace(tokens - 1, total)
 
-    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         x = self._value(choices)
         network = self._network(args, kwargs)
         if x.shape != self.shape[:1]:
@@ -71,7 +75,7 @@ class TokenLaw(OneSiteLaw):
             )
 
         @jax.checkpoint
-        def step(carry: tuple[Array, Array], inputs: Any) -> Any:
+        def step(carry: tuple[Array, Array], inputs: PyTree) -> PyTree:
             (tokens, total), (t, s, key) = carry, inputs
             before = noised(key, tokens, (1 - t) / (1 - s), self.kind, self.shape[1])
             ratios, _ = self._reverse(network, before, t, s)
@@ -84,7 +88,7 @@ class TokenLaw(OneSiteLaw):
         is_inside = ((x >= 0) & (x < self.shape[1])).all()
         return self._trace(x, jnp.where(is_inside, total, -jnp.inf))
 
-    def _network(self, args: Any, kwargs: Any) -> Network:
+    def _network(self, args: PyTree, kwargs: PyTree) -> Network:
         with BoundParams(self.params or {}):
             return self.network(*args, **kwargs)
 

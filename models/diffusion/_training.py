@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ... import ppl
 from ...inference import Objective, objective
@@ -21,7 +21,7 @@ TARGETS = ("noise", "data", "velocity")
 
 
 def score_matching(
-    network: Any,
+    network: object,
     noising: Noising,
     *,
     predicts: Parametrisation = "velocity",
@@ -62,7 +62,7 @@ def score_matching(
     grid = noising.times(num_times)[::-1]
 
     @ppl.model
-    def regression(x: Any, context: Any = None) -> None:
+    def regression(x: Array, context: PyTree = None) -> None:
         net, rows = ppl.module("network", network), x.shape[0]
         time_key, noise_key, label_key = jax.random.split(ppl.rng_key("noise"), 3)
         strata = (jnp.arange(rows) + jax.random.uniform(time_key, (rows,))) / rows
@@ -73,7 +73,7 @@ def score_matching(
         is_hidden = jax.random.uniform(label_key, (rows,)) < drop_context
         seen = row_contexts("score_matching", network, context, rows, is_hidden)
 
-        def one(x0: Array, eps: Array, t: Array, seen: Any) -> tuple[Array, Array]:
+        def one(x0: Array, eps: Array, t: Array, seen: PyTree) -> tuple[Array, Array]:
             x = noising.alpha(t) * x0 + noising.std(t) * eps
             target = convert(x0, x, t, noising, "data", predicts) if predicts != "noise" else eps
             return _prediction(net, noising, x, t, seen), target / _scale(noising, t, predicts)
@@ -84,20 +84,20 @@ def score_matching(
             ppl.sample("target", law, obs=target)
 
     @objective
-    def score_matching(model: ppl.Program, guide: None, *args: Any) -> Array:
+    def score_matching(model: ppl.Program, guide: None, *args: PyTree) -> Array:
         return ppl.draw(model, *args).log_density
 
     return score_matching(regression)
 
 
 def from_network(
-    network: Any,
+    network: object,
     noising: Noising,
     shape: tuple[int, ...],
     *,
-    params: Any = None,
+    params: PyTree = None,
     predicts: Parametrisation = "velocity",
-    context: Any = None,
+    context: PyTree = None,
     noise: dist.Distribution | None = None,
 ) -> Diffusion:
     """The diffusion model of a network trained by `score_matching`.
@@ -165,7 +165,7 @@ def classifier_guided(diffusion: Diffusion, log_prob: Any, scale: float = 1.0) -
     return Diffusion(diffusion.noising, score, diffusion.shape)
 
 
-def _prediction(network: Any, noising: Noising, x: Array, t: Array, context: Any) -> Array:
+def _prediction(network: Any, noising: Noising, x: Array, t: Array, context: ArrayLike) -> Array:
     alpha, std = noising.alpha(t), noising.std(t)
     return network(x / jnp.sqrt(alpha**2 + std**2), 0.25 * jnp.log(std / alpha), context)
 

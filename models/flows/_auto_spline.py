@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.infer import init_to_median
 from numpyro.infer.autoguide import AutoContinuous
 
+from ...ppl._types import ModelFn
 from ._flows import NeuralSplineFlow, affine
 
 _INIT_SCALE = 0.1  # as of NumPyro's Normal guides
@@ -32,10 +34,10 @@ class AutoSpline(AutoContinuous):
 
     def __init__(
         self,
-        model: Any,
+        model: ModelFn,
         *,
         prefix: str = "auto",
-        init_loc_fn: Any = init_to_median(num_samples=15),  # noqa: B008
+        init_loc_fn: object = init_to_median(num_samples=15),  # noqa: B008
         **options: int,
     ) -> None:
         self._options = options
@@ -47,7 +49,7 @@ class AutoSpline(AutoContinuous):
 
     def _get_posterior(self) -> dist.Distribution:
         make = lambda key: NeuralSplineFlow(self.latent_dim, key=key, **self._options)
-        arrays: Any = numpyro.param(
+        arrays: PyTree = numpyro.param(
             f"{self.prefix}_nets", lambda key: eqx.filter(make(key).nets, eqx.is_inexact_array)
         )
         shape = eqx.filter_eval_shape(make, jax.random.key(0))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
@@ -33,7 +33,7 @@ class Coupling(Transform):
     domain = constraints.real_vector  # pyright: ignore[reportAssignmentType]
     codomain = constraints.real_vector  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, net: Any, kept: np.ndarray, context: Array | None = None) -> None:
+    def __init__(self, net: object, kept: np.ndarray, context: Array | None = None) -> None:
         self.net, self.kept, self.context = net, kept, context
         self._moved = np.flatnonzero(~kept)
 
@@ -56,7 +56,7 @@ class Coupling(Transform):
     def _inverse(self, y: Array) -> Array:
         return self._put(y, self.move_back(y[..., self._moved], self._numbers(y)))
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree = None) -> Array:
         """The sum of log f', [*batch]."""
         return self.log_derivatives(x[..., self._moved], self._numbers(x)).sum(-1)
 
@@ -75,14 +75,14 @@ class Coupling(Transform):
         out = jnp.vectorize(self.net, signature="(i)->(o)")(seen)
         return jnp.moveaxis(out.reshape(*out.shape[:-1], -1, len(self._moved)), -2, -1)
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> PyTree:
         """Arrays and structure, as of NumPyro's transforms."""
         arrays, static = eqx.partition(self.net, eqx.is_array)
         names = ("arrays", "context")
         return (arrays, self.context), (names, {"static": static, "kept": tuple(self.kept)})
 
     @classmethod
-    def tree_unflatten(cls, aux: Any, leaves: Any) -> Coupling:
+    def tree_unflatten(cls, aux: PyTree, leaves: PyTree) -> Coupling:
         """The inverse of `tree_flatten`."""
         arrays, context = leaves
         known = aux[1]

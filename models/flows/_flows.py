@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
+from ...ppl._types import Key
 from ._couplings import AffineCoupling, Coupling, SplineCoupling
 from ._splines import MOST_BINS
 
@@ -27,7 +26,7 @@ def with_zeros_last(net: eqx.nn.MLP) -> eqx.nn.MLP:
     return eqx.tree_at(last, net, tuple(jnp.zeros_like(x) for x in last(net)))
 
 
-def check_context(flow: Any, context: Any) -> None:
+def check_context(flow: PyTree, context: PyTree) -> None:
     """Refuse a context of another length than the flow's `context_size`."""
     length = 0 if context is None else jnp.shape(context)[-1]
     if length != flow.context_size:
@@ -58,7 +57,7 @@ class Flow(eqx.Module):
         size: int,
         context_size: int,
         num_outputs: int,
-        key: Any,
+        key: Key,
         num_layers: int,
         width: int,
         depth: int,
@@ -87,7 +86,7 @@ class Flow(eqx.Module):
     def _kept(self, layer: int) -> np.ndarray:
         return (np.arange(self.size) % 2 == layer % 2) & (self.size > 1)
 
-    def _net(self, key: Any, layer: int, num_outputs: int, width: int, depth: int) -> eqx.nn.MLP:
+    def _net(self, key: Key, layer: int, num_outputs: int, width: int, depth: int) -> eqx.nn.MLP:
         kept = int(self._kept(layer).sum())
         num_in, num_out = max(kept + self.context_size, 1), num_outputs * (self.size - kept)
         return with_zeros_last(eqx.nn.MLP(num_in, num_out, width, depth, jax.nn.tanh, key=key))
@@ -118,7 +117,7 @@ class RealNVP(Flow):
         self,
         size: int,
         *,
-        key: Any,
+        key: Key,
         context_size: int = 0,
         num_layers: int = 6,
         width: int = 32,
@@ -159,7 +158,7 @@ class NeuralSplineFlow(Flow):
         self,
         size: int,
         *,
-        key: Any,
+        key: Key,
         context_size: int = 0,
         num_layers: int = 4,
         num_bins: int = 8,

@@ -8,10 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
+from ...ppl._types import Key
 from ._flows import affine, check_context, with_zeros_last
 
 
@@ -63,7 +64,7 @@ class Reflections(Transform):
         x = x.astype(jnp.result_type(x, self.vectors))
         return jax.lax.scan(reflect, x, jnp.moveaxis(self.vectors, -2, 0), reverse=reverse)[0]
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree = None) -> Array:
         """0."""
         batch = jnp.broadcast_shapes(jnp.shape(x)[:-1], self.vectors.shape[:-2])
         return jnp.zeros(batch, jnp.result_type(x))
@@ -73,7 +74,7 @@ class Reflections(Transform):
 
     inverse_shape = forward_shape
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> tuple[tuple[Array], tuple[PyTree, PyTree]]:
         return (self.vectors,), (("vectors",), {})
 
     def eq(self, other: object, static: bool = False) -> Any:
@@ -130,7 +131,7 @@ class HouseholderFlow(eqx.Module):
         self,
         size: int,
         *,
-        key: Any,
+        key: Key,
         context_size: int = 0,
         num_reflections: int | None = None,
         width: int = 32,

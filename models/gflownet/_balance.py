@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ... import inference, ppl
+from ...ppl._types import Args
 from ._gflownet import GFlowNet, neighbours
 from ._losses import Loss
 from ._process import Numbers, Process, TrajectoryBatch
@@ -77,12 +78,12 @@ class Balance(inference.AbstractObjective):
         """P_F."""
         return self.net.forward
 
-    def init(self, key: Array, *args: Any) -> ppl.Params:
+    def init(self, key: Array, *args: PyTree) -> ppl.Params:
         """Initial parameters."""
         self._refuse(args)
         params = self.guide.init(key)
         if self.net.flow == "total":
-            start: Any = self.log_z_start
+            start: PyTree = self.log_z_start
             if start == "estimate":
                 batch = rollout(self.net, self.net.modules(params), key, 16 * self.batch_size)
                 log_weight = self.net.process(batch).log_weight
@@ -90,7 +91,7 @@ class Balance(inference.AbstractObjective):
             params["log_z"] = jnp.asarray(start, params["log_z"].dtype)
         return params
 
-    def init_state(self, params: Any, key: Array, *args: Any) -> dict[str, Array]:
+    def init_state(self, params: PyTree, key: Array, *args: PyTree) -> dict[str, Array]:
         """Counters, and an empty memory."""
         state = {"step": jnp.int32(0)}
         if self.replay is not None:
@@ -101,8 +102,8 @@ class Balance(inference.AbstractObjective):
         return state
 
     def step(
-        self, params: Any, state: Any, key: Array, *args: Any
-    ) -> tuple[Array, Any, dict[str, Array]]:
+        self, params: PyTree, state: PyTree, key: Array, *args: PyTree
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
         """Loss at fresh (and replayed) trajectories, its gradient, the next state."""
         self._refuse(args)
         batch, state, cut_key = self._collect(params, state, key)
@@ -110,8 +111,8 @@ class Balance(inference.AbstractObjective):
         return value, grads, state
 
     def value_and_grad_at(
-        self, params: Any, batch: TrajectoryBatch, key: Array
-    ) -> tuple[Array, Any]:
+        self, params: PyTree, batch: TrajectoryBatch, key: Array
+    ) -> tuple[Array, PyTree]:
         """Loss and gradient at a batch whose numbers are those of `params`; `key` cuts incomplete trajectories."""
         process = self._cut(self.net.process(batch), key)
 
@@ -122,7 +123,7 @@ class Balance(inference.AbstractObjective):
         value, cotangents = jax.value_and_grad(loss)(batch.numbers)
         return value, self._pull_back(params, batch, cotangents)
 
-    def site_report(self, params: Any, key: Array, *args: Any) -> dict[str, dict[str, Array]]:
+    def site_report(self, params: PyTree, key: Array, *args: PyTree) -> dict[str, dict[str, Array]]:
         """The parts of the process, for `fit` to say which of them is not finite."""
         process = self.net.process(
             rollout(self.net, self.net.modules(params), key, self.batch_size)
@@ -130,7 +131,9 @@ class Balance(inference.AbstractObjective):
         names = ("log_reward", "log_flow", "log_pf", "log_pb")
         return {n: {"log_prob": getattr(process, n), "value": getattr(process, n)} for n in names}
 
-    def _collect(self, params: Any, state: Any, key: Array) -> tuple[TrajectoryBatch, Any, Array]:
+    def _collect(
+        self, params: PyTree, state: PyTree, key: Array
+    ) -> tuple[TrajectoryBatch, PyTree, Array]:
         """The trajectories of a step, the next state, and a key that is left."""
         draw_key, replay_key, cut_key = jax.random.split(key, 3)
         modules = self.net.modules(params)
@@ -157,7 +160,7 @@ class Balance(inference.AbstractObjective):
             "count": state["count"] + self.batch_size,
         }
 
-    def _recall(self, params: Any, state: dict[str, Array], key: Array) -> Array:
+    def _recall(self, params: PyTree, state: dict[str, Array], key: Array) -> Array:
         assert self.replay is not None
         pick_key, walk_key = jax.random.split(key)
         is_there = jnp.arange(self.replay.capacity) < state["count"]
@@ -179,7 +182,7 @@ class Balance(inference.AbstractObjective):
         last = jnp.minimum(first + self.num_consecutive, process.length)
         return process._replace(first=first, last=last)
 
-    def _pull_back(self, params: Any, batch: TrajectoryBatch, cotangents: Numbers) -> Any:
+    def _pull_back(self, params: PyTree, batch: TrajectoryBatch, cotangents: Numbers) -> Any:
         """Sum over rows of cotangent times derivative."""
         net, num_positions = self.net, self.net.env.length + 1
         flat = lambda x: x.reshape(-1, *x.shape[2:])
@@ -193,7 +196,7 @@ class Balance(inference.AbstractObjective):
         if net.backward_policy != "learned" and net.flow != "edges":
             is_row &= rows[1] < net.env.length
 
-        def pull(chosen: Any, cotangents: Numbers) -> Any:
+        def pull(chosen: PyTree, cotangents: Numbers) -> PyTree:
             numbers = lambda p: jax.vmap(lambda *x: net.row(net.modules(p), *x))(*chosen)
             return jax.vjp(numbers, params)[1](cotangents)[0]
 
@@ -203,7 +206,7 @@ class Balance(inference.AbstractObjective):
         num_rows = is_row.sum()
         order = jnp.pad(jnp.argsort(~is_row, stable=True), (0, -total % size))
 
-        def add(loop: Any) -> Any:
+        def add(loop: PyTree) -> PyTree:
             begin, grads = loop
             chosen = jax.lax.dynamic_slice(order, (begin,), (size,))
             is_new = begin + jnp.arange(size) < num_rows
@@ -215,10 +218,10 @@ class Balance(inference.AbstractObjective):
         zero = jax.tree.map(jnp.zeros_like, params)
         return jax.lax.while_loop(lambda loop: loop[0] < num_rows, add, (jnp.int32(0), zero))[1]
 
-    def _number_type(self, params: Any) -> Any:
+    def _number_type(self, params: PyTree) -> Any:
         return jnp.result_type(*jax.tree.leaves(params))
 
-    def _refuse(self, args: tuple[Any, ...]) -> None:
+    def _refuse(self, args: Args) -> None:
         if args:
             raise TypeError(
                 f"{self.name}: a GFlowNet takes no arguments, got {len(args)}; what the reward depends on belongs to its "

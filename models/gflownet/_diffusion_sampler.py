@@ -31,6 +31,7 @@ from ... import inference, ppl
 from ...inference.objectives._detached import CONSTANT
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
+from ...ppl._types import ParamMap
 from ._losses import Loss
 from ._process import Process
 
@@ -224,7 +225,7 @@ class DiffusionSampler:
         )
 
     def log_weight_process(
-        self, params: Mapping[str, Any], paths: Float[Array, "batch steps dims"]
+        self, params: ParamMap, paths: Float[Array, "batch steps dims"]
     ) -> Process:
         """The process along given paths x_1, ..., x_T."""
         forward, target = self.forward.bind(params), self.target
@@ -281,8 +282,8 @@ def diffusion_sampler(
     scale: float = 1.0,
     flow: Flow = "total",
     forward_looking: bool = False,
-    control: Any = None,
-    flow_network: Any = None,
+    control: object = None,
+    flow_network: object = None,
     min_relative_scale: float = 0.75,
     width: int = 64,
     depth: int = 2,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ... import ppl
+from ...ppl._types import ParamMap
 from ._process import Process, TrajectoryBatch
 from .environments import Conditional, _environment as walks
 from .environments._environment import EXCLUDED, Environment, Position, log_softmax
@@ -81,10 +82,10 @@ class GFlowNet:
     forward_looking: bool
     prior: Callable[[Array], Array] | None = None
 
-    def modules(self, params: Mapping[str, Any]) -> Modules:
+    def modules(self, params: ParamMap) -> Modules:
         """The networks at these parameters."""
 
-        def at(name: str, module: Any) -> Any:
+        def at(name: str, module: PyTree) -> PyTree:
             return eqx.combine(params[name], eqx.partition(module, eqx.is_inexact_array)[1])
 
         flow = None if self.flow_network is None else at("flow", self.flow_network)
@@ -160,16 +161,14 @@ class GFlowNet:
         logits = jax.lax.stop_gradient(self.prior(self.env.observe(position.state)))
         return log_softmax(logits, walks.legal(self.env, position))
 
-    def log_reward_at_end(self, state: Any) -> Array:
+    def log_reward_at_end(self, state: PyTree) -> Array:
         """Log R of a complete object, with the log-probability that a prior stops there."""
         log_reward = self.env.log_reward(state)
         if self.prior is None or not self.env.stops:
             return log_reward
         return log_reward + self.log_prior(Position(state, jnp.zeros((), bool)))[-1]
 
-    def log_weight_process(
-        self, params: Mapping[str, Any], actions: Int[Array, "batch steps"]
-    ) -> Process:
+    def log_weight_process(self, params: ParamMap, actions: Int[Array, "batch steps"]) -> Process:
         """The process along given trajectories, differentiable in the parameters.
 
         Args:
@@ -206,7 +205,7 @@ class GFlowNet:
         """P_F."""
 
         @ppl.model
-        def forward() -> Any:
+        def forward() -> PyTree:
             modules = self.declare()
 
             def step(position: Position, t: Array) -> tuple[Position, None]:
@@ -242,7 +241,7 @@ class GFlowNet:
         env = self.env
 
         @ppl.model
-        def backward(state: Any) -> Any:
+        def backward(state: PyTree) -> PyTree:
             modules = self.declare()
 
             def step(position: Position, t: Array) -> tuple[Position, None]:
@@ -257,7 +256,7 @@ class GFlowNet:
         return backward
 
     def draw_backward(
-        self, params: Mapping[str, Any], key: Array, states: Any
+        self, params: ParamMap, key: Array, states: PyTree
     ) -> Int[Array, "batch steps"]:
         """Trajectories to given objects from P_B, one each, as actions in forward order."""
         program = self.backward.bind(params)
@@ -272,7 +271,7 @@ class GFlowNet:
         return jax.vmap(lambda a, n: jnp.roll(a, -n))(actions, num_pads)
 
     def estimate_log_prob(
-        self, params: Mapping[str, Any], key: Array, states: Any, *, num_trajectories: int
+        self, params: ParamMap, key: Array, states: PyTree, *, num_trajectories: int
     ) -> Float[Array, " batch"]:
         """Log of 1/M sum_m P_F(path_m) / P_B(path_m | x), path_m ~ P_B(. | x): its exponential has mean p_T(x).
 
@@ -292,7 +291,7 @@ class GFlowNet:
         ratios = jax.lax.map(one, jax.random.split(key, num_trajectories))
         return jax.nn.logsumexp(ratios, axis=0) - jnp.log(num_trajectories)
 
-    def log_z(self, params: Mapping[str, Any]) -> Float[Array, ""]:
+    def log_z(self, params: ParamMap) -> Float[Array, ""]:
         """The model's log Z, log F(s_0)."""
         first = walks.start(self.env)
         log_flow = self.heads(self.modules(params), first, jnp.zeros((), int)).log_flow
@@ -321,7 +320,7 @@ class GFlowNet:
             )
         return dataclasses.replace(self, env=self.env.at(argument))
 
-    def twist(self, params: Mapping[str, Any]) -> Callable[..., Array]:
+    def twist(self, params: ParamMap) -> Callable[..., Array]:
         """The learned flow as look-ahead for `inference.smc(net.target, key, proposal=net.forward, twist=net.twist(params))`."""
         modules = self.modules(params)
 
@@ -348,10 +347,10 @@ def target_of(net: GFlowNet) -> ppl.Program:
     env = net.env
 
     @ppl.model
-    def target() -> Any:
+    def target() -> PyTree:
         modules, first = net.declare(), walks.start(env)
 
-        def step(carry: tuple[Position, Array], t: Array) -> tuple[Any, None]:
+        def step(carry: tuple[Position, Array], t: Array) -> tuple[PyTree, None]:
             position, known = carry
             mask = walks.legal(env, position)
             law = log_softmax(0.0, mask) if net.prior is None else net.log_prior(position)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ...ppl._compat import ArrayLike
 
@@ -56,7 +56,7 @@ def rank_correlation(
             )
     from scipy.stats import spearmanr  # on use: takes a second to load
 
-    found: Any = spearmanr(pair["log_prob"], pair["log_reward"])
+    found: PyTree = spearmanr(pair["log_prob"], pair["log_reward"])
     return float(found.statistic)
 
 
@@ -68,7 +68,7 @@ class Best(NamedTuple):
         log_reward: their log R, nats.
     """
 
-    states: Any
+    states: PyTree
     log_reward: Float[np.ndarray, " k"]
 
     @property
@@ -78,7 +78,11 @@ class Best(NamedTuple):
 
 
 def best(
-    states: Any, log_reward: Float[ArrayLike, " batch"], *, k: int = 100, before: Best | None = None
+    states: PyTree,
+    log_reward: Float[ArrayLike, " batch"],
+    *,
+    k: int = 100,
+    before: Best | None = None,
 ) -> Best:
     """The k best distinct objects of a batch and of those kept before.
 

@@ -22,7 +22,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ... import inference
 from ...inference.diagnostics import EvidenceBracket
@@ -165,7 +165,7 @@ class ObjectSampler:
             lambda params, key: _spread(judge(params, key)), look_key, name="spread"
         )
 
-        def ends(info: Any) -> bool:
+        def ends(info: PyTree) -> bool:
             """Patience counts from the end of the exploration."""
             best(info)
             least = min(best.losses, key=lambda look: (np.isnan(look[1]), look[1]))[0]
@@ -206,7 +206,7 @@ class ObjectSampler:
         last = jax.tree.map(lambda x: np.asarray(x[:, -1]), batch.positions.state)
         return Drawn(last, np.asarray(process.log_reward[:, -1]), np.asarray(process.log_weight))
 
-    def score_samples(self, objects: Any, num_trajectories: int = 64) -> Float[np.ndarray, " n"]:
+    def score_samples(self, objects: object, num_trajectories: int = 64) -> Float[np.ndarray, " n"]:
         """Log of the probability that the policy builds each object, nats.
 
         Args:
@@ -218,7 +218,7 @@ class ObjectSampler:
         key, count = self._key(2), {"num_trajectories": num_trajectories}
         return np.asarray(net.estimate_log_prob(self._params, key, states, **count))
 
-    def score(self, objects: Any, num_trajectories: int = 64) -> float:
+    def score(self, objects: object, num_trajectories: int = 64) -> float:
         """Mean of `score_samples`.
 
         Args:
@@ -302,13 +302,13 @@ class ObjectSampler:
         return self.sample(10, random_state=0).log_weight
 
 
-def _weights(net: GFlowNet) -> dict[str, Any]:
+def _weights(net: GFlowNet) -> dict[str, PyTree]:
     """What differs between networks that are made with different keys."""
     modules = {"policy": net.policy, "flow": net.flow_network}
     return {k: eqx.filter(m, eqx.is_inexact_array) for k, m in modules.items() if m is not None}
 
 
-def _judged(net: GFlowNet, params: Any, key: Array, count: int) -> tuple[Array, Array, Array]:
+def _judged(net: GFlowNet, params: PyTree, key: Array, count: int) -> tuple[Array, Array, Array]:
     """Log-weights of each run at its own draws and at draws of the target, [runs, count] each; and log Z-hat of all together."""
     num_runs = len(jax.tree.leaves(params)[0])
     draw_key, pick_key = jax.random.split(key)

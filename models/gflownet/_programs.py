@@ -22,7 +22,7 @@ def programs(
     prior: Callable[[Array], Array] | None = None,
     forward_looking: bool = False,
     policy: Any = None,
-    flow_network: Any = None,
+    flow_network: object = None,
     num_hidden: int = 256,
     depth: int = 2,
     activation: Callable[[Array], Array] = jax.nn.relu,
@@ -99,8 +99,8 @@ def _check_choices(
     flow: str,
     backward: str,
     forward_looking: bool,
-    flow_network: Any,
-    prior: Any,
+    flow_network: object,
+    prior: object,
 ) -> None:
     name = type(env).__name__
     for argument, value, kind in (("flow", flow, Flow), ("backward", backward, Backward)):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ._gflownet import GFlowNet, Modules
 from ._process import TrajectoryBatch
@@ -51,11 +49,11 @@ def rollout(
     visited = visited._replace(is_done=jnp.full((env.length + 1, size), env.stops))
     taken = jnp.full((env.length, size), env.num_choices - 1, jnp.int32)
 
-    def goes_on(loop: Any) -> Array:
+    def goes_on(loop: PyTree) -> Array:
         t, position = loop[:2]
         return (t < env.length) & ~position.is_done.all()
 
-    def step(loop: Any) -> Any:
+    def step(loop: PyTree) -> PyTree:
         t, position, led, visited, taken, numbers = loop
         found = heads(position, t)
         action = choose(jax.random.fold_in(key, t), found.log_pf)

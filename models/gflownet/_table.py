@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
+from ...ppl._types import ParamMap
 from ._gflownet import GFlowNet
 from .environments import _environment as walks
 from .environments._environment import Environment, Position
@@ -33,7 +33,7 @@ class Table:
     """
 
     env: Environment
-    states: Any
+    states: PyTree
     parents: Int[np.ndarray, " edges"]
     actions: Int[np.ndarray, " edges"]
     children: Int[np.ndarray, " edges"]
@@ -51,9 +51,7 @@ class Table:
         """R / Z."""
         return np.exp(self.log_reward - self.log_z)
 
-    def log_pf(
-        self, net: GFlowNet, params: Mapping[str, Any]
-    ) -> Float[np.ndarray, "states choices"]:
+    def log_pf(self, net: GFlowNet, params: ParamMap) -> Float[np.ndarray, "states choices"]:
         """Log P_F in every state."""
         return np.asarray(_log_pf(net, dict(params), self.states), float)
 
@@ -68,7 +66,7 @@ class Table:
             np.add.at(mass, self.children[edges], mass[self.parents[edges]] * flow[edges])
         return mass
 
-    def law(self, net: GFlowNet, params: Mapping[str, Any]) -> Float[np.ndarray, " objects"]:
+    def law(self, net: GFlowNet, params: ParamMap) -> Float[np.ndarray, " objects"]:
         """p_T, the exact law of the objects that P_F builds."""
         return self.law_of(self.log_pf(net, params))
 
@@ -100,7 +98,7 @@ class Table:
 
 
 @functools.partial(jax.jit, static_argnums=0)  # compiled once for a net, whatever its parameters
-def _log_pf(net: GFlowNet, params: dict[str, Any], states: Any) -> Array:
+def _log_pf(net: GFlowNet, params: dict[str, Any], states: PyTree) -> Array:
     modules, t = net.modules(params), jnp.int32(0)
     rows = lambda s: net.heads(modules, Position(s, jnp.zeros((), bool)), t).log_pf
     return jax.vmap(rows)(states)
@@ -156,11 +154,11 @@ def tabulate(env: Environment, *, max_states: int = 200_000) -> Table:
     )
 
 
-def _key(states: Any, i: int) -> bytes:
+def _key(states: np.ndarray, i: int) -> bytes:
     return b"".join(leaf[i].tobytes() for leaf in jax.tree.leaves(states))
 
 
-def _padded(fn: Any, states: Any) -> Any:
+def _padded(fn: PyTree, states: np.ndarray) -> tuple[Array, Array]:
     """`fn` of the states, on a number of rows that is a power of two, so that few sizes are compiled."""
     size = len(jax.tree.leaves(states)[0])
     room = 1 << (size - 1).bit_length()

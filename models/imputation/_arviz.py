@@ -9,12 +9,13 @@ import numpy as np
 
 from ...inference.diagnostics._weights import resampling_indices
 from ...inference.export._arviz_tree import arviz_base
+from ...ppl._types import Key
 from .._series import Series
 from ._imputation import Imputation
 
 
 def to_arviz(
-    found: Imputation, data: Series, key: Any, *, truth: Any = None, path: Any = None
+    found: Imputation, data: Series, key: Key, *, truth: object = None, path: Any = None
 ) -> Any:
     """An `xarray.DataTree` of an imputation.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from ... import ppl
+from ...ppl._types import Message
 
 
 def obs_dropout(
@@ -54,7 +54,7 @@ def obs_dropout(
     if rate == 0:
         return model
 
-    def thinned(*args: Any, **kwargs: Any) -> Any:
+    def thinned(*args: PyTree, **kwargs: PyTree) -> PyTree:
         dropout = _Dropout(ppl.rng_key("obs_dropout"), rate, f"{site}_unobserved", seen, kept)
         with dropout:
             out = model.fn(*args, **kwargs)
@@ -75,9 +75,9 @@ class _Dropout(Messenger):
         self.key, self.rate = key, rate
         self.names = (drawn, seen, kept)
         self.met: set[str] = set()
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, PyTree] = {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         name, (drawn, seen, kept) = msg.get("name"), self.names
         if msg["type"] != "deterministic" or name not in (seen, kept) or drawn not in self.met:
             return
@@ -89,7 +89,7 @@ class _Dropout(Messenger):
         else:  # a missing cell holds its draw already
             msg["value"] = jnp.where(keep, value, self.values[drawn])
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "sample" and msg["name"] == self.names[0]:
             self.met.add(msg["name"])
             self.values[msg["name"]] = msg["value"]

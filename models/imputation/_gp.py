@@ -7,15 +7,14 @@ N(0, 1), in the prior as in the guide, so that they cancel from every weight.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 from numpyro.distributions import constraints
 
 from ...ppl._precision import full_precision
+from ...ppl._types import Key
 
 
 def cauchy_kernel(
@@ -76,20 +75,20 @@ class PrecisionNormal(dist.Distribution):
         self.loc, self.root = loc, root
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws, [*sample_shape, *batch, T]."""
         return self.sample_with_intermediates(key, sample_shape)[0]
 
     def sample_with_intermediates(
-        self, key: Any, sample_shape: tuple[int, ...] = ()
-    ) -> tuple[Array, list[Any]]:
+        self, key: Key, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[PyTree]]:
         """Draws, and [their noise], by which `log_prob` is spared the product with R."""
         noise = jax.random.normal(key, sample_shape + self.shape(), self.loc.dtype)
         root = jnp.broadcast_to(self.root, (*noise.shape, noise.shape[-1]))
         return self.loc + _solved(root, noise), [noise]
 
     @full_precision
-    def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> Array:
+    def log_prob(self, value: Array, intermediates: PyTree = None) -> Array:
         """Log-density, nats [*batch]."""
         if intermediates:
             (noise,) = intermediates

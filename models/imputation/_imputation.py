@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Imputation:
     origins: np.ndarray | None = None
     acceptance: np.ndarray | None = None
 
-    def rows(self, index: Any) -> Imputation:
+    def rows(self, index: PyTree) -> Imputation:
         """The imputation of the series that `index` chooses."""
         every = slice(None)
         cut = lambda a, axis: None if a is None else a[(every,) * axis + (index,)]
@@ -143,7 +143,7 @@ class Imputation:
         index = [(cumulated >= level * cumulated[-1]).argmax(0) for level in levels]
         return np.stack([np.take_along_axis(values, i[None], 0)[0] for i in index])
 
-    def crps(self, truth: Any) -> Float[np.ndarray, "series time channels"]:
+    def crps(self, truth: object) -> Float[np.ndarray, "series time channels"]:
         """Continuous ranked probability score of each cell, E|X - x| - E|X - X'| / 2, in the unit of the values."""
         values, weights = self._sorted
         below = np.cumsum(weights, 0) - weights

@@ -13,11 +13,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
 from ...ppl._compat import typed_key
 from ...ppl._shared_jit import shared_jit
+from ...ppl._types import Key
 from .._series import Series
 from ._imputation import Imputation
 from ._moves import moved
@@ -29,7 +31,7 @@ def impute(
     model: ppl.Program,
     guide: ppl.Program,
     data: Series,
-    key: Any,
+    key: PyTree,
     *,
     num_particles: int = 20,
     num_imputations: int | None = None,
@@ -115,7 +117,7 @@ def impute(
     else:
         raise ValueError(f"impute: no method {method!r}; choose 'importance' or 'smc'.")
 
-    def batch(params: Any, key: Any, data: Series) -> ImputationDraws:
+    def batch(params: tuple[dict[str, PyTree], ...], key: Key, data: Series) -> ImputationDraws:
         programs = model.bind(params[0]), guide.bind(params[1])
         if num_refinements:
             own = refined(*programs, data, jax.random.fold_in(key, 1), num_refinements, draws)
@@ -171,12 +173,12 @@ class ImputationDraws(NamedTuple):
         acceptance: share of the moves that were accepted, [series]; None without moves.
     """
 
-    x: Any
+    x: PyTree
     x_loc: Any
-    log_weights: Any
+    log_weights: PyTree
     logits: Any
     origins: Any = None
-    z: Any = None
+    z: PyTree = None
     acceptance: Any = None
 
     series_axis = (2, 1, 2, 2, 1, 1, 0)  # of each
@@ -186,7 +188,7 @@ def draws(
     model: ppl.Program,
     guide: ppl.Program,
     data: Series,
-    key: Any,
+    key: PyTree,
     num_particles: int,
     num_imputations: int,
 ) -> ImputationDraws:
@@ -204,11 +206,11 @@ def draws(
         `ImputationDraws`; weights as in `Imputation`, not normalised.
     """
 
-    def particle(key: Any) -> ImputationDraws:
+    def particle(key: Key) -> ImputationDraws:
         guide_key, model_key = jax.random.split(key)
         q = guide.simulate(guide_key, data)
 
-        def imputation(key: Any) -> ImputationDraws:
+        def imputation(key: Key) -> ImputationDraws:
             p, _ = model.generate(key, q.choices, data)
             own = {n: lp for n, lp in p.log_probs.items() if not p.sites[n].is_imputed}
             log_p = log_density_of(dataclasses.replace(p, log_probs=own), "rows")
@@ -226,7 +228,7 @@ def _draws_over_time(
     model: ppl.Program,
     guide: ppl.Program,
     data: Series,
-    key: Any,
+    key: Key,
     num_particles: int,
     memory: int,
     carries_cells: bool,
@@ -235,7 +237,7 @@ def _draws_over_time(
     paths_key, model_key = jax.random.split(key)
     found = paths(model, guide, data, paths_key, num_particles, memory, carries_cells)
 
-    def whole(key: Any, z: Any, x: Any) -> dict[str, Any]:
+    def whole(key: Key, z: Array, x: PyTree) -> dict[str, PyTree]:
         choices = {"z": z} if x is None else {"z": z, "x_unobserved": x}
         return model.generate(key, choices, data)[0].deterministic
 
@@ -250,7 +252,7 @@ def _after_moves(
     model: ppl.Program,
     guide: ppl.Program,
     data: Series,
-    key: Any,
+    key: Key,
     found: ImputationDraws,
     num_moves: int,
 ) -> ImputationDraws:
@@ -263,7 +265,7 @@ def _after_moves(
     by_particle = jax.nn.logsumexp(found.log_weights, 1)
     z, acceptance = moved(model, guide, data, moves_key, found.z, by_particle, num_moves)
 
-    def cells(key: Any, z: Any) -> dict[str, Any]:
+    def cells(key: Key, z: Array) -> dict[str, PyTree]:
         again = lambda key: model.generate(key, {"z": z}, data)[0].deterministic
         return jax.vmap(again)(jax.random.split(key, num_imputations))
 
@@ -279,7 +281,7 @@ def _after_moves(
     )
 
 
-def _key_data(keys: Any) -> np.ndarray | None:
+def _key_data(keys: PyTree) -> np.ndarray | None:
     """The data of several keys of either kind, [series, words]; None if there is one key."""
     dtype = getattr(keys, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -290,7 +292,7 @@ def _key_data(keys: Any) -> np.ndarray | None:
 def _by_series(batch: Callable[..., ImputationDraws]) -> Callable[..., ImputationDraws]:
     """The function of a batch as one that takes each series by itself, with its own key."""
 
-    def over(params: Any, keys: Any, data: Series) -> ImputationDraws:
+    def over(params: PyTree, keys: PyTree, data: Series) -> ImputationDraws:
         one = lambda key, row: batch(params, key, jax.tree.map(lambda x: x[None], row))
         found = jax.vmap(one)(jax.random.wrap_key_data(keys), data)
         joined = [
@@ -306,7 +308,7 @@ def _kinds(program: ppl.Program, data: Series) -> dict[str, str]:
     """Kind of each site of the program."""
     kinds: dict[str, str] = {}
 
-    def run(key: Any) -> Any:
+    def run(key: Key) -> PyTree:
         trace = program.simulate(key, data)
         kinds.update({name: info.kind for name, info in trace.sites.items()})
         return trace.log_density

@@ -11,10 +11,10 @@ Reference: Gilks and Berzuini 2001 (resample-move); Neal 2011, arXiv:1206.1901 (
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
@@ -67,7 +67,7 @@ def moved(
             own = {n: lp for n, lp in trace.log_probs.items() if not trace.sites[n].is_imputed}
             return log_density_of(dataclasses.replace(trace, log_probs=own), "rows")[0]
 
-        def step(carry: Any, inputs: Any) -> Any:
+        def step(carry: PyTree, inputs: PyTree) -> PyTree:
             at, log_scale = carry
             number, key = inputs
             size_key, key = jax.random.split(key)

@@ -31,11 +31,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ... import ppl
 from ...inference import FeynmanKac, smc
 from ...ppl._precision import full_precision
+from ...ppl._types import Key
 from .._series import Series
 from ._gp import PrecisionNormal, smoothed
 from ._refine import set_sites
@@ -73,7 +74,7 @@ def paths(
     model: ppl.Program,
     guide: ppl.Program,
     data: Series,
-    key: Any,
+    key: Key,
     num_particles: int,
     memory: int,
     carries_cells: bool,
@@ -119,7 +120,7 @@ class _Proposal(NamedTuple):
         """Paths `matrix` z as location [latents, time] and factor of the noise [latents, time, time]."""
         return self.law.loc[0] @ matrix.T, jnp.einsum("ts,dsr->dtr", matrix, self.spread)
 
-    def log_look(self, t: Any, seen: Array) -> Array:
+    def log_look(self, t: PyTree, seen: Array) -> Array:
         """Log psi of step t, of all steps if it is `...`, at values of A z."""
         return -0.5 * (self.precision[:, t] * (self.looks[:, t] - seen) ** 2).sum()
 
@@ -250,7 +251,7 @@ def _ratio(trace: ppl.Trace) -> tuple[Array, Array]:
     return parts[0], parts[1]
 
 
-def _behind(num: int, arrays: Any) -> Any:
+def _behind(num: int, arrays: object) -> Any:
     """Arrays of one series, time on axis 1, behind `num` more steps, which are zeros: they do not exist."""
     pad = lambda a: jnp.pad(a, [(num, 0) if i == 1 else (0, 0) for i in range(a.ndim)])
     return jax.tree.map(pad, arrays)

@@ -13,9 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from ... import ppl
+from ...ppl._types import Message
 from .._series import Series
 
 Array = jax.Array
@@ -52,7 +54,7 @@ def refined(
 
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
 
-    def step(state: Any, key: Array) -> tuple[Any, None]:
+    def step(state: PyTree, key: Array) -> tuple[PyTree, None]:
         change, moments = state
         update, moments = optimizer.update(jax.grad(loss)(change, key), moments)
         return (optax.apply_updates(change, update), moments), None
@@ -67,11 +69,11 @@ def set_sites(program: ppl.Program, values: dict[str, Array]) -> ppl.Program:
     """The program with some of its deterministic sites set."""
 
     class Given(Messenger):
-        def process_message(self, msg: dict[str, Any]) -> None:
+        def process_message(self, msg: Message) -> None:
             if msg["type"] == "deterministic" and msg["name"] in values:
                 msg["value"] = values[msg["name"]]
 
-    def given(data: Series) -> Any:
+    def given(data: Series) -> PyTree:
         with Given():
             return program.fn(data)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 
 def cell_scores(
-    truth: Any, hidden: Any, point: Any, *, crps: Any = None, low: Any = None, high: Any = None
+    truth: object,
+    hidden: object,
+    point: object,
+    *,
+    crps: object = None,
+    low: object = None,
+    high: object = None,
 ) -> dict[str, float]:
     """Scores of imputed cells, over the cells that were hidden; in the unit of the values.
 

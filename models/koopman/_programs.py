@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import constraints
 
 from ... import ppl
@@ -78,14 +79,14 @@ def programs(spectrum: Spectrum, decoder: Decoder, encoder: Encoder, *, num_step
         return a, q, p
 
     @ppl.model
-    def koopman(x: Any, seen: Any = None, num_series: int | None = None) -> Any:
+    def koopman(x: PyTree, seen: PyTree = None, num_series: int | None = None) -> PyTree:
         num = _num_series(x, num_series, num_steps)
         net = ppl.module("decoder", decoder)
         num_channels = net.mlp.out_size
         noise = ppl.param("noise", 0.3 * jnp.ones(num_channels), constraint=constraints.positive)
         a, q, p = law_of_states()
 
-        def step(z: Array, inputs: Any) -> tuple[Array, Array]:
+        def step(z: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
             row, cells, first = inputs
             with full_precision():
                 loc = z @ a.T
@@ -103,14 +104,14 @@ def programs(spectrum: Spectrum, decoder: Decoder, encoder: Encoder, *, num_step
             return ppl.scan(step, jnp.zeros((num, num_states)), inputs, num_steps)[1]
 
     @ppl.model
-    def guide(x: Any, seen: Any = None, num_series: int | None = None) -> None:
+    def guide(x: PyTree, seen: PyTree = None, num_series: int | None = None) -> None:
         num = _num_series(x, num_series, num_steps)
         cells = jnp.ones(jnp.shape(x), bool) if seen is None else jnp.asarray(seen, bool)
         at, precision = ppl.module("encoder", encoder)(jnp.asarray(x), cells)
         a, q, p = law_of_states()
         roots, infos = jax.vmap(lambda y, d: _messages(a, q, p, y, d), out_axes=1)(at, precision)
 
-        def step(z: Array, inputs: Any) -> tuple[Array, None]:
+        def step(z: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
             root, info, first = inputs
             with full_precision():
                 pull = jax.scipy.linalg.cho_solve((jnp.where(first, p, q), True), (z @ a.T).T).T
@@ -144,7 +145,7 @@ def _messages(
     root_of_inverse = lambda matrix: dist.MultivariateNormal(precision_matrix=matrix).scale_tril
     w, start = inverse(q), inverse(p)
 
-    def back(later: Any, inputs: Any) -> tuple[Any, Any]:
+    def back(later: tuple[Array, ...], inputs: tuple[Array, ...]) -> tuple[PyTree, PyTree]:
         lam, eta = later
         here, d = inputs
         lam, eta = lam + jnp.diag(d), eta + d * here
@@ -158,11 +159,11 @@ def _messages(
     return roots.at[0].set(root_of_inverse(start + lams[0])), etas
 
 
-def _by_step(x: Any) -> Any:
+def _by_step(x: np.ndarray) -> PyTree:
     return None if x is None else jnp.swapaxes(jnp.asarray(x), 0, 1)
 
 
-def _num_series(x: Any, num_series: int | None, num_steps: int) -> int:
+def _num_series(x: np.ndarray, num_series: int | None, num_steps: int) -> int:
     if x is None:
         if num_series is None:
             raise ValueError("koopman: x=None draws series, and num_series says how many. Give it.")

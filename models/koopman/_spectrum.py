@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from ... import ppl
+from ...ppl._types import ParamMap
 
 
 class Spectrum(NamedTuple):
@@ -99,9 +99,7 @@ def transition(name: str, spectrum: Spectrum) -> Float[Array, "d d"]:
     return jax.scipy.linalg.block_diag(*blocks, *real[:, None, None])
 
 
-def eigenvalues(
-    params: Mapping[str, Any], spectrum: Spectrum, name: str = "transition"
-) -> np.ndarray:
+def eigenvalues(params: ParamMap, spectrum: Spectrum, name: str = "transition") -> np.ndarray:
     """Eigenvalues of fitted parameters, complex, [num_states], the largest modulus first.
 
     Args:

@@ -7,12 +7,11 @@ value and costs nothing: this is how evidence is clamped.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from .networks import Networks
 
@@ -123,8 +122,8 @@ def prefix(
 
 @eqx.filter_jit
 def by_row(
-    fn: Callable[..., Any], networks: Networks, *vectors: Array, scalars: tuple[Array, ...] = ()
-) -> Any:
+    fn: Callable[..., PyTree], networks: Networks, *vectors: Array, scalars: tuple[Array, ...] = ()
+) -> PyTree:
     """`fn(networks, *scalars, *vectors)` for every row of vectors [*shape, D] and scalars [*shape], which broadcast.
 
     Compiled once for each `fn`, which should be a function of a module for that reason, and each shape.

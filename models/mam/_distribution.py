@@ -25,10 +25,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from numpyro.distributions import constraints
 
 from ...ppl._compat import is_concrete, typed_key
+from ...ppl._types import Key
 from . import _chain
 from ._orders import random_orders
 from .networks import Networks
@@ -154,7 +155,7 @@ class MaM(dist.Distribution):
     # Densities.
 
     def log_prob(
-        self, value: Int[Array, "*shape variables"], intermediates: list[Any] | None = None
+        self, value: Int[Array, "*shape variables"], intermediates: PyTree = None
     ) -> Float[Array, "*shape"]:
         """The log-density that `density` names, in nats; -inf outside of the support or against the evidence.
 
@@ -276,7 +277,7 @@ class MaM(dist.Distribution):
     # Draws.
 
     def sample(
-        self, key: Any, sample_shape: tuple[int, ...] = ()
+        self, key: Key, sample_shape: tuple[int, ...] = ()
     ) -> Int[Array, "*shape variables"]:
         """Values drawn variable by variable from the conditional network, D passes.
 
@@ -293,8 +294,8 @@ class MaM(dist.Distribution):
         return self.draw(key, sample_shape).value
 
     def sample_with_intermediates(
-        self, key: Any, sample_shape: tuple[int, ...] = ()
-    ) -> tuple[Array, list[Any]]:
+        self, key: Key, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[PyTree]]:
         """Values, and for density "chain" the order, with which `log_prob` is the exact law given the order."""
         value, order, _ = self.draw(key, sample_shape)
         if self.density == "marginal":
@@ -353,11 +354,11 @@ class MaM(dist.Distribution):
 
     # Coding.
 
-    def _evidence(self, shape: Any) -> Array:
+    def _evidence(self, shape: PyTree) -> Array:
         evidence = jnp.zeros(self.num_variables, int) if self.evidence is None else self.evidence
         return jnp.broadcast_to(evidence, shape)
 
-    def _observe(self, value: Any, observed: Any) -> tuple[Array, Array]:
+    def _observe(self, value: ArrayLike, observed: PyTree) -> tuple[Array, Array]:
         """Tokens of the observed values and the evidence together, and whether they can be had together."""
         value, observed = jnp.asarray(value), jnp.asarray(observed, bool)
         lead = () if self.evidence is None else self.evidence.shape
@@ -369,7 +370,7 @@ class MaM(dist.Distribution):
         fits = inside & ((evidence == 0) | (evidence == tokens))
         return jnp.where(observed & fits, tokens, evidence), (fits | ~observed).all(-1)
 
-    def _whole(self, name: str, value: Any) -> tuple[Array, Array]:
+    def _whole(self, name: str, value: PyTree) -> tuple[Array, Array]:
         """Tokens of whole rows and of their evidence."""
         tokens = self._refuse_impossible(name, *self._observe(value, True))
         return tokens, self._evidence(tokens.shape)
@@ -385,7 +386,7 @@ class MaM(dist.Distribution):
     def _level(self, tokens: Array) -> Array:
         return _chain.by_row(_chain.log_marginal, self.networks, tokens)
 
-    def _log_chain(self, value: Any, order: Any) -> Array:
+    def _log_chain(self, value: Array, order: object) -> Array:
         tokens, is_possible = self._observe(value, True)
         evidence = self._evidence(tokens.shape)
         log_prob = _chain.by_row(_chain.score, self.networks, tokens, evidence, jnp.asarray(order))
@@ -432,12 +433,12 @@ class ObservedMarginal(dist.Distribution):
         return self.mam.support
 
     def log_prob(
-        self, value: Int[Array, "*shape variables"], intermediates: list[Any] | None = None
+        self, value: Int[Array, "*shape variables"], intermediates: PyTree = None
     ) -> Float[Array, "*shape"]:
         """Log p(x_S | evidence) in nats."""
         return self.mam.log_marginal(value, self.observed)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Refused.
 
         Raises:

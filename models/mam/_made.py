@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import equinox as eqx
 import jax
@@ -92,7 +92,7 @@ def autoregressive(network: Autoregressive) -> inference.Objective:
     """
 
     @ppl.model
-    def model(x: Any) -> None:
+    def model(x: Array) -> None:
         declared = ppl.module("network", network)
         with ppl.plate("rows", len(x)):
             ppl.factor("x", jax.vmap(declared.log_prob)(jnp.asarray(x)))

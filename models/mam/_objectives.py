@@ -18,17 +18,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from ... import ppl
 from ...inference import Objective, objective as as_objective
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
+from ...ppl._types import ModelFn
 from . import _chain
 from ._bracket import verdicts
 from ._orders import random_orders
@@ -72,7 +73,7 @@ def any_order(networks: Pair) -> Objective:
     """
 
     @ppl.model
-    def model(x: Any, seen: Any = None) -> None:
+    def model(x: PyTree, seen: PyTree = None) -> None:
         declared = networks.declared("conditional")
         if seen is None:
             tokens, unknown = _tokens("any_order", networks, x)
@@ -130,7 +131,7 @@ def distil(
         raise ValueError(f"distil: share must lie in [0, 1], got {share}.")
 
     @ppl.model
-    def model(chains: Any, x: Any) -> None:
+    def model(chains: PyTree, x: Array) -> None:
         declared = networks.declared("marginal")
         key = ppl.rng_key("order")
         tokens, unknown = _tokens("distil", networks, x)
@@ -181,7 +182,7 @@ def regress(networks: Pair) -> Objective:
     """
 
     @ppl.model
-    def model(x: Any, order: Any, log_steps: Any) -> None:
+    def model(x: Array, order: PyTree, log_steps: PyTree) -> None:
         declared = networks.declared("marginal")
         tokens, unknown = _tokens("regress", networks, x)
         for name, array in (("order", order), ("log_steps", log_steps)):
@@ -294,7 +295,7 @@ def energy(
     anchor = networks.num_variables * math.log(networks.num_values) if log_z is None else log_z
 
     @ppl.model
-    def model(rows: Any) -> None:
+    def model(rows: PyTree) -> None:
         declared = networks.declared("marginal", "conditional")
         order_key, explore_key = jax.random.split(ppl.rng_key("order"))
         explored = _independent_rows(networks, explore_key, num_explored)
@@ -352,14 +353,14 @@ def _log_density(direction: Literal["max", "min"], name: str) -> Callable[..., O
     """Maximise a program's log-density, or minimise its negative."""
     sign = 1.0 if direction == "max" else -1.0
 
-    def fn(model: ppl.Program, guide: Any, *args: Any) -> Array:
+    def fn(model: ppl.Program, guide: ModelFn, *args: PyTree) -> Array:
         return sign * ppl.draw(model, *args).log_density
 
     fn.__name__ = name
     return functools.partial(as_objective(fn, direction=direction), check_jumps=False)
 
 
-def _tokens(name: str, networks: Networks, x: Any) -> tuple[Array, Array]:
+def _tokens(name: str, networks: Networks, x: PyTree) -> tuple[Array, Array]:
     """Rows of values as tokens; and 0 for each row, NaN where a value is outside of the support.
 
     Raises:
@@ -382,7 +383,7 @@ def _tokens(name: str, networks: Networks, x: Any) -> tuple[Array, Array]:
     return jnp.where(is_known[:, None], x, 0).astype(int) + 1, jnp.where(is_known, 0.0, jnp.nan)
 
 
-def _seen(name: str, x: Any, seen: Any) -> Any:
+def _seen(name: str, x: PyTree, seen: PyTree) -> PyTree:
     """Which cells are seen, [rows, D].
 
     Raises:
@@ -395,7 +396,7 @@ def _seen(name: str, x: Any, seen: Any) -> Any:
     return (np if is_concrete(seen) else jnp).asarray(seen, bool)
 
 
-def _where_seen(seen: Any, x: Any) -> Any:
+def _where_seen(seen: ArrayLike, x: PyTree) -> ArrayLike:
     """x, with zero for what stands in the other cells."""
     return (np if is_concrete((seen, x)) else jnp).where(seen, x, 0)
 

@@ -14,6 +14,8 @@ from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import constraints
 
+from ...ppl._types import Key
+
 
 class UniformOrder(dist.Distribution):
     """All D! orders of D variables with the same probability.
@@ -42,7 +44,7 @@ class UniformOrder(dist.Distribution):
         """Integers 0 to D - 1; what is no permutation has density 0."""
         return constraints.independent(constraints.integer_interval(0, self.num_variables - 1), 1)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Permutations, [*sample_shape, D]."""
         return random_orders(key, jnp.zeros((*sample_shape, self.num_variables), bool))
 

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ... import ppl
 from ...inference import AbstractObjective, Objective
+from ...ppl._types import Key
 from . import _chain, _gibbs
 from ._orders import random_orders
 from .networks import Networks
@@ -73,7 +74,7 @@ class PersistentChains:
             network's own law, 0 the uniform one, above 1 lies what is likely, below 0 what is unlikely.
     """
 
-    networks: Callable[[Any], Networks]
+    networks: Callable[[PyTree], Networks]
     count: Callable[..., int]
     block_size: int
     refresh_every: int | None
@@ -86,11 +87,11 @@ class PersistentChains:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Chains: {name} must be an integer >= 1, got {value!r}.")
 
-    def start(self, params: Any, key: Array, *args: Any) -> Array:
+    def start(self, params: PyTree, key: Array, *args: PyTree) -> Array:
         """Independent draws along random orders."""
         return self._draw(self.networks(params), key, self._powers(self.count(*args)))
 
-    def advance(self, params: Any, key: Array, tokens: Array, num_moves: Array) -> Array:
+    def advance(self, params: PyTree, key: Array, tokens: Array, num_moves: Array) -> Array:
         """One move of every chain, or fresh draws when their time has come."""
         networks, powers = self.networks(params), self._powers(len(tokens))
         evidence = jnp.zeros(tokens.shape[1], tokens.dtype)
@@ -152,7 +153,7 @@ class PersistentObjective(AbstractObjective):
     inner: Objective
     chains: PersistentChains
     replay: RowReplay | None = None
-    judge: Callable[[list[Any], Array, int], list[str | None]] | None = None
+    judge: Callable[[list[PyTree], Array, int], list[str | None]] | None = None
 
     @property
     def direction(self) -> Any:
@@ -172,19 +173,19 @@ class PersistentObjective(AbstractObjective):
     guide = None
     strategies = None
 
-    def init(self, key: Any, *args: Any) -> ppl.Params:
+    def init(self, key: Key, *args: PyTree) -> ppl.Params:
         """Initial parameters."""
         return self.inner.init(key, self._blank(*args), *args)
 
-    def init_state(self, params: Any, key: Any, *args: Any) -> ChainState:
+    def init_state(self, params: PyTree, key: Key, *args: PyTree) -> ChainState:
         """Chains drawn along whole orders, and the particles."""
         tokens, particles, rows = self._start(params, key, *args)
         baselines = self.inner.init_state(params, key, rows, *args)
         return ChainState(tokens, jnp.int32(0), baselines, particles)
 
     def step(
-        self, params: Any, state: ChainState, key: Any, *args: Any
-    ) -> tuple[Array, Any, ChainState]:
+        self, params: PyTree, state: ChainState, key: Key, *args: PyTree
+    ) -> tuple[Array, PyTree, ChainState]:
         """Move the chains, then value, gradient and next state."""
         move_key, key = jax.random.split(key)
         tokens = self.chains.advance(params, move_key, state.tokens, state.num_moves)
@@ -192,17 +193,17 @@ class PersistentObjective(AbstractObjective):
         value, grads, baselines = self.inner.step(params, state.baselines, key, rows, *args)
         return value, grads, ChainState(tokens, state.num_moves + 1, baselines, state.particles)
 
-    def value_and_grad(self, params: Any, key: Any, *args: Any) -> tuple[Array, Any]:
+    def value_and_grad(self, params: PyTree, key: Key, *args: PyTree) -> tuple[Array, PyTree]:
         """Value and gradient with fresh chains and particles."""
         row_key, key = jax.random.split(key)
         rows = self._start(params, row_key, *args)[2]
         return self.inner.value_and_grad(params, key, rows, *args)
 
-    def plan(self, params: Any, *args: Any) -> ppl.Plan:
+    def plan(self, params: PyTree, *args: PyTree) -> ppl.Plan:
         """That of the inner objective."""
         return self.inner.plan(params, self._blank(*args), *args)
 
-    def plate_sizes(self, *args: Any) -> dict[str, int]:
+    def plate_sizes(self, *args: PyTree) -> dict[str, int]:
         """Plates and their numbers of rows under these arguments."""
         return self.inner.plate_sizes(self._blank(*args), *args)
 
@@ -210,11 +211,11 @@ class PersistentObjective(AbstractObjective):
         """This objective for minibatches."""
         return dataclasses.replace(self, inner=self.inner.with_plate_sizes(sizes))
 
-    def verdict(self, result: Any, key: Any) -> str | None:
+    def verdict(self, result: Any, key: Key | None) -> str | None:
         """That of `judge`."""
         return self._judged([result.params], result, key)[0]
 
-    def verdicts(self, result: Any, key: Any) -> list[str | None]:
+    def verdicts(self, result: Any, key: Key) -> list[str | None]:
         """Those of `judge`, which looks at all seeds together."""
         several = [result.seed(i).params for i in range(result.num_seeds)]
         return self._judged(several, result, key)
@@ -224,13 +225,15 @@ class PersistentObjective(AbstractObjective):
             return [None] * len(several)
         return self.judge(several, key, result.steps * self._num_rows(*result.args))
 
-    def site_report(self, params: Any, key: Any, *args: Any) -> dict[str, dict[str, Array]]:
+    def site_report(self, params: PyTree, key: Key, *args: PyTree) -> dict[str, dict[str, Array]]:
         """Value and log-prob of every site of one run with fresh chains and particles."""
         row_key, key = jax.random.split(key)
         rows = self._start(params, row_key, *args)[2]
         return self.inner.site_report(params, key, rows, *args)
 
-    def _start(self, params: Any, key: Array, *args: Any) -> tuple[Array, Array | None, Array]:
+    def _start(
+        self, params: PyTree, key: Array, *args: PyTree
+    ) -> tuple[Array, Array | None, Array]:
         """Fresh chains and particles, and the rows of a step with both."""
         tokens = self.chains.start(params, key, *args)
         # Folded: the chains use the key itself, `_rows` another one.
@@ -244,8 +247,8 @@ class PersistentObjective(AbstractObjective):
         # Folded: the chains use the key itself.
         return jnp.concatenate([tokens, self.replay.pick(jax.random.fold_in(key, 1), particles)])
 
-    def _num_rows(self, *args: Any) -> int:
+    def _num_rows(self, *args: PyTree) -> int:
         return self.chains.count(*args) + (0 if self.replay is None else self.replay.count)
 
-    def _blank(self, *args: Any) -> Array:
+    def _blank(self, *args: PyTree) -> Array:
         return jnp.ones((self._num_rows(*args), self.chains.networks({}).num_variables), int)

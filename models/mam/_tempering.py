@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ... import inference, ppl
 from ...inference import TemperedResult
@@ -56,7 +55,7 @@ def unnormalised(log_target: LogTarget, num_variables: int, num_values: int) -> 
 
 
 def tempered_rows(
-    log_target: LogTarget, num_variables: int, num_values: int, key: Array, **options: Any
+    log_target: LogTarget, num_variables: int, num_values: int, key: Array, **options: PyTree
 ) -> TemperedResult:
     """Tempered SMC from the uniform law to f / Z, moved by Gibbs sweeps at each temperature.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import PyTree
 
 Array = Any
 
@@ -74,7 +75,7 @@ def pad_points(parts: Sequence[tuple[Any, Any]], num_points: int | None = None) 
             "out."
         )
 
-    def padded(array: Any) -> np.ndarray:
+    def padded(array: PyTree) -> np.ndarray:
         array = np.asarray(array)
         return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 

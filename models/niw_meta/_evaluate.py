@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ... import ppl
 from ._episodes import Episodes, Points
@@ -83,7 +84,9 @@ def predict(model: ppl.Program, draws: dict[str, Array], episodes: Episodes) -> 
     return jax.vmap(one)(draws) if draws else jax.tree.map(lambda leaf: leaf[None], one({}))
 
 
-def with_fitted_noise[H: Gaussian | Student | Tempered](head: H, scores: Any, points: Points) -> H:
+def with_fitted_noise[H: Gaussian | Student | Tempered](
+    head: H, scores: object, points: Points
+) -> H:
     """The head with the noise under which the labels are most probable, the predictive being the mixture over draws.
 
     One number, for `Student` also its degrees of freedom, for `Tempered` also the spread of the draws; to be fitted on episodes
@@ -127,7 +130,7 @@ def with_fitted_noise[H: Gaussian | Student | Tempered](head: H, scores: Any, po
     return at(np.exp(found.x).tolist())
 
 
-def fitted_temperature(scores: Any, points: Points) -> float:
+def fitted_temperature(scores: PyTree, points: Points) -> float:
     """The temperature T for which the labels are most probable under the mean over draws of softmax(scores / T).
 
     The counterpart of `with_fitted_noise` for classes, again on episodes that are neither trained nor tested on.
@@ -162,18 +165,18 @@ def _labels(method: str, points: Points) -> Array:
     return jnp.asarray(points.y)
 
 
-def _numbers(head: Any) -> dict[str, float]:
+def _numbers(head: object) -> dict[str, float]:
     inner = _numbers(head.head) if isinstance(head, Tempered) else {}
     return inner | {n: getattr(head, n) for n in ("noise", "df", "spread") if hasattr(head, n)}
 
 
-def _with_numbers(head: Any, values: dict[str, Any]) -> Any:
+def _with_numbers(head: Any, values: dict[str, PyTree]) -> Any:
     if isinstance(head, Tempered):
         return Tempered(_with_numbers(head.head, values), values["spread"])
     return dataclasses.replace(head, **{name: values[name] for name in _numbers(head)})
 
 
-def regression_ece(head: Head, scores: Any, points: Points) -> float:
+def regression_ece(head: Head, scores: object, points: Points) -> float:
     """Calibration error of regression: mean over p = 0.1 ... 0.9 of |p - share of labels whose predictive CDF is at most p|.
 
     The predictive is the mixture over draws of the head's law; vectors count by coordinate.

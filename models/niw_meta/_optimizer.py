@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jaxtyping import Array, PyTree
 
 WIDTHS = ("scale", "mean_precision", "concentration", "rate")
 HEAD = ("head_log_scale",)
@@ -12,7 +13,7 @@ HEAD = ("head_log_scale",)
 
 def optimizer(
     num_steps: int, *, weights: float = 3e-3, widths: float = 1e-2, head: float = 1e-2
-) -> Any:
+) -> PyTree:
     """Adam along a cosine over `num_steps`, with rates by what a parameter of `programs` is.
 
     Adam moves a parameter by at most about half of rate times `num_steps` in all. A weight needs a fraction of one; widths and
@@ -40,7 +41,7 @@ def optimizer(
     """
     import optax  # on use: a tenth of a second
 
-    def kind(path: Any, leaf: Any) -> str:
+    def kind(path: tuple[PyTree, ...], leaf: Array) -> str:
         name = path[0].key
         return "widths" if name in WIDTHS else "head" if name in HEAD else "weights"
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import constraints
 
 from ... import inference, ppl
@@ -34,10 +34,10 @@ class NIWMeta(NamedTuple):
 
 
 def programs(
-    network: Any,
+    network: object,
     head: Head,
     *,
-    features: Any = None,
+    features: object = None,
     prior_scale: float | Float[Array, " d"] = 0.1,
     widths: Literal["weight", "layer"] = "weight",
     population: Literal["infinite", "finite"] = "infinite",
@@ -122,7 +122,7 @@ def programs(
     sizes = np.ones(loc.shape, int) if group is None else np.bincount(group)
     scale = jnp.broadcast_to(jnp.asarray(prior_scale, loc.dtype), sizes.shape)
 
-    def of_population(loc: Array, *numbers: Any) -> tuple[dist.Distribution, Any]:
+    def of_population(loc: Array, *numbers: PyTree) -> tuple[dist.Distribution, PyTree]:
         """Law of phi, and that of weights as a function of phi."""
         if group is not None:
             law = ppl.distributions.GroupedNormalInverseGamma(loc, *numbers, group=group)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -23,7 +21,7 @@ def adapt_by_vi(
     episodes: Episodes,
     num_draws: int,
     *,
-    optimizer: Any,
+    optimizer: object,
     num_steps: int,
 ) -> dict[str, Array]:
     """Draws of weights given the supports of new episodes, from q(theta_i) = Normal(m_i, v_i) fitted by gradient steps.

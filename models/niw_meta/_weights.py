@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import numpy as np
@@ -24,7 +22,7 @@ class Weights:
             of an `equinox.nn.Linear`.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: object) -> None:
         arrays, self._static = eqx.partition(network, eqx.is_inexact_array)
         self.start, self._unravel = ravel_pytree(arrays)
         leaves = jax.tree_util.tree_leaves_with_path(arrays)

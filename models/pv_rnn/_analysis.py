@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 from numpyro.distributions.kl import kl_divergence
 
 from ._network import Network, State, latent_law
@@ -123,10 +123,10 @@ def regenerate(network: Network, key: Array, vectors: Table, num_given: int) -> 
 
 def _posterior_run(
     network: Network, key: Array, vectors: Table, num_given: int
-) -> tuple[Array, Any]:
+) -> tuple[Array, PyTree]:
     """What is emitted, [steps, rows, out], and by layer the moments of prior and posterior and their KL, time first."""
 
-    def step(h: State, inputs: Any) -> tuple[State, Any]:
+    def step(h: State, inputs: PyTree) -> tuple[State, PyTree]:
         t, a = inputs
         z, laws = [], []
         for l in range(len(network.layers)):
@@ -216,8 +216,8 @@ def diverging_step(
 
 
 def largest_lyapunov(
-    step: Callable[[Any], Any],
-    states: Any,
+    step: Callable[[PyTree], PyTree],
+    states: PyTree,
     key: Array,
     *,
     num_steps: int = 5000,
@@ -236,11 +236,11 @@ def largest_lyapunov(
         burn_in: steps before.
     """
 
-    def one(state: Any, key: Array) -> Array:
+    def one(state: PyTree, key: Array) -> Array:
         flat, unravel = ravel_pytree(state)
         tangent = jax.random.normal(key, flat.shape)
 
-        def move(carry: Any, _: Any) -> Any:
+        def move(carry: PyTree, _: PyTree) -> PyTree:
             x, v = carry
             x, v = jax.jvp(lambda x: ravel_pytree(step(unravel(x)))[0], (x,), (v,))
             size = jnp.linalg.norm(v)
@@ -289,7 +289,7 @@ def skeleton(
 
     @jax.jit
     def path(h: State) -> Array:
-        def record(h: State, _: Any) -> tuple[State, Array]:
+        def record(h: State, _: PyTree) -> tuple[State, Array]:
             h = step(h)
             return h, jnp.concatenate([jnp.tanh(x) for x in h], -1)
 

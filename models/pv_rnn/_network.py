@@ -20,7 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 State = tuple[Array, ...]  # h of each layer, fast to slow
 
@@ -215,7 +215,7 @@ def latent_law(pre: Float[Array, "*batch zz"]) -> dist.Distribution:
     return dist.Normal(jnp.tanh(loc), jnp.exp(log_scale)).to_event(1)
 
 
-def _check(layers: Sequence[Layer], output: Any, connectivity: str, first_prior: str) -> None:
+def _check(layers: Sequence[Layer], output: PyTree, connectivity: str, first_prior: str) -> None:
     problems = [] if layers else ["there is no layer"]
     for l, (units, latents, tau) in enumerate(layers, 1):
         if units < 1 or latents < 1:

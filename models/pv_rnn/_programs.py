@@ -21,16 +21,17 @@ Reference: Ahmadi and Tani 2019, arXiv:1811.01339.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from ... import ppl
+from ...ppl._types import ParamMap
 from ._network import Categorical, Network, State, latent_law
 
 Table = tuple[Array, ...]  # adaptive vectors of each layer
@@ -175,7 +176,7 @@ def programs(
         encoder_0 = LayerEncoder(network, num_hidden, key=key)
 
     @ppl.model
-    def pv_rnn(x: Any, index: Any, seen: Any = None) -> Any:
+    def pv_rnn(x: Array, index: Array, seen: PyTree = None) -> PyTree:
         net = ppl.module("network", network)
         check_data(net, x, num_steps)
         extra: Any = None
@@ -195,7 +196,7 @@ def programs(
             num_rows=len(index), num_steps=num_steps, marks=Marks(seen=seen, informed=informed),
         )  # fmt: skip
 
-    def vectors(l: int, h: State, extra: Any) -> Array:
+    def vectors(l: int, h: State, extra: PyTree) -> Array:
         return extra[l]
 
     return PVRNN(pv_rnn, ppl.guide_of(pv_rnn))
@@ -222,7 +223,7 @@ class Marks(NamedTuple):
 
 def unroll(
     network: Network,
-    x: Any,
+    x: PyTree,
     pre_activation: Proposal | None,
     extra: Any = None,
     *,
@@ -247,7 +248,7 @@ def unroll(
     marks = Marks() if marks is None else marks
     first = jnp.arange(num_steps) == 0 if marks.is_first is None else marks.is_first
 
-    def step(h: State, inputs: Any) -> tuple[State, State]:
+    def step(h: State, inputs: PyTree) -> tuple[State, State]:
         x, extra, seen, counted, informed, first, valid = inputs
         z = []
         for l in range(len(network.layers)):
@@ -265,7 +266,7 @@ def unroll(
             new = tuple(jnp.where(valid, a, b) for a, b in zip(new, h, strict=True))
         return new, new
 
-    def masked(h: State, inputs: Any) -> tuple[State, State]:
+    def masked(h: State, inputs: PyTree) -> tuple[State, State]:
         if inputs[-1] is None:
             return step(h, inputs)
         with numpyro.handlers.mask(mask=inputs[-1]):
@@ -311,14 +312,14 @@ def site_weights(
     w = jnp.broadcast_to(jnp.asarray(w, float), (num_layers,))
     w1 = w if w1 is None else jnp.broadcast_to(jnp.asarray(w1, float), (num_layers,))
     # With missing cells the sites of x are "x_observed" and "x_unobserved".
-    weights: dict[str, Any] = {"x*": jnp.asarray(1 / network.output.size)}
+    weights: dict[str, PyTree] = {"x*": jnp.asarray(1 / network.output.size)}
     for l, layer in enumerate(network.layers):
         schedule = jnp.full(num_steps, w[l]).at[0].set(w1[l])
         weights[f"z{l + 1}"] = schedule / layer.num_latents
     return weights
 
 
-def check_data(network: Network, x: Any, num_steps: int) -> None:
+def check_data(network: Network, x: Array, num_steps: int) -> None:
     """Refuse observations of another length or size, and classes that are no integers."""
     if x is None:
         return
@@ -336,7 +337,7 @@ def check_data(network: Network, x: Any, num_steps: int) -> None:
         )
 
 
-def frozen(params: Mapping[str, Any], network: Network) -> Network:
+def frozen(params: ParamMap, network: Network) -> Network:
     """The network with fitted weights, e.g. `frozen(fit.params, network)`.
 
     Args:

@@ -24,7 +24,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ... import inference, ppl
 from ...inference.fitting.storage import Checkpoint, describe_step, fingerprint, load, save
@@ -121,7 +121,7 @@ class ErrorRegression(eqx.Module):
     w1: Array
     window: int = eqx.field(static=True)
     num_iterations: int = eqx.field(static=True)
-    optimizer: Any = eqx.field(static=True)
+    optimizer: PyTree = eqx.field(static=True)
     first_row: Table | None
     new_row: str = eqx.field(static=True)
     keep: str = eqx.field(static=True)
@@ -183,7 +183,7 @@ class ErrorRegression(eqx.Module):
             zero, zero, zero,
         )  # fmt: skip
 
-    def observe(self, stream: Stream, x: Array, seen: Any = None) -> tuple[Stream, Forecast]:
+    def observe(self, stream: Stream, x: Array, seen: PyTree = None) -> tuple[Stream, Forecast]:
         """Take in one observation; compiled once.
 
         Args:
@@ -201,7 +201,7 @@ class ErrorRegression(eqx.Module):
         """
         return _observe(self, stream, *self._checked(x, seen, 1))
 
-    def run(self, stream: Stream, xs: Array, seen: Any = None) -> tuple[Stream, Forecast]:
+    def run(self, stream: Stream, xs: Array, seen: PyTree = None) -> tuple[Stream, Forecast]:
         """`observe` for each row, in one compiled scan; predictions are stacked along the first axis.
 
         Args:
@@ -248,7 +248,7 @@ class ErrorRegression(eqx.Module):
         like = self.init(jax.random.key(0))
         return load(path, like, self._description(), resume=resume).carry
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, PyTree]:
         """What a stream belongs to."""
         plain = "window num_iterations new_row keep grow horizon num_particles".split()
         own = {name: getattr(self, name) for name in plain}
@@ -261,7 +261,7 @@ class ErrorRegression(eqx.Module):
         belongs = describe_step({"regression": own | hashes}, step, self.init(jax.random.key(0)), x)
         return {"belongs to": belongs}
 
-    def _checked(self, x: Any, seen: Any, ndim: int) -> tuple[Array, Array]:
+    def _checked(self, x: ArrayLike, seen: Any, ndim: int) -> tuple[Array, Array]:
         """Observations, zero where they are not seen, and the cells that are."""
         size, shape = self.network.output.size, jnp.shape(x)
         if len(shape) != ndim or shape[-1] != size:
@@ -364,7 +364,7 @@ def _regress(
     objective = window_objective(er)
     args = (er.network, stream.x, stream.seen, stream.edge, is_first, is_valid, er.w, er.w1)
 
-    def body(i: Array, carry: Any) -> Any:
+    def body(i: Array, carry: PyTree) -> PyTree:
         params, opt_state, _, best, best_value = carry
         value, grads = objective.value_and_grad(params, jax.random.fold_in(key, i), *args)
         is_better = value > best_value
@@ -388,8 +388,15 @@ def window_objective(er: ErrorRegression) -> inference.Objective:
 
     @ppl.model
     def window(
-        net: Any, x: Any, seen: Any, edge: Any, is_first: Any, is_valid: Any, w: Any, w1: Any
-    ) -> Any:
+        net: PyTree,
+        x: Array,
+        seen: PyTree,
+        edge: PyTree,
+        is_first: PyTree,
+        is_valid: PyTree,
+        w: PyTree,
+        w1: PyTree,
+    ) -> PyTree:
         vectors = ppl.param(
             "adaptive",
             tuple(jnp.zeros((er.window, 2 * layer.num_latents)) for layer in network.layers),
@@ -397,8 +404,15 @@ def window_objective(er: ErrorRegression) -> inference.Objective:
         return _window(net, x, seen, vectors, edge, is_first, is_valid, 1)
 
     def weights(
-        net: Any, x: Any, seen: Any, edge: Any, is_first: Any, is_valid: Any, w: Any, w1: Any
-    ) -> Any:
+        net: PyTree,
+        x: Array,
+        seen: PyTree,
+        edge: PyTree,
+        is_first: PyTree,
+        is_valid: PyTree,
+        w: PyTree,
+        w1: PyTree,
+    ) -> PyTree:
         by_step = jnp.where(is_first[:, None], w1, w)  # [W, layers]
         latent = {
             f"z{l + 1}": by_step[:, l] / layer.num_latents for l, layer in enumerate(net.layers)
@@ -412,7 +426,7 @@ def window_objective(er: ErrorRegression) -> inference.Objective:
 
 
 def _window(
-    net: Network, x: Any, seen: Any, vectors: Table, edge: State, is_first: Any, is_valid: Any, num_rows: int
+    net: Network, x: Array, seen: PyTree, vectors: Table, edge: State, is_first: Any, is_valid: Any, num_rows: int
 ) -> State:  # fmt: skip
     """The statements of a window, for rows that share everything but their noise."""
     rows = lambda a: jnp.broadcast_to(a, (num_rows, *a.shape))

@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
 from .._compat import ClosedJaxpr, Jaxpr, Literal, own_caches
 from .._foreign import named_errors
+from .._types import Atom
 from ..enumeration import (
     Dimensions,
     Reader,
@@ -54,20 +56,20 @@ from ._upstream import closed_relations, direct_relations, relations_of, through
 class Numbers:
     """Where a site's numbers stand in the traced program: atoms of its jaxpr."""
 
-    value: Any
+    value: PyTree
     log_prob: Any
     active: Any
     fixed: tuple[Any, ...]
-    local: tuple[Any, ...]
+    local: tuple[PyTree, ...]
     local_tree: Any
 
     @property
-    def probabilities(self) -> tuple[Any, ...]:
+    def probabilities(self) -> tuple[PyTree, ...]:
         """Those that may be 0, where the strategy misses such values (`distributions/_null_values.py`)."""
         return jax.tree.unflatten(self.local_tree, self.local)[1]
 
     @property
-    def read(self) -> tuple[Any, ...]:
+    def read(self) -> tuple[PyTree, ...]:
         """The atoms that an estimate may read in dimensions of enumerated sites."""
         return (self.log_prob, self.active, *self.local)
 
@@ -128,10 +130,10 @@ class Analysed:
 
 
 def analyse(
-    fn: Callable[..., Any],
-    params: Any,
+    fn: Callable[..., PyTree],
+    params: PyTree,
     key: jax.Array,
-    args: tuple[Any, ...],
+    args: tuple[PyTree, ...],
     *,
     strategies: Mapping[str, Any] | str | None,
     num_replicates: int = 1,
@@ -147,7 +149,7 @@ def analyse(
     """
     record: dict[str, Any] = {}
 
-    def run(params: Any, key: jax.Array) -> Any:
+    def run(params: PyTree, key: jax.Array) -> PyTree:
         engine = Engine(key, strategies, demoted)
         # Loops are analysed as loops, also while `jax.disable_jit` unrolls them.
         name = getattr(fn, "__name__", type(fn).__name__)
@@ -279,7 +281,7 @@ def _may_vanish(probability: Fact) -> bool:
     return bool(probability.relations) and not probability.range.is_positive
 
 
-def _as_scalar(result: Any) -> jax.Array:
+def _as_scalar(result: ArrayLike) -> jax.Array:
     if not hasattr(result, "shape") and not isinstance(result, int | float):
         raise TypeError(
             f"The function of an expectation must return one real number, got {type(result).__name__}. "
@@ -294,7 +296,7 @@ def _as_scalar(result: Any) -> jax.Array:
     return result
 
 
-def _numbers(numbers: dict[str, Any], probabilities: tuple[Any, ...] = ()) -> Numbers:
+def _numbers(numbers: dict[str, PyTree], probabilities: tuple[PyTree, ...] = ()) -> Numbers:
     local, local_tree = jax.tree.flatten((numbers["local"], probabilities))
     return Numbers(
         numbers["value"],
@@ -312,7 +314,7 @@ def _own_scores(
     """Terms that are a sampled site's log-prob at its own draw: E[d log q] = 0, given all that is upstream."""
     origin = {v: (eqn, i) for eqn in jaxpr.eqns for i, v in enumerate(eqn.outvars)}
 
-    def source(atom: Any) -> Any:
+    def source(atom: Atom) -> PyTree:
         """The variable inside a scan's body that a stacked output shows, so that two outputs of one value agree."""
         if isinstance(atom, Literal) or atom not in origin:
             return atom
@@ -446,7 +448,7 @@ def _check_fixed(
             )
 
 
-def _moves(sites: dict[int, StrategySite], sources: Iterable[Any]) -> bool:
+def _moves(sites: dict[int, StrategySite], sources: Iterable[PyTree]) -> bool:
     """Whether parameters are among the sources, or a site whose value moves with them."""
     return any(
         s == PARAMS or (isinstance(s, int) and sites[s].strategy.moves_value) for s in sources

@@ -15,13 +15,15 @@ handed to the search for jumps as what the marker depends on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Tracer, bind
+from .._types import Equation, Key
 from ..distributions import LAWS
 from ..evaluation import draws
 from ..jaxprs import (
@@ -50,12 +52,12 @@ class Made(NamedTuple):
     outcome: Array
     shown: Array
     owner: np.ndarray
-    local: dict[str, Any]
+    local: dict[str, PyTree]
 
 
 def with_decisions(
-    closed: ClosedJaxpr, sites: Mapping[int, StrategySite], data: Sequence[Any] = ()
-) -> tuple[ClosedJaxpr, dict[int, tuple[StrategySite, Any]]]:
+    closed: ClosedJaxpr, sites: Mapping[int, StrategySite], data: Sequence[PyTree] = ()
+) -> tuple[Jaxpr, dict[int, PyTree]]:
     """The program with decisions, its outputs first as before; index -> (decision as a site, numbers as atoms).
 
     All real numbers that come from outside count as parameters, since arguments can be differentiated too: inputs, constants that
@@ -67,7 +69,7 @@ def with_decisions(
     record: list[Made] = []
     given = {id(x) for x in data}
 
-    def run(consts: list[Any], inputs: list[Any]) -> Any:
+    def run(consts: list[PyTree], inputs: list[Key]) -> PyTree:
         walk = _Walk(sites)
         known = [
             KnownValue(x, moves=_is_real(x) and (isinstance(c, Tracer) or id(c) in given))
@@ -99,7 +101,7 @@ def _is_real(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _shape(v: Any) -> jax.ShapeDtypeStruct:
+def _shape(v: PyTree) -> jax.ShapeDtypeStruct:
     weak = getattr(v.aval, "weak_type", False)
     return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=weak)
 
@@ -108,7 +110,7 @@ def _peers(one: Made, made: Sequence[Made]) -> list[Made]:
     return [m for m in made if m.site == one.site and m.index != one.index]
 
 
-def _numbers(one: Made, made: Sequence[Made]) -> dict[str, Any]:
+def _numbers(one: Made, made: Sequence[Made]) -> dict[str, Array | dict[str, Array] | list[PyTree]]:
     peers = {other.index: _ordering(other) for other in _peers(one, made)}
     local = {**one.local, **_ordering(one), "peers": peers}
     always = jnp.ones(())
@@ -181,7 +183,7 @@ class _Walk:
         return [read(v) for v in jaxpr.outvars]
 
     def _outputs(
-        self, eqn: Any, args: list[KnownValue], neutral: Collection[int]
+        self, eqn: Equation, args: list[KnownValue], neutral: Collection[int]
     ) -> list[KnownValue]:
         name = eqn.primitive.name
         if any(a.lines for a in args) and _is_opened(eqn):
@@ -203,7 +205,12 @@ class _Walk:
         return [KnownValue(v, sources, moves, is_frozen, lines=lines) for v in values]
 
     def _site(
-        self, eqn: Any, args: list[KnownValue], value: Array, sources: frozenset[int], moves: bool
+        self,
+        eqn: Equation,
+        args: list[KnownValue],
+        value: Array,
+        sources: frozenset[int],
+        moves: bool,
     ) -> KnownValue:
         index = eqn.params["index"]
         site = self.sites[index]
@@ -298,7 +305,7 @@ def _literal(atom: Literal) -> KnownValue:
     return KnownValue(atom.val, number=float(atom.val) if is_number else None)
 
 
-def _is_opened(eqn: Any) -> bool:
+def _is_opened(eqn: Equation) -> bool:
     """Whether comparisons inside a call are looked at: not in samplers, nor where JAX's own function is continuous."""
     return eqn.primitive.name in JITS and not (
         is_continuous_call(eqn) or draws(eqn) or holds_marker(eqn)

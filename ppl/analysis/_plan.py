@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+
+from jaxtyping import PyTree
 
 from .._show import shown
 from .._table import table
@@ -68,7 +69,7 @@ class Plan:
             f"The plan has no latent site '{site}'. Name one of {[p.site for p in self.sites]}."
         )
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return {
             "of": self.label or None,
             "strategies": {p.site: _strategy(p) for p in self.sites},

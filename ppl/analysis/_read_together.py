@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .._compat import CALLS, Jaxpr, Literal, Var
+from .._types import Equation
 from ..jaxprs import (
     CUTS,
     DOMAINS,
@@ -121,7 +122,9 @@ class _ReadWalk:
             env.update(zip(eqn.outvars, self._results(eqn, operands, is_top), strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def _results(self, eqn: Any, operands: list[TogetherRead], is_top: bool) -> list[TogetherRead]:
+    def _results(
+        self, eqn: Equation, operands: list[TogetherRead], is_top: bool
+    ) -> list[TogetherRead]:
         name = eqn.primitive.name
         if eqn.primitive is site_p:
             return [self._site(eqn, operands[0], is_top)]
@@ -139,7 +142,7 @@ class _ReadWalk:
             return [self._elementwise(eqn, operands)]
         return [TogetherRead(everywhere)] * len(eqn.outvars)
 
-    def _suspect(self, name: str, eqn: Any, operands: list[TogetherRead]) -> None:
+    def _suspect(self, name: str, eqn: Equation, operands: list[TogetherRead]) -> None:
         """Note what an operation reads, if it may jump."""
         is_step = name in JUMPING or not all(map(is_real, eqn.outvars))
         if not any(map(is_real, eqn.invars)):
@@ -150,7 +153,7 @@ class _ReadWalk:
             read = frozenset[int]().union(*(r.all for r in operands))
             self._steps[read] = self._steps.get(read, False) or is_step
 
-    def _site(self, eqn: Any, draw: TogetherRead, is_top: bool) -> TogetherRead:
+    def _site(self, eqn: Equation, draw: TogetherRead, is_top: bool) -> TogetherRead:
         index = eqn.params["index"]
         site = self._program.sites[index]
         own = TogetherRead()
@@ -162,7 +165,7 @@ class _ReadWalk:
             return own
         return TogetherRead(draw.everywhere, draw.by_element | own.by_element)
 
-    def _viewed(self, eqn: Any, read: TogetherRead) -> list[TogetherRead]:
+    def _viewed(self, eqn: Equation, read: TogetherRead) -> list[TogetherRead]:
         """The parts of an array that an operation takes apart or moves."""
         results = [set[int]() for _ in eqn.outvars]
         for n in read.by_element:
@@ -171,7 +174,7 @@ class _ReadWalk:
                 found |= self._part(source, part).by_element
         return [TogetherRead(read.everywhere, frozenset(found)) for found in results]
 
-    def _elementwise(self, eqn: Any, operands: list[TogetherRead]) -> TogetherRead:
+    def _elementwise(self, eqn: Equation, operands: list[TogetherRead]) -> TogetherRead:
         shape = shape_of(eqn.outvars[0])
         everywhere, by_element = set[int](), set[int]()
         for atom, read in zip(eqn.invars, operands, strict=True):
@@ -186,32 +189,32 @@ def _shape_of_value(site: StrategySite) -> tuple[int, ...]:
     return (*site.sizes, *site.event_shape)
 
 
-def _places(atom: Any) -> np.ndarray:
+def _places(atom: object) -> np.ndarray:
     return np.arange(math.prod(shape_of(atom))).reshape(shape_of(atom))
 
 
-def _slice(eqn: Any, x: np.ndarray) -> list[np.ndarray]:
+def _slice(eqn: Equation, x: np.ndarray) -> list[np.ndarray]:
     p = eqn.params
     strides = p["strides"] or (1,) * x.ndim
     return [x[tuple(map(slice, p["start_indices"], p["limit_indices"], strides))]]
 
 
-def _broadcast(eqn: Any, x: np.ndarray) -> list[np.ndarray]:
+def _broadcast(eqn: Equation, x: np.ndarray) -> list[np.ndarray]:
     kept = eqn.params["broadcast_dimensions"]
     shape = shape_of(eqn.outvars[0])
     sizes = [x.shape[kept.index(axis)] if axis in kept else 1 for axis in range(len(shape))]
     return [np.broadcast_to(x.reshape(sizes), shape)]
 
 
-def _split(eqn: Any, x: np.ndarray) -> list[np.ndarray]:
+def _split(eqn: Equation, x: np.ndarray) -> list[np.ndarray]:
     return np.split(x, np.cumsum(eqn.params["sizes"])[:-1], eqn.params["axis"])
 
 
-def _unstack(eqn: Any, x: np.ndarray) -> list[np.ndarray]:
+def _unstack(eqn: Equation, x: np.ndarray) -> list[np.ndarray]:
     return list(np.moveaxis(x, eqn.params["axis"], 0))
 
 
-def _reshape(eqn: Any, x: np.ndarray) -> list[np.ndarray]:
+def _reshape(eqn: Equation, x: np.ndarray) -> list[np.ndarray]:
     return [x.reshape(shape_of(eqn.outvars[0]))]
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..jaxprs import Analysis, Link, aligned
 from ..strategies import StrategySite
@@ -62,7 +63,7 @@ def keep_rows(rows: Array, plate: str) -> None:
 
 def row_suspects(
     infos: Mapping[str, SiteInfo],
-    numbers: Mapping[str, Any],
+    numbers: Mapping[str, dict[str, PyTree]],
     sites: Mapping[int, StrategySite],
     facts: Analysis,
 ) -> list[RowSuspect]:

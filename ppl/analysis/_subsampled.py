@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from .._compat import ClosedJaxpr, Literal, own_caches
 from ..jaxprs import Analysis, Link, aligned, shape_of
@@ -102,19 +103,19 @@ class RowProgram:
 
 
 def traced_rows(
-    fn: Callable[..., Any],
-    params: Any,
-    data: list[Any],
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    data: list[PyTree],
     plates: Mapping[str, tuple[int, float]],
     key: jax.Array,
     *,
     strategies: Any,
-    demoted: Any,
+    demoted: Mapping[str, PyTree],
 ) -> RowProgram:
     """Trace `fn(params, data)` with the indices that plates draw as inputs."""
     record: dict[str, Any] = {}
 
-    def run(params: Any, data: list[Any], rows: dict[str, Any], key: jax.Array) -> Any:
+    def run(params: PyTree, data: list[Array], rows: dict[str, PyTree], key: jax.Array) -> PyTree:
         engine = Engine(key, strategies, demoted, rows=rows)
         with jax.disable_jit(False), own_caches(), engine:
             fn((params, data))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from .._compat import Var
+from .._types import Atom
 from ..jaxprs import Analysis, Relations, compose, join, mixed
 from ..strategies import StrategySite
 
 
-def relations_of(facts: Analysis, atom: Any, sites: dict[int, StrategySite]) -> Relations:
+def relations_of(facts: Analysis, atom: Atom, sites: dict[int, StrategySite]) -> Relations:
     """Relations of a variable to the elements of sites (axes of single events dropped, region axes in the outside order)."""
     out: Relations = {}
     for source, relation in facts[atom].relations.items():
@@ -31,7 +32,7 @@ def axis_order(site: StrategySite) -> list[int]:
 
 
 def direct_relations(
-    sites: dict[int, StrategySite], log_probs: Mapping[int, Any], facts: Analysis
+    sites: dict[int, StrategySite], log_probs: Mapping[int, Var], facts: Analysis
 ) -> dict[int, Relations]:
     """Relations of each site's distribution to the sites that it depends on directly."""
     direct: dict[int, Relations] = {}

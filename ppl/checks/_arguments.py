@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._compat import ClosedJaxpr, Tracer, with_inputs
 from ..analysis import Analysed, check_sites
@@ -24,7 +24,9 @@ from ._jumps import suspects_of
 Array = jax.Array
 
 
-def watched(program: Analysed, args: Any, search: Callable[[int], None] | None) -> Analysed:
+def watched(
+    program: Analysed, args: tuple[PyTree, ...], search: Callable[[int], None] | None
+) -> Analysed:
     """The program, which refuses derivatives in its arguments where they would be biased.
 
     Args:
@@ -72,11 +74,11 @@ def watched(program: Analysed, args: Any, search: Callable[[int], None] | None) 
     return dataclasses.replace(program, closed=program.closed.replace(consts=passed))
 
 
-def _is_variable(x: Any) -> bool:
+def _is_variable(x: PyTree) -> bool:
     return isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _shape_of(x: Any) -> Any:
+def _shape_of(x: PyTree) -> PyTree:
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Tracer) else x
 
 
@@ -88,7 +90,7 @@ def _guarded(x: Array, place: int, check: Callable[[int], None]) -> Array:
         return x
 
     @identity.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
+    def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> PyTree:
         check(place)
         return primals[0], tangents[0]
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 NUM_BISECTIONS = 76  # of float64: 12 down to a factor of 2 between the ends, 53 for the digits, some beside poles
 WIDE = 8.0  # of a step: its end over its start
@@ -54,7 +55,7 @@ class _State(NamedTuple):
 def largest_change(
     at: Callable[[jax.Array], list[Output]],
     counts: jax.Array,
-    enough: Any,
+    enough: ArrayLike,
     *,
     is_term: np.ndarray,
     num_points: int,
@@ -167,7 +168,7 @@ def largest_change(
     return jnp.where(is_apart | is_steep, 0.0, size), s.is_finite
 
 
-def _choose(first: jax.Array, x: Any, y: Any) -> Any:
+def _choose(first: jax.Array, x: list[Output], y: list[Output]) -> list[Output]:
     return jax.tree.map(lambda u, v: jnp.where(first, u, v), x, y)
 
 

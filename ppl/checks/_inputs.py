@@ -8,21 +8,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike, PyTree
 
 from .._compat import Tracer, is_concrete
+from .._types import Args
 from ..traces import strong
 
 Array = jax.Array
 
 
-def as_arrays(params: Any) -> Any:
+def as_arrays(params: PyTree) -> PyTree:
     """Parameters as arrays of floating-point type.
 
     Raises:
         TypeError: a leaf is not a floating-point number or array.
     """
 
-    def leaf(path: Any, x: Any) -> Array:
+    def leaf(path: tuple[PyTree, ...], x: ArrayLike) -> Array:
         try:
             array = strong(x)
         except TypeError as err:
@@ -40,7 +42,7 @@ def as_arrays(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def check_arguments(args: tuple[Any, ...], known: dict[int, tuple[Any, Any]]) -> None:
+def check_arguments(args: Args, known: dict[int, tuple[PyTree, PyTree]]) -> None:
     """Refuse arguments that compiled programs cannot tell apart: neither arrays nor hashable, or changed where they are.
 
     Args:
@@ -74,13 +76,13 @@ def check_arguments(args: tuple[Any, ...], known: dict[int, tuple[Any, Any]]) ->
             )
 
 
-def _fields(x: Any) -> dict[str, Any]:
+def _fields(x: Array) -> dict[str, PyTree]:
     """The fields of an object; containers among them as they are now."""
     kept = lambda v: copy.copy(v) if isinstance(v, dict | list | set) else v
     return {name: kept(value) for name, value in vars(x).items()}
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def _is_same(a: object, b: object) -> bool:
     is_plain = isinstance(a, str | int | float | complex | tuple | dict | list | set | None)
     try:
         return a is b or is_plain and bool(a == b)
@@ -89,7 +91,7 @@ def _is_same(a: Any, b: Any) -> bool:
         return len(leaves[0]) == len(leaves[1]) and all(map(lambda x, y: x is y, *leaves))
 
 
-def behind_tangents(x: Any) -> Any:
+def behind_tangents(x: object) -> Any:
     """The value of a tracer, where it is known: a number under nothing but `jax.grad`."""
     if not isinstance(x, Tracer) or not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
@@ -97,15 +99,15 @@ def behind_tangents(x: Any) -> Any:
     return value if isinstance(value, Tracer) else np.asarray(value, x.dtype)
 
 
-def as_number(x: Any) -> Any:
+def as_number(x: Array) -> Any:
     return np.asarray(x, jnp.result_type(x)) if isinstance(x, int | float) else x
 
 
-def shape_of_input(x: Any) -> Any:
+def shape_of_input(x: object) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x
 
 
-def abstract(x: Any) -> jax.ShapeDtypeStruct:
+def abstract(x: PyTree) -> jax.ShapeDtypeStruct:
     """The shape of an input; floating-point numbers in the precision that is in force."""
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
     if dtype in (jnp.float32, jnp.bfloat16, jnp.float16) and jax.config.jax_enable_x64:
@@ -113,7 +115,7 @@ def abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype)
 
 
-def as_wide(leaves: list[Any]) -> list[Any]:
+def as_wide(leaves: list[PyTree]) -> list[PyTree]:
     """Floating-point arrays in float64."""
     return [
         np.asarray(x, np.float64)
@@ -123,13 +125,13 @@ def as_wide(leaves: list[Any]) -> list[Any]:
     ]
 
 
-def is_array(x: Any) -> bool:
+def is_array(x: PyTree) -> bool:
     """Whether an argument is an array of numbers, which another call may replace by others."""
     dtype = getattr(x, "dtype", None)
     return dtype is not None and (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_)
 
 
-def concrete(x: Any, example: Any = None) -> Any:
+def concrete(x: PyTree, example: Array | None = None) -> PyTree:
     """`x` itself where its value is known; else the example's first rows; else small random numbers."""
     if is_concrete(x):
         return x
@@ -149,7 +151,7 @@ def concrete(x: Any, example: Any = None) -> Any:
     return np.asarray(rng.integers(0, 2, size=x.shape), x.dtype)
 
 
-def concrete_tree(tree: Any, example: Any = None) -> Any:
+def concrete_tree(tree: PyTree, example: PyTree = None) -> PyTree:
     """`concrete` leaf by leaf; `example` is a tree of the same structure, or None."""
     leaves, structure = jax.tree.flatten(tree)
     examples, other = jax.tree.flatten(example)
@@ -164,12 +166,12 @@ def concrete_tree(tree: Any, example: Any = None) -> Any:
     )
 
 
-def fingerprint(leaves: list[Any]) -> int:
+def fingerprint(leaves: list[PyTree]) -> int:
     """A number that tells other data apart."""
     return hash(tuple((np.shape(x), np.asarray(x).tobytes()) for x in leaves))
 
 
-def signature_of(tree: Any) -> Any:
+def signature_of(tree: PyTree) -> PyTree:
     """Structure, shapes and dtypes of a tree, and what else is in it: what a traced program depends on."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(

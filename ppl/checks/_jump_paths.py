@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._compat import ClosedJaxpr, Var
+from .._types import Key
 from ..analysis import Analysed, read_together
 from ..evaluation import Forced, evaluate
 from ..jaxprs import PARAMS, Jumps, split
@@ -36,28 +38,28 @@ LONGEST, LONGEST_32 = 1e8, 1e2
 # What a path's number decides, in such a way that everything meets everything.
 
 
-def leaves_data(number: Any) -> Any:
+def leaves_data(number: Array | np.ndarray) -> PyTree:
     return number // 6 % 3 == 2
 
 
-def _start(number: Any) -> tuple[Any, Any]:
+def _start(number: Array) -> tuple[Array, Array]:
     """By how much the parameters leave those given, relatively and absolutely: a jump may vanish there, as at weights of zero."""
     kind = number % 6
     return jnp.asarray([0, 0.1, 0, 0, 0, 1.0])[kind], jnp.asarray([0, 0, 1.0, 0, 3.0, 0])[kind]
 
 
-def _step(number: Any) -> tuple[Any, Any]:
+def _step(number: Array) -> tuple[PyTree, PyTree]:
     """By how much a path in the space of the parameters changes them, relatively and absolutely."""
     kind = number % 4
     return jnp.asarray([0.1, 1.0, 0, 0])[kind], jnp.asarray([0, 0, 1.0, 3.0])[kind]
 
 
-def _reach(number: Any) -> jax.Array:
+def _reach(number: Array) -> jax.Array:
     """Two of three paths of a site's value reach far beyond two draws."""
     return jnp.where(number // 18 % 3 > 0, 3.0, 0.0)
 
 
-def _length(number: Any) -> jax.Array:
+def _length(number: Array) -> jax.Array:
     """Short paths are spread evenly, by the golden ratio, over lengths in which steps below the threshold make a slope.
 
     Not shorter than those in which the rounding of a cast to float32 makes one, by `SLOPE`.
@@ -66,7 +68,7 @@ def _length(number: Any) -> jax.Array:
     return jnp.where(is_short(number), 10.0**-exponent, 1.0)
 
 
-def is_short(number: Any) -> Any:
+def is_short(number: PyTree) -> ArrayLike:
     """Every twelfth path."""
     return number % 12 == 3
 
@@ -89,7 +91,7 @@ class _Ends(NamedTuple):
 
     params: tuple[jax.Array, jax.Array]
     values: dict[int, tuple[jax.Array, jax.Array]]
-    data: list[Any]
+    data: list[PyTree]
     noise: jax.Array
     length: jax.Array
 
@@ -212,7 +214,7 @@ class Paths:
         return _Ends((params, far), values, data, noise, length)
 
     def _draws(
-        self, closed: ClosedJaxpr, leaves: list[Any], key: jax.Array
+        self, closed: ClosedJaxpr, leaves: list[Array], key: jax.Array
     ) -> dict[int, jax.Array]:
         """Four draws of every site."""
         atoms = [self.program.numbers[i].value for i in self.program.sites]
@@ -237,7 +239,7 @@ class Paths:
         size = lambda x: jnp.abs(x[1:] - x[0]).max(0)
         return [Output(x[0], jnp.nan_to_num(size(x), nan=jnp.inf, posinf=jnp.inf)) for x in found]
 
-    def _point(self, job: Job, ends: _Ends, t: jax.Array) -> tuple[list[Any], dict[int, Forced]]:
+    def _point(self, job: Job, ends: _Ends, t: jax.Array) -> tuple[list[Key], dict[int, Forced]]:
         """Inputs and values of sites at a point of the path."""
         between = lambda a, b: (a + t * (b - a)).astype(a.dtype) if a.dtype != bool else a
         params = parts(between(*ends.params), job.inputs.params)

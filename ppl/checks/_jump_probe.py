@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from .._compat import ClosedJaxpr, Jaxpr
 from ..analysis import Analysed
@@ -86,7 +87,7 @@ class Probe:
 
         @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS, static_argnums=4)
         def run(
-            consts: list[Any], inputs: Any, members: Any, jobs: Any, num: int
+            consts: list[Array], inputs: PyTree, members: PyTree, jobs: PyTree, num: int
         ) -> tuple[jax.Array, jax.Array]:
             """Data are operands: XLA would fold what it can compute from constants, slowly."""
             closed = with_quick_draws(ClosedJaxpr(program.closed.jaxpr, consts))
@@ -145,7 +146,7 @@ class Probe:
         if not trial.sizes.size:
             return dict.fromkeys(self.sources, LargestJumps(0.0, 0.0))
 
-        def largest(mine: Any) -> float:
+        def largest(mine: np.ndarray) -> float:
             return (
                 float(trial.sizes[mine].max(initial=0.0))
                 if trial.is_finite[mine].any()

@@ -22,10 +22,10 @@ written by hand, interpolation, guards of supports): on suspicion the traced pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from .._quiet import quiet
 from ..analysis import Analysed
@@ -109,7 +109,7 @@ class ProgramSearch:
         }
         return ", ".join(f"{names[s]} ({why.operation})" for s, why in self.suspects.items())
 
-    def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, LargestJumps]:
+    def __call__(self, params: list[PyTree], data: list[PyTree]) -> dict[int | str, LargestJumps]:
         """What is found at these values, which may not be tracers."""
         trials = self._trials  # another thread may be at its own search
         with quiet():  # NumPyro warns of values outside the support, which probing may meet
@@ -123,13 +123,13 @@ class ProgramSearch:
             return self._run(trials, params, data, is_double=False)
 
     def _run(
-        self, trials: Trials | None, params: Any, data: Any, *, is_double: bool
+        self, trials: Trials | None, params: list[Array], data: list[PyTree], *, is_double: bool
     ) -> dict[int | str, LargestJumps]:
         if trials is None:
             self._trials = trials = self._made(self.suspects, is_double=is_double)
         return trials(params, data)
 
-    def _made(self, suspects: Any, *, is_double: bool, is_narrow: bool = False) -> Trials:
+    def _made(self, suspects: PyTree, *, is_double: bool, is_narrow: bool = False) -> Trials:
         def probe(is_rounded: bool) -> Probe:
             copy = self._copy()
             # Traced as every program is: where constants of JAX are computed at once, each operation on one would be compiled.
@@ -146,7 +146,7 @@ class ProgramSearch:
         return Trials(probe)
 
     def _with_overflow(
-        self, found: dict[int | str, LargestJumps], params: Any, data: Any
+        self, found: dict[int | str, LargestJumps], params: list[Array], data: list[PyTree]
     ) -> dict[int | str, LargestJumps]:
         """What overflows does so where single precision ends; with all digits, since rounding is no overflow."""
         # Where all noise is that of suspected sites, their own paths meet it. In the space of the parameters a program overflows
@@ -209,7 +209,7 @@ class Trials:
         self._made, self.probe = made, made(False)
         self._rounded: Probe | None = None
 
-    def __call__(self, params: list[Any], data: list[Any]) -> dict[int | str, LargestJumps]:
+    def __call__(self, params: list[PyTree], data: list[PyTree]) -> dict[int | str, LargestJumps]:
         """What is found at these values, by source."""
         with jax.ensure_compile_time_eval():
             if self.probe.is_double:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from ..jaxprs import REALS
 from ..strategies import StrategySite
 from ._quick_draws import quick_integers, quick_normal
 
 
-def flat(leaves: list[Any]) -> jax.Array:
+def flat(leaves: list[Array]) -> jax.Array:
     """Arrays in one vector: an operation on each of them would take as long to compile as one on all."""
     return jnp.concatenate([jnp.ravel(x) for x in leaves]) if leaves else jnp.zeros(0)
 
 
-def parts(vector: jax.Array, like: list[Any]) -> list[jax.Array]:
+def parts(vector: jax.Array, like: list[Array]) -> list[jax.Array]:
     """The arrays, in the shapes and types of these, that make up a vector."""
     ends = np.cumsum([x.size for x in like])
     cut = jnp.split(vector, ends[:-1]) if like else []
@@ -33,12 +33,12 @@ def moved(x: jax.Array, key: jax.Array, relative: jax.Array, absolute: jax.Array
     return x + ((relative * jnp.where(x == 0, 1.0, x) + absolute) * noise).astype(x.dtype)
 
 
-def nudged(leaves: list[Any], key: jax.Array) -> list[jax.Array]:
+def nudged(leaves: list[Array], key: jax.Array) -> list[jax.Array]:
     """Arrays moved by a tenth of their numbers."""
     return parts(moved(flat(leaves), key, jnp.asarray(0.1), jnp.asarray(0.0)), leaves)
 
 
-def other_data(data: list[Any], key: jax.Array, leaves: jax.Array) -> list[Any]:
+def other_data(data: list[PyTree], key: jax.Array, leaves: jax.Array) -> list[PyTree]:
     """Arrays of the same kind with other contents, where they leave those given."""
     k1, k2, k3 = jax.random.split(key, 3)
     is_real = [jnp.issubdtype(x.dtype, jnp.floating) for x in data]
@@ -64,7 +64,7 @@ def other_data(data: list[Any], key: jax.Array, leaves: jax.Array) -> list[Any]:
     return out
 
 
-def _drawn(draw: Callable[..., jax.Array], key: jax.Array, like: list[Any]) -> list[jax.Array]:
+def _drawn(draw: Callable[..., jax.Array], key: jax.Array, like: list[PyTree]) -> list[jax.Array]:
     """Random arrays of these shapes, by one call: each call of a sampler takes a tenth of a second to compile."""
     sizes = [x.size for x in like]
     cut = jnp.split(draw(key, (sum(sizes),)), np.cumsum(sizes)[:-1]) if like else []

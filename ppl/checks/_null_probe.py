@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
-from .._compat import ClosedJaxpr
+from .._compat import ClosedJaxpr, Var
 from ..analysis import Analysed
 from ..distributions import LIMIT, alarm
 from ..evaluation import evaluate
@@ -17,7 +18,7 @@ from ..strategies import StrategyError
 from ._probe_inputs import COMPILER_OPTIONS, Inputs, inputs_of
 
 
-def try_null_values(program: Analysed, params: list[Any], data: list[Any]) -> None:
+def try_null_values(program: Analysed, params: list[PyTree], data: list[PyTree]) -> None:
     """Raise if one of these parameters moves a probability that is 0, at a site whose strategy misses that value.
 
     Args:
@@ -35,12 +36,12 @@ def try_null_values(program: Analysed, params: list[Any], data: list[Any]) -> No
         suspects[", ".join(sorted(program.alarmed))] = [program.result]
 
     @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
-    def alarms(consts: list[Any], inputs: Any) -> list[jax.Array]:
+    def alarms(consts: list[PyTree], inputs: tuple[PyTree, ...]) -> list[jax.Array]:
         """The largest derivative of each suspect's alarm."""
         closed, inputs = ClosedJaxpr(program.closed.jaxpr, consts), Inputs(*inputs)
 
-        def largest(suspect: int | str, atoms: Any) -> jax.Array:
-            def one(params: Any) -> jax.Array:
+        def largest(suspect: int | str, atoms: tuple[Var, ...]) -> jax.Array:
+            def one(params: list[Array]) -> jax.Array:
                 found = evaluate(closed, inputs._replace(params=params).leaves, {}, atoms)
                 return found[0] if isinstance(suspect, str) else alarm(found)
 

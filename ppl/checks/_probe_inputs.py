@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import ClosedJaxpr
 from ..analysis import axis_order
@@ -21,17 +22,17 @@ COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}  # a trial runs once
 class Inputs(NamedTuple):
     """Leaves of the inputs of a program to be searched: parameters, data (arrays among the arguments), random key."""
 
-    params: list[Any]
-    data: list[Any]
+    params: list[PyTree]
+    data: list[PyTree]
     key: Any
 
     @property
-    def leaves(self) -> list[Any]:
+    def leaves(self) -> list[PyTree]:
         """In the order of the program's inputs."""
         return [*self.params, *self.data, self.key]
 
 
-def inputs_of(params: list[Any], data: list[Any], closed: ClosedJaxpr) -> Inputs:
+def inputs_of(params: list[PyTree], data: list[np.ndarray], closed: ClosedJaxpr) -> Inputs:
     """The inputs of a traced program as arrays of the types that it was traced with; its last one is the key."""
     types: list[Any] = [v.aval.dtype for v in closed.jaxpr.invars]  # pyright: ignore[reportAttributeAccessIssue]
     # Copies: JAX may keep what an array of the caller was converted to in another precision.
@@ -48,7 +49,7 @@ def with_quick_key[Traced](trace: Callable[[jax.Array], Traced]) -> Traced:
         return trace(_key(IMPLS[1]))
 
 
-def _key(impl: Any) -> jax.Array:
+def _key(impl: object) -> jax.Array:
     """The key of the seed 0, of its words: each operation by which they are made of the seed would be compiled."""
     words: Any = np.array([0, GOLDEN if impl is QUICK else 0], np.uint32)
     return jax.random.wrap_key_data(words, impl=impl)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import ClosedJaxpr, Jaxpr
+from .._types import Equation
 
 GAMMA = "random_gamma"
 QUANTILE = "erf_inv"
@@ -32,7 +34,7 @@ def _rewritten(jaxpr: Jaxpr, is_normal: bool) -> Jaxpr:
     return jaxpr.replace(eqns=[_replaced(eqn, is_normal) for eqn in jaxpr.eqns])
 
 
-def _replaced(eqn: Any, is_normal: bool) -> Any:
+def _replaced(eqn: Equation, is_normal: bool) -> Equation:
     if eqn.primitive.name == GAMMA:
         return _call(eqn, functools.partial(_gamma, log_space=eqn.params["log_space"]))
     if eqn.primitive.name == QUANTILE:
@@ -42,7 +44,7 @@ def _replaced(eqn: Any, is_normal: bool) -> Any:
     return eqn.replace(params={**eqn.params, **changed}) if changed else eqn
 
 
-def _needs(parameter: Any) -> bool:
+def _needs(parameter: object) -> bool:
     """Whether something is to be replaced inside, as far as is easily told."""
     if isinstance(parameter, tuple | list):
         return any(_needs(p) for p in parameter)
@@ -55,7 +57,7 @@ def _needs(parameter: Any) -> bool:
     )
 
 
-def _parameter(parameter: Any, is_normal: bool) -> Any:
+def _parameter(parameter: PyTree, is_normal: bool) -> PyTree:
     if isinstance(parameter, tuple | list):
         return type(parameter)(_parameter(p, is_normal) if _needs(p) else p for p in parameter)
     if isinstance(parameter, ClosedJaxpr):
@@ -63,7 +65,7 @@ def _parameter(parameter: Any, is_normal: bool) -> Any:
     return _rewritten(parameter, is_normal)
 
 
-def _call(eqn: Any, fn: Any) -> Any:
+def _call(eqn: PyTree, fn: Callable[..., PyTree]) -> Equation:
     """An equation that calls the approximation in place of the exact operation."""
     inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
     call = jax.make_jaxpr(jax.jit(fn))(*inputs).eqns[0]

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import define_prng_impl
 
@@ -49,7 +50,7 @@ def _split(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 @jax.jit
-def _fold_in(key: Array, data: Any) -> Array:
+def _fold_in(key: Array, data: PyTree) -> Array:
     data = data.astype(jnp.uint32) if isinstance(data, jax.Array) else np.uint32(data)
     return jnp.stack([_hashed(key[0] ^ data), _hashed(key[1] + data)])
 

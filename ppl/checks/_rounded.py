@@ -19,8 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import ArrayLike, PyTree
 
-from .._compat import CALLS, ClosedJaxpr, bind, while_counts
+from .._compat import CALLS, ClosedJaxpr, Var, bind, while_counts
+from .._types import Equation, Key
 from ..evaluation import Evaluator, Forced
 from ..jaxprs import called, tolerances_of
 
@@ -59,7 +62,7 @@ class Copy(NamedTuple):
     least: Array
 
 
-def copies(dtype: Any, *, is_narrow: bool = False) -> Copy:
+def copies(dtype: DTypeLike, *, is_narrow: bool = False) -> Copy:
     """The plain run, and those whose rounding is drawn; `is_narrow`: see `evaluate_rounded`."""
     info, rng = jnp.finfo(dtype), np.random.default_rng(0)
     tiny = float(jnp.finfo(np.float32 if is_narrow else dtype).tiny)
@@ -72,9 +75,9 @@ def copies(dtype: Any, *, is_narrow: bool = False) -> Copy:
 
 def evaluate_rounded(
     closed: ClosedJaxpr,
-    inputs: Sequence[Any],
+    inputs: Sequence[Key],
     forced: Mapping[int, Forced],
-    read: Sequence[Any] | None = None,
+    read: Sequence[Var] | None = None,
     *,
     copy: Copy | None,
     is_narrow: bool = False,
@@ -96,8 +99,8 @@ class _Rounded(Evaluator):
     def __init__(
         self,
         closed: ClosedJaxpr,
-        inputs: Any,
-        forced: Any,
+        inputs: PyTree,
+        forced: PyTree,
         copy: Copy | None,
         is_narrow: bool,
         count: int = 0,
@@ -106,13 +109,15 @@ class _Rounded(Evaluator):
         self.copy, self.is_narrow, self.count = copy, is_narrow, count
         self.tolerances: set[int] = set()  # ids of equations, see `tolerances_of`
 
-    def inner(self, body: ClosedJaxpr, inputs: Any, forced: Any) -> list[Array]:
+    def inner(
+        self, body: ClosedJaxpr, inputs: list[PyTree], forced: Mapping[int, Forced]
+    ) -> list[Array]:
         self.count += 1
         run = _Rounded(body, list(inputs), forced, self.copy, self.is_narrow, 131 * self.count)
         run.tolerances = self.tolerances
         return [jnp.asarray(x) for x in run.outputs()]
 
-    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         name = eqn.primitive.name
         if name in CALLS:
             self.tolerances |= {id(e) for e in tolerances_of(eqn)}
@@ -131,7 +136,7 @@ class _Rounded(Evaluator):
         move = functools.partial(self.moved, self.copy, eqn, args)
         return [move(x, n) if _is_float(x) else x for n, x in enumerate(found)]
 
-    def moved(self, copy: Copy, eqn: Any, args: list[Any], x: Any, which: int) -> Any:
+    def moved(self, copy: Copy, eqn: Equation, args: list[PyTree], x: Array, which: int) -> PyTree:
         """A result, moved where it is not exact."""
         name = eqn.primitive.name
         if id(eqn) in self.tolerances:
@@ -144,7 +149,7 @@ class _Rounded(Evaluator):
         least = _numbers(copy.least, x, 31 * self.count + which).astype(x.dtype)
         return jnp.where(_is_underflow(eqn, args, x), least, moved)
 
-    def loop(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def loop(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         num_test, num_body = while_counts(eqn.params)
         test, body, state = np.split(np.arange(len(args)), [num_test, num_test + num_body])
         consts = lambda which: [args[i] for i in which]
@@ -158,17 +163,17 @@ class _Rounded(Evaluator):
         )
 
 
-def _in_single_range(x: Any) -> Any:
+def _in_single_range(x: Array) -> Any:
     """`x` with infinity and 0 where numbers of single precision end."""
     info = jnp.finfo(jnp.result_type(x))
     return jax.lax.reduce_precision(x, min(8, info.nexp), info.nmant)
 
 
-def _is_float(x: Any) -> bool:
+def _is_float(x: PyTree) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
-def _is_rounded(eqn: Any, args: list[Any], x: Any) -> Any:
+def _is_rounded(eqn: Equation, args: list[PyTree], x: Array) -> Array:
     """Which entries of a result are not exact."""
     name = eqn.primitive.name
     floats = [jnp.asarray(a) for a in args if _is_float(a)]
@@ -208,14 +213,14 @@ def _sum_is_rounded(a: Array, b: Array, total: Array, sign: float) -> Array:
 
 
 @jax.jit
-def _is_long(x: Any) -> Array:
+def _is_long(x: Array) -> Array:
     """Whether a number has digits in the second half of its mantissa; data and constants of single precision have none."""
     x = jnp.asarray(x)
     info = jnp.finfo(x.dtype)
     return jax.lax.reduce_precision(x, info.nexp, info.nmant // 2) != x
 
 
-def _is_underflow(eqn: Any, args: list[Any], x: Array) -> Any:
+def _is_underflow(eqn: Equation, args: list[PyTree], x: Array) -> Array:
     """Which entries of a result are 0 for want of smaller numbers."""
     if eqn.primitive.name not in ("mul", "div"):
         return (x == 0) & _is_long(args[0])
@@ -223,14 +228,14 @@ def _is_underflow(eqn: Any, args: list[Any], x: Array) -> Any:
     return functools.reduce(jnp.logical_and, is_nonzero, x == 0)
 
 
-def _moved(x: Any, copy: Copy, salt: int) -> Any:
+def _moved(x: Key, copy: Copy, salt: int) -> PyTree:
     """A given number, moved."""
     if not _is_float(x):
         return x
     return jnp.where(_is_long(x), x * _factors(copy, x, salt), x)
 
 
-def _factors(copy: Copy, x: Any, salt: int, times: float = 1.0) -> Array:
+def _factors(copy: Copy, x: Array, salt: int, times: float = 1.0) -> Array:
     """Factors for the numbers of `x`, as far from 1 as rounding in its precision."""
     dtype, own = jnp.result_type(x), copy.factors.dtype
     if dtype != own:
@@ -246,7 +251,7 @@ def _share(copy: Copy, salt: int) -> Array:
     return (factor - 1) / (UNITS * jnp.finfo(factor.dtype).eps / 2)
 
 
-def _numbers(row: Array, x: Any, salt: int) -> Array:
+def _numbers(row: Array, x: ArrayLike, salt: int) -> Array:
     """Numbers of a row in the shape of `x`, from a place that the salt decides."""
     size = math.prod(jnp.shape(x))
     start = salt * 7919 % (NUM_FACTORS // 2)

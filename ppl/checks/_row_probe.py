@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._compat import ClosedJaxpr
 from .._quiet import quiet
@@ -28,7 +28,10 @@ NUM_TRIALS = 8
 
 
 def try_rows(
-    program: Analysed, copy: Callable[[], Analysed], params: list[Any], data: list[Any]
+    program: Analysed,
+    copy: Callable[[], Analysed],
+    params: list[ArrayLike],
+    data: list[Array | np.ndarray],
 ) -> None:
     """Raise if the rows of a suspect move with another row's latent values.
 
@@ -56,12 +59,12 @@ def try_rows(
             )
 
 
-def _moves(program: Analysed, params: list[Any], data: list[Any]) -> list[float]:
+def _moves(program: Analysed, params: list[PyTree], data: list[PyTree]) -> list[float]:
     """Largest relative change of rows whose own values stay, for each suspect; NaN where nothing was finite."""
     inputs = inputs_of(params, data, program.closed)
 
     @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
-    def run(consts: list[Any], inputs: Any) -> list[jax.Array]:
+    def run(consts: list[Array], inputs: PyTree) -> list[jax.Array]:
         closed, inputs = ClosedJaxpr(program.closed.jaxpr, consts), Inputs(*inputs)
         trial = lambda key: [_move(program, closed, inputs, s, key) for s in program.rows]
         return jax.lax.map(trial, jax.random.split(inputs.key, NUM_TRIALS))
@@ -72,7 +75,7 @@ def _moves(program: Analysed, params: list[Any], data: list[Any]) -> list[float]
 
 
 def _move(
-    program: Analysed, closed: ClosedJaxpr, inputs: Inputs, suspect: Any, key: jax.Array
+    program: Analysed, closed: ClosedJaxpr, inputs: Inputs, suspect: PyTree, key: jax.Array
 ) -> jax.Array:
     site = program.sites[suspect.index]
     k1, k2, k3, k4 = jax.random.split(key, 4)

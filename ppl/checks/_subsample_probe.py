@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from .._compat import ClosedJaxpr
 from .._quiet import quiet
@@ -26,7 +27,9 @@ from ._quick_draws import with_quick_draws
 from ._row_probe import NUM_TRIALS
 
 
-def check_subsampled(trace: Callable[[], RowProgram], params: list[Any], data: list[Any]) -> None:
+def check_subsampled(
+    trace: Callable[[], RowProgram], params: list[PyTree], data: list[Array | np.ndarray]
+) -> None:
     """Raise if rows of a subsampled plate meet, or a term outside sees them.
 
     Args:
@@ -72,7 +75,7 @@ def _moves(
     inputs = inputs_of(params, data, program.closed)
 
     @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
-    def run(consts: list[Any], inputs: Any) -> dict[str, list[jax.Array]]:
+    def run(consts: list[PyTree], inputs: PyTree) -> dict[str, list[jax.Array]]:
         closed, inputs = ClosedJaxpr(program.closed.jaxpr, consts), Inputs(*inputs)
         trial = lambda key: {
             p: _move(program, closed, inputs, p, found, key) for p in program.plates
@@ -131,7 +134,9 @@ def _move(
     others[mine] = jnp.where(stays, indices[mine], fresh)
     terms = [m.term for m in found if m.plate == plate]
 
-    def values(data: list[Any], indices: list[Any], values: dict[int, Any]) -> list[jax.Array]:
+    def values(
+        data: list[PyTree], indices: list[PyTree], values: dict[int, PyTree]
+    ) -> list[jax.Array]:
         forced = {i: Forced(marker_layout(x, program.sites[i])) for i, x in values.items()}
         return evaluate(closed, leaves(data, indices, inputs.key), forced, [t.atom for t in terms])
 

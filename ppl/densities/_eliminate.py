@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from .._compat import no_handlers, typed_key
+from .._types import Choices, Key, ModelFn, ParamMap
 from ..gaussian import APPROXIMATIONS
 from ..language import Program, as_program
 from ..traces import Params, Runner, Trace
@@ -55,16 +57,16 @@ class Eliminated(Program):
         """Sites whose law stays under a mask around it (`ppl.mask`)."""
         return self.sites
 
-    def rebuilt(self, transform: Any) -> Eliminated:
+    def rebuilt(self, transform: Callable[..., PyTree]) -> Eliminated:
         """This elimination of a transformed program."""
         return Eliminated(transform(self.program), self.calls)
 
-    def bind(self, params: Mapping[str, Any]) -> Eliminated:
+    def bind(self, params: ParamMap) -> Eliminated:
         bound = Eliminated(self.program.bind(params), self.calls, self._continuous)
         bound.params = params
         return bound
 
-    def made(self, *args: Any, **kwargs: Any) -> Summed | Integrated:
+    def made(self, *args: PyTree, **kwargs: PyTree) -> Summed | Integrated:
         """The program that this one stands for: normal sites integrated out call by call, then discrete ones summed out."""
         signature = _signature(args, kwargs)
         if signature not in self._continuous:
@@ -84,16 +86,16 @@ class Eliminated(Program):
         made._seen, made.params = self._seen, self.params
         return made
 
-    def is_summed(self, *args: Any, **kwargs: Any) -> bool:
+    def is_summed(self, *args: PyTree, **kwargs: PyTree) -> bool:
         """Whether discrete sites are summed out."""
         return isinstance(self.made(*args, **kwargs), Summed)
 
-    def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
+    def simulate(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Trace:
         """Draw the choices that are left (and everything else) from the prior; the log-density is the marginal one."""
         return self.made(*args, **kwargs).simulate(key, *args, **kwargs)
 
     def generate(
-        self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, key: Key, constraints: Mapping[str, Array], *args: PyTree, **kwargs: PyTree
     ) -> tuple[Trace, Array]:
         """The trace and its weight: the log-density if every choice is given.
 
@@ -101,7 +103,7 @@ class Eliminated(Program):
         """
         return self.made(*args, **kwargs).generate(key, constraints, *args, **kwargs)
 
-    def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def trace(self, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Trace:
         """The trace of given choices.
 
         Its log-probs are those of the sites that do not depend on the eliminated ones; where sites are summed out, the marginal
@@ -113,16 +115,16 @@ class Eliminated(Program):
         """
         return super().trace(choices, *args, **kwargs)
 
-    def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _traced(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         return self.made(*args, **kwargs)._traced(choices, *args, **kwargs)
 
     def posterior(
         self,
-        key: Any,
-        choices: Mapping[str, Any],
-        *args: Any,
+        key: Key,
+        choices: Choices,
+        *args: PyTree,
         num_samples: int | None = None,
-        **kwargs: Any,
+        **kwargs: PyTree,
     ) -> dict[str, Array]:
         """Joint draws of the eliminated sites given the choices and the data.
 
@@ -143,7 +145,7 @@ class Eliminated(Program):
         return jax.vmap(draw)(jax.random.split(typed_key(key), num_samples))
 
     def posterior_probs(
-        self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, Array]:
         """Posterior probability of each value of each site that is summed out: site -> array (*elements, values)."""
         made = self.made(*args, **kwargs)
@@ -154,7 +156,7 @@ class Eliminated(Program):
         return made.posterior_probs(choices, *args, **kwargs)
 
     def posterior_marginals(
-        self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, dist.Normal]:
         """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape.
 
@@ -176,7 +178,7 @@ class Eliminated(Program):
         return made.posterior_marginals(choices, *args, **kwargs)
 
     def mode(
-        self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> tuple[dict[str, Array], Array]:
         """The most probable joint assignment of the eliminated sites, and its log-density with everything else (nats).
 
@@ -198,16 +200,14 @@ class Eliminated(Program):
             program = program.program
         return found, program.log_density({**choices, **found}, *args, **kwargs)
 
-    def predict_trace(
-        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
-    ) -> Trace:
+    def predict_trace(self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Trace:
         """Redraw observations given the choices, with the eliminated sites from their posterior."""
         k1, k2 = jax.random.split(typed_key(key))
         drawn = self.posterior(k1, choices, *args, **kwargs)
         return self.program.predict_trace(k2, {**choices, **drawn}, *args, **kwargs)
 
     def forecast_trace(
-        self, key: Any, choices: Mapping[str, Any], num_seen: int | None, *args: Any, **kwargs: Any
+        self, key: Key, choices: Choices, num_seen: int | None, *args: PyTree, **kwargs: PyTree
     ) -> Trace:
         """`predict_trace`; with `num_seen`, the observations of later steps given those of the first ones."""
         if num_seen is None:
@@ -221,8 +221,8 @@ class Eliminated(Program):
         return made.forecast_trace(key, choices, num_seen, *args, **kwargs)
 
     def propose(
-        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, draw: Any = None,
-        runner: Callable[..., Runner] = Runner, **kwargs: Any,
+        self, key: Key, choices: Choices, keep: object, *args: PyTree, draw: object = None,
+        runner: Callable[..., Runner] = Runner, **kwargs: PyTree,
     ) -> Trace:  # fmt: skip
         """A trace drawn where all sites are integrated out, as of any program.
 
@@ -236,13 +236,13 @@ class Eliminated(Program):
             )
         return made.propose(key, choices, keep, *args, draw=draw, runner=runner, **kwargs)
 
-    def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
+    def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Params:
         return self.program.init(key, *args, **kwargs)
 
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         return self.made(*args, **kwargs)._draw(*args, **kwargs)
 
-    def _statements(self, *args: Any, **kwargs: Any) -> Any:
+    def _statements(self, *args: PyTree, **kwargs: PyTree) -> Any:
         return self.made(*args, **kwargs)(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -250,7 +250,7 @@ class Eliminated(Program):
 
 
 def eliminate(
-    program: Any,
+    program: ModelFn,
     sites: Collection[str] | str,
     *,
     approximation: str | None = None,
@@ -386,7 +386,7 @@ def eliminate(
 
 
 def _drawn(
-    program: Program, key: Array, choices: Mapping[str, Any], args: Any, kwargs: Any
+    program: Program, key: Array, choices: Choices, args: PyTree, kwargs: PyTree
 ) -> dict[str, Array]:
     """One joint draw of what a program and those inside of it are without, each given those outside."""
     found: dict[str, Array] = {}
@@ -397,7 +397,7 @@ def _drawn(
     return found
 
 
-def _signature(args: Any, kwargs: Any) -> Any:
+def _signature(args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> PyTree:
     """What of the arguments may decide which statements run: shapes of arrays, and everything that is none."""
     leaves, tree = jax.tree.flatten((args, kwargs))
     is_array = lambda x: hasattr(x, "shape") and hasattr(x, "dtype")

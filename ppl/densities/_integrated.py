@@ -11,13 +11,14 @@ the program (`gaussian/beliefs`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 
 from .._compat import handler_stack, typed_key
+from .._types import Choices, Key
 from ..gaussian import BESIDE, BESIDE_SCALE, Emit, SmoothingRequest, integrate
 from ..language import Program
 from ..traces import Params, Recorder, Trace, refuse_inside_engine
@@ -54,7 +55,7 @@ class Integrated(Program):
         self.program, self.sites, self.approximation = program, sites, approximation
         self.emit = emit._replace(approximation=approximation, parallel=parallel)
 
-    def _statements(self, *args: Any, **kwargs: Any) -> Any:
+    def _statements(self, *args: PyTree, **kwargs: PyTree) -> ArrayLike | None:
         if any(isinstance(h, Recorder) for h in handler_stack()):
             check_stack(self.label)
         else:
@@ -65,27 +66,27 @@ class Integrated(Program):
         params = declared(self.program, args, kwargs)[0]
         return integrate(self.label, self.program, self.sites, params, args, kwargs, self.emit)
 
-    def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
+    def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Params:
         return self.program.init(key, *args, **kwargs)
 
-    def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _traced(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         check_left(self.label, self.sites, choices, "integrated")
         return super()._traced(choices, *args, **kwargs)
 
     def posterior(
-        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, Array]:
         """One joint draw of the integrated sites given the choices and the data."""
         refuse_inside_engine("posterior")
         return _Moments(self, SmoothingRequest(key=typed_key(key)), choices, args, kwargs).means
 
     def posterior_marginals(
-        self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, dist.Normal]:
         """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape."""
         return _Moments(self, SmoothingRequest(), choices, args, kwargs).marginals
 
-    def means(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Array]:
+    def means(self, choices: Choices, *args: PyTree, **kwargs: PyTree) -> dict[str, Array]:
         """Posterior means of the integrated sites, which are their most probable values."""
         return _Moments(self, SmoothingRequest(), choices, args, kwargs).means
 
@@ -108,9 +109,9 @@ class _Moments:
         self,
         program: Integrated,
         smoothing: SmoothingRequest,
-        choices: Mapping[str, Any],
-        args: Any,
-        kwargs: Any,
+        choices: Mapping[str, PyTree],
+        args: PyTree,
+        kwargs: Mapping[str, PyTree],
     ) -> None:
         if program.approximation == "ukf":
             raise TypeError(

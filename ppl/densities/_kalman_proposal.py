@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxtyping import PyTree
+
+from .._types import Key
 from ..gaussian import APPROXIMATIONS, propose
 from ..language import Program, as_program
 from ..traces import Params
@@ -27,10 +30,10 @@ class KalmanProposal(Program):
         """The proposal for a transformed program."""
         return KalmanProposal(transform(self.program), self.approximation)
 
-    def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
+    def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Params:
         return self.program.init(key, *args, **kwargs)
 
-    def _statements(self, *args: Any, **kwargs: Any) -> None:
+    def _statements(self, *args: PyTree, **kwargs: PyTree) -> None:
         params = declared(self.program, args, kwargs)[0]
         propose(self.label, self.program, params, args, kwargs, self.approximation)
 
@@ -38,7 +41,7 @@ class KalmanProposal(Program):
         return f"<Program {self.label} of {self.program!r}>"
 
 
-def kalman_proposal(program: Any, approximation: str | None = "ekf") -> KalmanProposal:
+def kalman_proposal(program: object, approximation: str | None = "ekf") -> KalmanProposal:
     """Propose a program's normal states given where a particle was and what the step observes.
 
         q(x_t | x_{t-1}, y_t) in proportion to p(x_t | x_{t-1}) p(y_t | x_t), with normal p(y_t | x_t)

@@ -7,14 +7,15 @@ subsample: a row of it stands for several, whose sites are summed out each on th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from .._compat import mask_of
+from .._types import Message
 from ..distributions import alarms, unlogged
 from ..strategies import Engine, Enum, Reparam, Strategy, element
 from ..traces import Noiseless, scales_of
@@ -34,12 +35,12 @@ class Kept(Constrained):
         super().__init__(given)
         self.scales: dict[str, float] = {}
 
-    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+    def numbers_of(self, msg: Message) -> dict[str, PyTree]:
         self.scales[msg["name"]], scale = scales_of(msg, self.plates)
         return super().numbers_of({**msg, "scale": scale})
 
 
-def _density_of(msg: dict[str, Any], plates: Mapping[str, int], elements: Array) -> Array:
+def _density_of(msg: Message, plates: Mapping[str, int], elements: Array) -> Array:
     """The log-probs of a site's elements with what masks and scales make of them, as the program's own density has it."""
     fn, scale = msg["fn"], scales_of(msg, plates)[1]
     if scale is not None:
@@ -69,7 +70,7 @@ class Lister(Noiseless, Engine):
         self.label, self.names = label, names
         self.missing: list[str] = []
 
-    def visit(self, msg: dict[str, Any]) -> None:
+    def visit(self, msg: Message) -> None:
         super().visit(msg)
         if not msg["is_observed"]:
             numbers = self.frame.numbers[msg["name"]]
@@ -84,7 +85,7 @@ class Lister(Noiseless, Engine):
                 rank = max(np.ndim(cells), len(fn.batch_shape))
                 numbers["active"] = 1.0 * jnp.broadcast_to(cells, fn.shape()[:rank])
 
-    def _choose(self, msg: dict[str, Any], address: str) -> tuple[Strategy, str]:
+    def _choose(self, msg: Message, address: str) -> tuple[Strategy, str]:
         if msg["name"] not in self.names:
             self.missing.append(msg["name"])
             return Reparam(), ""

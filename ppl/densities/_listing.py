@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.handlers
+from jaxtyping import PyTree
 
 from .._compat import ClosedJaxpr, is_concrete, no_handlers, own_caches
 from .._precision import full_precision
+from .._types import Atom, ParamMap
 from ..analysis import relations_of
 from ..enumeration import Factor, Kind, Structure, digits, states, structure_of, sum_product
 from ..estimation import Sweep
@@ -72,7 +74,7 @@ class Listing:
     relations: dict[str, dict[int, Relation]]
     infos: dict[str, SiteInfo]
     scales: dict[str, float]
-    values: dict[str, Any]
+    values: dict[str, PyTree]
     params: dict[str, str]
 
     @property
@@ -84,7 +86,7 @@ class Listing:
         """The factors that depend on the eliminated sites, and the log-probs of the sites that do not."""
         # log f(z_own): one sweep evaluates all log-probs whose sites are among those of the largest set that is left.
         own = {n: frozenset(self.relations[n]) for n in self.atoms}
-        arrays: dict[str, Any] = {}
+        arrays: dict[str, PyTree] = {}
         for group in sorted(set(own.values()), key=len, reverse=True):
             wanted = [n for n in own if n not in arrays and own[n] <= group]
             densities = [self.index[n] for n in wanted if n in self.index]
@@ -173,7 +175,7 @@ class Listing:
             out[site.name] = _elements(chosen, site, layout, (site.num_values or 0,))
         return out
 
-    def _dim_of(self, axis: Any) -> str | None:
+    def _dim_of(self, axis: object) -> str | None:
         """The plate or region that a named axis belongs to, if the sites agree on it."""
         owners = [x for x, name in self.structure.names.items() if name == axis]
         dims = {
@@ -221,7 +223,7 @@ class Listing:
         absent = 0.0 if kind == "max" else -math.log(site.num_values or 1)
         return jnp.where(active > 0, log_prob, absent)
 
-    def _sweep(self, group: list[int], read: list[Any]) -> list[Any]:
+    def _sweep(self, group: list[int], read: list[Atom]) -> list[Array | Split]:
         """Evaluate atoms in the dimensions of the sites in `group`, outermost first; what is split along time stays so."""
         sweep = Sweep(self.sites, self.layouts, group, {})
         for i in group:
@@ -234,9 +236,9 @@ def list_factors(
     program: Program,
     names: tuple[str, ...],
     kept: dict[str, Array],
-    params: Mapping[str, Any],
-    args: Any,
-    kwargs: Any,
+    params: ParamMap,
+    args: tuple[Array, ...],
+    kwargs: dict[str, PyTree],
 ) -> Listing:
     """Trace and analyse a program at the given choices.
 
@@ -246,7 +248,7 @@ def list_factors(
     lister = Lister(label, names)
     given = Kept(kept)
 
-    def run() -> Any:
+    def run() -> PyTree:
         declared = numpyro.handlers.substitute(data=dict(params))
         with own_caches(), lister, given, declared:
             program(*args, **kwargs)
@@ -285,7 +287,9 @@ def list_factors(
     )  # fmt: skip
 
 
-def _may_have_null_values(closed: ClosedJaxpr, facts: Analysis, probabilities: list[Any]) -> bool:
+def _may_have_null_values(
+    closed: ClosedJaxpr, facts: Analysis, probabilities: list[PyTree]
+) -> bool:
     """Whether something may move a probability of 0 (`distributions/_null_values.py`)."""
     is_moved = not is_concrete(closed.consts)
     return is_moved and not all(facts[p].range.is_positive for p in probabilities)
@@ -313,9 +317,9 @@ def _check_sites(
 
 def _check_scales(
     label: str,
-    relations: Mapping[str, Any],
+    relations: Mapping[str, dict[int, PyTree]],
     scales: Mapping[str, float],
-    sites: Mapping[int, Any],
+    sites: Mapping[int, StrategySite],
 ) -> None:
     """Refuse sums over factors that count with different scales."""
     groups: list[tuple[set[int], list[str]]] = []

@@ -17,8 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._checks import check_counts
+from .._types import ModelFn
 from ..language import ChoiceMismatch, Program, matched
 from ..traces import SiteInfo, SiteInfos, Trace, check_is_law, particles, trace_of
 from ._stochastic import (
@@ -49,7 +51,7 @@ class Marginal(StochasticProgram):
     def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
         return Marginal(parts["program"], self.keep, parts.get("proposal"), self.num_particles)
 
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         joint = self.program._draw(*args, **kwargs)
         missing = sorted(set(self.keep) - set(joint.choices))
         if missing:
@@ -69,7 +71,7 @@ class Marginal(StochasticProgram):
         check_is_law(joint, f"program of {self.label}")
         return self._result(kept, joint.sites, [weight], args, kwargs)
 
-    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         kept = as_arrays(choices)
         same_sites(
             f"{self.label}: the choices do not match what it keeps",
@@ -82,8 +84,8 @@ class Marginal(StochasticProgram):
         kept: dict[str, Array],
         infos: Any,
         retained: list[_SignedTerms],
-        args: Any,
-        kwargs: Any,
+        args: tuple[Array, ...],
+        kwargs: dict[str, PyTree],
     ) -> Trace:
         num_fresh = self.num_particles - len(retained)
         if self.num_particles == 1:
@@ -103,7 +105,9 @@ class Marginal(StochasticProgram):
             infos = infos or found.infos
         return estimated(self.label, kept, infos, log_mean_exp(jnp.concatenate(log_weights)))
 
-    def _fresh(self, kept: dict[str, Array], args: Any, kwargs: Any) -> _SignedTerms:
+    def _fresh(
+        self, kept: dict[str, Array], args: PyTree, kwargs: dict[str, PyTree]
+    ) -> _SignedTerms:
         """The weight of auxiliary choices drawn from the proposal."""
         if self.proposal is None:
             recorder = Constrained(kept)
@@ -125,7 +129,7 @@ class Marginal(StochasticProgram):
             raise self._mismatch(err.missing, err.extra) from err
         return _SignedTerms.of(matched(joint, drawn, ("covers",))).minus(_SignedTerms.of(drawn))
 
-    def _given_proposal(self, rest: Any, kept: Any, args: Any, kwargs: Any) -> Trace:
+    def _given_proposal(self, rest: Any, kept: Any, args: PyTree, kwargs: PyTree) -> Trace:
         assert self.proposal is not None
         try:
             return self.proposal._score(rest, kept, *args, **kwargs)
@@ -148,7 +152,7 @@ class Marginal(StochasticProgram):
 
 
 def marginal(
-    program: Any, *, keep: Collection[str], proposal: Any = None, num_particles: int = 1
+    program: ModelFn, *, keep: Collection[str], proposal: object = None, num_particles: int = 1
 ) -> Marginal:
     """The program over the kept choices v alone; its density p(v) = integral of g(v, a) da is estimated.
 

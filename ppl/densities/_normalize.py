@@ -10,13 +10,14 @@ that are estimated themselves: as in `_marginal.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from .._checks import check_counts
+from .._types import ModelFn
 from ..language import ChoiceMismatch, Program, matched, sample
 from ..traces import Trace, particles
 from ._stochastic import (
@@ -36,7 +37,7 @@ class Normalized(StochasticProgram):
     """The output of sampling importance resampling. Made by `ppl.normalize`."""
 
     def __init__(
-        self, target: Program, proposal: Program, num_particles: int, index: str, strategy: Any
+        self, target: Program, proposal: Program, num_particles: int, index: str, strategy: object
     ) -> None:
         super().__init__(f"normalize[{index}]", {"target": target, "proposal": proposal})
         self.target, self.proposal = target, proposal
@@ -51,11 +52,11 @@ class Normalized(StochasticProgram):
             return self.proposal.bounds
         return {"draw": "exact", "score": "exact"}
 
-    def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
+    def _with_parts(self, parts: Mapping[str, Program]) -> StochasticProgram:
         rest = self.num_particles, self.index, self.strategy
         return Normalized(parts["target"], parts["proposal"], *rest)
 
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         if self.num_particles == 1:
             return self.proposal._draw(*args, **kwargs)
         log_weights, log_targets, q = particles(self.num_particles)(
@@ -66,7 +67,7 @@ class Normalized(StochasticProgram):
         log_density = log_targets[chosen] - log_mean_exp(log_weights)
         return estimated(self.label, choices, q.sites, log_density)
 
-    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         choices = as_arrays(choices)
         q = self.proposal._score(choices, *args, **kwargs)
         if self.num_particles == 1:
@@ -77,14 +78,18 @@ class Normalized(StochasticProgram):
         log_weights = jnp.concatenate([(p.log_density - q.log_density)[None], others])
         return estimated(self.label, choices, q.sites, p.log_density - log_mean_exp(log_weights))
 
-    def _particle(self, args: Any, kwargs: Any) -> tuple[Array, Array, Trace]:
+    def _particle(
+        self, args: tuple[float, ...], kwargs: dict[str, PyTree]
+    ) -> tuple[Array, Array, Trace]:
         """Log-weight and log-target of a proposed particle, and its trace."""
         q = self.proposal._draw(*args, **kwargs)
         p = matched(self._target(q.choices, args, kwargs), q, ("covers",))
         refuse_scaled(self.label, p.sites, q.sites)
         return p.log_density - q.log_density, p.log_density, q
 
-    def _target(self, choices: Mapping[str, Array], args: Any, kwargs: Any) -> Trace:
+    def _target(
+        self, choices: Mapping[str, Array], args: tuple[float, ...], kwargs: dict[str, PyTree]
+    ) -> Trace:
         try:
             return self.target._score(choices, *args, **kwargs)
         except ChoiceMismatch as err:
@@ -96,12 +101,12 @@ class Normalized(StochasticProgram):
 
 
 def normalize(
-    program: Any,
+    program: ModelFn,
     *,
-    proposal: Any,
+    proposal: ModelFn,
     num_particles: int,
     index: str = "index",
-    strategy: Any = None,
+    strategy: object = None,
 ) -> Normalized:
     """The program that draws from `proposal` and resamples towards `program` (with its data): SIR with N particles.
 
@@ -152,7 +157,7 @@ def normalize(
     return Normalized(target, made, num_particles, index, strategy)
 
 
-def _index(name: str, strategy: Any) -> Program:
+def _index(name: str, strategy: object) -> Program:
     return Program(
         lambda log_weights: sample(name, dist.CategoricalLogits(log_weights), strategy=strategy)
     )

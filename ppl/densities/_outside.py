@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from .._compat import handler_stack, no_handlers, own_caches, typed_key
+from .._types import Message
 from ..language import ChoiceMismatch, GivenSites, Program
 from ..traces import BoundParams, ParamCollector, Recorder, Runner, stand_in
 
@@ -26,8 +29,8 @@ PLAIN = (
 
 
 def declared(
-    program: Program, args: Any, kwargs: Any
-) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+    program: Program, args: tuple[ArrayLike, ...], kwargs: dict[str, Array]
+) -> tuple[dict[str, PyTree], dict[str, tuple[PyTree, PyTree]]]:
     """Parameters as the handlers outside give them; each latent site: support and prior draw."""
     key = numpyro.prng_key() if any(type(h) is handlers.seed for h in handler_stack()) else None
     met, run = _met(program, jax.random.key(0) if key is None else typed_key(key), args, kwargs)
@@ -36,9 +39,11 @@ def declared(
     return params, {name: (s, numbers[name]["value"]) for name, s in met.supports.items()}
 
 
-def supports_of(program: Program, args: Any, kwargs: Any) -> dict[str, Any]:
+def supports_of(
+    program: Program, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]
+) -> dict[str, dist.constraints.Constraint]:
     """The support of each latent site."""
-    found: dict[str, Any] = {}
+    found: dict[str, PyTree] = {}
 
     def run() -> None:
         found.update(_met(program, jax.random.key(0), args, kwargs)[0].supports)
@@ -47,7 +52,9 @@ def supports_of(program: Program, args: Any, kwargs: Any) -> dict[str, Any]:
     return found
 
 
-def _met(program: Program, key: Array, args: Any, kwargs: Any) -> tuple[_Declarations, Runner]:
+def _met(
+    program: Program, key: Array, args: tuple[PyTree, ...], kwargs: dict[str, Array]
+) -> tuple[_Declarations, Runner]:
     met, run = _Declarations(), Runner(key, exploring=True, draw=_prior_draw)
     with no_handlers(), own_caches(), run, met:
         program(*args, **kwargs)
@@ -71,10 +78,10 @@ class _Declarations(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.params: dict[str, tuple[Any, Any]] = {}
+        self.params: dict[str, tuple[PyTree, PyTree]] = {}
         self.supports: dict[str, Any] = {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "param" and msg["value"] is None:
             # An initial value that is made by a function of a key stands in `fn`, and there are no arguments then.
             init = msg["args"][0] if msg["args"] else lambda _, made=msg["fn"]: made()
@@ -83,7 +90,7 @@ class _Declarations(Messenger):
             self.supports.setdefault(msg["name"], msg["fn"].support)
 
 
-def _prior_draw(msg: dict[str, Any], key: Array) -> Array:
+def _prior_draw(msg: Message, key: Array) -> Array:
     """A draw of a site; where its law has no sampler (`ImproperUniform`), one in its support, as NumPyro starts from."""
     fn = msg["fn"]
     try:
@@ -92,7 +99,7 @@ def _prior_draw(msg: dict[str, Any], key: Array) -> Array:
         return stand_in(fn, key)
 
 
-def _foreign(label: str, handler: Any) -> TypeError:
+def _foreign(label: str, handler: object) -> TypeError:
     return TypeError(
         f"{label}: the handler or plate {type(handler).__name__} around it cannot act on a sum. Transform the program "
         "first, ppl.eliminate(ppl.condition(program, ...), ...), or use the transformations of ppl, which do that."
@@ -107,7 +114,11 @@ def is_predicting() -> bool:
 
 
 def check_reach(
-    label: str, program: Program, gone: Collection[str], args: Any, kwargs: Any
+    label: str,
+    program: Program,
+    gone: Collection[str],
+    args: tuple[ArrayLike, ...],
+    kwargs: dict[str, Array],
 ) -> None:
     """Refuse handlers that hide or give what stands inside of a sum or an integral, where they would do nothing.
 

@@ -20,8 +20,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._compat import own_caches, typed_key
+from .._types import Choices, Key, Message, ParamMap
 from ..language import Program, as_program, rng_key
 from ..strategies import Engine
 from ..traces import (
@@ -56,8 +58,8 @@ class StochasticProgram(Program, abc.ABC):
         TypeError: it is called as a function, as handlers and MCMC do: its density is not that of one run.
     """
 
-    def __init__(self, label: str, parts: Mapping[str, Any]) -> None:
-        def refuse(*_: Any, **__: Any) -> Any:
+    def __init__(self, label: str, parts: Mapping[str, Program]) -> None:
+        def refuse(*_: PyTree, **__: PyTree) -> PyTree:
             raise TypeError(
                 f"{label}: its density is estimated, so it is not one run of sample statements, and handlers "
                 "(condition, intervene, mask, plate sizes of minibatches), MCMC and Predictive cannot act on it. "
@@ -69,15 +71,15 @@ class StochasticProgram(Program, abc.ABC):
         self.label, self.parts = label, dict(parts)
 
     @abc.abstractmethod
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         """A trace of the kept choices whose log_density w has E[exp(-w) | choices] = 1 / p(choices)."""
 
     @abc.abstractmethod
-    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         """A trace of the given choices whose log_density w has E[exp w] = p(choices)."""
 
     @abc.abstractmethod
-    def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
+    def _with_parts(self, parts: Mapping[str, object]) -> StochasticProgram:
         """This program made of other parts."""
 
     @property
@@ -88,14 +90,14 @@ class StochasticProgram(Program, abc.ABC):
         """
         return {"draw": "upper", "score": "lower"}
 
-    def bind(self, params: Mapping[str, Any]) -> StochasticProgram:
+    def bind(self, params: ParamMap) -> StochasticProgram:
         """The program with the parameters of all its parts fixed."""
         parts = {k: p.bind(params) if hasattr(p, "bind") else p for k, p in self.parts.items()}
         bound = self._with_parts(parts)
         bound.params = params
         return bound
 
-    def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
+    def simulate(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Trace:
         """Draw choices x; the trace's log_density w is random with E[exp(-w) | x] = 1 / p(x).
 
         Raises:
@@ -105,7 +107,7 @@ class StochasticProgram(Program, abc.ABC):
         return self._exact_mean(lambda: self._draw(*args, **kwargs), key)
 
     def estimate_log_density(
-        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> Array:
         """A random w with E[exp w] = p(choices) (scalar, nats).
 
@@ -119,23 +121,21 @@ class StochasticProgram(Program, abc.ABC):
         ).log_density
 
     def generate(
-        self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, key: Key, constraints: Mapping[str, object], *args: PyTree, **kwargs: PyTree
     ) -> tuple[Trace, Array]:
         """The trace and the estimated log-density, if every choice is given."""
         refuse_inside_engine("generate")
         trace = self._exact_mean(lambda: self._score(as_arrays(constraints), *args, **kwargs), key)
         return trace, trace.log_density
 
-    def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def trace(self, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Trace:
         """Refused: the density is not known exactly."""
         raise TypeError(
             f"{self.label}: its density is estimated, so log_density and trace do not exist. Use "
             "estimate_log_density(key, choices, *args), or ppl.score inside an objective."
         )
 
-    def predict_trace(
-        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
-    ) -> Trace:
+    def predict_trace(self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Trace:
         """Refused: predictions come from the program that it was made from."""
         raise TypeError(
             f"{self.label}: it keeps choices only; predict from the program it was made of."
@@ -143,7 +143,7 @@ class StochasticProgram(Program, abc.ABC):
 
     forecast_trace = predict_trace
 
-    def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
+    def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Params:
         """Initial unconstrained parameters of all its parts."""
         return init_params(
             lambda: self._draw(*args, **kwargs), key, lambda key: Ambient(key, exploring=True)
@@ -156,7 +156,7 @@ class StochasticProgram(Program, abc.ABC):
             number += 1
         return rng_key(f"{self.label}_{number}")
 
-    def _exact_mean(self, run: Callable[[], Trace], key: Any) -> Trace:
+    def _exact_mean(self, run: Callable[[], Trace], key: Key) -> Trace:
         with own_caches(), Ambient(typed_key(key)):
             trace = run()
         refuse_scaled(self.label, trace.sites)
@@ -189,7 +189,7 @@ class Foreign(StochasticProgram):
         super().__init__(type(sampler).__name__, {})
         self.sampler = sampler
 
-    def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
+    def _with_parts(self, parts: Mapping[str, object]) -> StochasticProgram:
         return Foreign(self.sampler)
 
     def bind(self, params: Mapping[str, Any]) -> StochasticProgram:
@@ -199,18 +199,18 @@ class Foreign(StochasticProgram):
         bound.params = params
         return bound
 
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         made = self.sampler.simulate(self.own_key(), *args, **kwargs)
         return self._trace(as_arrays(made.choices), made.log_density)
 
-    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         choices = as_arrays(choices)
         return self._trace(
             choices,
             self.sampler.estimate_log_density(self.own_key(), choices, *args, **kwargs),
         )
 
-    def _trace(self, choices: dict[str, Array], log_density: Any) -> Trace:
+    def _trace(self, choices: dict[str, Array], log_density: object) -> Trace:
         return estimated(self.label, choices, _unnamed(choices, self.label), log_density)
 
 
@@ -222,7 +222,7 @@ class Ambient(Engine):
     def __init__(self, key: Array, *, exploring: bool = False) -> None:
         super().__init__(key, None, exploring=exploring)
 
-    def visit(self, msg: dict[str, Any]) -> None:
+    def visit(self, msg: Message) -> None:
         msg["stop"] = True
         if msg["is_observed"]:
             check_shape(msg)
@@ -246,7 +246,7 @@ class Constrained(Recorder):
     def __init__(self, given: Mapping[str, Array]) -> None:
         super().__init__(None, dict(given))
 
-    def visit(self, msg: dict[str, Any]) -> None:
+    def visit(self, msg: Message) -> None:
         value = None if msg["is_observed"] else self.given(msg["name"])
         if value is None:
             msg["_collected"] = True
@@ -255,7 +255,7 @@ class Constrained(Recorder):
         msg["intermediates"] = []
         self.frame.used.add(msg["name"])
 
-    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+    def numbers_of(self, msg: Message) -> dict[str, PyTree]:
         log_prob = guarded_log_prob(msg) if msg.get("_forced") else log_prob_of(msg)
         return numbers_for_trace(msg, log_prob)
 
@@ -295,7 +295,7 @@ def log_mean_exp(log_weights: Array) -> Array:
 
 
 def estimated(
-    label: str, choices: Mapping[str, Array], infos: Mapping[str, SiteInfo], log_density: Any
+    label: str, choices: Mapping[str, Array], infos: Mapping[str, SiteInfo], log_density: PyTree
 ) -> Trace:
     """A trace whose log-density is one number that belongs to no single site."""
     sites = SiteInfos({name: infos[name] for name in choices})
@@ -310,7 +310,7 @@ def same_sites(what: str, got: Collection[str], expected: Collection[str], remed
         raise ValueError(f"{what}: missing {missing}, extra {extra}. {remedy}")
 
 
-def as_arrays(choices: Mapping[str, Any]) -> dict[str, Array]:
+def as_arrays(choices: Mapping[str, PyTree]) -> dict[str, Array]:
     """Choices as arrays."""
     return {name: jnp.asarray(value) for name, value in choices.items()}
 

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.distributions import constraints
 
 from .._compat import handler_stack, typed_key
+from .._types import Choices, Key
 from ..language import Program
 from ..traces import Params, Trace, keep_terms, refuse_inside_engine
 from ._listing import Listing, list_factors
@@ -40,7 +42,7 @@ class Summed(Program):
         self.__name__ = self.label = label
         self.program, self.sites = program, sites
 
-    def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
+    def simulate(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Trace:
         """Draw the choices that are left (and everything else) from the prior; the log-density is the marginal one."""
         refuse_inside_engine("simulate")
         joint = self.program.simulate(key, *args, **kwargs)
@@ -48,7 +50,7 @@ class Summed(Program):
         return dataclasses.replace(trace, retval=joint.retval)
 
     def generate(
-        self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, key: Key, constraints: Mapping[str, Array], *args: PyTree, **kwargs: PyTree
     ) -> tuple[Trace, Array]:
         """The trace and its weight: the log-density if every choice is given.
 
@@ -61,12 +63,12 @@ class Summed(Program):
         trace = self._score(kept, *args, **kwargs)
         return trace, trace.log_density if set(kept) == set(constraints) else log_weight
 
-    def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _traced(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         listing = self._listing(as_arrays(choices), args, kwargs)
         return self._remember_listing(listing, listing.trace(self.label))
 
     def posterior(
-        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, Array]:
         """One joint draw of the summed sites given the choices and the data: the recursion run backwards."""
         refuse_inside_engine("posterior")
@@ -74,13 +76,13 @@ class Summed(Program):
         return listing.assignment("sample", typed_key(key))
 
     def posterior_probs(
-        self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, Array]:
         """Posterior probability of each value of each eliminated site: site -> array (*elements, values)."""
         return self._listing(as_arrays(choices), args, kwargs).probabilities()
 
     def mode(
-        self, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> tuple[dict[str, Array], Array]:
         """The most probable joint assignment of the eliminated sites, and its log-density with everything else (nats).
 
@@ -90,10 +92,10 @@ class Summed(Program):
         found = listing.assignment("max", None)
         return found, self.program.log_density({**choices, **found}, *args, **kwargs)
 
-    def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
+    def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Params:
         return self.program.init(key, *args, **kwargs)
 
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         raise TypeError(
             f"{self.label}: it is scored, not drawn, inside an objective: a draw would need the eliminated sites and their "
             "gradient strategies. Use it as the model; as a guide, use the program it was made of, or ppl.marginal."
@@ -107,13 +109,15 @@ class Summed(Program):
         keep_terms(trace, self)
         return trace
 
-    def _listing(self, kept: dict[str, Array], args: Any, kwargs: Any) -> Listing:
+    def _listing(
+        self, kept: dict[str, Array], args: tuple[Array, ...], kwargs: dict[str, PyTree]
+    ) -> Listing:
         check_stack(self.label)
         check_left(self.label, self.sites, kept, "summed")
         params = declared(self.program, args, kwargs)[0] if handler_stack() else {}
         return list_factors(self.label, self.program, self.sites, kept, params, args, kwargs)
 
-    def _statements(self, *args: Any, **kwargs: Any) -> None:
+    def _statements(self, *args: PyTree, **kwargs: PyTree) -> None:
         """For NumPyro's inference: each kept site as a flat statement, and one factor with the marginal density."""
         check_outside(self.label)
         if is_predicting():
@@ -152,7 +156,7 @@ class _Flat(dist.Distribution):
         self.draw_made = draw_made
         super().__init__((), draw_made.shape)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """The draw, which NumPyro's starting points (`init_to_median`, `init_to_mean`) are then made of as well."""
         return jnp.broadcast_to(self.draw_made, (*sample_shape, *self.draw_made.shape))
 
@@ -160,5 +164,5 @@ class _Flat(dist.Distribution):
     def mean(self) -> Array:
         raise NotImplementedError  # `init_to_mean` then falls back on draws
 
-    def log_prob(self, value: Any) -> Array:
+    def log_prob(self, value: Array) -> Array:
         return jnp.zeros(())

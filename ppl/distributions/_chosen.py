@@ -6,8 +6,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 from numpyro.distributions import constraints
+
+from .._types import Key
 
 
 class Chosen(dist.Distribution):
@@ -69,7 +71,7 @@ class Chosen(dist.Distribution):
         """Variance of the chosen law."""
         return self._of_index(self.laws.variance, self.event_dim)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of the chosen law, shape [*sample_shape, *batch, *event]."""
         return self._of_index(self.laws.sample(key, sample_shape), self.event_dim)
 
@@ -78,7 +80,7 @@ class Chosen(dist.Distribution):
         axis = jnp.ndim(value) - self.event_dim - len(self.batch_shape)
         return self._of_index(self.laws.log_prob(jnp.expand_dims(value, axis)), 0)
 
-    def _of_index(self, x: Any, event_dim: int) -> Array:
+    def _of_index(self, x: PyTree, event_dim: int) -> Array:
         """The entry of the chosen law in arrays [..., laws, *batch, *event]."""
         batch = len(self.batch_shape)
         axis = x.ndim - event_dim - batch - 1

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 from numpyro.distributions import transforms
 
 from .._compat import inverted, is_concrete
@@ -14,7 +15,7 @@ from .._compat import inverted, is_concrete
 Ends = tuple[Any, Any]
 
 
-def moved_ends(ends: Ends, transform: Any) -> tuple[Ends, bool] | None:
+def moved_ends(ends: Ends, transform: object) -> tuple[Ends, bool] | None:
     """The ends of the image of an interval under a monotone map of the line, and whether their order is known."""
     inverse = inverted(transform) is not None
     inner = inverted(transform) or transform
@@ -44,7 +45,7 @@ def moved_ends(ends: Ends, transform: Any) -> tuple[Ends, bool] | None:
     return None
 
 
-def _affine(end: Any, loc: Any, scale: Any, inverse: bool) -> Any:
+def _affine(end: PyTree, loc: PyTree, scale: PyTree, inverse: bool) -> ArrayLike:
     if is_concrete(end) and np.all(np.isinf(end)):
         return end * np.sign(np.asarray(scale)) if is_concrete(scale) else end
     if is_concrete(end) and not inverse and not np.any(end):
@@ -56,7 +57,7 @@ def _affine(end: Any, loc: Any, scale: Any, inverse: bool) -> Any:
     return (end - loc) / scale if inverse else loc + scale * end
 
 
-def _power(end: Any, exponent: Any) -> Any:
+def _power(end: Any, exponent: ArrayLike) -> Any:
     if is_concrete((end, exponent)):
         with np.errstate(all="ignore"):
             return np.power(np.asarray(end, float), exponent)
@@ -65,23 +66,23 @@ def _power(end: Any, exponent: Any) -> Any:
     return jnp.power(end, exponent)
 
 
-def _sigmoid(x: Any) -> Any:
+def _sigmoid(x: Array) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-def _logit(x: Any) -> Any:
+def _logit(x: Array) -> Any:
     return np.log(x) - np.log1p(-x)
 
 
-def _softplus(x: Any) -> Any:
+def _softplus(x: Array) -> Any:
     return np.logaddexp(x, 0.0)
 
 
-def _inv_softplus(x: Any) -> Any:
+def _inv_softplus(x: Array) -> Any:
     return np.where(np.isinf(x), x, x + np.log(-np.expm1(-x)))
 
 
-def _inv_softplus_j(x: Any) -> Any:
+def _inv_softplus_j(x: Array) -> Any:
     return x + jnp.log(-jnp.expm1(-x))
 
 
@@ -90,7 +91,7 @@ def same_ends(a: Ends, b: Ends) -> bool:
     return is_concrete((a, b)) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _equal(x: Any, y: Any) -> bool:
+def _equal(x: ArrayLike, y: float) -> bool:
     try:
         return bool(np.all(np.equal(x, y)))
     except ValueError:  # bounds of rows of other numbers

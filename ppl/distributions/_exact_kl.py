@@ -7,8 +7,6 @@ of the list below, each of which is tested against quadrature in value and gradi
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -59,12 +57,12 @@ def is_exact_pair(q: dist.Distribution, p: dist.Distribution) -> bool:
     return any(rule is not None and rule.__module__.startswith(f"{_PACKAGE}.") for rule in rules)
 
 
-def _flat(fn: Any) -> Any:
+def _flat(fn: dist.Distribution) -> dist.Distribution:
     while isinstance(fn, dist.ExpandedDistribution):
         fn = fn.base_dist
     return fn
 
 
-def _num_classes(fn: Any) -> int | None:
+def _num_classes(fn: dist.Distribution) -> int | None:
     base = base_of(fn)
     return jnp.shape(base.probs)[-1] if isinstance(base, dist.CategoricalProbs) else None

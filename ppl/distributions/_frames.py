@@ -17,10 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, biject_to
 
 from .._precision import full_precision
+from .._types import Key
 
 Array = jax.Array
 
@@ -57,19 +59,19 @@ class Orthonormal(constraints.Constraint):
         self.d, self.n = d, n
 
     @full_precision
-    def __call__(self, x: Any) -> Array:
+    def __call__(self, x: Array) -> Array:
         x = jnp.asarray(x)
         if x.shape[-2:] != (self.d, self.n):
             return jnp.zeros(x.shape[:-2], bool)
         away = jnp.abs(x.mT @ x - jnp.eye(self.n, dtype=x.dtype)).max((-2, -1))
         return away < 1e2 * math.sqrt(self.d) * jnp.finfo(x.dtype).eps
 
-    def feasible_like(self, prototype: Any) -> Array:
+    def feasible_like(self, prototype: Array) -> Array:
         """The first columns of the unit matrix."""
         unit = jnp.eye(self.d, self.n, dtype=jnp.result_type(float, prototype))
         return jnp.broadcast_to(unit, jnp.shape(prototype))
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> PyTree:
         return (), ((), {"d": self.d, "n": self.n})
 
     def __eq__(self, other: object) -> bool:
@@ -118,7 +120,7 @@ class FrameTransform(Transform):
             frame = _reflected(v, frame[..., 1:])[..., 1:, :]
         return jnp.concatenate(found, -1)
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree = None) -> Array:
         """The log-density of standard normal vectors: that of x under the uniform law of y, see the head of this file."""
         return -0.5 * (x**2).sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
 
@@ -128,7 +130,7 @@ class FrameTransform(Transform):
     def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-2], sum(self.lengths))
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> PyTree:
         return (), ((), {"d": self.d, "n": self.n, "lengths": self.lengths})
 
     def eq(self, other: object, static: bool = False) -> bool:
@@ -186,12 +188,12 @@ class UniformFrames(dist.Distribution):
         """Frames."""
         return Orthonormal(self.d, self.n)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """By reflections of normal vectors."""
         transform = FrameTransform(self.d, self.n)
         return transform(jax.random.normal(key, (*sample_shape, sum(transform.lengths))))
 
-    def log_prob(self, value: Any) -> Array:
+    def log_prob(self, value: Array) -> Array:
         """0 on frames, -inf elsewhere."""
         return jnp.where(Orthonormal(self.d, self.n)(value), 0.0, -jnp.inf)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints, transforms
 
 from .._compat import is_concrete
@@ -79,7 +80,7 @@ class Extent(NamedTuple):
 NOWHERE_KNOWN = Extent(UNKNOWN)
 
 
-def support_known(fn: Any) -> Extent:
+def support_known(fn: dist.Distribution) -> Extent:
     """The support of a law, as far as it is known; a point mass has none to speak of."""
     inner = fn
     while isinstance(inner, _WRAPPERS):
@@ -120,7 +121,7 @@ def is_outside(inner: Extent, outer: Extent) -> bool:
     return (inner.kind, outer.kind) not in _INSIDE
 
 
-def misplaced(fn: Any) -> str | None:
+def misplaced(fn: PyTree) -> str | None:
     """Why the density of a transformed law is no density of its draws; None where that is not known.
 
     A transform is one-to-one on its domain only: the square of a Normal number comes from two, and NumPyro counts one.
@@ -154,7 +155,7 @@ def _passes(greater: Bound | None, less: Bound | None) -> bool:
     )
 
 
-def _is_exact(fn: Any) -> bool:
+def _is_exact(fn: PyTree) -> bool:
     """Whether NumPyro's `support` is the set itself: a transformed law's is the image of all that its transforms take."""
     if isinstance(fn, dist.MixtureSameFamily):
         return support_known(fn.component_distribution).kind != UNKNOWN
@@ -203,11 +204,11 @@ _HALF_LINES = tuple(
 _COUNTS = (type(constraints.integer_interval(0, 1)), type(constraints.integer_greater_than(0)))
 
 
-def _between(kind: str, low: Any, high: Any) -> Extent:
+def _between(kind: str, low: float, high: ArrayLike) -> Extent:
     return Extent(kind, _bound(low), _bound(high))
 
 
-def _bound(x: Any) -> Bound | None:
+def _bound(x: ArrayLike) -> Bound | None:
     if not is_concrete(x):
         return None
     with jax.ensure_compile_time_eval():

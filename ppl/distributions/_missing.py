@@ -12,15 +12,15 @@ factorises over cells the second factor is p(x_missing), and its draws in the se
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions import constraints
 
 from .._precision import full_precision
+from .._types import Key
 
 
 class NormalCells(dist.Distribution):
@@ -63,26 +63,26 @@ class NormalCells(dist.Distribution):
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     @full_precision
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Loc + L noise."""
         noise = jax.random.normal(key, sample_shape + self.shape(), self.loc.dtype)
         return self.loc + jnp.einsum("...ij,...j->...i", self.scale_tril, noise)
 
-    def log_prob(self, value: Any) -> Array:
+    def log_prob(self, value: np.ndarray) -> Array:
         """Log-density of the coordinates in C; the others are not read."""
         whitened = self.whiten(value)
         diagonal = jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)
         constant = 0.5 * jnp.log(2 * jnp.pi) * self.cells.sum(-1)
         return -0.5 * (whitened**2).sum(-1) - jnp.log(diagonal).sum(-1) - constant
 
-    def whiten(self, value: Any) -> Array:
+    def whiten(self, value: Array | np.ndarray) -> Array:
         """L^-1 (value - loc), zero outside of C."""
         residual = jnp.where(self.cells, jnp.where(self.cells, value, 0) - self.loc, 0)
         scale = jnp.broadcast_to(self.scale_tril, (*residual.shape, residual.shape[-1]))
         return jax.scipy.linalg.solve_triangular(scale, residual[..., None], lower=True)[..., 0]
 
     @full_precision
-    def others(self, value: Any) -> NormalCells:
+    def others(self, value: Array) -> NormalCells:
         """The law of the coordinates outside of C given those of C in `value`.
 
         With W = L^-1 covariance[C, :]: mean loc + W' L^-1 (value - loc), covariance (covariance - W' W).
@@ -95,7 +95,7 @@ class NormalCells(dist.Distribution):
 
 
 def law_of_cells(
-    fn: dist.Distribution, cells: Bool[Array, "*shape"], given: Any = None
+    fn: dist.Distribution, cells: Bool[Array, "*shape"], given: Array | None = None
 ) -> dist.Distribution:
     """The law of some cells, as a distribution of the whole value's shape: p(x_cells), or p(x_cells | x_others = given).
 

@@ -15,7 +15,6 @@ below the resolution of the floating-point type; `LIMIT / ALARM` tells it from o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +60,7 @@ def alarm(probabilities: Iterable[Array]) -> Array:
     return sum((alarms(p).sum() for p in probabilities), jnp.zeros(()))
 
 
-def sound(gradient: Any) -> Any:
+def sound(gradient: list[Array]) -> list[Array]:
     """The gradient, NaN where an alarm is in it."""
     return jax.tree.map(lambda g: jnp.where(jnp.abs(g) > LIMIT, jnp.nan, g), gradient)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
+
+from .._types import Key
 
 
 class OneHotCategorical(dist.Distribution):
@@ -38,7 +38,7 @@ class OneHotCategorical(dist.Distribution):
         """softmax(logits)."""
         return jax.nn.softmax(self.logits)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Unit vectors, shape [*sample_shape, *batch, classes]."""
         shape = (*sample_shape, *self.batch_shape)
         k = jax.random.categorical(key, self.logits, shape=shape)

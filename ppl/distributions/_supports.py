@@ -36,11 +36,13 @@ What a moving support does to a strategy:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints, discrete, transforms
 
 from .._compat import CatTransform, HurdleProbs, inverted, is_concrete
@@ -150,7 +152,7 @@ def same_support(a: Support, b: Support) -> bool:
     return bool(a.core == b.core)
 
 
-def _declared(fn: Any) -> Support:
+def _declared(fn: dist.Distribution) -> Support:
     """The set that a law names itself."""
     name = type(fn).__name__
     try:
@@ -164,7 +166,7 @@ def _declared(fn: Any) -> Support:
     return Support(core, _ends_of(core), _leaves(core))
 
 
-def _of_transformed(fn: Any) -> Support:
+def _of_transformed(fn: PyTree) -> Support:
     inherits = type(fn).support is dist.TransformedDistribution.support
     is_folded = isinstance(fn, dist.FoldedDistribution)
     if _is_numpyros(fn) and not inherits and not is_folded:
@@ -179,14 +181,14 @@ def _of_transformed(fn: Any) -> Support:
     return dataclasses.replace(support, edges=edges, unknown=support.unknown or own.unknown)
 
 
-def _zero_inflated(fn: Any) -> Support:
+def _zero_inflated(fn: Callable[..., PyTree]) -> Support:
     support = support_of_law(fn.base_dist)
     if support.is_discrete:
         return support
     return dataclasses.replace(support, unknown=support.unknown or _NO_COMMON_SCORE)
 
 
-def _union(laws: Any) -> Support:
+def _union(laws: list[dist.Distribution]) -> Support:
     parts = [support_of_law(law) for law in laws]
     edges = tuple(e for p in parts for e in p.edges)
     unknown = next((p.unknown for p in parts if p.unknown), "")
@@ -249,16 +251,16 @@ def _onto(support: Support, transform: Any) -> Support | None:
     return Support(codomain, _ends_of(codomain)) if same_support(support, wanted) else None
 
 
-def _is_known(transform: Any) -> bool:
+def _is_known(transform: object) -> bool:
     inner = inverted(transform)
     return _is_numpyros(transform) if inner is None else _is_known(inner)
 
 
-def _is_numpyros(x: Any) -> bool:
+def _is_numpyros(x: object) -> bool:
     return type(x).__module__.startswith("numpyro.")
 
 
-def is_known_sampler(fn: Any) -> bool:
+def is_known_sampler(fn: dist.Distribution | dist.transforms.Transform) -> bool:
     """Whether a law and all that it is made of are NumPyro's or this package's, whose samplers are known not to jump."""
     parts = [getattr(fn, name, None) for name in ("base_dist", "component_distribution")]
     parts += [*getattr(fn, "component_distributions", ()), *getattr(fn, "transforms", ())]
@@ -267,7 +269,7 @@ def is_known_sampler(fn: Any) -> bool:
     return is_ours and all(is_known_sampler(p) for p in parts if p is not None)
 
 
-def _declares_sets(transform: Any) -> bool:
+def _declares_sets(transform: dist.transforms.Transform) -> bool:
     """Whether a user's transform says itself between which sets it maps; the answer is believed, as a law's `support` is."""
 
     def own(name: str) -> bool:
@@ -294,21 +296,21 @@ def _of_unknown(support: Support, transform: Any) -> Support:
     return Support(edges=edges, unknown=support.unknown)
 
 
-def _core(constraint: Any) -> Any:
+def _core(constraint: object) -> Any:
     while isinstance(constraint, _INDEPENDENT):
         constraint = constraint.base_constraint
     return constraint
 
 
-def _ends_of(core: Any) -> Ends | None:
+def _ends_of(core: constraints.Constraint) -> Ends | None:
     if not isinstance(core, _INTERVALS) or getattr(core, "is_discrete", False):
         return None
     return getattr(core, "lower_bound", -np.inf), getattr(core, "upper_bound", np.inf)
 
 
-def _leaves(tree: Any) -> tuple[Any, ...]:
+def _leaves(tree: PyTree) -> tuple[ArrayLike, ...]:
     """The arrays in a tree, also those that objects unknown to JAX hold."""
-    found: list[Any] = []
+    found: list[PyTree] = []
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, int | float | np.ndarray | np.generic | jax.Array):
             found.append(leaf)

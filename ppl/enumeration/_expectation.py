@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..evaluation import Layout, Split, begun, chains_of
 from ..jaxprs import Relations
@@ -120,7 +121,7 @@ def dimensions_of(
 
 
 def elimination(
-    closed: Collection[Any],
+    closed: Collection[PyTree],
     keep: Sites,
     layouts: Mapping[int, Layout],
     at_sites: Mapping[int, Sites],
@@ -143,7 +144,7 @@ def _once(make: Callable[..., Factor]) -> Callable[..., Factor]:
     """A method whose results are kept by its arguments (in the instance: a cache around it would outlive tracing)."""
 
     @functools.wraps(make)
-    def made(self: StateWeights, *of: Any) -> Factor:
+    def made(self: StateWeights, *of: int | tuple[Factor | int, ...]) -> Factor:
         name = make.__name__, *of
         if name not in self.made:
             self.made[name] = make(self, *of)
@@ -175,7 +176,7 @@ class StateWeights:
         self.others, self.start = frozenset(others), start
         self.made: dict[Any, Factor] = {}
 
-    def of(self, closed: Relations, keep: Sites, num_axes: int) -> Any:
+    def of(self, closed: Relations, keep: Sites, num_axes: int) -> PyTree:
         """Weights [kept dimensions and the others, axes (1 where equal)] of an array that relates to sites by `closed`.
 
         They may be split along the first of the axes. None where there is no enumerated site.
@@ -205,7 +206,7 @@ class StateWeights:
         return aligned(weight, keep | self.others, axes, self.layouts, _first(axes))
 
     @_once
-    def _placed(self, index: int, axes: tuple[Any, ...]) -> Factor:
+    def _placed(self, index: int, axes: tuple[int, ...]) -> Factor:
         """A site's probabilities, with the names `axes` of the axes that are not joint."""
         sites = self.at_sites[index] | self.others
         own, array = ordered(sites), self.probabilities[index]

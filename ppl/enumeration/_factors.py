@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from ..evaluation import Layout, Split, by_parts, chains_of, whole_at
 from ._semirings import Semiring
@@ -49,10 +50,10 @@ def sites_of(factors: Sequence[Factor]) -> frozenset[int]:
 def aligned(
     factor: Factor,
     sites: Collection[int],
-    axes: Sequence[Any],
+    axes: Sequence[int | str],
     layouts: Layouts,
-    time: Any = None,
-) -> Any:
+    time: int | str | None = None,
+) -> Array | Split:
     """The array of a factor as [dimensions of `sites`, `axes`], of size 1 where it depends on none of them.
 
     It stays split along `time`, the first of the axes, if it was, and along nothing else.
@@ -71,10 +72,10 @@ def aligned(
 
 def product(
     factors: Sequence[Factor],
-    axes: Sequence[Any],
+    axes: Sequence[int | str],
     layouts: Layouts,
     ring: Semiring,
-    time: Any = None,
+    time: PyTree = None,
 ) -> Factor:
     """The product of factors on common axes."""
     sites = sites_of(factors)
@@ -90,7 +91,7 @@ def sum_out(factor: Factor, sites: Collection[int], layouts: Layouts, ring: Semi
     front = int(isinstance(factor.array, Split))
     where = [own.index(i) for i in ordered(sites)]
 
-    def summed(x: Any) -> Any:
+    def summed(x: Array) -> Array:
         shape = list(x.shape)
         for n in where:
             shape[front + n] = layouts[own[n]].size

@@ -16,11 +16,11 @@ the precision (`_semirings.Scale`): else their sum, which grows with the number 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ..evaluation import Chain, Split, close_windows, open_windows, relative, whole_at
 from ._semirings import Probabilities, Scale, Semiring
@@ -29,8 +29,11 @@ Array = jax.Array
 
 
 def windows(
-    probabilities: Any, chains: Sequence[Chain], axis: int, start: Mapping[int, int] | None = None
-) -> Any:
+    probabilities: Array | Split,
+    chains: Sequence[Chain],
+    axis: int,
+    start: Mapping[int, int] | None = None,
+) -> PyTree:
     """Probability of every window at each step, from that of each step's states given the window before.
 
     Args:
@@ -52,7 +55,7 @@ def windows(
 
 
 def total(
-    factors: Sequence[Any],
+    factors: Sequence[PyTree],
     lags: Sequence[int | None],
     chains: Sequence[Chain],
     axis: int,
@@ -131,7 +134,7 @@ class _Recursion:
         still = [x[0] if len(x) == 1 else None for x in steps]
         moving = [x if s is None else None for x, s in zip(steps, still, strict=True)]
 
-        def step(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+        def step(carry: tuple[PyTree, ...], inputs: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             shown = carry[0] if is_shown else None
             before, scale = self._scaled(*carry)
             here = [m if s is None else s for m, s in zip(inputs[0], still, strict=True)]
@@ -153,7 +156,7 @@ class _Recursion:
         found = self.ring.times(*steps, before)
         return jnp.broadcast_to(found, (len(found), *self.shown))
 
-    def _move(self, before: Array, steps: list[Array], number: Any) -> Array:
+    def _move(self, before: Array, steps: list[Array], number: object) -> Array:
         """The sum over what lies before the next step."""
         sees_oldest = [any(x.shape[a] > 1 for a in self.oldest) for x in steps]
         early = [x for x, sees in zip(steps, sees_oldest, strict=True) if sees]

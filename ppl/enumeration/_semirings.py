@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 Array = jax.Array
 Kind = Literal["sum", "max", "sample"]
@@ -88,7 +89,7 @@ class LogWeights:
         """The product of broadcasting arrays."""
         return functools.reduce(operator.add, arrays)
 
-    def sum(self, x: Array, axes: Sequence[int], number: Any = 0) -> Array:
+    def sum(self, x: Array, axes: Sequence[int], number: PyTree = 0) -> Array:
         """The reduction over axes, at a step."""
         if self.kind == "sum":
             return log_sum_exp(x, tuple(axes))
@@ -122,7 +123,7 @@ def log_sum_exp(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 @log_sum_exp.defjvp
-def _(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+def _(axes: tuple[int, ...], primals: PyTree, tangents: PyTree) -> PyTree:
     largest, terms, total = _exponentials(primals[0], axes)
     weights = terms / jnp.expand_dims(jnp.where(total > 0, total, 1.0), axes)
     return jnp.log(total) + largest, (weights * tangents[0]).sum(axes)

@@ -13,11 +13,11 @@ derivatives are refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import Jaxpr, no_handlers
 from ..jaxprs import has_other_derivatives
@@ -36,7 +36,7 @@ def watched_again(x: Array, rule: Callable[[], None]) -> Array:
         return x
 
     @itself.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
+    def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> PyTree:
         return primals[0], tangents[0] * one(primals[0])
 
     return itself(x)
@@ -50,7 +50,7 @@ def _one(rule: Callable[[], None], after: Callable[[Array], Array]) -> Callable[
         return jnp.ones_like(x)
 
     @one.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
+    def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> PyTree:
         rule()
         return after(primals[0]), jnp.zeros_like(tangents[0])
 
@@ -95,7 +95,7 @@ def refusal_of_jump(err: ValueError) -> TypeError:
     )
 
 
-def moving(args: Any) -> tuple[Any, Any]:
+def moving(args: PyTree) -> tuple[PyTree, PyTree]:
     """Arguments in two: those that a derivative may be taken in, and the rest."""
     import equinox as eqx
 
@@ -108,7 +108,7 @@ def slope_of(value: Value) -> Callable[..., Array]:
     """A program ((params, moving arguments), rest) -> the gradient of an estimate, in a direction with all components."""
     import equinox as eqx
 
-    def slope(moved: Any, rest: Any) -> Array:
+    def slope(moved: tuple[PyTree, ...], rest: PyTree) -> Array:
         key = rng_key("second derivative")
         estimate = lambda moved: value(moved[0], key, *eqx.combine(moved[1], rest))
         with no_handlers():  # a run of its own, and not statements of this one

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ..._compiler import warn_of_wrong_fusions
-from .._compat import is_concrete
+from .._compat import Jaxpr, is_concrete
 from ..analysis import Analysed, RowProgram, analyse, traced_rows
 from ..checks import (
     CheckJumps,
@@ -88,7 +90,7 @@ class _Now(threading.local):
         has_checked: whether the check was made in this call.
     """
 
-    values: Any = None
+    values: PyTree = None
     has_checked: bool = False
 
 
@@ -106,12 +108,12 @@ class CheckedPrograms:
 
     def __init__(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., PyTree],
         strategies: Mapping[str, Any] | str | None,
         num_replicates: int,
         check_jumps: CheckJumps,
-        examples: list[Any] | None,
-        checks: dict[Any, Any] | None,
+        examples: list[tuple[PyTree, PyTree]] | None,
+        checks: dict[str, PyTree] | None,
     ) -> None:
         self.fn, self.strategies, self.num_replicates = fn, strategies, num_replicates
         self.check_jumps, self.jump_search = check_jumps, search_of(check_jumps)
@@ -123,7 +125,7 @@ class CheckedPrograms:
         ] = {}  # objects among arguments, see `check_arguments`
 
     @contextlib.contextmanager
-    def shown(self, params: Any, args: Any) -> Iterator[None]:
+    def shown(self, params: PyTree, args: PyTree) -> Iterator[None]:
         """While this is open the checks may try these values, as far as they are known."""
         check_arguments(args, self.known)
         warn_of_wrong_fusions()
@@ -140,7 +142,9 @@ class CheckedPrograms:
         finally:
             self._now.values = None
 
-    def program(self, params: Any, args: Any, key_impl: Any = None) -> Analysed:
+    def program(
+        self, params: PyTree, args: tuple[PyTree, ...], key_impl: object = None
+    ) -> Analysed:
         """The analysed program; checked once per shape, when it is also found what `auto` has to avoid."""
         signature = signature_of((params, args))
         if signature in self.checks:
@@ -161,7 +165,12 @@ class CheckedPrograms:
         return program
 
     def checked_before(
-        self, fn: Callable[..., Any], num_replicates: int, params: Any, args: Any, known: Any
+        self,
+        fn: Callable[..., PyTree],
+        num_replicates: int,
+        params: PyTree,
+        args: PyTree,
+        known: object,
     ) -> Analysed:
         """The analysed program of another function of the same sites, when that of `fn(params, *known)` has been checked."""
         demoted = self.checks[signature_of((params, known))].demoted
@@ -170,19 +179,25 @@ class CheckedPrograms:
             strategies=self.strategies, num_replicates=num_replicates, demoted=demoted,
         )  # fmt: skip
 
-    def outcome(self, params: Any, args: Any) -> str:
+    def outcome(self, params: PyTree, args: PyTree) -> str:
         """What came of the search for jumps, in words."""
         return str(self.checks[signature_of((params, args))])
 
     def _analyse(
-        self, params: Any, args: Any, demoted: Mapping[str, set[str]], key_impl: Any = None
+        self,
+        params: PyTree,
+        args: tuple[PyTree, ...],
+        demoted: Mapping[str, set[str]],
+        key_impl: object = None,
     ) -> Analysed:
         return analyse(
             self.fn, params, jax.random.key(0, impl=key_impl), args,
             strategies=self.strategies, num_replicates=self.num_replicates, demoted=demoted,
         )  # fmt: skip
 
-    def _search(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
+    def _search(
+        self, check: _Check, program: Analysed, params: PyTree, args: tuple[PyTree, ...]
+    ) -> None:
         """Try rows that may meet and probabilities that may be 0, and search for jumps, if there is a reason to."""
         start = time.monotonic()
         shapes, fixed = (jax.tree.map(shape_of_input, tree) for tree in (params, args))
@@ -198,7 +213,9 @@ class CheckedPrograms:
             self._look(check, params, args)
         check.seconds = time.monotonic() - start
 
-    def _check_rows(self, check: _Check, program: Analysed, params: Any, args: Any) -> None:
+    def _check_rows(
+        self, check: _Check, program: Analysed, params: PyTree, args: tuple[ArrayLike, ...]
+    ) -> None:
         """Refuse rows of a subsampled plate that meet."""
         shapes, fixed = (jax.tree.map(shape_of_input, tree) for tree in (params, args))
         fn, data = self._with_data(fixed)
@@ -214,7 +231,7 @@ class CheckedPrograms:
         known, _ = self._known(params, args)
         check_subsampled(trace, *self._leaves(*known))
 
-    def _look(self, check: _Check, params: Any, args: Any) -> None:
+    def _look(self, check: _Check, params: Array, args: PyTree) -> None:
         """Raise if the program jumps at these data; remember them if it jumps at others."""
         assert check.search is not None
         known, is_known = self._known(params, args)
@@ -224,11 +241,13 @@ class CheckedPrograms:
         if not check.search.is_settled(found):
             check.data = (check.data or set()) | {fingerprint(data)}
 
-    def _leaves(self, params: Any, args: Any) -> tuple[list[Any], list[Any]]:
+    def _leaves(
+        self, params: PyTree, args: tuple[ArrayLike, ...]
+    ) -> tuple[list[ArrayLike], list[Array | np.ndarray]]:
         """The inputs of the program that `copy` makes, without the key."""
         return jax.tree.leaves(params), [x for x in jax.tree.leaves(args) if is_array(x)]
 
-    def _look_again(self, params: Any, args: Any) -> bool:
+    def _look_again(self, params: PyTree, args: tuple[PyTree, ...]) -> bool:
         """Whether a check was made that data may fail; they are looked at then, as those of the first call were."""
         if all(check.data is None for check in list(self.checks.values())):
             return False
@@ -243,7 +262,9 @@ class CheckedPrograms:
             self._look(check, params, args)
         return True
 
-    def _known(self, params: Any, args: Any) -> tuple[tuple[Any, Any], bool]:
+    def _known(
+        self, params: PyTree, args: tuple[ArrayLike, ...]
+    ) -> tuple[tuple[PyTree, PyTree], bool]:
         """Values at which to search, and whether the arguments are those of the call."""
         shown = self._now.values or (params, args)
         is_known = is_concrete(shown[1]) or _has_known_data.get()
@@ -251,7 +272,9 @@ class CheckedPrograms:
         known = [concrete_tree(t, e) for t, e in zip(shown, example, strict=True)]
         return (known[0], known[1]), is_known
 
-    def copy(self, params: Any, args: Any, demoted: Mapping[str, set[str]]) -> Analysed:
+    def copy(
+        self, params: PyTree, args: tuple[PyTree, ...], demoted: Mapping[str, set[str]]
+    ) -> Analysed:
         """The program analysed with data as inputs, in the precision that is in force."""
         fn, data = self._with_data(args)
         inputs = jax.tree.map(abstract, (params, data))
@@ -263,12 +286,12 @@ class CheckedPrograms:
         )  # fmt: skip
         return dataclasses.replace(copy, closed=_with_known_constants(copy.closed))
 
-    def _with_data(self, args: Any) -> tuple[Callable[[Any], Any], list[Any]]:
+    def _with_data(self, args: tuple[PyTree, ...]) -> tuple[Callable[..., PyTree], list[PyTree]]:
         """The function of (parameters, data), and the data: arrays among the arguments."""
         leaves, structure = jax.tree.flatten(args)
         is_data = [is_array(x) for x in leaves]
 
-        def fn(inputs: Any) -> Any:
+        def fn(inputs: tuple[PyTree, ...]) -> PyTree:
             params, data = inputs
             filled = iter(data)
             new = [next(filled) if f else x for x, f in zip(leaves, is_data, strict=True)]
@@ -287,6 +310,6 @@ class CheckedPrograms:
         return demoted
 
 
-def _with_known_constants(closed: Any) -> Any:
+def _with_known_constants(closed: Jaxpr) -> Jaxpr:
     """A traced program for trials: arrays that it closes over and that are known at run time only get typical values."""
     return closed.replace(consts=[concrete(c) for c in closed.consts])

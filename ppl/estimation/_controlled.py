@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
+from .._types import Args
 from ..analysis import Controlled
 from ..language import apply
 from ..strategies import stop
@@ -29,9 +30,9 @@ LEAST = 4
 class WithCoefficients:
     """`fn` with the coefficients of value and of control among its arguments: a value, not a record."""
 
-    fn: Callable[..., Any]
+    fn: Callable[..., PyTree]
 
-    def __call__(self, params: Any, coefficients: Array, *args: Any) -> Any:
+    def __call__(self, params: PyTree, coefficients: Array, *args: PyTree) -> PyTree:
         found = apply(self.fn, (params, *args))
         return coefficients[0] * found.value - coefficients[1] * (found.control - found.mean)
 
@@ -63,11 +64,11 @@ def refuse_twice() -> None:
 
 
 def mean_of_halves(
-    surrogate: Callable[[bool, Array, tuple[Any, ...]], tuple[Array, Any]],
+    surrogate: Callable[[bool, Array, tuple[PyTree, ...]], tuple[Array, PyTree]],
     num_replicates: int,
     key: Array,
-    args: tuple[Any, ...],
-) -> tuple[Array, Any]:
+    args: Args,
+) -> tuple[Array, PyTree]:
     """The surrogate of a controlled expectation, and the state that the first half leaves.
 
     The other half's state would have seen a coefficient of the first, and its baselines the draws that they serve.
@@ -103,7 +104,7 @@ def coefficient(values: Array, controls: Array) -> Array:
     return jnp.where((square > 0) & jnp.isfinite(ratio), ratio, 0.0)
 
 
-def controlled(value: Any, control: Any, mean: Any) -> Controlled:
+def controlled(value: Array, control: Array, mean: Array) -> Controlled:
     """A value with a control variate: what the function of an expectation, or an objective of one's own, returns.
 
         E[value] = E[value - a (control - mean)]   for every number a.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._precision import full_precision
 from ..analysis import check_replay, replay_axes, replay_groups
@@ -122,7 +123,7 @@ class Costs:
         members = [j for j, r in enumerate(self.program.relations) if index in r]
         true = self._with_true_derivatives()
 
-        def total(value: Array) -> tuple[Array, Any]:
+        def total(value: Array) -> tuple[Array, PyTree]:
             forced = {index: (Forced(value), Forced(own, None))}  # type: ignore[arg-type]
             terms, _ = true.weighted(forced, members)
             return sum((jnp.sum(t) for t in terms.values()), jnp.zeros(())), terms

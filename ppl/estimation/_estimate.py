@@ -11,10 +11,10 @@ enumerated sites they see.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..analysis import Analysed
 from ..distributions import alarm
@@ -30,11 +30,11 @@ Array = jax.Array
 
 def surrogate_of(
     program: Analysed,
-    inputs: Sequence[Any],
+    inputs: Sequence[Array],
     key: Array,
-    state: dict[str, Any],
+    state: dict[str, PyTree],
     again: Callable[[], None],
-) -> tuple[Array, dict[str, Any]]:
+) -> tuple[Array, dict[str, PyTree]]:
     """One estimate of an analysed program: (surrogate, new state).
 
     Args:
@@ -80,7 +80,7 @@ def surrogate_of(
     return total / program.num_replicates, new_state
 
 
-def _calls(index: int, site: StrategySite, costs: Costs) -> dict[str, Any]:
+def _calls(index: int, site: StrategySite, costs: Costs) -> dict[str, Callable[..., PyTree]]:
     """The functions of `Downstream`; those that the strategy does not announce raise, since the analysis has not checked them."""
     functions = {
         "replay": lambda value: costs.replay(index, value),
@@ -92,8 +92,8 @@ def _calls(index: int, site: StrategySite, costs: Costs) -> dict[str, Any]:
     return {n: f if n in announced else _unannounced(n, site) for n, f in functions.items()}
 
 
-def _unannounced(name: str, site: StrategySite) -> Callable[[Any], Any]:
-    def refuse(_: Any) -> Any:
+def _unannounced(name: str, site: StrategySite) -> Callable[..., PyTree]:
+    def refuse(_: Array) -> PyTree:
         made = type(site.strategy).__name__
         raise StrategyError(
             site.name,

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from .._compat import typed_key
 from .._own_jit import OwnJit
+from .._types import Args, Key
 from ..analysis import Analysed, Plan, plan_of
 from ..checks import (
     CheckJumps,
@@ -37,13 +39,13 @@ class Expectation:
 
     def __init__(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., PyTree],
         strategies: Mapping[str, Any] | str | None = None,
         *,
         num_replicates: int = 1,
         check_jumps: CheckJumps = True,
-        examples: list[Any] | None = None,
-        checks: dict[Any, Any] | None = None,
+        examples: list[tuple[PyTree, PyTree]] | None = None,
+        checks: dict[str, PyTree] | None = None,
     ) -> None:
         self.programs = CheckedPrograms(
             fn, strategies, num_replicates, check_jumps, examples, checks
@@ -55,7 +57,7 @@ class Expectation:
         self._compiled = OwnJit(without_compiled._estimate)
         self._compiled_value = OwnJit(without_compiled._surrogate)
 
-    def value(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Array:
+    def value(self, params: PyTree, key: PyTree, *args: PyTree, **kwargs: PyTree) -> Array:
         """One estimate of L (scalar, the unit of `fn`). Its derivative under `jax.grad` is the estimator of `grad`.
 
         Args:
@@ -68,7 +70,7 @@ class Expectation:
         with self.programs.shown(params, args):
             return self._compiled_value(params, typed_key(key), args)
 
-    def grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
+    def grad(self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree) -> PyTree:
         """One estimate of dL/dparams, a pytree like `params`.
 
         Args:
@@ -79,7 +81,9 @@ class Expectation:
         """
         return self.step(params, None, key, *joined(args, kwargs))[1]
 
-    def value_and_grad(self, params: Any, key: Any, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
+    def value_and_grad(
+        self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree
+    ) -> tuple[Array, PyTree]:
         """One estimate of L and of its gradient, from the same draws.
 
         Args:
@@ -91,8 +95,8 @@ class Expectation:
         return self.step(params, None, key, *joined(args, kwargs))[:2]
 
     def step(
-        self, params: Any, state: Any, key: Any, *args: Any, **kwargs: Any
-    ) -> tuple[Array, Any, Any]:
+        self, params: PyTree, state: PyTree, key: Key, *args: PyTree, **kwargs: PyTree
+    ) -> tuple[Array, PyTree, PyTree]:
         """Value, gradient and the next state of baselines; `state` None starts afresh.
 
         Args:
@@ -106,7 +110,7 @@ class Expectation:
         with self.programs.shown(params, args):
             return self._compiled(params, state, typed_key(key), args)
 
-    def init_state(self, params: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def init_state(self, params: PyTree, *args: PyTree, **kwargs: PyTree) -> dict[str, PyTree]:
         """The initial state of baselines and control variates: site -> state.
 
         Args:
@@ -116,7 +120,7 @@ class Expectation:
         """
         return _fresh_state(self.ready(params, *joined(args, kwargs)))
 
-    def plan(self, params: Any, *args: Any, **kwargs: Any) -> Plan:
+    def plan(self, params: PyTree, *args: PyTree, **kwargs: PyTree) -> Plan:
         """What each site will get, why, and what it costs; printing it shows a table. Runs every check.
 
         Args:
@@ -128,7 +132,7 @@ class Expectation:
         plan = plan_of(self.ready(params, *args))
         return dataclasses.replace(plan, search=self.programs.outcome(as_arrays(params), args))
 
-    def ready(self, params: Any, *args: Any, **kwargs: Any) -> Analysed:
+    def ready(self, params: PyTree, *args: PyTree, **kwargs: PyTree) -> Analysed:
         """The analysed program, with every check done.
 
         Args:
@@ -140,25 +144,29 @@ class Expectation:
         with self.programs.shown(params, args):
             return self._program(params, args)
 
-    def _program(self, params: Any, args: Any, key_impl: Any = None) -> Analysed:
+    def _program(
+        self, params: PyTree, args: tuple[PyTree, ...], key_impl: object = None
+    ) -> Analysed:
         program = self.programs.program(params, args, key_impl)
         if program.is_controlled:
             check_replicates(program.num_replicates)
         return program
 
-    def _surrogate(self, params: Any, key: Array, args: Any) -> Array:
+    def _surrogate(self, params: PyTree, key: Array, args: tuple[PyTree, ...]) -> Array:
         program = self._watched(params, args, jax.random.key_impl(key))
         return self._surrogate_of(program, params, args, key, _fresh_state(program))[0]
 
     def _surrogate_of(
-        self, program: Analysed, params: Any, args: Any, key: Array, state: Any
-    ) -> tuple[Array, Any]:
+        self, program: Analysed, params: PyTree, args: tuple[PyTree, ...], key: Array, state: PyTree
+    ) -> tuple[Array, dict[str, PyTree]]:
         leaves = jax.tree.leaves(params)
         if not program.is_controlled:
             return surrogate_of(program, leaves, key, state, self._again(params, args))
         half = program.num_replicates // 2
 
-        def surrogate(is_single: bool, key: Array, inputs: tuple[Any, ...]) -> tuple[Array, Any]:
+        def surrogate(
+            is_single: bool, key: Array, inputs: tuple[PyTree, ...]
+        ) -> tuple[Array, PyTree]:
             fn, number = WithCoefficients(self.programs.fn), 1 if is_single else half
             part = self.programs.checked_before(fn, number, params, inputs, args)
             part = self._with_watch(part, params, args, inputs)
@@ -166,12 +174,14 @@ class Expectation:
 
         return mean_of_halves(surrogate, program.num_replicates, key, args)
 
-    def _estimate(self, params: Any, state: Any, key: Array, args: Any) -> tuple[Array, Any, Any]:
+    def _estimate(
+        self, params: PyTree, state: dict[str, PyTree] | None, key: Array, args: tuple[PyTree, ...]
+    ) -> tuple[Array, PyTree, PyTree]:
         program = self._watched(params, args, jax.random.key_impl(key))
         leaves, tree = jax.tree.flatten(params)
         state = _fresh_state(program) if state is None else state
 
-        states: list[Any] = []
+        states: list[PyTree] = []
 
         def flat(*leaves: Array) -> list[Array]:
             params = jax.tree.unflatten(tree, leaves)
@@ -182,7 +192,7 @@ class Expectation:
 
         short = stacked(flat)
 
-        def surrogate(leaves: list[Array]) -> Any:
+        def surrogate(leaves: list[Array]) -> tuple[Array, dict[str, PyTree]]:
             value, *numbers = short(*leaves)
             return value, jax.tree.unflatten(states[-1], numbers)
 
@@ -191,11 +201,17 @@ class Expectation:
             grads = sound(grads)
         return value, jax.tree.unflatten(tree, grads), state
 
-    def _watched(self, params: Any, args: Any, key_impl: Any) -> Analysed:
+    def _watched(self, params: PyTree, args: tuple[PyTree, ...], key_impl: object) -> Analysed:
         """The checked program, which checks derivatives in its arguments as well, if somebody takes them."""
         return self._with_watch(self._program(params, args, key_impl), params, args, args)
 
-    def _with_watch(self, program: Analysed, params: Any, args: Any, inputs: Any) -> Analysed:
+    def _with_watch(
+        self,
+        program: Analysed,
+        params: PyTree,
+        args: tuple[PyTree, ...],
+        inputs: tuple[PyTree, ...],
+    ) -> Analysed:
         """A program of `inputs`: the arguments, which may have coefficients before them."""
         shapes = jax.tree.map(shape_of_input, (params, args))
         shift = len(inputs) - len(args)
@@ -206,7 +222,7 @@ class Expectation:
         )
         return watched(program, inputs, search)
 
-    def _again(self, params: Any, args: Any) -> Callable[[], None]:
+    def _again(self, params: PyTree, args: tuple[PyTree, ...]) -> Callable[[], None]:
         """What to do when a gradient is differentiated: see that it is one, and search it for jumps, once per shape."""
         shapes = jax.tree.map(
             shape_of_input, (params, args)
@@ -224,7 +240,7 @@ class Expectation:
 
         return check
 
-    def _search_gradient(self, plain: Expectation, params: Any, args: Any) -> None:
+    def _search_gradient(self, plain: Expectation, params: PyTree, args: PyTree) -> None:
         """Refuse a gradient that jumps at fixed noise."""
         split = lambda params, args: ((params, moving(args)[0]), (moving(args)[1],))
         inner = Expectation(
@@ -237,7 +253,7 @@ class Expectation:
         except ValueError as err:
             raise refusal_of_jump(err) from err
 
-    def _with_argument(self, number: int, params: Any, args: Any) -> None:
+    def _with_argument(self, number: int, params: PyTree, args: PyTree) -> None:
         """Run every check with leaf `number` of the arguments among the parameters."""
         if not self.programs.examples:
             raise ValueError(
@@ -246,10 +262,10 @@ class Expectation:
             )
         structure = jax.tree.structure(args)
 
-        def move(leaves: list[Any]) -> tuple[Any, list[Any]]:
+        def move(leaves: list[PyTree]) -> tuple[PyTree, list[PyTree]]:
             return leaves[number], [*leaves[:number], None, *leaves[number + 1 :]]
 
-        def fn(both: Any, leaves: list[Any]) -> Any:
+        def fn(both: PyTree, leaves: list[PyTree]) -> PyTree:
             whole = [*leaves[:number], both[1], *leaves[number + 1 :]]
             return apply(self.programs.fn, (both[0], *jax.tree.unflatten(structure, whole)))
 
@@ -269,13 +285,13 @@ class Expectation:
 
 
 def expectation(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     *,
-    strategies: Mapping[str, Any] | str | None = None,
+    strategies: Mapping[str, object] | str | None = None,
     num_replicates: int = 1,
     check_jumps: CheckJumps = True,
-    examples: list[Any] | None = None,
-    checks: dict[Any, Any] | None = None,
+    examples: list[tuple[PyTree, PyTree]] | None = None,
+    checks: dict[str, PyTree] | None = None,
 ) -> Expectation:
     """The expected value L(params) = E[fn(params, *args)] with unbiased estimates of its value and gradient.
 
@@ -333,15 +349,15 @@ def expectation(
     )
 
 
-def _fresh_state(program: Analysed) -> dict[str, Any]:
+def _fresh_state(program: Analysed) -> dict[str, PyTree]:
     sites = [s for s in program.sites.values() if not isinstance(s.strategy, Decision)]
     return {s.address: s.strategy.init_state() for s in sites}
 
 
 def _ready(
     expectation: Expectation,
-    params: Any,
-    args: tuple[Any, ...],
+    params: PyTree,
+    args: Args,
     use: Callable[[Analysed], None] = lambda program: None,
 ) -> None:
     """Every check of an expectation at inputs of which only shapes are known; `use` sees the program."""
@@ -349,7 +365,7 @@ def _ready(
 
     arrays, static = eqx.partition((params, args), lambda x: isinstance(x, jax.ShapeDtypeStruct))
 
-    def run(arrays: Any) -> int:
+    def run(arrays: tuple[Array | tuple[Array, PyTree], tuple[PyTree, ...]]) -> int:
         params, args = eqx.combine(arrays, static)
         use(expectation.ready(params, *args))
         return 0

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ..analysis import flip_groups
 from ..evaluation import Forced
@@ -20,7 +21,7 @@ Array = jax.Array
 Ordering = dict[str, Array]
 
 
-def jumps(costs: Costs, index: int, local: Any) -> Array:
+def jumps(costs: Costs, index: int, local: dict[str, Array | dict[str, PyTree]]) -> Array:
     """R(z*-) - R(z*+), of each element of a decision: [replicates, its dimensions, elements (or 1)]."""
     local = jax.tree.map(stop, local)
     program, site = costs.program, costs.program.sites[index]
@@ -59,7 +60,7 @@ def _both(replay: Callable[[Array], Array], below: Array) -> Array:
 
 
 def _by_row(
-    costs: Costs, index: int, local: Any, joint: tuple[int, ...], members: list[int]
+    costs: Costs, index: int, local: dict[str, PyTree], joint: tuple[int, ...], members: list[int]
 ) -> Array:
     """Every element of the decision is one of the site, and of each peer: all rows at once where they do not meet."""
     site = costs.program.sites[index]
@@ -87,7 +88,7 @@ def _by_row(
 
 
 def _by_element(
-    costs: Costs, index: int, local: Any, joint: tuple[int, ...], members: list[int]
+    costs: Costs, index: int, local: PyTree, joint: tuple[int, ...], members: list[int]
 ) -> Array:
     """Every element of the decision has a replay of its own, in which the element of the site that owns it is at its place."""
     program, site = costs.program, costs.program.sites[index]

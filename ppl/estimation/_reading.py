@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
+from .._compat import Var
 from ..analysis import Analysed
 from ..enumeration import ELEMENT, REPLICATE
 from ..evaluation import Apply, Forced, Invariants, at_dims, is_on, optimised
@@ -45,8 +47,8 @@ class ValueReader:
     invariants: Invariants | None
 
     def read(
-        self, items: Mapping[Any, Item], forced: Replaced, extra: Dims
-    ) -> dict[Any, list[Any]]:
+        self, items: Mapping[PyTree, Item], forced: Replaced, extra: Dims
+    ) -> dict[PyTree, list[PyTree]]:
         """The values of each item's atoms along the item's dimensions (and the extra ones), some of them split."""
         values: dict[Any, list[Any]] = {}
         for group in _maximal(dims for dims, _ in items.values()):
@@ -62,7 +64,7 @@ class ValueReader:
                 values[name] = [_kept(found[id(a)], *shown) for a in wanted]
         return values
 
-    def evaluate(self, dims: Dims, read: list[Any]) -> list[Any]:
+    def evaluate(self, dims: Dims, read: list[Var]) -> list[Array]:
         """The values of variables along dimensions, outermost first."""
         return self._run(self._sweep(dims, {}), read)
 
@@ -92,17 +94,19 @@ class ValueReader:
             sweep.put_rows_first()
         return sweep
 
-    def _run(self, sweep: Sweep, read: list[Any]) -> list[Any]:
+    def _run(self, sweep: Sweep, read: list[PyTree]) -> list[PyTree]:
         given = self.invariants.around(sweep.values, read) if self.invariants else {}
 
-        def base(key: Array, values: Any, apply: Apply) -> list[Any]:
+        def base(key: Array, values: dict[int, PyTree], apply: Apply) -> list[PyTree]:
             closed, inputs = self.program.closed, [*self.inputs, key]
             return optimised(closed, inputs, values, read, given, apply)
 
         return sweep.run(base, self.key, self.replicates)
 
 
-def _within(group: Dims, items: Mapping[Any, Item], values: Mapping[Any, Any]) -> dict[Any, Item]:
+def _within(
+    group: Dims, items: Mapping[PyTree, Item], values: Mapping[str, PyTree]
+) -> dict[PyTree, Item]:
     """The items without values whose dimensions are in a group."""
     return {
         name: item
@@ -111,7 +115,7 @@ def _within(group: Dims, items: Mapping[Any, Item], values: Mapping[Any, Any]) -
     }
 
 
-def _kept_for_all(found: Mapping[int, Any], items: Mapping[Any, Item]) -> dict[int, Any]:
+def _kept_for_all(found: Mapping[int, Array], items: Mapping[PyTree, Item]) -> dict[int, Array]:
     """The real numbers that several items read: XLA would compute them again for each of them (4 % of a mixture's gradient)."""
     readers = Counter(id(atom) for _, wanted in items.values() for atom in wanted)
     is_real = lambda x: jnp.issubdtype(jax.tree.leaves(x)[0].dtype, jnp.floating)
@@ -119,7 +123,7 @@ def _kept_for_all(found: Mapping[int, Any], items: Mapping[Any, Item]) -> dict[i
     return jax.lax.optimization_barrier(shared)
 
 
-def _kept(x: Any, group: Dims, dims: Dims) -> Any:
+def _kept(x: Array, group: Dims, dims: Dims) -> ArrayLike:
     """Without dimensions on which an array does not depend (any one serves)."""
     return at_dims([slice(None) if a in dims else 0 for a in group], x)
 

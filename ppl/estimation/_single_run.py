@@ -6,21 +6,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from .._compat import own_caches, typed_key
+from .._types import Key
 from ..strategies import Engine
 from ..traces import compiled
 
 
 def run_once(
-    fn: Callable[[Any], Any],
-    params: Any,
-    key: Any,
-    strategies: Mapping[str, Any] | str | None = None,
+    fn: Callable[[PyTree], PyTree],
+    params: PyTree,
+    key: Key,
+    strategies: Mapping[str, object] | str | None = None,
 ) -> Any:
     """`fn(params)` with its draws made once, without gradients; compiled."""
 
-    def run(params: Any, key: jax.Array) -> Any:
+    def run(params: PyTree, key: jax.Array) -> PyTree:
         with own_caches(), Engine(key, strategies):
             return fn(params)
 
@@ -28,7 +30,7 @@ def run_once(
 
 
 def plate_sizes(
-    run: Callable[[], Any], strategies: Mapping[str, Any] | str | None = None
+    run: Callable[..., PyTree], strategies: Mapping[str, object] | str | None = None
 ) -> dict[str, int]:
     """The plates met in `run()` with their numbers of rows, by abstract evaluation at initial parameters."""
     found: dict[str, int] = {}

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import bind
 from ..analysis import axis_order
@@ -107,7 +108,7 @@ class Sweep:
         if len(shape) == 1 and self._shape(self.dims)[-1] % VECTOR == 0:
             self.rows = shape[0]
 
-    def run(self, base: Base, key: Any = None, key_dims: Sequence[int] = ()) -> list[Any]:
+    def run(self, base: Base, key: Any = None, key_dims: Sequence[int] = ()) -> list[PyTree]:
         """`base(key, forced, apply)` in every state; outputs (or their parts) get the dimensions in front.
 
         The program's equations are to be evaluated by `apply`.
@@ -117,7 +118,7 @@ class Sweep:
                 return self._run(base, key, key_dims, in_loop=False)
         return self._run(base, key, key_dims, in_loop=True)
 
-    def _run(self, base: Base, key: Any, key_dims: Sequence[int], *, in_loop: bool) -> list[Any]:
+    def _run(self, base: Base, key: Any, key_dims: Sequence[int], *, in_loop: bool) -> list[PyTree]:
         # One vmap for each digit of each dimension, the outermost first: values [digits of their own dims, ...] lose an axis at
         # each level that they have, and `base` sees one state.
         levels = self._opened(self.dims)
@@ -140,7 +141,7 @@ class Sweep:
         # The digits of a chain are one axis of windows again: [digits, ..., rest] -> [dims, rest]; of a `Split` time is in front.
         dims = tuple(self.sizes[dim] for dim in self.dims)
 
-        def joined(x: Any) -> Any:
+        def joined(x: PyTree) -> PyTree:
             if isinstance(x, Split):
                 return jax.tree.map(with_time, x)
             if self.rows and x.shape[len(levels) : len(levels) + 1] == (self.rows,):

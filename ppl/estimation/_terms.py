@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
 from ..analysis import Analysed
 from ..enumeration import StateWeights
@@ -54,7 +55,7 @@ class Terms:
     def __init__(
         self,
         program: Analysed,
-        inputs: Sequence[Any],
+        inputs: Sequence[PyTree],
         key: Array,
         invariants: Invariants | None = None,
     ) -> None:
@@ -91,10 +92,10 @@ class Terms:
     def weighted(
         self,
         forced: dict[int, tuple[Forced, Forced]],
-        which: Any,
+        which: object,
         wanted: Sequence[int] = (),
         extra: Dims = (),
-    ) -> tuple[dict[int, Array], dict[int, tuple[Any, Array]]]:
+    ) -> tuple[dict[int, Array], dict[int, tuple[PyTree, Array]]]:
         """Terms times coefficients times weights of states, and the numbers of the `wanted` sites.
 
         Returns:
@@ -108,7 +109,7 @@ class Terms:
             for i, found in local.items()
         }
 
-    def _whole(self, tree: Any, dims: Dims) -> Any:
+    def _whole(self, tree: PyTree, dims: Dims) -> PyTree:
         """A tree of arrays, some of them split, as arrays."""
         chains = chains_of(dims, self.program.layouts)
         return jax.tree.map(
@@ -121,7 +122,7 @@ class Terms:
         which: Any,
         wanted: Sequence[int] = (),
         extra: Dims = (),
-    ) -> tuple[dict[int, Any], dict[int, tuple[Any, Any]]]:
+    ) -> tuple[dict[int, PyTree], dict[int, tuple[PyTree, PyTree]]]:
         """Weighted terms and the numbers of the wanted sites as in `weighted`, with times of chains left split."""
         program = self.program
         # Enumerated sites that a term or a wanted site depends on: only their probabilities are needed.
@@ -176,7 +177,7 @@ class Terms:
             if weight is not None:
                 terms[j] = self._expectation(dims, array, weight)
         # A wanted site's numbers count with the probability of the states upstream in which they were read.
-        local: dict[int, tuple[Any, Any]] = {}
+        local: dict[int, tuple[PyTree, PyTree]] = {}
         for i in wanted:
             numbers = jax.tree.unflatten(program.numbers[i].local_tree, values["site", i])
             own, axes = program.dimensions.sites[i], len(program.sites[i].sizes)
@@ -185,12 +186,12 @@ class Terms:
             local[i] = (numbers, jnp.ones((1,) * ndim) if weight is None else weight)
         return terms, local
 
-    def _by_parts(self, fn: Any, dims: Dims, *arrays: Any) -> Any:
+    def _by_parts(self, fn: Callable[..., PyTree], dims: Dims, *arrays: PyTree) -> PyTree:
         """`by_parts` of arrays [dimensions, axes]."""
         chains = chains_of(dims, self.program.layouts)
         return by_parts(fn, *arrays, axis=len(dims), chains=chains)
 
-    def _expectation(self, dims: Dims, cost: Any, weight: Any) -> Any:
+    def _expectation(self, dims: Dims, cost: PyTree, weight: PyTree) -> PyTree:
         """Costs times probabilities, both [dimensions, axes]."""
         if not (is_split(cost) and is_split(weight)):
             return self._by_parts(_expected, dims, cost, weight)
@@ -203,8 +204,8 @@ class Terms:
         return dataclasses.replace(close_windows(found, chains), start=())
 
     def _agreed(
-        self, items: dict[tuple[str, int], tuple[Dims, list[Any]]], values: Any, extra: Dims
-    ) -> tuple[Any, dict[int, int]]:
+        self, items: dict[tuple[str, int], tuple[Dims, list[PyTree]]], values: PyTree, extra: Dims
+    ) -> tuple[PyTree, dict[int, int]]:
         """The values of the items' atoms such that all agree on the states in which chains begin; and these states."""
         chains = {
             n: chains_of(dims + extra, self.program.layouts) for n, (dims, _) in items.items()
@@ -213,7 +214,7 @@ class Terms:
         left = iter(found)
         return {n: [next(left) for _ in values[n]] for n in items}, start
 
-    def _term(self, j: int, dims: Dims, variable: Any, *factors: Array) -> Any:
+    def _term(self, j: int, dims: Dims, variable: Array, *factors: Array) -> Any:
         """A term times its coefficient, from the values of both."""
         # A score log q(z) at its own draw: E[d log q] = 0, so its derivative is left out and its value stays.
         program = self.program
@@ -229,7 +230,7 @@ class Terms:
             lambda x: x * jnp.reshape(coefficient, shape + (1,) * (x.ndim - len(shape))), variable
         )
 
-    def _folded(self, j: int, array: Any, dims: Dims) -> Any:
+    def _folded(self, j: int, array: ArrayLike, dims: Dims) -> Any:
         """A term summed over the axes that are no site's (events, say): weights and scores meet less.
 
         Such axes have size 1 then, and are gone at the end.
@@ -248,7 +249,7 @@ class Terms:
 
         return jax.tree.map(folded, array)
 
-    def _probabilities(self, index: int, extra: Dims, read: list[Any]) -> Any:
+    def _probabilities(self, index: int, extra: Dims, read: list[PyTree]) -> PyTree:
         """Probability of an enumerated site in each state: [its dimensions, element axes with size 1 where joint]."""
         site, layout = self.program.sites[index], self.program.layouts[index]
         assert site.num_values is not None
@@ -286,19 +287,24 @@ def _expected(cost: Array, weight: Array) -> Array:
 
 
 @_expected.defjvp
-def _(primals: Any, tangents: Any) -> Any:
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> PyTree:
     (cost, weight), (d_cost, d_weight) = primals, tangents
     kept = jnp.where(weight > 0, cost, 0.0)
     felt = jnp.where((weight > 0) | jnp.isfinite(cost), cost, 0.0)
     return kept * weight, weight * d_cost + felt * d_weight
 
 
-def is_split(x: Any) -> bool:
+def is_split(
+    x: Array
+    | dict[str, Array | None]
+    | tuple[Array | dict[str, Array | None] | tuple[PyTree, ...], ...]
+    | None,
+) -> bool:
     """Whether an array is split along time."""
     return isinstance(x, Split)
 
 
-def _shape_of(array: Any, num_dims: int) -> Any:
+def _shape_of(array: PyTree, num_dims: int) -> PyTree:
     """Shape without dimensions of enumeration."""
     if isinstance(array, Split):
         return array.length, *array.rest.shape[1 + num_dims :]

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
-from .._compat import ClosedJaxpr, Jaxpr
+from .._compat import ClosedJaxpr, Jaxpr, Var
+from .._types import Equation, Key
 from ..jaxprs import Interpreter, holds_marker, inner_jaxprs, key_p, scan_again, site_p
 
 
@@ -29,9 +31,9 @@ class Forced(NamedTuple):
 
 def evaluate(
     closed: ClosedJaxpr,
-    inputs: Sequence[Any],
+    inputs: Sequence[Key] | tuple[Array],
     forced: Mapping[int, Forced],
-    read: Sequence[Any] | None = None,
+    read: Sequence[Var] | tuple[Var] | None = None,
 ) -> list[jax.Array]:
     """Run `closed` on `inputs`; return the values of the variables `read` (default: its outputs).
 
@@ -48,7 +50,7 @@ class Evaluator(Interpreter):
     """One evaluation of a program, or of the body of a loop in it; its arguments are those of `evaluate`."""
 
     def __init__(
-        self, closed: ClosedJaxpr, inputs: Sequence[Any], forced: Mapping[int, Any]
+        self, closed: ClosedJaxpr, inputs: Sequence[PyTree], forced: Mapping[int, Any]
     ) -> None:
         super().__init__(closed, inputs)
         self.forced = forced
@@ -57,11 +59,11 @@ class Evaluator(Interpreter):
                 draw = eqn.outvars[0]
                 self.env[draw] = self.replacement(forced[eqn.params["index"]], draw.aval)
 
-    def replacement(self, given: Any, aval: Any) -> Any:
+    def replacement(self, given: Any, aval: PyTree) -> Array:
         """The value of a site that is replaced everywhere."""
         return jnp.asarray(given.value, aval.dtype).reshape(aval.shape)
 
-    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         if eqn.primitive is site_p:
             return [_masked(args[0], self.forced.get(eqn.params["index"]))]
         if eqn.primitive is key_p:
@@ -70,31 +72,31 @@ class Evaluator(Interpreter):
             return {"scan": self.scan, "cond": self.cond}[eqn.primitive.name](eqn, args)
         return super().results(eqn, args)
 
-    def scan(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def scan(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         """A loop with sites inside; of a forced value each step gets its own."""
         body = eqn.params["jaxpr"]
         step = lambda inputs, forced: self.inner(body, inputs, forced)
         return scan_again(eqn, args, step, self.forced_inside(eqn))
 
-    def cond(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def cond(self, eqn: Equation, args: list[Array]) -> list[PyTree]:
         """A choice between branches with sites inside."""
 
-        def branch(body: ClosedJaxpr) -> Callable[..., list[Any]]:
+        def branch(body: ClosedJaxpr) -> Callable[..., list[PyTree]]:
             return lambda *inputs: self.inner(body, inputs, self.forced)
 
         return jax.lax.switch(args[0], [branch(b) for b in eqn.params["branches"]], *args[1:])
 
-    def inner(self, body: ClosedJaxpr, inputs: Any, forced: Any) -> list[jax.Array]:
+    def inner(self, body: ClosedJaxpr, inputs: tuple[Array, ...], forced: Any) -> list[jax.Array]:
         """The outputs of a loop's or branch's body as arrays."""
         return evaluate(body, inputs, forced)
 
-    def forced_inside(self, eqn: Any) -> dict[int, Any]:
+    def forced_inside(self, eqn: Equation) -> dict[int, PyTree]:
         """The replacements of sites inside of an equation."""
         inside = {i for jaxpr in inner_jaxprs(eqn) for i in sites_in(jaxpr)} if self.forced else ()
         return {i: given for i, given in self.forced.items() if i in inside}
 
 
-def is_replaced_whole(eqn: Any, forced: Mapping[int, Any]) -> bool:
+def is_replaced_whole(eqn: Equation, forced: Mapping[int, Any]) -> bool:
     """Whether the equation is a marker whose value is given everywhere, so that nothing before it counts."""
     given = forced.get(eqn.params["index"]) if eqn.primitive is site_p else None
     return given is not None and given.mask is None

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from .._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Var, is_counter_based, scan_counts
+from .._types import Equation, Key
 from ..jaxprs import (
     Interpreter,
     called,
@@ -57,7 +58,7 @@ def hoist_noise(closed: ClosedJaxpr, replaced: Collection[int] = ()) -> ClosedJa
     return ClosedJaxpr(jaxpr.replace(eqns=eqns, constvars=constvars), consts)
 
 
-def _drawn_before(eqn: Any, replaced: Collection[int]) -> ClosedJaxpr | None:
+def _drawn_before(eqn: Equation, replaced: Collection[int]) -> ClosedJaxpr | None:
     """A program that does what a scan's equation does, its noise first; None where there is nothing to draw first."""
     if eqn.primitive.name != "scan" or not holds_marker(eqn):
         return None
@@ -77,15 +78,15 @@ def _drawn_before(eqn: Any, replaced: Collection[int]) -> ClosedJaxpr | None:
         v: x for v, x in zip(names, values, strict=True) if _is_discrete(v)
     }
 
-    def run(*args: Any) -> list[Any]:
+    def run(*args: PyTree) -> list[PyTree]:
         known = discrete(variables[:num_consts], args[:num_consts])
         moving = discrete(variables[first_x:], args[first_x:])
 
-        def draw(*now: Any) -> list[Any]:
+        def draw(*now: Array) -> list[PyTree]:
             env = {**known, **dict(zip(moving, now, strict=True))}
             return _Opening(body, env).outputs(noise, pure)
 
-        def step(inputs: list[Any], drawn: list[Any]) -> list[Any]:
+        def step(inputs: list[Key], drawn: list[Array]) -> list[PyTree]:
             env = dict(zip([*variables, *noise], [*inputs, *drawn], strict=True))
             return _Opening(body, env).outputs()
 
@@ -98,7 +99,7 @@ def _drawn_before(eqn: Any, replaced: Collection[int]) -> ClosedJaxpr | None:
     return made if len(defined.intersection(made.jaxpr.outvars)) == len(eqn.outvars) else None
 
 
-def _mixes(eqn: Any) -> bool:
+def _mixes(eqn: Equation) -> bool:
     """Whether an equation calls a function that draws and is given real numbers (a Bernoulli's draw and its probability)."""
     return (
         eqn.primitive.name in JITS
@@ -118,7 +119,7 @@ def _noise(inputs: Iterable[Var], jaxpr: Jaxpr, replaced: Collection[int]) -> li
             if draws(eqn) or not random.keys().isdisjoint(arguments):
                 random.update(dict.fromkeys(eqn.outvars))
 
-    def read(eqn: Any) -> list[Any]:
+    def read(eqn: Equation) -> list[PyTree]:
         is_replaced = eqn.primitive is site_p and eqn.params["index"] in replaced
         return eqn.invars[is_replaced:]
 
@@ -130,7 +131,7 @@ def _noise(inputs: Iterable[Var], jaxpr: Jaxpr, replaced: Collection[int]) -> li
 class _Opening(Interpreter):
     """Writes the functions that mix out."""
 
-    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         if not _mixes(eqn):
             return super().results(eqn, args)
         return _Opening(called(eqn), args).outputs()
@@ -142,12 +143,12 @@ def _opened(body: ClosedJaxpr) -> ClosedJaxpr:
     return jax.make_jaxpr(run)(*(v.aval for v in body.jaxpr.invars))
 
 
-def _spliced(eqn: Any, jaxpr: Jaxpr) -> list[Any]:
+def _spliced(eqn: Equation, jaxpr: Jaxpr) -> list[Equation]:
     """The equations of `jaxpr`, reading and defining the variables of `eqn` in place of its own inputs and outputs."""
     names = dict(zip(jaxpr.invars, eqn.invars, strict=True))
     outs = dict(zip(jaxpr.outvars, eqn.outvars, strict=True))
 
-    def rename(atoms: Any, table: dict[Any, Any]) -> list[Any]:
+    def rename(atoms: PyTree, table: dict[PyTree, PyTree]) -> list[PyTree]:
         return [a if isinstance(a, Literal) else table.get(a, a) for a in atoms]
 
     return [
@@ -156,18 +157,18 @@ def _spliced(eqn: Any, jaxpr: Jaxpr) -> list[Any]:
     ]
 
 
-def _is_key(variable: Any) -> bool:
+def _is_key(variable: PyTree) -> bool:
     return jnp.issubdtype(variable.aval.dtype, jax.dtypes.prng_key)
 
 
-def _is_discrete(variable: Any) -> bool:
+def _is_discrete(variable: PyTree) -> bool:
     """Whether an input may decide noise: integers, booleans and keys whose draws do not change in batches."""
     if _is_key(variable):
         return is_counter_based(variable.aval.dtype)
     return not jnp.issubdtype(variable.aval.dtype, jnp.inexact)
 
 
-def draws(eqn: Any) -> bool:
+def draws(eqn: Equation) -> bool:
     """Whether an equation draws random numbers."""
     if eqn.primitive.name == "random_bits":
         return True

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from .._compat import ClosedJaxpr, Var
+from .._types import Atom, Equation
 from ..jaxprs import inner_jaxprs, needed, site_p
 from ._evaluate import is_replaced_whole, sites_in
 from ._optimised import Given, Optimised
@@ -30,7 +32,7 @@ class Invariants(Optimised):
         is_lazy: leave arrays that are filled with one number as one number.
     """
 
-    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Any], *, is_lazy: bool) -> None:
+    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[PyTree], *, is_lazy: bool) -> None:
         super().__init__(closed, inputs, {})
         self.is_lazy, self.is_fixed = is_lazy, False
         self.pure = [eqn for eqn in closed.jaxpr.eqns if not eqn.effects]
@@ -41,7 +43,7 @@ class Invariants(Optimised):
         twin.env, twin.is_fixed = dict(self.env), True
         return twin
 
-    def around(self, forced: Mapping[int, Given], read: Sequence[Any]) -> dict[Var, Any]:
+    def around(self, forced: Mapping[int, Given], read: Sequence[Atom]) -> dict[Var, Any]:
         """The variables that an evaluation with sites replaced needs and no such site reaches, with their values.
 
         Equations with effects run in every evaluation, and so does what depends on them.
@@ -66,11 +68,11 @@ class Invariants(Optimised):
         return jax.lax.stop_gradient(value)
 
 
-def _variables(eqn: Any) -> list[Any]:
+def _variables(eqn: Equation) -> list[Var]:
     return [v for v in eqn.invars if isinstance(v, Var)]
 
 
-def _is_replaced(eqn: Any, forced: Mapping[int, Given]) -> bool:
+def _is_replaced(eqn: Equation, forced: Mapping[int, Given]) -> bool:
     """Whether an equation is the marker of a replaced site, or has one inside."""
     if eqn.primitive is site_p:
         return eqn.params["index"] in forced

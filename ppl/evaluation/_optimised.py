@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from .._compat import JITS, ClosedJaxpr, Var, bind
+from .._types import Atom, Equation, Key
 from ..jaxprs import called, holds_marker, shape_of
 from ._evaluate import Evaluator, Forced
 from ._passes import is_on
@@ -27,12 +29,12 @@ Apply = Callable[[Any, list[Any]], list[Any]]  # (equation, operands) -> results
 
 def optimised(
     closed: ClosedJaxpr,
-    inputs: Sequence[Any],
+    inputs: Sequence[Key],
     forced: Mapping[int, Given],
-    read: Sequence[Any] | None = None,
+    read: Sequence[Atom] | None = None,
     known: Mapping[Var, Any] | None = None,
     apply: Apply = bind,
-) -> list[Any]:
+) -> list[Array | Split]:
     """What `evaluate` returns; what sees sites that are forced to `Windows` comes as a `Split`.
 
     Args:
@@ -59,35 +61,39 @@ class Optimised(Evaluator):
         is_lazy: whether arrays filled with one number are left as one number.
     """
 
-    def __init__(self, closed: ClosedJaxpr, inputs: Any, forced: Any, apply: Apply = bind) -> None:
+    def __init__(
+        self, closed: ClosedJaxpr, inputs: PyTree, forced: PyTree, apply: Apply = bind
+    ) -> None:
         super().__init__(closed, inputs, forced)
         self.apply = apply
         # They pay only where they meet others.
         has_numbers = any(isinstance(x, Uniform | Windows) for x in forced.values())
         self.is_lazy = is_on("numbers") and has_numbers or _any(Same, inputs)
 
-    def replacement(self, given: Any, aval: Any) -> Any:
+    def replacement(self, given: Forced | Uniform, aval: PyTree) -> Array | Same:
         if isinstance(given, Uniform):
             return Same(jnp.asarray(given.value, aval.dtype), aval.shape, given.states)
         return super().replacement(given, aval)
 
-    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[Any]:
         for rule in (self._at_all_steps, self._as_one_number, self._row_by_row):
             if (found := rule(eqn, args)) is not None:
                 return found
         return super().results(eqn, [whole(a) for a in args])
 
-    def inner(self, body: ClosedJaxpr, inputs: Any, forced: Any) -> list[jax.Array]:
+    def inner(
+        self, body: ClosedJaxpr, inputs: list[Key], forced: Mapping[int, Forced]
+    ) -> list[jax.Array]:
         found = Optimised(body, inputs, forced).outputs()
         if _any(Split, found):
             raise NeedsLoop
         return [jnp.asarray(whole(x)) for x in found]
 
-    def call(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def call(self, eqn: Equation, args: list[PyTree]) -> list[Array | Same]:
         """The results of a function, short where its operands are."""
         return Optimised(called(eqn), args, {}, self.apply).outputs()
 
-    def _at_all_steps(self, eqn: Any, args: list[Any]) -> list[Any] | None:
+    def _at_all_steps(self, eqn: Equation, args: list[PyTree]) -> list[PyTree] | None:
         """Loops over windows without a loop, and what is made of their results."""
         is_split, is_scan = _any(Split, args), eqn.primitive.name == "scan"
         inside = self.forced_inside(eqn) if is_scan else {}
@@ -101,7 +107,7 @@ class Optimised(Evaluator):
             raise NeedsLoop
         return self.call(eqn, args) if eqn.primitive.name in JITS else elementwise(eqn, args)
 
-    def _as_one_number(self, eqn: Any, args: list[Any]) -> list[Any] | None:
+    def _as_one_number(self, eqn: Equation, args: list[PyTree]) -> list[Array | Same] | None:
         """Arrays filled with one number, and what is made of them."""
         name = eqn.primitive.name
         if self.is_lazy:
@@ -114,7 +120,7 @@ class Optimised(Evaluator):
             return None
         return self.call(eqn, args) if name in JITS else on_same(eqn, args)
 
-    def _row_by_row(self, eqn: Any, args: list[Any]) -> list[Any] | None:
+    def _row_by_row(self, eqn: Equation, args: list[PyTree]) -> list[Any] | None:
         """Rows of a plate in front of enumerated states (`_steps.py`)."""
         if self.apply is bind or holds_marker(eqn):
             return None

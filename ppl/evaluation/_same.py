@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from .._compat import bind
+from .._types import Equation
 from ..jaxprs import ELEMENTWISE
 
 Array = jax.Array
@@ -65,7 +68,7 @@ class Same:
         return jnp.broadcast_to(self.value, self.shape)
 
 
-def on_same(eqn: Any, args: list[Any]) -> list[Any] | None:
+def on_same(eqn: PyTree, args: list[PyTree]) -> list[Any] | None:
     """An equation of which some operands are `Same`; None where it needs them whole."""
     name = eqn.primitive.name
     if len(eqn.outvars) > 1:
@@ -87,12 +90,12 @@ def on_same(eqn: Any, args: list[Any]) -> list[Any] | None:
     return None
 
 
-def whole(x: Any) -> Any:
+def whole(x: PyTree) -> PyTree:
     """An operand that may be one number, as an array."""
     return x.whole() if isinstance(x, Same) else x
 
 
-_KNOWN: dict[str, Callable[..., Any]] = {
+_KNOWN: dict[str, Callable[..., PyTree]] = {
     "add": np.add,
     "and": np.bitwise_and,
     "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
@@ -115,7 +118,7 @@ _KNOWN: dict[str, Callable[..., Any]] = {
 }
 
 
-def known_number(eqn: Any, args: list[Any]) -> Any:
+def known_number(eqn: PyTree, args: list[PyTree]) -> Same | None:
     """An elementwise equation on integers that are known: everywhere, or in each state of one site. None if it is none."""
     name, out = eqn.primitive.name, eqn.outvars[0].aval
     if name not in _KNOWN or not _is_countable(out.dtype):
@@ -135,7 +138,7 @@ def known_number(eqn: Any, args: list[Any]) -> Any:
     return Same(found.reshape(-1)[0], tuple(out.shape))
 
 
-def _is_countable(dtype: Any) -> bool:
+def _is_countable(dtype: DTypeLike) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
 
 
@@ -150,13 +153,13 @@ def _numbers(x: Any) -> np.ndarray | None:
     return np.asarray(x)
 
 
-def _selected(args: list[Any]) -> Any:
+def _selected(args: list[PyTree]) -> Array | Same | None:
     """The operand that a selection takes everywhere; None where that is not known."""
     which = _numbers(args[0])
     return None if which is None or which.ndim else args[1 + int(which)]
 
 
-def _shows_all(index: Any, size: int) -> bool:
+def _shows_all(index: object, size: int) -> bool:
     """Whether an index is 0, 1, ..., size - 1 in the states of its site."""
     return (
         isinstance(index, Same)
@@ -165,7 +168,7 @@ def _shows_all(index: Any, size: int) -> bool:
     )
 
 
-def _slice(eqn: Any, args: list[Any]) -> list[Any] | None:
+def _slice(eqn: Equation, args: list[PyTree]) -> list[PyTree] | None:
     """One row of a table, where the rows in all states together are the table."""
     operand, *starts = args
     sizes = eqn.params["slice_sizes"]
@@ -199,7 +202,7 @@ def _row(operand: Array, number: Array, axis: int) -> Array:
     return row(operand, number)
 
 
-def _gather(eqn: Any, operand: Array, indices: Same) -> Any:
+def _gather(eqn: PyTree, operand: Array, indices: Same) -> Array | Same:
     """A slice that is the same everywhere: taken once, and repeated."""
     numbers, shape = eqn.params["dimension_numbers"], tuple(eqn.outvars[0].aval.shape)
     batched = numbers.operand_batching_dims

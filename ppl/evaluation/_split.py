@@ -17,11 +17,12 @@ axes] without first steps. No dimension is a chain's then, and both orders are o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ._same import whole
 
@@ -96,7 +97,7 @@ class Split:
         rest = self.steps(count, self.length)
         return Split([*self.first, *more], rest, self.length, self.start)
 
-    def steps(self, start: int, stop: int) -> Any:
+    def steps(self, start: int, stop: int) -> PyTree:
         """The steps from `start` to before `stop`, or one where all are the same."""
         count = len(self.first)
         if start >= count:
@@ -119,8 +120,8 @@ def repeated(x: Array, size: int) -> Array:
 
 
 def by_parts(
-    fn: Callable[..., Array], *arrays: Any, axis: int, chains: Sequence[Chain] = ()
-) -> Any:
+    fn: Callable[..., Array], *arrays: PyTree, axis: int, chains: Sequence[Chain] = ()
+) -> PyTree:
     """`fn(*arrays)`, which broadcasts along time, axis `axis` where it is not split: part by part where all arrays are."""
     if not all(isinstance(x, Split) for x in arrays):
         return fn(*(whole_at(x, axis, chains) if isinstance(x, Split) else x for x in arrays))
@@ -133,7 +134,7 @@ def by_parts(
     return Split(first, fn(*(x.rest for x in arrays)), arrays[0].length, tuple(sorted(start)))
 
 
-def total_of(x: Any) -> Array:
+def total_of(x: Array) -> Array:
     """The sum over all elements of an array, which may be split."""
     if not isinstance(x, Split):
         return jnp.sum(x)
@@ -154,20 +155,22 @@ def relative(x: Array, axis: int, chains: Sequence[Chain], length: int) -> Split
     return Split([], _by_residue(jnp.moveaxis(x, axis, 0), chains, _age_order), length)
 
 
-def spread(x: Any, dims: Sequence[int], target: Sequence[int]) -> Any:
+def spread(x: Any, dims: Sequence[int], target: Sequence[int]) -> PyTree:
     """Add the dimensions of `target` that an array with `dims` does not have, of size 1."""
     front = isinstance(x, Split)
     missing = [front + a for a, dim in enumerate(target) if dim not in dims]
     return jax.tree.map(lambda x: jnp.expand_dims(x, missing), x)
 
 
-def at_dims(index: Sequence[Any], x: Any) -> Any:
+def at_dims(index: Sequence[Any], x: PyTree) -> Any:
     """An array indexed along its enumeration dimensions."""
     front = (slice(None),) if isinstance(x, Split) else ()
     return jax.tree.map(lambda x: x[*front, *index], x)
 
 
-def chains_of(dims: Sequence[int], layouts: Any, time: str | None = None) -> list[Chain]:
+def chains_of(
+    dims: Sequence[int], layouts: Mapping[int, Layout], time: str | None = None
+) -> list[Chain]:
     """The chains among enumeration dimensions; where they have times of their own, those of `time`.
 
     Only they are in relative windows in an array that is split along this time: a chain of another time, such as one inside of
@@ -230,7 +233,7 @@ def close_windows(x: Split, chains: Sequence[Chain]) -> Split:
     return jax.tree.map(closed, x)
 
 
-def agreed(arrays: Sequence[tuple[Any, Sequence[Chain]]]) -> tuple[list[Any], dict[int, int]]:
+def agreed(arrays: Sequence[tuple[PyTree, Sequence[Chain]]]) -> tuple[list[PyTree], dict[int, int]]:
     """Arrays, some of them split, such that all agree on the states in which chains begin; and these states."""
     # Two pairs with one site: its chain begins in different states in different arrays, and step 0 is set apart in all.
     starts = {pair for x, _ in arrays if isinstance(x, Split) for pair in x.start}

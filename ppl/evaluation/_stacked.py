@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._compat import CUSTOM, ClosedJaxpr, Literal, Var, bind, is_concrete
 from ..jaxprs import Interpreter, holds_marker, inner_jaxprs, needed
@@ -41,14 +42,14 @@ _ALONE = frozenset("scan while cond".split())
 _PICKS = frozenset("slice dynamic_slice gather".split())  # out of one array, which may be large
 
 
-def stacked(fn: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+def stacked(fn: Callable[..., list[PyTree]]) -> Callable[..., list[PyTree]]:
     """`fn`, a function of arrays to a list of arrays, with alike equations run as one.
 
     It is traced once for all calls with arrays of the same kinds, under whatever transformation.
     """
     traced: dict[Any, tuple[ClosedJaxpr, list[list[Any]] | None]] = {}
 
-    def run(*args: Any) -> list[Any]:
+    def run(*args: PyTree) -> list[PyTree]:
         if not is_on("stacks"):
             return fn(*args)
         key = jax.config.jax_enable_x64, *map(jax.typeof, args)
@@ -66,7 +67,9 @@ def stacked(fn: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     return run
 
 
-def run_stacked(closed: ClosedJaxpr, inputs: Sequence[Any], order: list[list[Any]]) -> list[Any]:
+def run_stacked(
+    closed: ClosedJaxpr, inputs: Sequence[PyTree], order: list[list[Any]]
+) -> list[PyTree]:
     """The outputs of a program whose equations run in groups."""
     run = _Stacks(closed, inputs)
     for members in order:
@@ -96,7 +99,7 @@ class StackedSum(NamedTuple):
     effects: frozenset[Any] = frozenset()
 
 
-def _with_long_sums(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
+def _with_long_sums(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[PyTree]:
     """The equations with each chain whose partial sums nobody else reads as one."""
     variables = lambda atoms: [v for v in atoms if not isinstance(v, Literal)]
     readers = collections.Counter(v for eqn in eqns for v in variables(eqn.invars))
@@ -180,7 +183,7 @@ def _kinds(eqns: Sequence[Any], makers: dict[Any, int]) -> list[int]:
     texts: dict[int, tuple[Any, Any]] = {}
     own = _numbered([_signature(eqn, texts) or i for i, eqn in enumerate(eqns)])
 
-    def source(atom: Any) -> int:
+    def source(atom: PyTree) -> int:
         return -2 if isinstance(atom, Literal) else found[makers[atom]] if atom in makers else -1
 
     found = own
@@ -225,7 +228,7 @@ def _holds(eqn: Any, names: frozenset[str]) -> bool:
     )
 
 
-def _hashable(param: Any, texts: dict[int, tuple[Any, Any]]) -> Any:
+def _hashable(param: object, texts: dict[int, tuple[Any, Any]]) -> Any:
     """A parameter in a form that is equal for equal ones."""
     if not isinstance(param, ClosedJaxpr):
         return tuple(param) if isinstance(param, list) else param
@@ -251,7 +254,7 @@ class _Stacks(Interpreter):
         env: variable -> value, or `_StackedRow`.
     """
 
-    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> None:
+    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[PyTree]) -> None:
         super().__init__(closed, inputs)
         self._apart: dict[
             int, tuple[Any, Any]
@@ -324,12 +327,14 @@ class _Stacks(Interpreter):
         return sum([jnp.sum(self._joined(part)) for part in stacks] + found)
 
     def _in_order(
-        self, members: list[Any], atoms_of: Callable[[Any], list[Any]] = lambda eqn: eqn.invars
-    ) -> list[Any]:
+        self,
+        members: list[Any],
+        atoms_of: Callable[[PyTree], list[PyTree]] = lambda eqn: eqn.invars,
+    ) -> list[PyTree]:
         """Members whose operands are rows of one stack side by side."""
         numbers: dict[int, int] = {}
 
-        def place(member: Any) -> Any:
+        def place(member: PyTree) -> PyTree:
             rows = [x for x in map(self._short, atoms_of(member)) if isinstance(x, _StackedRow)]
             stacks = tuple(numbers.setdefault(id(x.stack), len(numbers)) for x in rows)
             return len(rows), stacks, tuple(x.at for x in rows)
@@ -345,7 +350,7 @@ class _Stacks(Interpreter):
             return whole[starts[0] : starts[0] + size * len(starts)].reshape(len(starts), size)
         return _rows(whole, starts[:, None] + np.arange(size))
 
-    def _column(self, atoms: list[Any]) -> tuple[Any, int | None]:
+    def _column(self, atoms: list[Any]) -> tuple[PyTree, int | None]:
         """An operand of all members, and its axis of members; None where it is one for all."""
         found = [self._short(a) for a in atoms]
         if all(isinstance(a, Literal) for a in atoms):
@@ -373,7 +378,7 @@ class _Stacks(Interpreter):
         return stack if np.array_equal(rows, np.arange(len(stack))) else _rows(stack, rows)
 
 
-def _is_same(x: Any, y: Any) -> bool:
+def _is_same(x: Array, y: ArrayLike) -> bool:
     if isinstance(x, _StackedRow) and isinstance(y, _StackedRow):
         return x.stack is y.stack and x.at == y.at
     return x is y
@@ -392,11 +397,11 @@ def _rows(stack: Any, rows: np.ndarray) -> Any:
     return stack.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-def _barrier(x: Any) -> Any:
+def _barrier(x: Array) -> Any:
     is_key = jnp.issubdtype(x.dtype, jax.dtypes.extended)
     return x if is_key else jax.lax.optimization_barrier(x)
 
 
-def _is_equal(x: Any, y: Any) -> bool:
+def _is_equal(x: PyTree, y: PyTree) -> bool:
     x, y = np.asarray(x), np.asarray(y)
     return np.array_equal(x, y, equal_nan=np.issubdtype(x.dtype, np.inexact))

@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
 from .._compat import Primitive, bind, own_trace, set_batching
+from .._types import Key
 from ..jaxprs import ELEMENTWISE
 from ._same import Same, Uniform
 
@@ -26,7 +28,11 @@ steps_p.multiple_results = True
 
 
 def at_all_steps(
-    fn: Callable[..., list[Array]], size: int, moving: Any, still: Any, batched: Sequence[Any]
+    fn: Callable[..., list[Array]],
+    size: int,
+    moving: PyTree,
+    still: PyTree,
+    batched: Sequence[PyTree],
 ) -> list[Array]:
     """`fn(moving, still)` at `size` steps: `moving` along its leading axes, `still` as it is.
 
@@ -46,7 +52,7 @@ def at_all_steps(
     return _steps(lambda m, s: fn(moving_of(m), still_of(s)), size, moving, still, traces)
 
 
-def row_by_row(size: int, batched: Sequence[Any]) -> Callable[[Any, list[Any]], list[Any]]:
+def row_by_row(size: int, batched: Sequence[Any]) -> Callable[[PyTree, list[PyTree]], list[PyTree]]:
     """How to evaluate an equation so that other dimensions stand behind the rows of its result, if it has `size` of them.
 
     Args:
@@ -54,7 +60,7 @@ def row_by_row(size: int, batched: Sequence[Any]) -> Callable[[Any, list[Any]], 
         batched: values in whose `jax.vmap`s this runs.
     """
 
-    def run(eqn: Any, args: list[Any]) -> list[Any]:
+    def run(eqn: PyTree, args: list[PyTree]) -> list[PyTree]:
         shape = eqn.outvars[0].aval.shape
         if (
             eqn.primitive.name not in ELEMENTWISE
@@ -65,7 +71,7 @@ def row_by_row(size: int, batched: Sequence[Any]) -> Callable[[Any, list[Any]], 
         moving = [x if jnp.ndim(x) else None for x in args]
         still = [None if jnp.ndim(x) else x for x in args]
 
-        def row(moving: list[Any], still: list[Any]) -> list[Array]:
+        def row(moving: list[PyTree], still: list[PyTree]) -> list[Array]:
             return bind(eqn, [s if m is None else m for m, s in zip(moving, still, strict=True)])
 
         return at_all_steps(row, size, moving, still, batched)
@@ -74,7 +80,7 @@ def row_by_row(size: int, batched: Sequence[Any]) -> Callable[[Any, list[Any]], 
 
 
 def _steps(
-    fn: Step, size: int, moving: list[Any], still: list[Any], traces: list[Any]
+    fn: Step, size: int, moving: list[PyTree], still: list[PyTree], traces: list[PyTree]
 ) -> list[Array]:
     if any(own_trace(x) is t for x in [*moving, *still] for t in traces):
         shared = {"fn": fn, "size": size, "num_moving": len(moving), "traces": traces}
@@ -83,13 +89,13 @@ def _steps(
 
 
 def _batch(
-    args: Sequence[Any],
+    args: Sequence[PyTree],
     dims: Sequence[int | None],
     *,
     fn: Step,
     size: int,
     num_moving: int,
-    traces: list[Any],
+    traces: list[PyTree],
 ) -> tuple[list[Array], list[int]]:
     width = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     moving = [
@@ -105,14 +111,16 @@ def _batch(
 set_batching(steps_p, _batch)
 
 
-def _arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
+def _arrays(tree: ArrayLike | None) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
     """The arrays in a pytree, and the pytree from others in their place; known numbers stay known."""
     is_leaf = lambda x: isinstance(x, Same | Uniform)
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
     values = [x.value if is_leaf(x) else x for x in leaves]
     is_array = [isinstance(v, jax.Array) or jnp.ndim(v) > 0 for v in values]
 
-    def rebuilt(arrays: list[Array]) -> Any:
+    def rebuilt(
+        arrays: list[Array],
+    ) -> Array | tuple[Array | dict[int, Uniform] | list[Key | None], ...]:
         left = iter(arrays)
         return jax.tree.unflatten(
             structure,
@@ -126,7 +134,7 @@ def _arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
     return arrays, rebuilt
 
 
-def _with_value(x: Any, value: Array) -> Any:
+def _with_value(x: Array | Key | Uniform, value: Array) -> Array | Key | Uniform:
     if isinstance(x, Same):
         return dataclasses.replace(x, value=value)
     return x._replace(value=value) if isinstance(x, Uniform) else value

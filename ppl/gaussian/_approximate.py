@@ -19,9 +19,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._compat import bind
 from .._precision import full_precision
+from .._types import Equation
 from ._arranged import flat, matrix_of, unflat
 from ._forms import Form, PointValues, rows_of
 from .beliefs import Belief
@@ -42,7 +44,7 @@ def is_smooth(eqn: Any) -> bool:
 
 
 def linearised(
-    eqn: Any, args: Sequence[Any], belief: Belief, points: Sequence[Array]
+    eqn: Equation, args: Sequence[PyTree], belief: Belief, points: Sequence[Array]
 ) -> list[Form]:
     """What an equation makes of values, to first order around a point of the uncertain ones.
 
@@ -51,7 +53,7 @@ def linearised(
     """
     uncertain = [i for i, x in enumerate(args) if isinstance(x, Form)]
 
-    def fn(*values: Array) -> list[Any]:
+    def fn(*values: Array) -> list[PyTree]:
         operands = list(args)
         for i, x in zip(uncertain, values, strict=True):
             operands[i] = x
@@ -65,7 +67,7 @@ def linearised(
     return [Form(b - a, s, r) for b, a, s, r in zip(base, away, slopes, rows, strict=True)]
 
 
-def at_points(eqn: Any, args: Sequence[Any], belief: Belief) -> list[PointValues]:
+def at_points(eqn: Equation, args: Sequence[PyTree], belief: Belief) -> list[PointValues]:
     """What an equation makes of values at the points of the belief."""
     given = [points_of(x, belief).values if isinstance(x, Form | PointValues) else x for x in args]
     axes = [0 if isinstance(x, Form | PointValues) else None for x in args]

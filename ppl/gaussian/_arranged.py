@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from ._forms import Form, PointValues, RowsMeet
 
@@ -61,7 +62,7 @@ def _unit_form(value: Shaped, start: int, columns: int) -> Form:
     return Form(jnp.zeros(shape, dtype), unflat(unit, rows, shape), rows, is_unit)
 
 
-def spread(value: Any, shape: tuple[int, ...]) -> Any:
+def spread(value: PyTree, shape: tuple[int, ...]) -> PyTree:
     """An array or form broadcast to a shape."""
     if not isinstance(value, Form):
         return jnp.broadcast_to(value, shape)

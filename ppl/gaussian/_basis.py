@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ._approximate import joint_of
 from ._arranged import Shaped, flat, matrix_of, unit_forms
@@ -43,7 +45,7 @@ class Basis:
         self.open: list[tuple[dict[Any, Any], set[Any]]] = []
         self.asked: list[tuple[Form, Read]] = []
 
-    def settled(self, values: Sequence[Any]) -> list[Any]:
+    def settled(self, values: Sequence[PyTree]) -> list[Any]:
         """Values with forms in place of points, which a statement or another basis follows."""
         live = [env[v] for env, names in self.open for v in names]
         every = {id(x): x for x in [*live, *values]}
@@ -74,7 +76,7 @@ class Basis:
         assert self.rows is not None
         return PlateMeets(self.rows[number])
 
-    def rows_of(self, statement: Statement, fn: Any) -> tuple[int, ...]:
+    def rows_of(self, statement: Statement, fn: dist.Distribution) -> tuple[int, ...]:
         """Axes of a site along which rows are separate.
 
         Raises:
@@ -94,7 +96,7 @@ class Basis:
         values = (env[v] for env, live in self.open for v in live)
         return {id(x): x for x in values if isinstance(x, Form)}
 
-    def replace(self, new: dict[int, Any]) -> None:
+    def replace(self, new: dict[int, Form]) -> None:
         """Put other forms in the place of those with these ids."""
         for env, _ in self.open:
             env.update({v: new[id(x)] for v, x in env.items() if id(x) in new})

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import PyTree
 
 from .._precision import full_precision
+from .._types import Equation, Key
 from ._arranged import flat, matrix_of
 from ._chains import Affine, NotCollected, Step
-from ._forms import Form
+from ._forms import Beyond, Form
 from ._integrator import BESIDE, Integrator
 from ._lift import Statement, holds_statement
 from ._readings import noise_of
@@ -29,14 +31,14 @@ class Collector(Integrator):
             observed.
     """
 
-    def __init__(self, outer: Integrator, handed: int, made: Mapping[str, Any] | None) -> None:
+    def __init__(self, outer: Integrator, handed: int, made: Mapping[str, PyTree] | None) -> None:
         emit = outer.emit._replace(is_dry=True)
         super().__init__(outer.label, outer.names, outer.joint, emit)
         self.rows, self.numbers = outer.rows, outer.numbers
         self.handed, self.before = handed, made
         self.seen: list[Affine] = []
 
-    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def equation(self, eqn: Equation, args: list[PyTree]) -> list[Array | Beyond | Form | Key]:
         if eqn.primitive.name in ("scan", "cond") and holds_statement(eqn):
             met = NotCollected(f"a ppl.{eqn.primitive.name} inside of the step")
             raise met
@@ -69,7 +71,7 @@ class Collector(Integrator):
 
     # What an integrator does with statements.
 
-    def _made(self, statement: Statement, fn: Any, obs: Any) -> Any:
+    def _made(self, statement: Statement, fn: PyTree, obs: object) -> Any:
         if self.before is not None:
             return self.before[statement.name]
         if obs is None:
@@ -78,7 +80,9 @@ class Collector(Integrator):
         return jnp.asarray(obs, statement.aval.dtype)
 
     @full_precision
-    def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
+    def _conditioned(
+        self, statement: Statement, fn: Callable[..., PyTree], mean: Form, obs: object
+    ) -> Any:
         self.has_changed = True
         rows, reading = mean.rows, self._reading(fn)
         noise, matrix = noise_of(reading, rows), matrix_of(mean, self.size)

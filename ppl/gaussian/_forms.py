@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._compat import bind
 from .._precision import at_full_precision
+from .._types import Equation
 from ..jaxprs import Relations, aligned, relations_of_axes
 
 Array = jax.Array
@@ -102,12 +104,12 @@ LINEAR_IN = {
 BILINEAR = frozenset("mul dot_general conv_general_dilated".split())
 
 
-def is_certain(value: Any) -> bool:
+def is_certain(value: object) -> bool:
     """Whether a value does not depend on the sites."""
     return not isinstance(value, Form | PointValues | Beyond)
 
 
-def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
+def propagate(eqn: Equation, args: Sequence[PyTree]) -> list[Beyond | Form]:
     """What an equation makes of values, one of which is uncertain.
 
     Raises:
@@ -139,7 +141,7 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
         eqn.replace(params=eqn.params | {"fill_value": 0}) if "fill_value" in eqn.params else eqn
     )
 
-    def column(*coefs: Array) -> list[Any]:
+    def column(*coefs: Array) -> list[PyTree]:
         operands = list(silent)
         for i, c in zip(uncertain, coefs, strict=True):
             operands[i] = c
@@ -150,7 +152,7 @@ def propagate(eqn: Any, args: Sequence[Any]) -> list[Any]:
     return [Form(c, s, r) for c, s, r in zip(base, slopes, rows, strict=True)]
 
 
-def _is_product(eqn: Any) -> bool:
+def _is_product(eqn: Equation) -> bool:
     """Whether an equation sums over an axis of both operands, without axes that stay side by side."""
     if eqn.primitive.name != "dot_general":
         return False
@@ -158,7 +160,7 @@ def _is_product(eqn: Any) -> bool:
     return bool(contract[0]) and not batch[0]
 
 
-def _product(eqn: Any, args: Sequence[Any], which: int) -> Form:
+def _product(eqn: PyTree, args: Sequence[PyTree], which: int) -> Form:
     """The product of an array and the basis: its coefficients stand in the array."""
     out, matrix = eqn.outvars[0].aval, args[1 - which]
     axis = eqn.params["dimension_numbers"][0][1 - which][0]
@@ -166,7 +168,7 @@ def _product(eqn: Any, args: Sequence[Any], which: int) -> Form:
     return Form(jnp.zeros(out.shape, out.dtype), coefs, ())
 
 
-def _linear_in(eqn: Any, uncertain: Sequence[int]) -> Sequence[int] | None:
+def _linear_in(eqn: Equation, uncertain: Sequence[int]) -> Sequence[int] | None:
     """The operands in which an equation is linear together, the uncertain ones among them; None: it is not known to be."""
     name, everything = eqn.primitive.name, range(len(eqn.invars))
     if name in LINEAR:
@@ -185,7 +187,7 @@ def _linear_in(eqn: Any, uncertain: Sequence[int]) -> Sequence[int] | None:
     return everything if name == "integer_pow" and eqn.params["y"] == 1 else None
 
 
-def rows_of(eqn: Any, args: Sequence[Any]) -> list[tuple[int, ...]]:
+def rows_of(eqn: Equation, args: Sequence[PyTree]) -> list[tuple[int, ...]]:
     """The axes of the outputs along which the rows of the basis stand.
 
     Raises:

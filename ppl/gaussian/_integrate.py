@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.handlers
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._compat import ClosedJaxpr, handler_stack, no_handlers, own_caches
+from .._types import ParamMap
 from ..traces import Recorder, running_engine
 from ._collector import Collector
 from ._forms import is_certain
@@ -21,13 +22,13 @@ from ._proposal import Proposer
 
 def integrate(
     label: str,
-    program: Callable[..., Any],
+    program: Callable[..., PyTree],
     names: tuple[str, ...],
-    params: Mapping[str, Any],
-    args: Any,
-    kwargs: Any,
+    params: ParamMap,
+    args: tuple[ArrayLike, ...],
+    kwargs: dict[str, Array],
     emit: Emit,
-) -> Any:
+) -> Array | None:
     """Make the statements that are left; returns what the program returns, None where that depends on the sites.
 
     Raises:
@@ -64,10 +65,10 @@ def integrate(
 
 def propose(
     label: str,
-    program: Callable[..., Any],
-    params: Mapping[str, Any],
-    args: Any,
-    kwargs: Any,
+    program: Callable[..., PyTree],
+    params: ParamMap,
+    args: PyTree,
+    kwargs: PyTree,
     approximation: str | None,
 ) -> None:
     """Draw the program's latent sites, normal ones in the steps of a scan given the step's observations (`_proposal.py`).
@@ -80,12 +81,16 @@ def propose(
 
 
 def _lifted(
-    lifter: Lifter, program: Callable[..., Any], params: Mapping[str, Any], args: Any, kwargs: Any
-) -> tuple[ClosedJaxpr, Any, list[Any]]:
+    lifter: Lifter,
+    program: Callable[..., PyTree],
+    params: Mapping[str, PyTree],
+    args: PyTree,
+    kwargs: Mapping[str, Array],
+) -> tuple[ClosedJaxpr, PyTree, list[PyTree]]:
     """The lifted program; the tree of its return value, and those leaves of it that are no arrays (None: an array)."""
-    found: list[Any] = []
+    found: list[PyTree] = []
 
-    def run(start: Any) -> list[Any]:
+    def run(start: Array) -> list[PyTree]:
         lifter.start = start
         with (
             jax.disable_jit(False),

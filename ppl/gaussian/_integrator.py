@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 
 from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, no_handlers
 from .._precision import full_precision
+from .._types import Equation, Key
 from ..jaxprs import Interpreter, called, has_other_derivative, name_of
 from ._approximate import at_points, is_smooth, linearised, mean_of
 from ._arranged import flat, matrix_of, spread, unflat
@@ -53,7 +55,7 @@ class Emit(NamedTuple):
     smoothing: SmoothingRequest | None = None
     approximation: str | None = None
     parallel: bool = False
-    collector: Callable[[Integrator, int, dict[str, Array] | None], Any] | None = None
+    collector: Callable[[Integrator, int, dict[str, Array] | None], PyTree] | None = None
 
 
 class Integrator(Basis):
@@ -78,7 +80,7 @@ class Integrator(Basis):
         self.found: set[str] = set()
         self.scales: dict[str, float | None] = {}
         self.numbers: dict[int, int] = {}  # of linearised equations, by id
-        self.made: dict[str, Any] = {}
+        self.made: dict[str, PyTree] = {}
         self.is_read: Sequence[bool] = ()
 
     def inner(self, *, is_dry: bool = False) -> Integrator:
@@ -91,7 +93,9 @@ class Integrator(Basis):
 
     # Equations.
 
-    def run(self, closed: ClosedJaxpr, args: Sequence[Any], is_read: Sequence[bool]) -> list[Any]:
+    def run(
+        self, closed: ClosedJaxpr, args: Sequence[PyTree], is_read: Sequence[bool]
+    ) -> list[Any]:
         """The values of a program's outputs.
 
         `is_read`: which of them a statement depends on afterwards.
@@ -100,7 +104,7 @@ class Integrator(Basis):
         body.run(closed.jaxpr.eqns)  # all: statements count, whoever reads them
         return [body.read(v) for v in closed.jaxpr.outvars]
 
-    def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def equation(self, eqn: Equation, args: list[PyTree]) -> list[Any]:
         """What an equation makes of values."""
         name, has_statements = eqn.primitive.name, holds_statement(eqn)
         try:
@@ -122,7 +126,7 @@ class Integrator(Basis):
         except RowsMeet as met:
             raise self.meets(met.axis) from met
 
-    def _propagated(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def _propagated(self, eqn: Equation, args: list[PyTree]) -> list[Any]:
         """What an equation without statements makes of uncertain values."""
         is_free = not any(isinstance(x, PointValues | Beyond) for x in args)
         found = propagate(eqn, args) if is_free else []
@@ -140,7 +144,7 @@ class Integrator(Basis):
         forms = [x for x in args if isinstance(x, Form)]
         return linearised(eqn, args, belief, [self._point(eqn, i, x) for i, x in enumerate(forms)])
 
-    def _point(self, eqn: Any, operand: int, form: Form) -> Array:
+    def _point(self, eqn: Equation, operand: int, form: Form) -> Array:
         """Around which value of an operand an equation is linearised."""
         number = self.numbers.setdefault(id(eqn), len(self.numbers))
         return self._at_mean(f"{number} {operand} linearised", form)
@@ -153,7 +157,7 @@ class Integrator(Basis):
 
     # Statements.
 
-    def _statement(self, statement: Statement, args: list[Any]) -> Any:
+    def _statement(self, statement: Statement, args: list[PyTree]) -> Any:
         if statement.treedef is None:
             if is_certain(args[0]) and not self.emit.is_dry:
                 with statement.around(None):
@@ -190,7 +194,7 @@ class Integrator(Basis):
         check_scale(self.label, statement, self.scales, self.rows or ())
         return value
 
-    def _made(self, statement: Statement, fn: Any, obs: Any) -> Any:
+    def _made(self, statement: Statement, fn: PyTree, obs: PyTree) -> Array:
         if self.emit.is_dry:
             value = jnp.zeros(statement.aval.shape, statement.aval.dtype)
         else:
@@ -199,7 +203,7 @@ class Integrator(Basis):
         return value
 
     @full_precision
-    def _integrated(self, statement: Statement, fn: Any, mean: Any) -> Form:
+    def _integrated(self, statement: Statement, fn: dist.Distribution, mean: ArrayLike) -> Form:
         """The value of a site that is integrated out: its mean and noise of its own."""
         self.found.add(statement.name)
         self.has_changed = True
@@ -223,7 +227,9 @@ class Integrator(Basis):
         return self.rebased(value)
 
     @full_precision
-    def _conditioned(self, statement: Statement, fn: Any, mean: Form, obs: Any) -> Any:
+    def _conditioned(
+        self, statement: Statement, fn: dist.Distribution, mean: Form, obs: PyTree
+    ) -> PyTree:
         """A statement whose mean is uncertain: its law given all before, and the belief given its value."""
         self.has_changed = True
         belief, rows, reading = self.belief, mean.rows, self._reading(fn)
@@ -246,7 +252,7 @@ class Integrator(Basis):
         self.belief = belief.given(law.meeting, matrix, law.away(value - law.loc))
         return value
 
-    def _reading(self, fn: Any) -> Reading:
+    def _reading(self, fn: PyTree) -> Reading:
         """The noise of a normal law; NaN where an expansion has made a scale negative."""
         reading = reading_of(fn)
         if self.emit.approximation is None or reading.joint is not None:
@@ -289,7 +295,7 @@ def _without_density(name: str, like: Array) -> Array:
 
 
 def tried[Kind: Integrator](
-    make: Callable[[set[str]], Kind], closed: ClosedJaxpr, args: Sequence[Any]
+    make: Callable[[set[str]], Kind], closed: ClosedJaxpr, args: Sequence[int]
 ) -> tuple[Kind, set[str]]:
     """A dry run of a program, and the plates whose rows meet in it.
 
@@ -314,14 +320,14 @@ class _Body(Interpreter):
         self,
         integrator: Integrator,
         closed: ClosedJaxpr,
-        args: Sequence[Any],
+        args: Sequence[PyTree],
         is_read: Sequence[bool],
     ) -> None:
         super().__init__(closed, args)
         self.integrator, self.last, self.number = integrator, last_reads(closed.jaxpr), 0
         self.counts = counting(closed.jaxpr, is_read)
 
-    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[Array | Beyond | Form | Key]:
         live = {v for v, n in self.last.items() if n > self.number and v in self.env}
         self.number += 1
         self.integrator.is_read = [v in self.counts for v in eqn.outvars]

@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from .._precision import full_precision
+from .._types import Key
 from ._arranged import flat, unflat
 from .beliefs import LOG_2_PI, Noise, meeting_of
 
@@ -79,7 +80,7 @@ class JointNormal(dist.Distribution):
         return unflat(found, self.rows, self.loc.shape)
 
     @full_precision
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """By the noise and the coordinates that the numbers are made of: no decomposition is needed."""
         *rows, size, columns = self.seen.shape
         own, shared = jax.random.split(key)
@@ -87,7 +88,7 @@ class JointNormal(dist.Distribution):
         found = self.noise.times(draw(own, size)) + self.seen @ draw(shared, columns)
         return self.loc + unflat(found[..., 0], self.rows, self.loc.shape)
 
-    def log_prob(self, value: Any) -> Array:
+    def log_prob(self, value: Array) -> Array:
         """Log-density of the cells that count, in nats."""
         away = value - self.loc
         if away.ndim == self.loc.ndim:
@@ -116,7 +117,7 @@ def is_leading(rows: tuple[int, ...]) -> bool:
     return rows == tuple(range(len(rows)))
 
 
-def made_plain(law: JointNormal, fn: Any) -> tuple[Any, int | None]:
+def made_plain(law: JointNormal, fn: dist.Distribution) -> tuple[dist.Distribution, int | None]:
     """The law in place of a normal statement's `fn`, with the least of machinery; how many batch axes became event axes.
 
     Returns:

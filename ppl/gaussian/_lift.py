@@ -13,9 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 from numpyro.primitives import Messenger
 
-from .._compat import Jaxpr, Literal, Primitive, ShapedArray
+from .._compat import Jaxpr, Literal, Primitive, ShapedArray, Var
+from .._types import Equation, Message
 from ..jaxprs import inner_jaxprs
 from ..traces import Noiseless, scales_of
 
@@ -52,12 +54,12 @@ class Statement:
     rows_scale: float
     aval: Any
 
-    def law(self, leaves: list[Any]) -> Any:
+    def law(self, leaves: list[PyTree]) -> PyTree:
         """The law with these leaves."""
         return self.treedef.unflatten(leaves[: self.treedef.num_leaves])
 
     @contextlib.contextmanager
-    def around(self, scale: Any, dropped: int | None = 0) -> Iterator[None]:
+    def around(self, scale: object, dropped: int | None = 0) -> Iterator[None]:
         """Inside its plates and scale; `dropped` of its last batch axes have become axes of the event (None: all)."""
         frames = [] if dropped is None else [f for f in self.frames if -f.dim > dropped]
         moved = tuple(f._replace(dim=f.dim + (dropped or 0)) for f in frames)
@@ -68,11 +70,11 @@ class Statement:
 class _Frames(Messenger):
     """Plates around a statement whose law has their axes already."""
 
-    def __init__(self, frames: tuple[Any, ...], scale: Any, rows_scale: float) -> None:
+    def __init__(self, frames: tuple[PyTree, ...], scale: object, rows_scale: float) -> None:
         super().__init__()
         self.frames, self.scale, self.rows_scale = frames, scale, rows_scale
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] in ("sample", "deterministic"):
             msg["cond_indep_stack"] = [*msg["cond_indep_stack"], *self.frames]
         if msg["type"] == "sample" and self.scale is not None:
@@ -84,7 +86,7 @@ class _Frames(Messenger):
 statement_p.def_abstract_eval(lambda *_, statement: statement.aval)
 
 
-def holds_statement(eqn: Any) -> bool:
+def holds_statement(eqn: Equation) -> bool:
     """Whether an equation is a statement or has one inside."""
     return eqn.primitive is statement_p or any(
         holds_statement(inner) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
@@ -104,13 +106,13 @@ class Lifter(Noiseless):
         super().__init__(jax.random.key(0))
         self.label = label
         # An input of the trace that every statement reads: without one, JAX may run it where it stands.
-        self.start: Any = None
+        self.start: PyTree = None
         self.subsampled: dict[str, tuple[int, float]] = {}
 
-    def _equation(self, statement: Statement, operands: list[Any]) -> Array:
+    def _equation(self, statement: Statement, operands: list[ArrayLike]) -> Array:
         return statement_p.bind(*map(jnp.asarray, operands), self.start, statement=statement)
 
-    def open_region(self, kind: str) -> Any:
+    def open_region(self, kind: str) -> PyTree:
         if kind == "particles":
             raise ValueError(
                 f"{self.label}: ppl.particles stands inside the program, whose runs are independent copies. Eliminate sites of "
@@ -118,7 +120,7 @@ class Lifter(Noiseless):
             )
         return super().open_region(kind)
 
-    def visit(self, msg: dict[str, Any]) -> None:
+    def visit(self, msg: Message) -> None:
         leaves, treedef = jax.tree.flatten(msg["fn"])
         operands = list(leaves)
         value = msg["value"]
@@ -142,10 +144,10 @@ class Lifter(Noiseless):
         msg["value"] = self._equation(statement, operands)
         msg["stop"] = True
 
-    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+    def numbers_of(self, msg: Message) -> dict[str, PyTree]:
         return {}
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "deterministic":
             value = jnp.asarray(msg["value"])
             statement = Statement(
@@ -162,7 +164,7 @@ class Lifter(Noiseless):
             numbers.clear()
 
 
-def last_reads(jaxpr: Jaxpr) -> dict[Any, int]:
+def last_reads(jaxpr: Jaxpr) -> dict[Var, int]:
     """The number of the equation that reads a variable last; deterministic statements do not count."""
     last: dict[Any, int] = {}
     for number, eqn in enumerate(jaxpr.eqns):
@@ -173,7 +175,7 @@ def last_reads(jaxpr: Jaxpr) -> dict[Any, int]:
     return last
 
 
-def counting(jaxpr: Jaxpr, is_read: Sequence[bool]) -> set[Any]:
+def counting(jaxpr: Jaxpr, is_read: Sequence[bool]) -> set[Var]:
     """The variables that a statement depends on; deterministic ones do not count."""
     found = {
         v

@@ -6,15 +6,17 @@ are normal given them condition the belief, and the sites are drawn from it. All
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
+from jaxtyping import PyTree
 
 from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, scan_counts
 from .._precision import full_precision
+from .._types import Equation
 from ..jaxprs import Interpreter, called
 from ..traces import scan
 from ._arranged import flat, unflat
@@ -44,19 +46,19 @@ class Proposer(Interpreter):
         self,
         label: str,
         closed: ClosedJaxpr,
-        args: Sequence[Any],
+        args: Sequence[PyTree],
         approximation: str | None,
         values: dict[str, Array] | None = None,
     ) -> None:
         super().__init__(closed, args)
         self.label, self.approximation, self.values = label, approximation, values
 
-    def all(self) -> list[Any]:
+    def all(self) -> list[PyTree]:
         """The program's outputs, after all of its statements."""
         self.run(self.closed.jaxpr.eqns)
         return [self.read(v) for v in self.closed.jaxpr.outvars]
 
-    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         if eqn.primitive is statement_p:
             return [self._value(eqn.params["statement"], args[:-1])]
         if not holds_statement(eqn):
@@ -70,7 +72,7 @@ class Proposer(Interpreter):
             "to propose. Write the proposal as a program of its own."
         )
 
-    def _value(self, statement: Statement, args: list[Any]) -> Any:
+    def _value(self, statement: Statement, args: list[PyTree]) -> Any:
         if statement.treedef is None:
             return args[0]
         if statement.is_observed:
@@ -81,12 +83,12 @@ class Proposer(Interpreter):
             return self.values[statement.name]
         return _drawn(statement, statement.law(args), {})
 
-    def _scan(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def _scan(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         body: ClosedJaxpr = eqn.params["jaxpr"]
         num_consts, num_carry = scan_counts(eqn.params)
         consts, init = args[:num_consts], args[num_consts : num_consts + num_carry]
 
-        def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        def step(carry: list[PyTree], x: list[PyTree]) -> tuple[list[PyTree], list[PyTree]]:
             given = [*consts, *carry, *x]
             values = _proposed(self.label, body, given, self.approximation)
             outs = Proposer(self.label, body, given, self.approximation, values).all()
@@ -98,7 +100,7 @@ class Proposer(Interpreter):
 
 
 def _proposed(
-    label: str, body: ClosedJaxpr, args: list[Any], approximation: str | None
+    label: str, body: ClosedJaxpr, args: list[PyTree], approximation: str | None
 ) -> dict[str, Array]:
     """The sites of a step: normal ones from their law given the step's data, others from their own."""
     emit = Emit(approximation=approximation, collector=Collector)
@@ -124,7 +126,7 @@ class _Updated(Integrator):
         self.kept: dict[str, Any] = {}  # site -> form; open, so that it follows the basis
         self.open.append((self.kept, set()))
 
-    def _statement(self, statement: Statement, args: list[Any]) -> Any:
+    def _statement(self, statement: Statement, args: list[PyTree]) -> Any:
         if statement.treedef is None:
             return args[0]
         if statement.is_observed:
@@ -157,7 +159,7 @@ class _Updated(Integrator):
         self.values[statement.name] = _drawn(statement, fn, statement.infer, self.emit.is_dry)
         return self.values[statement.name]
 
-    def _made(self, statement: Statement, fn: Any, obs: Any) -> Any:
+    def _made(self, statement: Statement, fn: Callable[..., PyTree], obs: object) -> Any:
         return (
             jnp.zeros(statement.aval.shape, statement.aval.dtype)
             if obs is None

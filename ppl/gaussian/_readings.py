@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from .._compat import mask_of
 from ..distributions import NormalCells, base_of
@@ -36,14 +37,14 @@ class Reading(NamedTuple):
     joint: JointNormal | None = None
 
 
-def loc_of(treedef: Any) -> int | None:
+def loc_of(treedef: PyTree) -> int | None:
     """Which leaf of a law is the location of a normal one; None: it is none."""
     base = base_of(treedef.unflatten(range(treedef.num_leaves)))
     is_normal = type(base) in NORMAL
     return base.loc if is_normal and isinstance(base.loc, int) else None
 
 
-def reading_of(fn: Any) -> Reading:
+def reading_of(fn: dist.Distribution) -> Reading:
     """The noise of a normal law."""
     base: Any = base_of(fn)
     shape: Any = fn.shape()
@@ -61,7 +62,7 @@ def reading_of(fn: Any) -> Reading:
     return Reading(jnp.broadcast_to(base.scale_tril, (*shape, shape[-1])), False, cells)
 
 
-def cells_of(fn: Any) -> Array | None:
+def cells_of(fn: dist.Distribution) -> Array | None:
     """Which numbers of a value count in a law's density, shape `fn.shape()`; None: all."""
     found, shape = None, fn.shape()
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+
+from jaxtyping import PyTree
 
 from ..distributions import base_of
 from ._forms import Beyond, Form, is_certain
@@ -17,9 +18,9 @@ KEEP = "Keep the sites as choices, or leave them to particles (inference.smc)."
 def readable_loc(
     label: str,
     statement: Statement,
-    leaves: list[Any],
-    obs: Any,
-    scale: Any,
+    leaves: list[PyTree],
+    obs: PyTree,
+    scale: float | None,
     is_own: bool,
     is_extended: bool,
 ) -> int:
@@ -48,8 +49,8 @@ def readable_loc(
 def _reason(
     label: str,
     statement: Statement,
-    leaves: list[Any],
-    others: list[Any],
+    leaves: list[PyTree],
+    others: list[PyTree],
     loc: int | None,
     is_own: bool,
     is_extended: bool,

@@ -15,11 +15,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind, scan_counts, while_counts
+from .._types import Equation, Key
 from ..jaxprs import inner_jaxpr, inner_jaxprs
 
-_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+_ELEMENTWISE: dict[str, Callable[..., PyTree]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "max": np.maximum, "min": np.minimum,
     "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
     "copy": np.asarray, "copy_p": np.asarray, "stop_gradient": np.asarray,
@@ -42,15 +44,15 @@ class Known:
         operands: Sequence[Known],
         inputs: frozenset[int],
         depth: int,
-        eqn: Any = None,
+        eqn: PyTree = None,
     ) -> None:
         self.name, self.operands, self.inputs, self.depth = name, operands, inputs, depth
         self.eqn: Any = eqn
         self._value: Any = None
-        self._compute: Callable[[], Any] = self._computed
+        self._compute: Callable[[], PyTree] = self._computed
 
     @classmethod
-    def of(cls, value: Any, number: int | None = None) -> Known:
+    def of(cls, value: PyTree, number: int | None = None) -> Known:
         """A value that is there: of an input, or a constant."""
         made = cls(
             "constant" if number is None else "input",
@@ -87,7 +89,9 @@ class Known:
             return run(*values)
 
 
-def walk(closed: ClosedJaxpr, values: Sequence[Any]) -> Iterator[tuple[Any, list[Known | None]]]:
+def walk(
+    closed: ClosedJaxpr, values: Sequence[Array | Key | np.ndarray | None]
+) -> Iterator[tuple[Any, list[Known | None]]]:
     """Each equation with what is known of its operands.
 
     Args:
@@ -101,7 +105,10 @@ def walk(closed: ClosedJaxpr, values: Sequence[Any]) -> Iterator[tuple[Any, list
 
 
 def _run(
-    jaxpr: Jaxpr, consts: Sequence[Any], known: Sequence[Known | None], found: list[Any]
+    jaxpr: Jaxpr,
+    consts: Sequence[PyTree],
+    known: Sequence[Known | None],
+    found: list[tuple[Equation, PyTree]],
 ) -> list[Known | None]:
     env: dict[Any, Known | None] = {}
     env.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
@@ -114,12 +121,14 @@ def _run(
     return [read(v) for v in jaxpr.outvars]
 
 
-def _constant(value: Any) -> Known | None:
+def _constant(value: PyTree) -> Known | None:
     is_key = jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.extended)
     return None if is_key else Known.of(value)
 
 
-def _results(eqn: Any, operands: list[Known | None], found: list[Any]) -> list[Known | None]:
+def _results(
+    eqn: Equation, operands: list[Known | None], found: list[tuple[Equation, PyTree]]
+) -> list[Known | None]:
     name, unknown = eqn.primitive.name, [None] * len(eqn.outvars)
     if name in CALLS:
         inner = eqn.params[CALLS[name]]
@@ -150,7 +159,7 @@ def _results(eqn: Any, operands: list[Known | None], found: list[Any]) -> list[K
     return [Known(name, all_known, inputs, depth, eqn)]
 
 
-def _scan(eqn: Any, operands: list[Known | None], found: list[Any]) -> None:
+def _scan(eqn: Equation, operands: list[Known | None], found: list[Any]) -> None:
     num_consts, num_carry = scan_counts(eqn.params)
     consts, xs = operands[:num_consts], operands[num_consts + num_carry :]
     # The steps of an inner scan lie behind those of the outer one, and so do the axes of what goes through both.
@@ -167,7 +176,7 @@ def _scan(eqn: Any, operands: list[Known | None], found: list[Any]) -> None:
 
 
 def _counter(
-    eqn: Any, place: int, out: Any, first: Known | None, deepest: int, lead: tuple[int, ...]
+    eqn: Any, place: int, out: PyTree, first: Known | None, deepest: int, lead: tuple[int, ...]
 ) -> Known | None:
     """The values of a carry that is a known number at first and grows by a constant; None of any other."""
     body, length = eqn.params["jaxpr"].jaxpr, eqn.params["length"]

@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._compat import CALLS, ClosedJaxpr, while_counts
+from .._types import Equation, Key
 from ..jaxprs import Interpreter, called, inner_jaxpr, scan_again
 from ._known import Known, walk
 
@@ -54,7 +56,9 @@ class Lookup(NamedTuple):
     axis: int
 
 
-def out_of_range(closed: ClosedJaxpr, values: Sequence[Any]) -> list[Lookup]:
+def out_of_range(
+    closed: ClosedJaxpr, values: Sequence[Array | Key | np.ndarray | None]
+) -> list[Lookup]:
     """Indices out of range.
 
     Args:
@@ -72,7 +76,7 @@ def out_of_range(closed: ClosedJaxpr, values: Sequence[Any]) -> list[Lookup]:
     return found
 
 
-def _indices(eqn: Any, operands: list[Known | None]) -> list[tuple[int, Known]]:
+def _indices(eqn: Equation, operands: list[Known | None]) -> list[tuple[int, Known]]:
     """(axis, index) of what an equation looks up by known numbers."""
     name = eqn.primitive.name
     if name == "dynamic_slice":
@@ -116,7 +120,7 @@ def _source(index: Known) -> Known:
     return index
 
 
-def _judged(eqn: Any, raw: Known, wrap: Any, axis: int, size: int) -> Lookup | None:
+def _judged(eqn: PyTree, raw: Known, wrap: Equation, axis: int, size: int) -> Lookup | None:
     array = raw.value()
     if array.size == 0 or array.dtype.kind not in "iu":
         return None
@@ -149,7 +153,11 @@ def _judged(eqn: Any, raw: Known, wrap: Any, axis: int, size: int) -> Lookup | N
 # Whether it counts
 
 
-def heard(closed: ClosedJaxpr, inputs: Sequence[Any], values: Sequence[Any]) -> list[Lookup]:
+def heard(
+    closed: ClosedJaxpr,
+    inputs: Sequence[Array | Key | np.ndarray],
+    values: Sequence[Array | np.ndarray | None],
+) -> list[Lookup]:
     """Those indices out of range on whose elements the outputs depend: they differ where others are read.
 
     Args:
@@ -166,23 +174,23 @@ def heard(closed: ClosedJaxpr, inputs: Sequence[Any], values: Sequence[Any]) -> 
     return found
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: Array, b: Array) -> bool:
     if jnp.issubdtype(a.dtype, jax.dtypes.extended):
         a, b = jax.random.key_data(a), jax.random.key_data(b)
     return bool(jnp.array_equal(a, b, equal_nan=jnp.issubdtype(a.dtype, jnp.inexact)))
 
 
-def _read_at(closed: ClosedJaxpr, lookup: Lookup, is_other: bool) -> Callable[..., list[Any]]:
+def _read_at(closed: ClosedJaxpr, lookup: Lookup, is_other: bool) -> Callable[..., PyTree]:
     return lambda *inputs: _LookupRead(closed, inputs, lookup, is_other).outputs()
 
 
 class _Nested(Interpreter):
     """Runs calls, scans, branches and loops by itself; calls dissolve."""
 
-    def within(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> Interpreter:
+    def within(self, closed: ClosedJaxpr, inputs: Sequence[PyTree] | tuple[Array]) -> Interpreter:
         return type(self)(closed, inputs)
 
-    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         name = eqn.primitive.name
         if name in CALLS and inner_jaxpr(eqn.params[CALLS[name]]) is not None:
             return self.within(called(eqn), args).outputs()
@@ -196,10 +204,10 @@ class _Nested(Interpreter):
             return self._looped(eqn.params, args)
         return super().results(eqn, args)
 
-    def _branch(self, closed: ClosedJaxpr) -> Callable[..., list[Any]]:
+    def _branch(self, closed: ClosedJaxpr) -> Callable[..., list[PyTree]]:
         return lambda *args: self.within(closed, args).outputs()
 
-    def _looped(self, params: Any, args: list[Any]) -> list[Any]:
+    def _looped(self, params: dict[str, PyTree], args: list[PyTree]) -> list[Array]:
         first, own = while_counts(params)
         second = first + own
         test, body = self._branch(params["cond_jaxpr"]), self._branch(params["body_jaxpr"])
@@ -217,14 +225,14 @@ class _Inlined(_Nested):
 class _LookupRead(_Nested):
     """One lookup reads other elements, if `is_other`, where its index is out of range; all that it reads from differs."""
 
-    def __init__(self, closed: ClosedJaxpr, inputs: Any, lookup: Lookup, is_other: bool) -> None:
+    def __init__(self, closed: ClosedJaxpr, inputs: PyTree, lookup: Lookup, is_other: bool) -> None:
         super().__init__(closed, inputs)
         self.lookup, self.is_other = lookup, is_other
 
-    def within(self, closed: ClosedJaxpr, inputs: Sequence[Any]) -> Interpreter:
+    def within(self, closed: ClosedJaxpr, inputs: Sequence[Array]) -> Interpreter:
         return _LookupRead(closed, inputs, self.lookup, self.is_other)
 
-    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         lookup = self.lookup
         if eqn is lookup.wrap:
             index, (found,) = args[1], super().results(eqn, args)
@@ -235,14 +243,14 @@ class _LookupRead(_Nested):
                 args = self._with_index(eqn, args)
         return super().results(eqn, args)
 
-    def _moved(self, index: Any, found: Any) -> Any:
+    def _moved(self, index: Array, found: Array) -> ArrayLike:
         if not self.is_other:
             return found
         size = jnp.asarray(self.lookup.size, found.dtype)
         inside = jnp.clip(found, 0, size - 1)
         return jnp.where((index < 0) | (index >= size), (inside + 1) % size, found)
 
-    def _with_index(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def _with_index(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         axis = self.lookup.axis
         if eqn.primitive.name == "dynamic_slice":
             index = args[1 + axis]
@@ -252,7 +260,7 @@ class _LookupRead(_Nested):
         return [args[0], args[1].at[..., place].set(self._moved(index, index)), *args[2:]]
 
 
-def _told_apart(x: Any) -> Any:
+def _told_apart(x: Array) -> Array:
     """Numbers that differ from element to element, near those that are there: a table may begin with equal ones."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x

@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import (
     CALLS,
@@ -28,6 +28,7 @@ from .._compat import (
     scan_counts,
     without_dead_code,
 )
+from .._types import Equation
 from ..jaxprs import inner_jaxpr, inner_jaxprs
 
 _OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -59,13 +60,13 @@ def _packages() -> tuple[str, ...]:
     return tuple(os.path.dirname(os.path.abspath(str(p.__file__))) for p in packages)
 
 
-def _is_of_library(eqn: Any) -> bool:
+def _is_of_library(eqn: Equation) -> bool:
     """Whether the library itself draws, as where a network begins; what it replays was drawn by others."""
     callers = [file for file, _ in lines_of(eqn) if not file.startswith(_packages())]
     return bool(callers) and callers[0].startswith(_LIBRARY) and callers[0] != _REPLAYS
 
 
-def own_noise(closed: ClosedJaxpr, is_key: Sequence[bool]) -> list[Any]:
+def own_noise(closed: ClosedJaxpr, is_key: Sequence[bool]) -> list[Equation]:
     """Equations that draw random numbers from no key of the run.
 
     Args:
@@ -75,7 +76,7 @@ def own_noise(closed: ClosedJaxpr, is_key: Sequence[bool]) -> list[Any]:
     if not _may_draw(closed.jaxpr):
         return []
     jaxpr, is_used = without_dead_code(closed.jaxpr)
-    found: list[Any] = []
+    found: list[PyTree] = []
     _follow(jaxpr, [m for m, used in zip(is_key, is_used, strict=True) if used], found)
     return [eqn for eqn in found if not _is_of_library(eqn)]
 
@@ -86,7 +87,9 @@ def _may_draw(jaxpr: Jaxpr) -> bool:
     )
 
 
-def _follow(jaxpr: Jaxpr, marks: Sequence[bool], found: list[Any], outer: Any = None) -> list[bool]:
+def _follow(
+    jaxpr: Jaxpr, marks: Sequence[bool], found: list[PyTree], outer: Equation | None = None
+) -> list[bool]:
     """Which outputs depend on a key of the run; `outer` is the call that this is the inside of."""
     env = dict(zip(jaxpr.invars, marks, strict=True))
     read = lambda v: not isinstance(v, Literal) and env.get(v, False)
@@ -98,7 +101,7 @@ def _follow(jaxpr: Jaxpr, marks: Sequence[bool], found: list[Any], outer: Any = 
     return [read(v) for v in jaxpr.outvars]
 
 
-def _results(eqn: Any, marked: list[bool], found: list[Any], outer: Any) -> list[bool]:
+def _results(eqn: Equation, marked: list[bool], found: list[PyTree], outer: Equation) -> list[bool]:
     name, everything = eqn.primitive.name, [any(marked)] * len(eqn.outvars)
     if name in CALLS:
         inner = inner_jaxpr(eqn.params[CALLS[name]])
@@ -135,26 +138,26 @@ def same_numbers(one: ClosedJaxpr, other: ClosedJaxpr) -> bool:
     return all(map(_equal, *found))
 
 
-def _numbers(closed: ClosedJaxpr) -> Iterator[Any]:
+def _numbers(closed: ClosedJaxpr) -> Iterator[PyTree]:
     jaxpr = without_dead_code(closed.jaxpr)[0]
     read = set(_read(jaxpr))
     yield from (x for v, x in zip(closed.jaxpr.constvars, closed.consts, strict=True) if v in read)
     yield from _literals(jaxpr)
 
 
-def _read(jaxpr: Jaxpr) -> Iterator[Any]:
+def _read(jaxpr: Jaxpr) -> Iterator[PyTree]:
     atoms = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
     yield from (v for v in atoms if not isinstance(v, Literal))
 
 
-def _literals(jaxpr: Jaxpr) -> Iterator[Any]:
+def _literals(jaxpr: Jaxpr) -> Iterator[PyTree]:
     for eqn in jaxpr.eqns:
         yield from (v.val for v in eqn.invars if isinstance(v, Literal))
         for inner in inner_jaxprs(eqn):
             yield from _literals(inner)
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: PyTree, b: PyTree) -> bool:
     if isinstance(a, Tracer) or isinstance(b, Tracer):
         return a is b
     if jax.dtypes.issubdtype(getattr(a, "dtype", np.dtype(float)), jax.dtypes.extended):

@@ -13,13 +13,15 @@ Each term keeps its own shape, so that a score factor can meet it row by row.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._compat import Jaxpr, Literal, Var
+from .._types import Atom
 from ._axis_rules import shape_of
 from ._dependence import Analysis
 from ._integers import IntegerRanges
@@ -47,7 +49,7 @@ class Term(NamedTuple):
     variable: Any
     paths: tuple[Path, ...]
 
-    def coefficient(self, value_of: Any) -> jax.Array | float:
+    def coefficient(self, value_of: Callable[..., PyTree]) -> jax.Array | float:
         """The coefficient, from a function that gives the value of an atom."""
         total: Any = 0.0
         for sign, factors in self.paths:
@@ -61,7 +63,7 @@ class Term(NamedTuple):
 
 def split(
     jaxpr: Jaxpr,
-    output: Any,
+    output: Atom,
     analysis: Analysis,
     bounds: Mapping[int, tuple[int, int]] | None = None,
     whole: Collection[Any] = (),
@@ -104,13 +106,13 @@ def split(
     return terms + [Term(atom, (path,)) for atom, path in constants]
 
 
-def _depends_on_site(analysis: Analysis, atom: Any) -> bool:
+def _depends_on_site(analysis: Analysis, atom: Var) -> bool:
     return any(isinstance(source, int) for source in analysis[atom].relations)
 
 
 def _open(
-    jaxpr: Jaxpr, position: dict[Var, int], eqn: Any, analysis: Analysis
-) -> list[tuple[Any, float, tuple[Multiplier, ...]]] | None:
+    jaxpr: Jaxpr, position: dict[Var, int], eqn: PyTree, analysis: Analysis
+) -> list[tuple[PyTree, float, tuple[Multiplier, ...]]] | None:
     """The operands of a linear equation with their signs and factors, or None."""
     name, operands = eqn.primitive.name, eqn.invars
     if not (
@@ -145,7 +147,9 @@ def _open(
     return None
 
 
-def _scalar(jaxpr: Jaxpr, position: dict[Var, int], atom: Any, analysis: Analysis) -> Any | None:
+def _scalar(
+    jaxpr: Jaxpr, position: dict[Var, int], atom: Atom, analysis: Analysis
+) -> PyTree | None:
     """The scalar behind `atom` if it holds one site-independent number in every element."""
     if shape_of(atom) == ():
         return atom if isinstance(atom, Literal) or not _depends_on_site(analysis, atom) else None

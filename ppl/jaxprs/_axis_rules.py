@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import PyTree
+
+from .._types import Equation
 from ._relation import Relations, causal, join, move
 
 Rule = Callable[[Any, list[Relations]], list[Relations]]
@@ -33,18 +36,18 @@ BATCHED_MATRIX = frozenset(
 )
 
 
-def shape_of(atom: Any) -> tuple[int, ...]:
+def shape_of(atom: PyTree) -> tuple[int, ...]:
     """Shape of a variable or literal."""
     return tuple(getattr(atom.aval, "shape", ()))
 
 
-def mix(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def mix(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     """Every output depends on everything."""
     everything = move(join(operands), lambda _: None, eqn.primitive.name)
     return [everything] * len(eqn.outvars)
 
 
-def elementwise(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def elementwise(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     """Axes stay in place, but for operands of size 1 that are broadcast."""
     if len(eqn.outvars) != 1:
         return list(operands[: len(eqn.outvars)])
@@ -57,7 +60,7 @@ def elementwise(eqn: Any, operands: list[Relations]) -> list[Relations]:
     return [join(moved)]
 
 
-def _batched_matrix(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _batched_matrix(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     moved = []
     for relations, atom in zip(operands, eqn.invars, strict=True):
         batch = len(shape_of(atom)) - 2
@@ -65,7 +68,7 @@ def _batched_matrix(eqn: Any, operands: list[Relations]) -> list[Relations]:
     return [join(moved)] * len(eqn.outvars)
 
 
-def _broadcast(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _broadcast(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     dims, source, target = (
         eqn.params["broadcast_dimensions"],
         shape_of(eqn.invars[0]),
@@ -76,7 +79,7 @@ def _broadcast(eqn: Any, operands: list[Relations]) -> list[Relations]:
     ]
 
 
-def _reshape(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _reshape(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     source, target = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
 
     # An axis stays one where the target has an axis of its size with as many elements in front: row-major order then keeps the
@@ -91,15 +94,15 @@ def _reshape(eqn: Any, operands: list[Relations]) -> list[Relations]:
     return [move(operands[0], axis_of, "reshape")]
 
 
-def _squeeze(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _squeeze(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     return _without(eqn, operands, eqn.params["dimensions"])
 
 
-def _reduce(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _reduce(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     return _without(eqn, operands, eqn.params["axes"])
 
 
-def _without(eqn: Any, operands: list[Relations], gone: Any) -> list[Relations]:
+def _without(eqn: PyTree, operands: list[Relations], gone: PyTree) -> list[Relations]:
     gone = {d % len(shape_of(eqn.invars[0])) for d in gone}
     relations = move(
         join(operands),
@@ -109,41 +112,41 @@ def _without(eqn: Any, operands: list[Relations], gone: Any) -> list[Relations]:
     return [relations] * len(eqn.outvars)
 
 
-def _transpose(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _transpose(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     return [move(operands[0], list(eqn.params["permutation"]).index, "transpose")]
 
 
-def _along(eqn: Any, operands: list[Relations], *axes: int) -> list[Relations]:
+def _along(eqn: Equation, operands: list[Relations], *axes: int) -> list[Relations]:
     everything = move(join(operands), lambda a: None if a in axes else a, eqn.primitive.name)
     return [everything] * len(eqn.outvars)
 
 
-def _concatenate(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _concatenate(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     return _along(eqn, operands, eqn.params["dimension"])
 
 
-def _stack(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _stack(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     new = eqn.params["axis"]
     return [join(move(r, lambda a: a + (a >= new), "stack") for r in operands)]
 
 
-def _sort(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _sort(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     return _along(eqn, operands, eqn.params["dimension"])
 
 
-def _split(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _split(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     return _along(eqn, operands, eqn.params["axis"])
 
 
-def _rev(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _rev(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     return _along(eqn, operands, *eqn.params["dimensions"])
 
 
-def _top_k(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _top_k(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     return _along(eqn, operands, len(shape_of(eqn.invars[0])) - 1)
 
 
-def _cumulative(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _cumulative(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     axis = eqn.params["axis"]
     if eqn.params.get("reverse"):
         return _along(eqn, operands, axis)
@@ -156,7 +159,7 @@ def _cumulative(eqn: Any, operands: list[Relations]) -> list[Relations]:
     ]
 
 
-def _same_size(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _same_size(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     """Slices, pads and updates: an axis that keeps its full size keeps its elements in place."""
     out = shape_of(eqn.outvars[0])
     moved = []
@@ -169,21 +172,21 @@ def _same_size(eqn: Any, operands: list[Relations]) -> list[Relations]:
     return [join(moved)]
 
 
-def _slice(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _slice(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     strides = eqn.params["strides"]
     if strides is not None and any(s != 1 for s in strides):
         return mix(eqn, operands)
     return _same_size(eqn, operands)
 
 
-def _pad(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _pad(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     padded = {
         a for a, config in enumerate(eqn.params["padding_config"]) if tuple(config) != (0, 0, 0)
     }
     return _along(eqn, operands, *padded)
 
 
-def _dot_general(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _dot_general(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     contract, batch = eqn.params["dimension_numbers"]
     num_batch = len(batch[0])
     # Axes of a product: batch axes, then free axes of the left operand, then those of the right one. Contracted ones are mixed.
@@ -205,7 +208,7 @@ def _dot_general(eqn: Any, operands: list[Relations]) -> list[Relations]:
     return [join(move(operands[i], axis_of(i), "matrix product") for i in range(2))]
 
 
-def _gather(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _gather(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     source, ndim = shape_of(eqn.invars[0]), len(shape_of(eqn.outvars[0]))
     # Output axes are those of slices (`offset_dims`) and, in the other places, those of the indices.
@@ -229,7 +232,7 @@ def _gather(eqn: Any, operands: list[Relations]) -> list[Relations]:
     ]
 
 
-def _convolution(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def _convolution(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     numbers = eqn.params["dimension_numbers"]
     lhs, out = numbers.lhs_spec[0], numbers.out_spec[0]
     # The batch axis of images stays; every output of one image may see all of its pixels and channels.
@@ -267,6 +270,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-def relations_of_axes(eqn: Any, operands: list[Relations]) -> list[Relations]:
+def relations_of_axes(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     """The relations of an equation's outputs, from those of its operands."""
     return RULES.get(eqn.primitive.name, mix)(eqn, operands)

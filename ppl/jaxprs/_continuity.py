@@ -18,12 +18,14 @@ that a name in a wrong row is a wrong number: the rows claim no more than is tru
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from .._compat import CALLS
+from .._compat import CALLS, Var
+from .._types import Atom, Equation
 from ._ranges import REALS, Range, number, range_of_constant, ranges_of, union
 from ._relation import PARAMS, Relations, join
 from ._seams import Expression, agree_on_seam, is_idle
@@ -207,7 +209,7 @@ class Fact(NamedTuple):
 NOTHING = Fact({})
 
 
-def constant(value: Any) -> Fact:
+def constant(value: PyTree) -> Fact:
     """The fact of a value that is part of the program."""
     is_float = isinstance(value, float) or jnp.issubdtype(
         getattr(value, "dtype", np.int32), jnp.floating
@@ -255,12 +257,12 @@ def movers(
     return dict.fromkeys(sources, Cause(operation, noise, is_pole, is_overflow))
 
 
-def is_real(atom: Any) -> bool:
+def is_real(atom: Atom) -> bool:
     """Whether a variable holds real or complex numbers."""
     return jnp.issubdtype(getattr(atom.aval, "dtype", np.int32), jnp.inexact)
 
 
-def is_complex(atom: Any) -> bool:
+def is_complex(atom: Atom) -> bool:
     return jnp.issubdtype(getattr(atom.aval, "dtype", np.int32), jnp.complexfloating)
 
 
@@ -269,7 +271,7 @@ def silent(facts: Sequence[Fact]) -> Jumps:
     return merged([*(f.jumps for f in facts), *(f.loud for f in facts)])
 
 
-def facts_of(eqn: Any, facts: Sequence[Fact], relations: Sequence[Relations]) -> list[Fact]:
+def facts_of(eqn: Equation, facts: Sequence[Fact], relations: Sequence[Relations]) -> list[Fact]:
     """The facts of an equation's results; `relations` are those of the results."""
     name = eqn.primitive.name
     # Beyond the numbers, where infinity may turn into one.
@@ -293,7 +295,7 @@ def facts_of(eqn: Any, facts: Sequence[Fact], relations: Sequence[Relations]) ->
     return out
 
 
-def _grows(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> bool:
+def _grows(name: str, eqn: Equation, facts: Sequence[Fact], found: Range) -> bool:
     """Whether a result may overflow; not so the largest of many, whose reader guards a logarithm of a sum of exponentials."""
     if name == "reduce_max" or (np.isfinite(found.low) and np.isfinite(found.high)):
         return False
@@ -304,7 +306,9 @@ def _grows(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> bool:
     return is_large or name in GROWING or any(f.grows for f in facts)
 
 
-def _fact(name: str, eqn: Any, which: int, facts: Sequence[Fact], atom: Any, found: Range) -> Fact:
+def _fact(
+    name: str, eqn: Equation, which: int, facts: Sequence[Fact], atom: Var, found: Range
+) -> Fact:
     noise = frozenset().union(*(f.noise for f in facts))
     kept = Fact({}, merged(f.jumps for f in facts), merged(f.loud for f in facts), noise, found)
     swallowed = kept._replace(jumps=silent(facts), loud={})
@@ -350,7 +354,7 @@ def _jumping(name: str, deciding: Sequence[Fact], swallowed: Fact) -> Fact:
     return swallowed._replace(jumps=merged([swallowed.jumps, new]), loud=loud, range=REALS)
 
 
-def _stepped(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
+def _stepped(name: str, eqn: Equation, facts: Sequence[Fact], found: Range) -> Fact:
     """What becomes of real numbers in a piecewise constant function: their noise no longer moves it."""
     real = [f for atom, f in zip(eqn.invars, facts, strict=True) if is_real(atom)]
     rest = [f for atom, f in zip(eqn.invars, facts, strict=True) if not is_real(atom)]
@@ -362,7 +366,7 @@ def _stepped(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
     )
 
 
-def _compared(name: str, eqn: Any, facts: Sequence[Fact], found: Range) -> Fact:
+def _compared(name: str, eqn: Equation, facts: Sequence[Fact], found: Range) -> Fact:
     is_test = name == "is_finite" or eqn.invars[0] is eqn.invars[1]
     is_test = is_test or any(f.is_loud for f in facts)
     if not is_test:
@@ -417,7 +421,7 @@ def _multiplied(facts: Sequence[Fact], kept: Fact) -> Fact:
     return kept._replace(jumps=merged(jumps))
 
 
-def _bounded(name: str, eqn: Any, facts: Sequence[Fact], kept: Fact, swallowed: Fact) -> Fact:
+def _bounded(name: str, eqn: Equation, facts: Sequence[Fact], kept: Fact, swallowed: Fact) -> Fact:
     """A function that is infinite or NaN at the edge of its domain and beyond."""
     if name == "integer_pow" and eqn.params["y"] >= 0:
         return kept

@@ -19,8 +19,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
-from .._compat import CALLS, Literal, files_of
+from .._compat import CALLS, Jaxpr, Literal, files_of
+from .._types import Equation
 from ..distributions import CONTINUOUS as OURS
 from ._continuity import EVERYWHERE, is_complex, is_real
 from ._jaxprs import inner_jaxprs
@@ -37,7 +39,7 @@ SOLVER = os.path.join(SOURCES, "experimental", "ode.py")
 _DIFFRAX = f"{os.sep}diffrax{os.sep}"
 
 
-def is_continuous_call(eqn: Any) -> bool:
+def is_continuous_call(eqn: Equation) -> bool:
     """Whether an equation calls one of `CONTINUOUS` or `OURS`, or solves an equation with a continuous field.
 
     A user's function of that name does not count. JAX tells where a function stands in its debugging information; without it
@@ -52,7 +54,7 @@ def is_continuous_call(eqn: Any) -> bool:
     return (name in CONTINUOUS and file.startswith(SOURCES)) or (name, file) in OURS
 
 
-def tolerances_of(eqn: Any) -> Iterator[Any]:
+def tolerances_of(eqn: Equation) -> Iterator[PyTree]:
     """The equations in which a call of a solver with a continuous field makes the error that a step may have.
 
     These are sums `atol + rtol * size` of two constants, size being an absolute value or the larger one of two.
@@ -63,7 +65,7 @@ def tolerances_of(eqn: Any) -> Iterator[Any]:
         yield from _tolerances(jaxpr)
 
 
-def _tolerances(jaxpr: Any) -> Iterator[Any]:
+def _tolerances(jaxpr: Any) -> Iterator[PyTree]:
     made = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     for eqn in jaxpr.eqns:
         for inner in inner_jaxprs(eqn):
@@ -74,7 +76,7 @@ def _tolerances(jaxpr: Any) -> Iterator[Any]:
             yield eqn
 
 
-def _beside_constant(name: str, eqn: Any) -> Any:
+def _beside_constant(name: str, eqn: Equation) -> Any:
     """The variable of a sum or product of a variable and a number; None of any other equation."""
     if eqn.primitive.name != name or not is_real(eqn.outvars[0]):
         return None
@@ -84,7 +86,7 @@ def _beside_constant(name: str, eqn: Any) -> Any:
     return None
 
 
-def solver_in(jaxpr: Any) -> str:
+def solver_in(jaxpr: Jaxpr) -> str:
     """The name of a solver with adaptive steps that a program calls, "" where there is none."""
     for eqn in jaxpr.eqns:
         files = files_of(eqn)
@@ -97,7 +99,7 @@ def solver_in(jaxpr: Any) -> str:
     return ""
 
 
-def _of_field(jaxpr: Any, *, is_field: bool) -> Iterator[Any]:
+def _of_field(jaxpr: PyTree, *, is_field: bool) -> Iterator[PyTree]:
     """The equations of a solver's field: those made inside of a call of other code than the solver's."""
     for eqn in jaxpr.eqns:
         own = next((f for f in files_of(eqn) if f == SOLVER or not f.startswith(SOURCES)), None)
@@ -111,7 +113,7 @@ def _of_field(jaxpr: Any, *, is_field: bool) -> Iterator[Any]:
                 yield from _of_field(inner, is_field=inside)
 
 
-def _is_continuous(eqn: Any) -> bool:
+def _is_continuous(eqn: Equation) -> bool:
     name, atoms = eqn.primitive.name, [*eqn.invars, *eqn.outvars]
     is_cast = any(map(is_real, eqn.invars)) and not all(map(is_real, eqn.outvars))
     if is_cast or any(map(is_complex, atoms)):

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from jaxtyping import PyTree
 
 from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, Var, scan_counts, while_counts
+from .._types import Equation
 from ._axis_rules import relations_of_axes, shape_of
 from ._continuity import NOTHING, Fact, constant, facts_of, join_facts, merged, silent
 from ._continuous import is_continuous_call
@@ -49,7 +51,7 @@ class Analysis:
         closed: ClosedJaxpr,
         is_parameter: list[bool],
         draws: Mapping[int, tuple[Range, frozenset[int | str] | None]] | None = None,
-        data: Sequence[Any] = (),
+        data: Sequence[PyTree] = (),
         sources: Mapping[int, str] | None = None,
     ) -> None:
         self.parameters: dict[int, Fact] = {}
@@ -64,7 +66,7 @@ class Analysis:
             inputs[i] = Fact({source: tuple(aligned(a) for a in range(len(shape)))})
         self._env = self._walk(closed.jaxpr, self._constants(closed), inputs)
 
-    def __getitem__(self, atom: Any) -> Fact:
+    def __getitem__(self, atom: PyTree) -> Fact:
         return constant(atom.val) if isinstance(atom, Literal) else self._env[atom]
 
     def _walk(self, jaxpr: Jaxpr, consts: list[Fact], inputs: list[Fact]) -> dict[Var, Fact]:
@@ -88,7 +90,7 @@ class Analysis:
         """Data have other values at another call, so that nothing is known of theirs."""
         return [NOTHING if id(c) in self._data else constant(c) for c in closed.consts]
 
-    def _outputs(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
+    def _outputs(self, eqn: Equation, facts: list[Fact]) -> list[Fact]:
         name = eqn.primitive.name
         if eqn.primitive is site_p:
             return [self._site(eqn, facts)]
@@ -110,7 +112,7 @@ class Analysis:
         relations = relations_of_axes(eqn, [f.relations for f in facts])
         return facts_of(eqn, facts, relations)
 
-    def _site(self, eqn: Any, facts: list[Fact]) -> Fact:
+    def _site(self, eqn: Equation, facts: list[Fact]) -> Fact:
         index, count = eqn.params["index"], eqn.params["num_parameters"]
         for table, part in (
             (self.parameters, facts[1 : 1 + count]),
@@ -125,7 +127,7 @@ class Analysis:
             return facts[0]._replace(relations={index: relation}, jumps={}, loud={})
         return Fact({index: relation}, noise=noise, range=found)
 
-    def _scan(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
+    def _scan(self, eqn: Equation, facts: list[Fact]) -> list[Fact]:
         num_consts, num_carry = scan_counts(eqn.params)
         consts, carry, xs = (
             facts[:num_consts],
@@ -164,12 +166,12 @@ class Analysis:
             ys.append(closed(shifted, None if eqn.params["reverse"] else 0))
         return [join_facts([a, b]) for a, b in zip(carry, last, strict=True)] + ys
 
-    def _cond(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
+    def _cond(self, eqn: Equation, facts: list[Fact]) -> list[Fact]:
         # Any branch may be taken: what one of them may do, the result may.
         branches = [self._call(b, facts[1:]) for b in eqn.params["branches"]]
         return [_chosen(facts[0], outs) for outs in zip(*branches, strict=True)]
 
-    def _while(self, eqn: Any, facts: list[Fact]) -> list[Fact]:
+    def _while(self, eqn: Equation, facts: list[Fact]) -> list[Fact]:
         num_cond, num_body = while_counts(eqn.params)
         cond, body, carry = (
             facts[:num_cond],
@@ -190,7 +192,7 @@ class Analysis:
         ]
 
 
-def _known(value: Any) -> Fact:
+def _known(value: PyTree) -> Fact:
     """The fact of a value that is part of the program, with its term."""
     return constant(value)._replace(term=constant_term(value))
 

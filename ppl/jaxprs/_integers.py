@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import Jaxpr, Literal, Var
+from .._types import Atom, Equation
 from ._axis_rules import shape_of
 from ._primitive import site_p
 
@@ -48,7 +50,7 @@ class IntegerRanges:
         self._origin = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
         self._known: dict[Var, IntegerRange] = {}
 
-    def of(self, atom: Any) -> IntegerRange:
+    def of(self, atom: PyTree) -> IntegerRange:
         """The range of an atom's elements."""
         if isinstance(atom, Literal):
             return IntegerRange(int(np.min(atom.val)), int(np.max(atom.val)))
@@ -66,7 +68,7 @@ class IntegerRanges:
             self._known[var] = self._clipped(var, None if eqn is None else self._out(eqn))
         return self._known[atom]
 
-    def wraps(self, eqn: Any) -> bool:
+    def wraps(self, eqn: Equation) -> bool:
         """Whether an integer equation may leave its dtype."""
         var = eqn.outvars[0]
         if not jnp.issubdtype(_dtype(var), jnp.signedinteger):
@@ -79,7 +81,7 @@ class IntegerRanges:
             return False
         return out.low < full.low or out.high > full.high
 
-    def _is_needed(self, atom: Any) -> bool:
+    def _is_needed(self, atom: Atom) -> bool:
         return isinstance(atom, Var) and atom not in self._known and is_integer(atom)
 
     def _clipped(self, var: Var, out: IntegerRange | None) -> IntegerRange:
@@ -90,12 +92,12 @@ class IntegerRanges:
             return out
         return _limits(var) if out.is_assumed else full
 
-    def _operand(self, atom: Any) -> IntegerRange:
+    def _operand(self, atom: object) -> IntegerRange:
         if not is_integer(atom):
             return _limits(atom)
         return self.of(atom)
 
-    def _out(self, eqn: Any) -> IntegerRange | None:
+    def _out(self, eqn: Equation) -> IntegerRange | None:
         """The range of the first output as if numbers had no limits; None where nothing is known."""
         name = eqn.primitive.name
         if eqn.primitive is site_p:
@@ -133,13 +135,13 @@ class IntegerRanges:
         return None
 
 
-def is_integer(atom: Any) -> bool:
+def is_integer(atom: PyTree) -> bool:
     """Whether an atom holds integers (booleans included)."""
     dtype = _dtype(atom)
     return jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_
 
 
-def _dtype(atom: Any) -> Any:
+def _dtype(atom: PyTree) -> np.dtype:
     return atom.aval.dtype
 
 
@@ -155,7 +157,7 @@ def _over(values: list[int], ranges: list[IntegerRange]) -> IntegerRange:
     return IntegerRange(min(values), max(values), any(r.is_assumed for r in ranges))
 
 
-def _limits(atom: Any) -> IntegerRange:
+def _limits(atom: PyTree) -> IntegerRange:
     """What is taken of a number of which nothing is known."""
     if not is_integer(atom):
         return IntegerRange(-SIZE, SIZE, True)
@@ -165,7 +167,7 @@ def _limits(atom: Any) -> IntegerRange:
     return IntegerRange(-SIZE if full.low else 0, SIZE, True)
 
 
-def _full(atom: Any) -> IntegerRange:
+def _full(atom: Var) -> IntegerRange:
     """What the dtype of an integer holds."""
     if _dtype(atom) == jnp.bool_:
         return IntegerRange(0, 1)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+from jaxtyping import Array, PyTree
 
 from .._compat import CALLS, ClosedJaxpr, Literal, Var, bind, scan_counts
+from .._types import Atom, Equation, Key
 from ._jaxprs import needed
 
 
@@ -28,14 +30,16 @@ class Interpreter:
         inputs: values of its inputs; or variable -> value, of what is known ahead.
     """
 
-    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Any] | Mapping[Var, Any]) -> None:
+    def __init__(
+        self, closed: ClosedJaxpr, inputs: Sequence[PyTree] | Mapping[Var, PyTree]
+    ) -> None:
         self.closed, self.live = closed, frozenset[Any]()
         self.env: dict[Var, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
         is_named = isinstance(inputs, Mapping)
         self.env.update(inputs if is_named else zip(closed.jaxpr.invars, inputs, strict=True))
 
     def outputs(
-        self, read: Collection[Any] | None = None, eqns: Sequence[Any] | None = None
+        self, read: Collection[Any] | None = None, eqns: Sequence[Equation] | None = None
     ) -> list[Any]:
         """The values of atoms (default: of the program's outputs), made by those of `eqns` (default: of all) that they need."""
         jaxpr = self.closed.jaxpr
@@ -44,30 +48,33 @@ class Interpreter:
         self.run(eqns)
         return [self.read(v) for v in read]
 
-    def run(self, eqns: Sequence[Any]) -> None:
+    def run(self, eqns: Sequence[Equation]) -> None:
         """Run equations one after the other; the environment gains their results."""
         for eqn in eqns:
             found = self.results(eqn, [self.read(v) for v in eqn.invars])
             self.env.update(zip(eqn.outvars, found, strict=True))
 
-    def read(self, atom: Any) -> Any:
+    def read(self, atom: Atom) -> PyTree:
         """The value of a variable or literal."""
         return atom.val if isinstance(atom, Literal) else self.env[atom]
 
-    def results(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         """What an equation makes of the values of its operands."""
         return bind(eqn, args)
 
 
-def called(eqn: Any) -> ClosedJaxpr:
+def called(eqn: Equation) -> ClosedJaxpr:
     """The program that an equation of `CALLS` runs on its operands."""
     inner = eqn.params[CALLS[eqn.primitive.name]]
     return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
 
 
 def scan_again(
-    eqn: Any, args: Sequence[Any], body: Callable[[list[Any], Any], list[Any]], more: Any = ()
-) -> list[Any]:
+    eqn: Equation,
+    args: Sequence[PyTree] | tuple[Key],
+    body: Callable[..., PyTree],
+    more: PyTree = (),
+) -> list[Array]:
     """The results of a scan with another body.
 
     Args:
@@ -80,7 +87,7 @@ def scan_again(
     first_x = num_consts + num_carry
     consts, init, xs = args[:num_consts], args[num_consts:first_x], args[first_x:]
 
-    def step(carry: Any, now: Any) -> tuple[Any, Any]:
+    def step(carry: list[Array], now: tuple[PyTree, ...]) -> tuple[PyTree, PyTree]:
         x, more = now
         outs = body([*consts, *carry, *x], more)
         return outs[:num_carry], outs[num_carry:]

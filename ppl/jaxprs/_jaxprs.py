@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+
+from jaxtyping import PyTree
 
 from .._compat import ClosedJaxpr, Jaxpr, Literal, Var
+from .._types import Equation
 from ._primitive import MARKERS
 
 
-def inner_jaxpr(value: Any) -> Jaxpr | None:
+def inner_jaxpr(value: object) -> Jaxpr | None:
     """The open jaxpr behind an equation parameter, or None."""
     if isinstance(value, ClosedJaxpr):
         return value.jaxpr
     return value if isinstance(value, Jaxpr) else None
 
 
-def inner_jaxprs(eqn: Any) -> Iterator[Jaxpr]:
+def inner_jaxprs(eqn: Equation) -> Iterator[Jaxpr]:
     """The open jaxprs among an equation's parameters."""
     for param in eqn.params.values():
         for item in param if isinstance(param, tuple | list) else (param,):
@@ -24,7 +26,7 @@ def inner_jaxprs(eqn: Any) -> Iterator[Jaxpr]:
                 yield jaxpr
 
 
-def holds_marker(eqn: Any) -> bool:
+def holds_marker(eqn: PyTree) -> bool:
     """Whether an equation is a marker or has one inside."""
     return eqn.primitive in MARKERS or any(
         holds_marker(inner) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
@@ -32,11 +34,11 @@ def holds_marker(eqn: Any) -> bool:
 
 
 def needed(
-    eqns: Sequence[Any],
-    read: Iterable[Any],
-    inputs: Callable[[Any], Sequence[Any]] = lambda eqn: eqn.invars,
+    eqns: Sequence[Equation],
+    read: Iterable[PyTree],
+    inputs: Callable[..., PyTree] = lambda eqn: eqn.invars,
     given: Iterable[Var] = (),
-) -> tuple[list[Any], set[Any]]:
+) -> tuple[list[PyTree], set[PyTree]]:
     """Those of `eqns` that `read` depends on, in order, and those with effects; all variables that count.
 
     `inputs`: the atoms that an equation reads. `given`: variables that are known without their equations.

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import bind
+from .._types import Equation
 from ._axis_rules import shape_of
 
 Array = jax.Array
@@ -50,7 +52,7 @@ class KnownValue:
         lines: site -> line.
     """
 
-    value: Any
+    value: PyTree
     sources: frozenset[int] = frozenset()
     moves: bool = False
     is_frozen: bool = False
@@ -87,7 +89,7 @@ def depends(args: Sequence[KnownValue], s: int) -> bool:
     return any(s in a.sources and s not in a.lines for a in args)
 
 
-def line_of(eqn: Any, args: Sequence[KnownValue], s: int, *, is_positive: bool) -> Line | None:
+def line_of(eqn: Equation, args: Sequence[KnownValue], s: int, *, is_positive: bool) -> Line | None:
     """The line of an equation's result in site `s`, which is positive or not; or None."""
     if depends(args, s) or not _is_float(eqn):
         return None
@@ -158,7 +160,7 @@ def _full(line: Line, shape: tuple[int, ...]) -> Line:
     )
 
 
-def _in_place(eqn: Any, line: Line) -> Line:
+def _in_place(eqn: Equation, line: Line) -> Line:
     """A line whose elements an equation moves, repeats or leaves out."""
     with jax.ensure_compile_time_eval():
         owner = np.asarray(bind(eqn, [jnp.asarray(line.owner)])[0])
@@ -166,7 +168,7 @@ def _in_place(eqn: Any, line: Line) -> Line:
     return line._replace(offset=offset, slope=slope, owner=owner)
 
 
-def _is_float(eqn: Any) -> bool:
+def _is_float(eqn: Equation) -> bool:
     atoms = [*eqn.invars, *eqn.outvars]
     return all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in atoms)
 

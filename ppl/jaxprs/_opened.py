@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+from jaxtyping import PyTree
 
 from .._compat import (
     CUSTOM,
@@ -28,6 +29,7 @@ from .._compat import (
     scan_counts,
     while_counts,
 )
+from .._types import Equation
 from ._jaxprs import inner_jaxpr, inner_jaxprs, needed
 from ._primitive import site_p
 from ._stabilisers import stabilisers
@@ -49,10 +51,10 @@ def opened(closed: ClosedJaxpr) -> ClosedJaxpr:
     return closed.replace(jaxpr=_open(closed.jaxpr))
 
 
-def with_true_derivatives(fn: Callable[..., Any]) -> Callable[..., Any]:
+def with_true_derivatives(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """A function of arrays with one output, differentiated as the function of its value."""
 
-    def run(*args: Any) -> Any:
+    def run(*args: PyTree) -> PyTree:
         leaves, tree = jax.tree.flatten(args)
         closed = jax.make_jaxpr(lambda *xs: fn(*jax.tree.unflatten(tree, xs)))(*leaves)
         if not has_other_derivatives(closed.jaxpr):
@@ -63,7 +65,7 @@ def with_true_derivatives(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def other_derivatives(
-    jaxpr: Jaxpr, read: Collection[Any], starts: Callable[[Any], bool]
+    jaxpr: Jaxpr, read: Collection[PyTree], starts: Callable[..., PyTree]
 ) -> set[str]:
     """Operations with another derivative between the outputs of equations that `starts` and `read`, by name."""
     found: set[str] = set()
@@ -71,7 +73,7 @@ def other_derivatives(
     return found
 
 
-def name_of(eqn: Any) -> str:
+def name_of(eqn: Equation) -> str:
     """What an operation with a derivative of its own is called by its author."""
     if eqn.primitive.name == "stop_gradient":
         return "stop_gradient"
@@ -79,11 +81,11 @@ def name_of(eqn: Any) -> str:
     return f"the custom derivative of {getattr(info, 'func_name', None) or 'a function'}"
 
 
-def _inner(eqn: Any) -> Any:
+def _inner(eqn: Equation) -> Any:
     return next(inner_jaxprs(eqn), None)
 
 
-def _is_other(eqn: Any) -> bool:
+def _is_other(eqn: PyTree) -> bool:
     """Whether an operation may have another derivative than that of its value."""
     name = eqn.primitive.name
     if name == "stop_gradient":
@@ -91,12 +93,12 @@ def _is_other(eqn: Any) -> bool:
     return name in CUSTOM and not _is_true(eqn)
 
 
-def _is_true(eqn: Any) -> bool:
+def _is_true(eqn: Equation) -> bool:
     """Whether the rule of a custom derivative is one of JAX's, NumPyro's or ours; what cannot be told is not."""
     return (rule_file(eqn) or "").startswith(_TRUSTED)
 
 
-def has_other_derivative(eqn: Any, neutral: Collection[int] = ()) -> bool:
+def has_other_derivative(eqn: Equation, neutral: Collection[int] = ()) -> bool:
     """Whether an operation, or one inside of it, may have another derivative than that of its value.
 
     `neutral`: equations, by id, of which it is known that they have not.
@@ -116,7 +118,7 @@ def _open(jaxpr: Jaxpr) -> Jaxpr:
     return jaxpr.replace(eqns=[_opened_equation(eqn) for eqn in jaxpr.eqns])
 
 
-def _opened_equation(eqn: Any) -> Any:
+def _opened_equation(eqn: Equation) -> Any:
     if eqn.primitive.name == "stop_gradient":
         return eqn.replace(primitive=_copy(), params={})
     if eqn.primitive.name in CUSTOM:
@@ -126,7 +128,7 @@ def _opened_equation(eqn: Any) -> Any:
     return eqn.replace(params={name: _opened_param(x) for name, x in eqn.params.items()})
 
 
-def _opened_param(param: Any) -> Any:
+def _opened_param(param: object) -> Any:
     if isinstance(param, tuple | list):
         return type(param)(map(_opened_param, param))
     if isinstance(param, ClosedJaxpr):
@@ -151,8 +153,8 @@ def _copy() -> Any:
 def _follow(
     jaxpr: Jaxpr,
     inputs: list[bool],
-    read: Collection[Any],
-    starts: Callable[[Any], bool],
+    read: Collection[PyTree],
+    starts: Callable[..., PyTree],
     found: set[str],
 ) -> list[bool]:
     """Which outputs the marked inputs reach; on the way, the operations with another derivative."""
@@ -172,9 +174,9 @@ def _follow(
 
 
 def _outputs(
-    eqn: Any,
+    eqn: Equation,
     flags: list[bool],
-    starts: Callable[[Any], bool],
+    starts: Callable[..., PyTree],
     found: set[str],
     live: Collection[Any],
 ) -> list[bool]:

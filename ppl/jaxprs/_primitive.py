@@ -9,12 +9,13 @@ and evaluation (`evaluation/_evaluate.py` removes them), hence no differentiatio
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._compat import Primitive, set_batching
+from .._types import Key
 
 site_p = Primitive("lapilli_site")
 site_p.def_impl(lambda draw, *_, **__: draw)
@@ -22,7 +23,12 @@ site_p.def_abstract_eval(lambda draw, *_, **__: draw)
 
 
 def mark(
-    draw: jax.Array, parameters: Any, support: Any, *, index: int, is_aligned: bool = False
+    draw: jax.Array,
+    parameters: dist.Distribution | list[Array] | tuple[Array | dist.Distribution, ...],
+    support: list[Key | tuple[Array]] | tuple[ArrayLike, ...],
+    *,
+    index: int,
+    is_aligned: bool = False,
 ) -> jax.Array:
     """Return `draw`, leaving a marker equation for site `index` with the leaves of its parameters and of its support.
 
@@ -50,7 +56,9 @@ def mark_key(key: jax.Array, address: str) -> jax.Array:
     return key_p.bind(key, address=address)
 
 
-def _batch(args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
+def _batch(
+    args: tuple[Key, ...], dims: tuple[int | None, ...], **params: PyTree
+) -> tuple[jax.Array, int]:
     # The batch axis always comes first: forced values rely on this layout.
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     count = 1 + params["num_parameters"] if params.get("is_aligned") else 1

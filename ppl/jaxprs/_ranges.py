@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from numpyro.distributions import constraints
 
 from .._compat import Tracer
+from .._types import Equation
 from ._axis_rules import shape_of
 
 MAX_SIZE = 1_000_000  # of a constant whose smallest and largest element are looked up
@@ -88,7 +90,7 @@ def widened(old: Range, new: Range) -> Range:
     )
 
 
-def range_of_constant(value: Any) -> Range:
+def range_of_constant(value: PyTree) -> Range:
     """The range of a value that is known when the program is traced."""
     if isinstance(value, Tracer) or not hasattr(value, "dtype"):
         is_plain = isinstance(value, bool | int | float) and math.isfinite(value)
@@ -295,7 +297,7 @@ CARRIED = frozenset(
 PLACED = {"dynamic_slice": 1, "gather": 1, "dynamic_update_slice": 2}
 
 
-def ranges_of(eqn: Any, operands: Sequence[Range]) -> list[Range]:
+def ranges_of(eqn: Equation, operands: Sequence[Range]) -> list[Range]:
     """The ranges of an equation's results, from those of its operands."""
     name, outs = eqn.primitive.name, eqn.outvars
     if name in ("sort", "optimization_barrier") and len(operands) == len(outs):
@@ -307,7 +309,7 @@ def ranges_of(eqn: Any, operands: Sequence[Range]) -> list[Range]:
     return [_range(name, eqn, operands)] * len(outs)
 
 
-def _range(name: str, eqn: Any, operands: Sequence[Range]) -> Range:
+def _range(name: str, eqn: PyTree, operands: Sequence[Range]) -> Range:
     dtype: Any = getattr(eqn.outvars[0].aval, "dtype", None)
     if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
         return REALS
@@ -322,7 +324,7 @@ def _range(name: str, eqn: Any, operands: Sequence[Range]) -> Range:
     return _OTHERS.get(name, lambda *_: REALS)(eqn, operands)
 
 
-def _converted(eqn: Any, operands: Sequence[Range]) -> Range:
+def _converted(eqn: Equation, operands: Sequence[Range]) -> Range:
     kind, a = eqn.params["new_dtype"], operands[0]
     if kind == jnp.bool_:
         return number(1.0) if a.is_nonzero else number(0.0) if a == number(0.0) else BITS
@@ -338,7 +340,7 @@ def _converted(eqn: Any, operands: Sequence[Range]) -> Range:
     return a
 
 
-def _compared(eqn: Any, operands: Sequence[Range]) -> Range:
+def _compared(eqn: Equation, operands: Sequence[Range]) -> Range:
     """1 or 0 where the ranges decide."""
     name = eqn.primitive.name
     a, b = operands[:2]
@@ -357,37 +359,37 @@ def _is_below(a: Range, b: Range) -> bool:
     return a.high < b.low or (a.high == b.low and math.isfinite(a.high) and (a.below or b.above))
 
 
-def _selected(eqn: Any, operands: Sequence[Range]) -> Range:
+def _selected(eqn: Equation, operands: Sequence[Range]) -> Range:
     which = operands[0]
     return operands[1 + int(which.low)] if which.is_number else union(operands[1:])
 
 
-def _summed(eqn: Any, operands: Sequence[Range]) -> Range:
+def _summed(eqn: Equation, operands: Sequence[Range]) -> Range:
     out = math.prod(shape_of(eqn.outvars[0]))
     return _times(operands[0], math.prod(shape_of(eqn.invars[0])) // max(out, 1))
 
 
-def _cumulated(eqn: Any, operands: Sequence[Range]) -> Range:
+def _cumulated(eqn: Equation, operands: Sequence[Range]) -> Range:
     count = shape_of(eqn.invars[0])[eqn.params["axis"]]
     return _union(operands[0], _times(operands[0], count))
 
 
-def _multiplied(eqn: Any, operands: Sequence[Range]) -> Range:
+def _multiplied(eqn: Equation, operands: Sequence[Range]) -> Range:
     (contracted, _), _ = eqn.params["dimension_numbers"]
     count = math.prod(shape_of(eqn.invars[0])[a] for a in contracted)
     return _times(_mul(operands[0], operands[1]), count)
 
 
-def _all_multiplied(eqn: Any, operands: Sequence[Range]) -> Range:
+def _all_multiplied(eqn: Equation, operands: Sequence[Range]) -> Range:
     return _pow(operands[0], REALS)
 
 
-def _clamped(eqn: Any, operands: Sequence[Range]) -> Range:
+def _clamped(eqn: Equation, operands: Sequence[Range]) -> Range:
     low, x, high = operands
     return _max(low, _min(x, high))
 
 
-_OTHERS: dict[str, Callable[[Any, Sequence[Range]], Range]] = {
+_OTHERS: dict[str, Callable[[PyTree, Sequence[Range]], Range]] = {
     **dict.fromkeys("eq ne lt le gt ge".split(), _compared),
     "clamp": _clamped,
     "convert_element_type": _converted,

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 NUM_TRIALS = 128
 MIN_TRIALS = 16
@@ -59,14 +59,14 @@ class Expression:
     number: float = 0.0
 
 
-def constant_term(value: Any) -> Expression:
+def constant_term(value: PyTree) -> Expression:
     """The term of a value that is part of the program."""
     is_number = isinstance(value, int | float | np.number | np.ndarray) and np.isrealobj(value)
     is_number = is_number and np.ndim(value) == 0
     return Expression("constant", number=float(value)) if is_number else Expression()
 
 
-def term_of(eqn: Any, operands: list[Expression]) -> Expression:
+def term_of(eqn: PyTree, operands: list[Expression]) -> Expression:
     """The term of an equation's only result."""
     name = eqn.primitive.name
     out = eqn.outvars[0].aval

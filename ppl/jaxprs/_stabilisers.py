@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .._compat import Jaxpr, Literal
+from .._compat import Jaxpr, Literal, Var
+from .._types import Equation
 from ._axis_rules import shape_of
 
 
@@ -45,12 +46,12 @@ def _cancels(jaxpr: Jaxpr, at: int) -> bool:
     return not any(v in shifts for v in jaxpr.outvars if not isinstance(v, Literal))
 
 
-def _shift(variable: Any, weight: float, is_factor: bool, axes: Mapping[int, int]) -> Shift:
+def _shift(variable: Var, weight: float, is_factor: bool, axes: Mapping[int, int]) -> Shift:
     shape = shape_of(variable)
     return Shift(weight, is_factor, {a: m for a, m in axes.items() if shape[a] > 1})
 
 
-def _result(eqn: Any, given: list[Shift | None]) -> Shift | None:
+def _result(eqn: Equation, given: list[Shift | None]) -> Shift | None:
     """The shift of a result; None where it has none of this form."""
     name = eqn.primitive.name
     if len(eqn.outvars) != 1:
@@ -83,7 +84,7 @@ def _result(eqn: Any, given: list[Shift | None]) -> Shift | None:
     return None
 
 
-def _joined(name: str, out: Any, given: list[Shift | None]) -> Shift | None:
+def _joined(name: str, out: Var, given: list[Shift | None]) -> Shift | None:
     """The shift that two operands give together, either of which may have none."""
     sign = -1.0 if name in ("sub", "div") else 1.0
     is_factor = name in ("mul", "div")
@@ -97,7 +98,7 @@ def _joined(name: str, out: Any, given: list[Shift | None]) -> Shift | None:
     return _shift(out, weights[0] + sign * weights[1], is_factor, known[0].axes)
 
 
-def _squeezed(eqn: Any) -> dict[int, int] | None:
+def _squeezed(eqn: Equation) -> dict[int, int] | None:
     """From old axes to new ones where only axes of size 1 come or go; None elsewhere."""
     old, new = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     before, after = ([a for a, n in enumerate(s) if n > 1] for s in (old, new))
@@ -106,7 +107,7 @@ def _squeezed(eqn: Any) -> dict[int, int] | None:
     return dict(zip(before, after, strict=True))
 
 
-def _same(eqn: Any) -> dict[int, int]:
+def _same(eqn: Equation) -> dict[int, int]:
     return {a: a for a in range(len(shape_of(eqn.outvars[0])))}
 
 

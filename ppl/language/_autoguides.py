@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.handlers
+from jaxtyping import PyTree
 from numpyro.infer.autoguide import AutoGuide
 
 from .._quiet import quiet
+from .._types import Key, ModelFn
 from ._keywords import parted, told_of_nan
 
 # One for all autoguides, since those of an AutoGuideList are guides of their own; held while a model is traced, outside of JAX.
@@ -18,7 +20,7 @@ _setting_up = threading.RLock()
 _NUM_LOOKS = 10  # draws of the prior, when NumPyro has found no place to start from
 
 
-def set_up(program: Any, key: Any, args: Any) -> None:
+def set_up(program: ModelFn, key: Key, args: PyTree) -> None:
     """Let an autoguide meet its model; outside of any transformation, whose tracers it would keep.
 
     Raises:
@@ -31,7 +33,7 @@ def set_up(program: Any, key: Any, args: Any) -> None:
             _meet_model(program, key, args)
 
 
-def _meet_model(program: Any, key: Any, args: Any) -> None:
+def _meet_model(program: Any, key: Key, args: PyTree) -> None:
     positional, keywords = parted(args)
     try:
         # There is no place to start where NumPyro warns of values out of the support.
@@ -50,7 +52,7 @@ def _meet_model(program: Any, key: Any, args: Any) -> None:
         raise ValueError(f"{type(program.fn).__name__} finds no place to start: {reason}") from err
 
 
-def _reason(model: Any, args: Any) -> str | None:
+def _reason(model: Any, args: PyTree) -> str | None:
     """The first site that has no finite log-density where the prior draws, and what is wrong with it."""
     for key in jax.random.split(jax.random.key(0), _NUM_LOOKS):
         try:
@@ -63,7 +65,7 @@ def _reason(model: Any, args: Any) -> str | None:
     return None
 
 
-def what_is_not_finite(trace: Any, args: Any) -> str | None:
+def what_is_not_finite(trace: Any, args: PyTree) -> str | None:
     """The first site of a trace that has no finite log-density, and what is wrong with it."""
     for name, log_prob in trace.log_probs.items():
         values = jnp.asarray(trace.observed.get(name, 0.0))
@@ -79,7 +81,7 @@ def what_is_not_finite(trace: Any, args: Any) -> str | None:
     return None
 
 
-def check_set_up(program: Any) -> None:
+def check_set_up(program: ModelFn) -> None:
     """Refuse an autoguide that has not met its model.
 
     Raises:
@@ -93,5 +95,5 @@ def check_set_up(program: Any) -> None:
         )
 
 
-def _is_new(program: Any) -> bool:
+def _is_new(program: ModelFn) -> bool:
     return isinstance(program.fn, AutoGuide) and program.fn.prototype_trace is None

@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 _INSIDE = ("func", "fn", "__func__", "__wrapped__")
 
 
-def wrapped_by(fn: Any) -> Any:
+def wrapped_by(fn: object) -> Any:
     """What a wrapper of one of the known kinds calls; None of anything else."""
     is_wrapper = isinstance(fn, Messenger | functools.partial) or hasattr(fn, "__wrapped__")
     if not is_wrapper and not inspect.ismethod(fn):
@@ -35,7 +35,7 @@ def name_of(fn: Any) -> str:
     return fn.__name__
 
 
-def refusal_of(fn: Any) -> str | None:
+def refusal_of(fn: object) -> str | None:
     """Why a call of `fn` runs no statements, and what to do; None if it may."""
     if isinstance(fn, type):
         return (

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._data import as_value
+from .._types import Choices, ModelFn
 from ..traces import Runner, Trace
 
 Array = jax.Array
 
 
-def arrays(choices: Mapping[str, Any]) -> dict[str, Array]:
+def arrays(choices: Mapping[str, PyTree]) -> dict[str, Array]:
     """The choices, numbers made arrays."""
     found = {name: as_value(x, f"The value of site '{name}'") for name, x in choices.items()}
     return {name: jnp.asarray(value) for name, value in found.items()}
@@ -33,7 +34,7 @@ class ChoiceMismatch(ValueError):
         self.missing, self.extra = missing, extra
 
 
-def predictions(trace: Trace, choices: Mapping[str, Any]) -> dict[str, Array]:
+def predictions(trace: Trace, choices: Choices) -> dict[str, Array]:
     """What such a trace holds beside the choices that were given whole."""
     drawn = {
         name: value
@@ -44,7 +45,7 @@ def predictions(trace: Trace, choices: Mapping[str, Any]) -> dict[str, Array]:
     return {**drawn, **trace.observed, **trace.deterministic}
 
 
-def check_used(runner: Runner, choices: Collection[str], program: Any) -> None:
+def check_used(runner: Runner, choices: Collection[str], program: ModelFn) -> None:
     """Refuse choices that leave a latent site of the run out, or name none."""
     latent = [name for name, info in runner.frame.infos.items() if info.kind == "latent"]
     extra = sorted(set(choices) - runner.frame.used)

@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import jax
 import numpyro
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from .._compat import fresh_caches, handler_stack
 from .._foreign import named_errors
+from .._types import Message, ParamMap
 from ..distributions import exact_kl
 from ..traces import (
     PROPOSED,
@@ -66,7 +68,7 @@ class InlineGuide(Program):
     """The guide that a program's proposals make. Made by `guide_of`."""
 
     def __init__(self, model: Program) -> None:
-        def latents(*args: Any, **kwargs: Any) -> Any:
+        def latents(*args: PyTree, **kwargs: PyTree) -> PyTree:
             with _LatentOnly(), fresh_caches():
                 return model.run(*args, **kwargs)
 
@@ -74,13 +76,13 @@ class InlineGuide(Program):
         super().__init__(latents, model.params, model.site_weights)
         self.model = model
 
-    def bind(self, params: Mapping[str, Any]) -> InlineGuide:
+    def bind(self, params: ParamMap) -> InlineGuide:
         """The guide of the model with its parameters fixed."""
         bound = InlineGuide(self.model.bind(params))
         bound._seen = self._seen
         return bound
 
-    def reweighted(self, weights: Any) -> InlineGuide:
+    def reweighted(self, weights: Array) -> InlineGuide:
         """The guide of the reweighted model."""
         return InlineGuide(self.model.reweighted(weights))
 
@@ -88,7 +90,7 @@ class InlineGuide(Program):
         """The guide of the transformed model."""
         return InlineGuide(transform(self.model))
 
-    def joint(self, *args: Any, kl: Collection[str] = (), **kwargs: Any) -> JointRun:
+    def joint(self, *args: PyTree, kl: Collection[str] = (), **kwargs: PyTree) -> JointRun:
         """The joint run, inside `ppl.expectation`.
 
         Args:
@@ -117,7 +119,7 @@ class InlineGuide(Program):
             run = run._replace(kl=weights.apply(run.kl, run.model.sites))
         return run
 
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         return self.joint(*args, **kwargs).guide
 
 
@@ -126,10 +128,10 @@ class Scored(NamedTuple):
 
     model: Program
     args: tuple
-    kwargs: dict[str, Any]
+    kwargs: dict[str, PyTree]
     trace: Trace
 
-    def is_run_of(self, program: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    def is_run_of(self, program: Program, args: tuple, kwargs: dict[str, PyTree]) -> bool:
         """Whether scoring `program` with these arguments would repeat it."""
         same = lambda a, b: len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
         return (
@@ -140,7 +142,7 @@ class Scored(NamedTuple):
         )
 
 
-def guide_of(model: Program | Callable[..., Any]) -> InlineGuide:
+def guide_of(model: Program | Callable[..., PyTree]) -> InlineGuide:
     """The guide that draws every site of `model` from the `proposal` at its statement, others from their prior.
 
     q(z | x) = prod over sites of proposal(z_s | what the model computed before s). It has the parameters of the model.
@@ -170,8 +172,8 @@ def guide_of(model: Program | Callable[..., Any]) -> InlineGuide:
 
 
 def propose(
-    name: str, prior: dist.Distribution, proposal: dist.Distribution, infer: dict[str, Any]
-) -> Any:
+    name: str, prior: dist.Distribution, proposal: dist.Distribution, infer: dict[str, PyTree]
+) -> PyTree:
     """What a sample statement with a proposal does when a guide runs; None when it is to be drawn from its prior."""
     mode = next((h for h in reversed(handler_stack()) if isinstance(h, _Mode)), None)
     if mode is None or _is_given(name):
@@ -193,7 +195,7 @@ class _Mode(Messenger):
 class _LatentOnly(_Mode):
     """Hide all but the latent sites: the guide as a program of its own."""
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "deterministic" or msg["type"] == "sample" and msg["is_observed"]:
             msg["stop"] = True
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._calls import did_you_mean
 from .._compat import is_concrete
 from .._data import as_data, named_data
+from .._types import Args
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -27,16 +29,16 @@ class Keywords:
         values: name -> value, in the order of the names.
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, PyTree]) -> None:
         self.values = {name: values[name] for name in sorted(values)}
 
-    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+    def tree_flatten_with_keys(self) -> tuple[list[PyTree], tuple[str, ...]]:
         """Children by name, for `jax.tree`."""
         names = tuple(self.values)
         return [(jax.tree_util.DictKey(n), self.values[n]) for n in names], names
 
     @classmethod
-    def tree_unflatten(cls, names: tuple[str, ...], children: Any) -> Keywords:
+    def tree_unflatten(cls, names: tuple[str, ...], children: PyTree) -> Keywords:
         """The inverse of flattening, for `jax.tree`."""
         new = object.__new__(cls)
         new.values = dict(zip(names, children, strict=True))
@@ -46,9 +48,7 @@ class Keywords:
         return f"Keywords({', '.join(self.values)})"
 
 
-def joined(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], program: Any = None
-) -> tuple[Any, ...]:
+def joined(args: Args, kwargs: Mapping[str, PyTree], program: object = None) -> tuple[PyTree, ...]:
     """One tuple of positional and keyword arguments, their data as JAX takes them (`ppl/_data.py`).
 
     Raises:
@@ -61,7 +61,7 @@ def joined(
     return (*args, Keywords(named_data(both, "Argument '{}'"))) if both else args
 
 
-def told(args: tuple[Any, ...], program: Any) -> list[str]:
+def told(args: Args, program: object) -> list[str]:
     """What messages call each positional argument: its name, or its place."""
     try:
         known = inspect.signature(program).parameters.values() if callable(program) else ()
@@ -72,7 +72,7 @@ def told(args: tuple[Any, ...], program: Any) -> list[str]:
     return [*names, *(f"Argument {i + 1}" for i in range(len(names), len(args)))][: len(args)]
 
 
-def parted(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def parted(args: tuple[PyTree, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the keyword arguments in such a tuple."""
     if args and isinstance(args[-1], Keywords):
         return args[:-1], args[-1].values
@@ -80,8 +80,8 @@ def parted(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def arguments(
-    caller: Callable[..., Any], program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Any, ...]:
+    caller: Callable[..., PyTree], program: object, args: Args, kwargs: Mapping[str, PyTree]
+) -> tuple[PyTree, ...]:
     """`joined`, for a function with options of its own that hands on all others: what is neither must be a slip.
 
     Raises:
@@ -103,12 +103,12 @@ def arguments(
     return joined(args, kwargs, program)
 
 
-def as_arguments(args: Any, program: Any = None) -> tuple[Any, ...]:
+def as_arguments(args: PyTree, program: object = None) -> tuple[PyTree, ...]:
     """The tuple of a program's arguments from a tuple, or from a mapping of names to values; see `joined`."""
     return joined((), args) if isinstance(args, Mapping) else joined(tuple(args), {}, program)
 
 
-def apply(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def apply(fn: Callable[..., PyTree], args: Args) -> PyTree:
     """`fn` at such arguments. One that hands on `*args` and has no `**kwargs` gets the tuple as it is."""
     positional, keywords = parted(args)
     if not keywords:
@@ -119,7 +119,7 @@ def apply(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return fn(*positional, **keywords)
 
 
-def told_of_nan(args: Any) -> str:
+def told_of_nan(args: PyTree) -> str:
     """What an error says of the first argument with a NaN in it; nothing, if there is none."""
     positional, keywords = parted(args)
     for name, x in (*enumerate(positional, 1), *keywords.items()):

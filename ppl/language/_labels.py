@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
+from jaxtyping import PyTree
 
+from .._types import Args
 from ._keywords import Keywords, joined, parted, told
 
 Labels = Mapping[str, tuple[Any, ...]]
 
 
-def labels_of(args: tuple[Any, ...], program: Any) -> dict[str, tuple[Any, ...]]:
+def labels_of(args: Args, program: object) -> dict[str, tuple[str, ...]]:
     """The levels or columns of what has any, by argument (with its path, if it lies inside of one)."""
     found = {}
     for name, leaf in _leaves(args, program):
@@ -25,7 +28,7 @@ def labels_of(args: tuple[Any, ...], program: Any) -> dict[str, tuple[Any, ...]]
     return found
 
 
-def labelled_as(labels: Labels, args: Any, program: Any) -> tuple[Any, ...]:
+def labelled_as(labels: Labels, args: PyTree, program: object) -> tuple[Keywords | np.ndarray, ...]:
     """The arguments (a tuple, or a dict by name) as `joined`, their categories and frames in the order of `labels`.
 
     Raises:
@@ -35,12 +38,12 @@ def labelled_as(labels: Labels, args: Any, program: Any) -> tuple[Any, ...]:
     return joined(_relabelled(raw, program, labels) if labels else raw, {}, program)
 
 
-def _relabelled(args: tuple[Any, ...], program: Any, labels: Labels) -> tuple[Any, ...]:
+def _relabelled(args: Args, program: object, labels: Labels) -> tuple[Any, ...]:
     found = [_ordered(name, leaf, labels.get(name)) for name, leaf in _leaves(args, program)]
     return jax.tree.unflatten(jax.tree.structure(args), found)
 
 
-def _leaves(args: tuple[Any, ...], program: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(args: Args, program: object) -> Iterator[tuple[str, Any]]:
     positional, keywords = parted(args)
     named = [*zip(told(positional, program), positional, strict=True)]
     named += [(f"Argument '{name}'", x) for name, x in keywords.items()]
@@ -49,7 +52,7 @@ def _leaves(args: tuple[Any, ...], program: Any) -> Iterator[tuple[str, Any]]:
             yield name + jax.tree_util.keystr(path), leaf
 
 
-def _labels(leaf: Any) -> tuple[Any, ...] | None:
+def _labels(leaf: PyTree) -> tuple[str, ...] | None:
     if isinstance(leaf, jax.Array | Keywords):
         return None
     if hasattr(getattr(leaf, "dtype", None), "categories"):
@@ -57,11 +60,11 @@ def _labels(leaf: Any) -> tuple[Any, ...] | None:
     return _plain(leaf.columns) if hasattr(leaf, "columns") and hasattr(leaf, "to_numpy") else None
 
 
-def _plain(labels: Any) -> tuple[Any, ...]:
+def _plain(labels: Any) -> tuple[str, ...]:
     return tuple(x.item() if hasattr(x, "item") else x for x in labels)
 
 
-def _ordered(name: str, leaf: Any, known: tuple[Any, ...] | None) -> Any:
+def _ordered(name: str, leaf: PyTree, known: tuple[str, ...] | None) -> Any:
     now = _labels(leaf)
     if known is None or now is None or now == known:
         return leaf

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import numpyro
+from jaxtyping import PyTree
 
 from ._rng_key import rng_key
 
 
-def declare(name: str, module: Any) -> Any:
+def declare(name: str, module: object) -> Any:
     """A copy of the `nnx.Module` with the parameter `name` in the place of its floating-point `nnx.Param`."""
     import equinox as eqx
     from flax import nnx
@@ -25,7 +26,7 @@ def declare(name: str, module: Any) -> Any:
         and all(map(eqx.is_inexact_array, jax.tree.leaves(variable)))
     )
     definition, params, rest = nnx.split(module, learned, ...)
-    arrays: Any = numpyro.param(name, lambda _: nnx.to_pure_dict(params))
+    arrays: PyTree = numpyro.param(name, lambda _: nnx.to_pure_dict(params))
     copy = nnx.merge(definition, nnx.State(arrays), rest, copy=True)
     for path, node in nnx.iter_graph(copy):
         if type(node) is nnx.RngStream:

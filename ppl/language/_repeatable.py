@@ -11,12 +11,13 @@ import contextlib
 import random
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from .._compat import no_handlers
+from .._types import ModelFn
 from ..inputs import same_numbers
 from ..traces import stand_ins
 
@@ -24,7 +25,9 @@ _looking = threading.local()
 
 
 @contextlib.contextmanager
-def repeatable(program: Any, args: Any, kwargs: Any) -> Iterator[None]:
+def repeatable(
+    program: ModelFn, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]
+) -> Iterator[None]:
     """A context for a run of a program, which is refused where it draws from generators outside of it."""
     if getattr(_looking, "is_on", False):
         yield
@@ -35,7 +38,9 @@ def repeatable(program: Any, args: Any, kwargs: Any) -> Iterator[None]:
         refuse_unrepeatable(program, args, kwargs)
 
 
-def refuse_unrepeatable(program: Any, args: Any, kwargs: Any) -> None:
+def refuse_unrepeatable(
+    program: ModelFn, args: tuple[Array | np.ndarray, ...], kwargs: dict[str, PyTree]
+) -> None:
     """Refuse a program whose numbers differ from trace to trace.
 
     Raises:
@@ -43,10 +48,10 @@ def refuse_unrepeatable(program: Any, args: Any, kwargs: Any) -> None:
     """
     key, outer = jax.random.key(0), getattr(_looking, "is_on", False)
 
-    def traced(params: Any) -> Any:
+    def traced(params: PyTree) -> PyTree:
         def run(
-            params: Any,
-        ) -> Any:  # a function of its own each time: JAX keeps the trace of one that it knows
+            params: PyTree,
+        ) -> PyTree:  # a function of its own each time: JAX keeps the trace of one that it knows
             with stand_ins():
                 trace = program.bind(params).simulate(key, *args, **kwargs)
             return trace.log_probs, trace.choices, trace.deterministic
@@ -68,6 +73,6 @@ def refuse_unrepeatable(program: Any, args: Any, kwargs: Any) -> None:
         )
 
 
-def _states() -> tuple[Any, ...]:
+def _states() -> tuple[PyTree, ...]:
     _, key, *more = np.random.get_state()
     return key.tobytes(), *more, random.getstate()  # pyright: ignore[reportAttributeAccessIssue]

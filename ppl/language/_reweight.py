@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import is_concrete
 from ..traces import SiteInfo
@@ -28,7 +29,7 @@ class SiteWeights:
         ValueError: a negative or non-finite weight, or a site that two patterns match.
     """
 
-    def __init__(self, weights: Mapping[str, Any], before: SiteWeights | None = None) -> None:
+    def __init__(self, weights: Mapping[str, float], before: SiteWeights | None = None) -> None:
         self.weights, self.before = dict(weights), before
         for pattern, weight in self.weights.items():
             if is_concrete(weight) and not (
@@ -38,7 +39,7 @@ class SiteWeights:
                     f"site_weights['{pattern}'] is {weight}, and a weight must be a finite number >= 0."
                 )
 
-    def of(self, site: str) -> Any:
+    def of(self, site: str) -> PyTree:
         """The weight of a site."""
         found = [p for p in self.weights if fnmatch.fnmatchcase(site, p)]
         if site in found:
@@ -49,7 +50,7 @@ class SiteWeights:
             )
         return self.weights[found[0]] if found else 1.0
 
-    def apply(self, log_probs: Mapping[str, Array], sites: Mapping[str, SiteInfo]) -> Any:
+    def apply(self, log_probs: Mapping[str, Array], sites: Mapping[str, SiteInfo]) -> PyTree:
         """Weighted log-probs.
 
         Raises:
@@ -72,7 +73,7 @@ class SiteWeights:
             )
         return jnp.reshape(weight, shape + (1,) * (log_prob.ndim - len(shape))) * log_prob
 
-    def unmatched(self, sites: Any) -> list[str]:
+    def unmatched(self, sites: list[str]) -> list[str]:
         """Patterns that match none of `sites`."""
         return [p for p in self.weights if not any(fnmatch.fnmatchcase(s, p) for s in sites)]
 
@@ -83,7 +84,7 @@ class SiteWeights:
         return values.pop() * before if len(values) == 1 and before is not None else None
 
 
-def reweight(program: Program | Callable[..., Any], weights: Mapping[str, Any]) -> Program:
+def reweight(program: Program | Callable[..., PyTree], weights: Mapping[str, float]) -> Program:
     """The program whose traces hold w_s log p_s in place of log p_s; its draws are the same. Weights in turn multiply.
 
     log_density = sum over sites of w_s log p_s: the density of no law unless every w_s is 1.

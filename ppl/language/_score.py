@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike, PyTree
 
 from .._compat import is_concrete
+from .._types import Args
 from ..traces import Inclusion, Trace, check_match, check_reach, check_supports, with_penalties
 from ._choices import ChoiceMismatch, arrays
 from ._program import Program, as_program
@@ -18,10 +20,10 @@ Array = jax.Array
 
 
 def score(
-    program: Program | Callable[..., Any],
-    trace: Trace | Mapping[str, Any],
-    *args: Any,
-    **kwargs: Any,
+    program: Program | Callable[..., PyTree],
+    trace: Trace | Mapping[str, PyTree],
+    *args: PyTree,
+    **kwargs: PyTree,
 ) -> Trace:
     """The trace of `program` at the choices of another program's trace (a guide's), without its auxiliary sites.
 
@@ -43,10 +45,10 @@ def score(
 
 
 def score_at(
-    program: Program | Callable[..., Any],
-    trace: Trace | Mapping[str, Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None = None,
+    program: Program | Callable[..., PyTree],
+    trace: Trace | Mapping[str, PyTree],
+    args: Args,
+    kwargs: Mapping[str, PyTree] | None = None,
     supports: Collection[Inclusion] = ("inside",),
 ) -> Trace:
     """`score`, for a weight that needs these inclusions of the supports (`traces/_match.py`)."""
@@ -134,7 +136,7 @@ def check_proposed_cells(model: Trace, guide: Trace) -> Array:
     return penalty
 
 
-def _same_cells(one: Any, other: Any) -> Any:
+def _same_cells(one: Array | np.ndarray, other: Array | np.ndarray) -> ArrayLike:
     """Whether two masks, each over the leading axes of a value, say the same."""
     ndim = max(one.ndim, other.ndim)
     one, other = (x.reshape(x.shape + (1,) * (ndim - x.ndim)) for x in (one, other))

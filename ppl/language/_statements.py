@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints
 
 from .._compat import handler_stack, is_concrete
 from .._data import Masked, as_value
+from .._types import ModelFn
 from ..distributions import law_of_cells
 from ..traces import HiddenDraw
 from ._inline_guide import propose
@@ -26,10 +28,10 @@ def sample(
     name: str,
     distribution: dist.Distribution,
     *,
-    obs: Any = None,
-    obs_mask: Any = None,
+    obs: ArrayLike | None = None,
+    obs_mask: object = None,
     proposal: dist.Distribution | None = None,
-    strategy: Any = None,
+    strategy: object = None,
     infer: dict[str, Any] | None = None,
 ) -> Array:
     """Draw, or observe, a random variable.
@@ -84,7 +86,7 @@ def sample(
     return jnp.asarray(numpyro.deterministic(name, jnp.where(cell, seen, drawn)))
 
 
-def _as_seen(name: str, obs: Any, obs_mask: Any) -> tuple[Any, Any]:
+def _as_seen(name: str, obs: ArrayLike | None, obs_mask: object) -> tuple[PyTree, PyTree]:
     """An observation as JAX takes it, and its mask, with the cells that it lacks by itself."""
     obs = as_value(obs, f"Site '{name}': the observation")
     if not isinstance(obs, Masked):
@@ -95,13 +97,15 @@ def _as_seen(name: str, obs: Any, obs_mask: Any) -> tuple[Any, Any]:
     return obs.values, obs.seen & mask.reshape(mask.shape + (1,) * (obs.ndim - mask.ndim))
 
 
-def _cells(obs_mask: Any) -> dict[str, Any]:
+def _cells(obs_mask: PyTree) -> dict[str, Array | np.ndarray]:
     """The missing cells, for `check_proposed_cells`; numbers that are known stay known under jit."""
     mask = np.asarray(obs_mask, bool) if is_concrete(obs_mask) else jnp.asarray(obs_mask, bool)
     return {"cells": ~mask}
 
 
-def _check_proposal(name: str, prior: Any, proposal: Any, obs: Any, obs_mask: Any) -> None:
+def _check_proposal(
+    name: str, prior: dist.Distribution, proposal: ModelFn, obs: object, obs_mask: object
+) -> None:
     if obs is not None or obs_mask is not None:
         raise ValueError(
             f"Site '{name}' is observed and has a proposal. Propose latent sites only; missing cells (obs_mask) are drawn from "
@@ -114,7 +118,9 @@ def _check_proposal(name: str, prior: Any, proposal: Any, obs: Any, obs_mask: An
         )
 
 
-def _plain(name: str, distribution: dist.Distribution, obs: Any, infer: dict[str, Any]) -> Array:
+def _plain(
+    name: str, distribution: dist.Distribution, obs: ArrayLike | None, infer: dict[str, PyTree]
+) -> Array:
     """NumPyro's statement, with errors that say where."""
     try:
         return jnp.asarray(numpyro.sample(name, distribution, obs=obs, infer=infer))
@@ -135,7 +141,7 @@ def _plain(name: str, distribution: dist.Distribution, obs: Any, infer: dict[str
 
 
 def _law(
-    name: str, distribution: dist.Distribution, cells: Array, given: Any = None
+    name: str, distribution: dist.Distribution, cells: Array, given: Array | None = None
 ) -> dist.Distribution:
     try:
         return law_of_cells(distribution, cells, given)
@@ -233,8 +239,12 @@ def subsample(data: Any, event_dim: int) -> Array:
 
 
 def param(
-    name: str, init: Any, *, constraint: Any = constraints.real, event_dim: int | None = None
-) -> Any:
+    name: str,
+    init: PyTree,
+    *,
+    constraint: constraints.Constraint = constraints.real,
+    event_dim: int | None = None,
+) -> PyTree:
     """Declare a learnable parameter.
 
     Args:
@@ -254,7 +264,7 @@ def param(
     return numpyro.param(name, init, constraint=constraint, **options)
 
 
-def module(name: str, module: Any) -> Any:
+def module(name: str, module: object) -> Any:
     """Declare the floating-point arrays of a network as the parameter `name`; returns the network to call.
 
     Args:
@@ -283,7 +293,7 @@ def module(name: str, module: Any) -> Any:
     return eqx.combine(numpyro.param(name, lambda _: arrays), static)
 
 
-def _check_module(name: str, module: Any, arrays: Any, is_module: bool) -> None:
+def _check_module(name: str, module: object, arrays: object, is_module: bool) -> None:
     kind = module if isinstance(module, type) else type(module)
     packages = {c.__module__.partition(".")[0] for c in kind.__mro__} & {"flax", "haiku"}
     if packages and not is_module and kind is not module:
@@ -299,7 +309,7 @@ def _check_module(name: str, module: Any, arrays: Any, is_module: bool) -> None:
         )
 
 
-def factor(name: str, log_weight: Any) -> None:
+def factor(name: str, log_weight: ArrayLike) -> None:
     """Add `log_weight` (nats, any batch shape) to the program's log-density.
 
     Args:
@@ -309,7 +319,7 @@ def factor(name: str, log_weight: Any) -> None:
     numpyro.factor(name, jnp.asarray(log_weight))
 
 
-def deterministic(name: str, value: Any) -> Any:
+def deterministic(name: str, value: ArrayLike) -> PyTree:
     """Record `value` under `name`; it adds nothing to the density.
 
     Args:

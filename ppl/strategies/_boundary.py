@@ -30,11 +30,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ..distributions import LAWS, has_boundary_law
 from ._pathwise import Implicit, Reparam
@@ -133,22 +134,22 @@ class Boundary(Strategy):
     def draw(self, fn: dist.Distribution, key: Array) -> Array:
         return self._of().draw(fn, key)
 
-    def draw_with_noise(self, fn: dist.Distribution, key: Array) -> tuple[Array, Any]:
+    def draw_with_noise(self, fn: dist.Distribution, key: Array) -> tuple[Array, None]:
         return self._of().draw_with_noise(fn, key)
 
-    def local(self, draw: Draw) -> Any:
+    def local(self, draw: Draw) -> PyTree:
         return self._of().local(draw)
 
-    def surrogate(self, local: Any, downstream: Downstream) -> Array:
+    def surrogate(self, local: PyTree, downstream: Downstream) -> Array:
         return self._of().surrogate(local, downstream)
 
     def fixed_parameters(self, distribution: dist.Distribution) -> tuple[str, ...]:
         return self._of().fixed_parameters(distribution)
 
-    def init_state(self) -> Any:
+    def init_state(self) -> PyTree:
         return self._of().init_state()
 
-    def update(self, local: Any, downstream: Downstream) -> Any:
+    def update(self, local: PyTree, downstream: Downstream) -> PyTree:
         return self._of().update(local, downstream)
 
     def cost(self, num_values: int | None, num_elements: int) -> str:
@@ -186,7 +187,7 @@ class Decision(Strategy):
     def cost(self, num_values: int | None, num_elements: int) -> str:
         return "two replays" + (f" of {num_elements} elements" if num_elements > 1 else "")
 
-    def surrogate(self, local: Any, downstream: Downstream) -> Array:
+    def surrogate(self, local: PyTree, downstream: Downstream) -> Array:
         jump = jnp.where(local["is_met"], downstream.jumps(local), 0.0)
         jump = jnp.where(local["is_flat"], jnp.nan, jump)
         return (local["flow"] - stop(local["flow"])) * stop(jump)

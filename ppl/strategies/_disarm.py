@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ._strategy import Downstream, Draw, Strategy, element, stop
 
@@ -65,7 +66,7 @@ class Antithetic(Strategy):
         weight = jnp.where(decides, self.weight(uniforms, stop(sticks)), 0.0)
         return {"sticks": sticks, "weight": weight, "other": _value(draw.distribution, other)}
 
-    def surrogate(self, local: Any, downstream: Downstream) -> Array:
+    def surrogate(self, local: PyTree, downstream: Downstream) -> Array:
         difference = downstream.cost - downstream.replay_together(local["other"])
         sticks = local["sticks"]
         return (sticks - stop(sticks)) * stop(local["weight"] * difference[..., None])

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from .._foreign import kind_of
+from .._types import Message
 from ..distributions import (
     OneHotCategorical,
     Support,
@@ -139,7 +141,7 @@ class Engine(Recorder):
         # Discrete sites whose strategy hands out real numbers: site -> strategy's name.
         self.relaxed: dict[str, str] = {}
 
-    def visit(self, msg: dict[str, Any]) -> None:
+    def visit(self, msg: Message) -> None:
         msg["stop"] = True
         if msg["is_observed"]:
             check_shape(msg)
@@ -226,10 +228,10 @@ class Engine(Recorder):
     def hand_out(self, key: Array, name: str) -> Array:
         return mark_key(key, name)
 
-    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+    def numbers_of(self, msg: Message) -> dict[str, PyTree]:
         raise NotImplementedError  # sites are recorded when they are visited
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if (
             msg["type"] == "plate"
             and msg["value"] is None
@@ -239,7 +241,7 @@ class Engine(Recorder):
             msg["value"] = self.rows[msg["name"]]
         super().process_message(msg)
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "param":
             super().postprocess_message(msg)
         elif msg["type"] == "plate":
@@ -248,7 +250,7 @@ class Engine(Recorder):
             if rows != full:
                 self.subsampled[msg["name"]] = (rows, full)
 
-    def merge(self, frame: Any, numbers: dict[str, dict[str, Any]], region: Region) -> None:
+    def merge(self, frame: Any, numbers: dict[str, dict[str, PyTree]], region: Region) -> None:
         self.frame.sites.update(
             {
                 a: dataclasses.replace(s, regions=(region, *s.regions))
@@ -270,7 +272,7 @@ class Engine(Recorder):
                 "shell-style wildcards such as 'z*'."
             )
 
-    def _address(self, msg: dict[str, Any]) -> str:
+    def _address(self, msg: Message) -> str:
         name = msg["name"]
         if not self.seen(name):
             return name
@@ -285,7 +287,7 @@ class Engine(Recorder):
             number += 1
         return f"{name}#{number}"
 
-    def _choose(self, msg: dict[str, Any], address: str) -> tuple[Strategy, str]:
+    def _choose(self, msg: Message, address: str) -> tuple[Strategy, str]:
         name, fn = msg["name"], msg["fn"]
         base, _ = element(fn)
         chosen, why = self._asked(name)
@@ -314,7 +316,7 @@ class Engine(Recorder):
             )
         return strategy, why
 
-    def _asked(self, name: str) -> tuple[Any, str]:
+    def _asked(self, name: str) -> tuple[None, str]:
         for pattern in (name, *self.strategies):
             if pattern in self.strategies and (
                 pattern == name or fnmatch.fnmatchcase(name, pattern)
@@ -350,7 +352,7 @@ class Engine(Recorder):
 
 def _kind_of_values(
     base: dist.Distribution, support: Support, strategy: Strategy
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """What the checks know of a site's values."""
     is_one_hot = isinstance(base, OneHotCategorical)
     is_relaxed = "slope" in strategy.calls or strategy.is_pathwise
@@ -364,7 +366,7 @@ def _kind_of_values(
     }
 
 
-def _as_mapping(strategies: Any) -> dict[str, Any]:
+def _as_mapping(strategies: object) -> dict[str, PyTree]:
     if isinstance(strategies, str | Strategy):
         return {"*": strategies}
     if strategies is None or isinstance(strategies, Mapping):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ._strategy import Draw, Strategy
 
@@ -45,7 +45,7 @@ class Enum(Strategy):
     kind = "enumerated"
     serves_null_values = True
 
-    def local(self, draw: Draw) -> Any:
+    def local(self, draw: Draw) -> PyTree:
         probability = probability_of(draw.distribution, draw.value)
         return () if probability is None else jnp.broadcast_to(probability, draw.shape)
 

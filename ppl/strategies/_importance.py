@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ..distributions import same_support, support_of_law
 from ._enum import probability_of
@@ -68,7 +69,7 @@ class Importance(Strategy):
     def log_weight(self, draw: Draw) -> Array:
         return draw.log_prob - self._log_density(draw)
 
-    def local(self, draw: Draw) -> Any:
+    def local(self, draw: Draw) -> PyTree:
         probability = probability_of(draw.distribution, draw.value)
         return () if probability is None else probability * jnp.exp(-self._log_density(draw))
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ._strategy import Downstream, Draw, Strategy, stop
 
@@ -134,7 +135,7 @@ class MVD(Strategy):
     def fixed_parameters(self, distribution: dist.Distribution) -> tuple[str, ...]:
         return FIXED.get(type(distribution).__name__, ())
 
-    def local(self, draw: Draw) -> Any:
+    def local(self, draw: Draw) -> PyTree:
         name = type(draw.distribution).__name__
         if name in CATEGORICAL or name == ONE_HOT:
             probs = jnp.asarray(getattr(draw.distribution, "probs"))  # noqa: B009
@@ -150,7 +151,7 @@ class MVD(Strategy):
             else "1 + one replay per alternative"
         )
 
-    def surrogate(self, local: Any, downstream: Downstream) -> Array:
+    def surrogate(self, local: dict[str, PyTree], downstream: Downstream) -> Array:
         if isinstance(local, dict):
             [(kind, probs)] = local.items()
             size = probs.shape[-1]

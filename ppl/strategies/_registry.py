@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpyro.distributions as dist
 
@@ -49,7 +48,7 @@ TRIED = (
 )  # fmt: skip
 
 
-def as_strategy(chosen: Any, site: str = "*") -> Strategy:
+def as_strategy(chosen: object, site: str = "*") -> Strategy:
     """A strategy from itself or its name.
 
     Raises:

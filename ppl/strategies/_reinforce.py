@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from .._precision import full_precision
 from ._strategy import Downstream, Draw, Strategy, stop
@@ -30,11 +31,11 @@ class Baseline(abc.ABC):
     def value(self, downstream: Downstream) -> Array:
         """b, broadcast against `downstream.cost`; used without gradient."""
 
-    def init_state(self) -> Any:
+    def init_state(self) -> PyTree:
         """Initial state for one site."""
         return ()
 
-    def update(self, downstream: Downstream) -> Any:
+    def update(self, downstream: Downstream) -> PyTree:
         """The next state, from the costs just seen."""
         return downstream.state
 
@@ -89,7 +90,7 @@ class MovingAverage(Baseline):
         if not 0 <= self.decay < 1:
             raise ValueError(f"MovingAverage: decay must lie in [0, 1), got {self.decay}.")
 
-    def init_state(self) -> Any:
+    def init_state(self) -> PyTree:
         return {"mean": jnp.zeros(()), "weight": jnp.zeros(())}
 
     def value(self, downstream: Downstream) -> Array:
@@ -100,7 +101,7 @@ class MovingAverage(Baseline):
             state["weight"] > 0, state["mean"] / jnp.maximum(state["weight"], 1e-12), 0.0
         )
 
-    def update(self, downstream: Downstream) -> Any:
+    def update(self, downstream: Downstream) -> PyTree:
         cost, weight = jnp.broadcast_arrays(downstream.cost, downstream.weight)
         mean = cost.sum() / weight.sum()
         old = downstream.state
@@ -126,19 +127,19 @@ class Regression(Baseline):
     Reference: Mnih and Gregor 2014, arXiv:1402.0030.
     """
 
-    predict: Callable[[Any, Any], Array]
-    weights: Any
-    inputs: Any
-    optimizer: Any
+    predict: Callable[[PyTree, PyTree], Array]
+    weights: PyTree
+    inputs: PyTree
+    optimizer: PyTree
 
-    def init_state(self) -> Any:
+    def init_state(self) -> PyTree:
         return {"weights": self.weights, "optimizer": self.optimizer.init(self.weights)}
 
     def value(self, downstream: Downstream) -> Array:
         return downstream.weight * self.predict(downstream.state["weights"], self.inputs)
 
-    def update(self, downstream: Downstream) -> Any:
-        def loss(weights: Any) -> Array:
+    def update(self, downstream: Downstream) -> PyTree:
+        def loss(weights: Array) -> Array:
             return jnp.mean(
                 (downstream.cost - downstream.weight * self.predict(weights, self.inputs)) ** 2
             )
@@ -195,7 +196,7 @@ class CombinedBaseline(Baseline):
     def num_replicates(self) -> int:  # type: ignore[override]
         return max(b.num_replicates for b in self.baselines)
 
-    def init_state(self) -> Any:
+    def init_state(self) -> PyTree:
         size = len(self.baselines)
         return {
             "parts": [b.init_state() for b in self.baselines],
@@ -213,7 +214,7 @@ class CombinedBaseline(Baseline):
         with full_precision():
             return jnp.tensordot(coefficients, parts, 1)
 
-    def update(self, downstream: Downstream) -> Any:
+    def update(self, downstream: Downstream) -> PyTree:
         state, parts = downstream.state, self._parts(downstream)
         cost = jnp.broadcast_to(downstream.cost, parts.shape[1:]).ravel()
         parts = parts.reshape(len(self.baselines), -1)
@@ -241,7 +242,7 @@ class CombinedBaseline(Baseline):
 NAMED = {"leave-one-out": LeaveOneOut, "moving-average": MovingAverage}
 
 
-def as_baseline(baseline: Any) -> Baseline | None:
+def as_baseline(baseline: object) -> Baseline | None:
     """A baseline from itself, its name, or a number or array; None stays None."""
     if isinstance(baseline, str):
         if baseline not in NAMED:
@@ -284,7 +285,7 @@ class Reinforce(Strategy):
             return "needs a density, but Delta has none"
         return None
 
-    def local(self, draw: Draw) -> Any:
+    def local(self, draw: Draw) -> PyTree:
         # An array baseline is a number of the site like any other: it leaves regions with it.
         given = (
             jnp.broadcast_to(self.baseline.b, draw.shape)
@@ -293,7 +294,7 @@ class Reinforce(Strategy):
         )
         return {"log_prob": draw.log_prob, "baseline": given}
 
-    def surrogate(self, local: Any, downstream: Downstream) -> Array:
+    def surrogate(self, local: dict[str, PyTree], downstream: Downstream) -> Array:
         signal = downstream.cost
         if local["baseline"] is not None:
             signal = signal - downstream.weight * local["baseline"]
@@ -303,8 +304,8 @@ class Reinforce(Strategy):
         score = local["log_prob"]
         return stop(signal) * (score - stop(score))
 
-    def init_state(self) -> Any:
+    def init_state(self) -> PyTree:
         return self.baseline.init_state() if self.baseline else ()
 
-    def update(self, local: Any, downstream: Downstream) -> Any:
+    def update(self, local: Mapping[str, Array | None], downstream: Downstream) -> PyTree:
         return self.baseline.update(downstream) if self.baseline else ()

@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ._reinforce import Reinforce, as_baseline
 from ._strategy import Downstream, Draw, Strategy, element, stop
@@ -82,7 +83,7 @@ class RejectionReparam(Strategy):
         name = type(distribution).__name__
         return None if name in SERVED else f"is implemented for {sorted(SERVED)}, not for {name}"
 
-    def draw_with_noise(self, fn: dist.Distribution, key: Array) -> tuple[Array, Any]:
+    def draw_with_noise(self, fn: dist.Distribution, key: Array) -> tuple[Array, dict[str, Array]]:
         base, shape = element(fn)
         a = _concentrations(base, shape)
         noise = self.accepted(a, key)
@@ -105,7 +106,7 @@ class RejectionReparam(Strategy):
         uniform = jax.random.uniform(k2, (*a.shape, self.boost), a.dtype, minval=tiny)
         return {"normal": stop(normal), "log_uniform": jnp.log(uniform)}
 
-    def local(self, draw: Draw) -> Any:
+    def local(self, draw: Draw) -> PyTree:
         d, log_w = _cube(_concentrations(draw.distribution, draw.shape) + self.boost, draw.noise)
         log_z = jnp.log(d) + 3 * log_w
         # log Gamma(z; d + 1/3, 1) + log dh/de
@@ -113,13 +114,13 @@ class RejectionReparam(Strategy):
         log_pi = log_pi + jnp.log(d) / 2 + 2 * log_w
         return self._score.local(dataclasses.replace(draw, log_prob=log_pi.sum(-1)))
 
-    def surrogate(self, local: Any, downstream: Downstream) -> Array:
+    def surrogate(self, local: PyTree, downstream: Downstream) -> Array:
         return self._score.surrogate(local, downstream)
 
-    def init_state(self) -> Any:
+    def init_state(self) -> PyTree:
         return self._score.init_state()
 
-    def update(self, local: Any, downstream: Downstream) -> Any:
+    def update(self, local: PyTree, downstream: Downstream) -> PyTree:
         return self._score.update(local, downstream)
 
     def _log_gammas(self, a: Array, noise: dict[str, Array]) -> Array:

@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 from ..jaxprs import Analysis, mark, with_true_derivatives
 from ._strategy import Downstream, Draw, Strategy, element, stop
@@ -40,15 +41,15 @@ ONE_HOT = frozenset({"OneHotCategorical"})
 class ControlVariate(Strategy):
     """Abstract: score function with a control variate at the relaxed draw; a subclass says which in `control`."""
 
-    optimizer: Any
+    optimizer: PyTree
     served = BERNOULLI | CATEGORICAL | ONE_HOT
 
     @abc.abstractmethod
-    def initial_weights(self) -> Any:
+    def initial_weights(self) -> PyTree:
         """The control variate's initial weights."""
 
     @abc.abstractmethod
-    def control(self, weights: Any, local: Any, downstream: Downstream) -> tuple[Array, Array]:
+    def control(self, weights: Array, local: PyTree, downstream: Downstream) -> tuple[Array, Array]:
         """(c, derivative of each element's c in the element's z), both times the probability of the states upstream."""
 
     def refuse(self, distribution: dist.Distribution) -> str | None:
@@ -79,25 +80,25 @@ class ControlVariate(Strategy):
         logits, z = self._relaxed(draw.distribution, draw.key, draw.shape)
         return {"logits": logits, "z": z, "active": jnp.ones(draw.shape)}
 
-    def surrogate(self, local: Any, downstream: Downstream) -> Array:
+    def surrogate(self, local: PyTree, downstream: Downstream) -> Array:
         # stop(g) (a - stop(a)): zero in value, with g as the derivative in the logits a.
         weights = jax.tree.map(stop, downstream.state["weights"])
         logits = local["logits"]
         return stop(self._slope(weights, local, downstream)) * (logits - stop(logits))
 
-    def init_state(self) -> Any:
+    def init_state(self) -> PyTree:
         weights = self.initial_weights()
         return {
             "weights": weights,
             "optimizer": self.optimizer.init(weights) if self.optimizer else (),
         }
 
-    def update(self, local: Any, downstream: Downstream) -> Any:
+    def update(self, local: PyTree, downstream: Downstream) -> PyTree:
         state = downstream.state
         if self.optimizer is None:
             return state
 
-        def mean_square(weights: Any) -> Array:
+        def mean_square(weights: Array) -> Array:
             slope = self._slope(weights, local, downstream)
             active = local["active"].reshape(
                 local["active"].shape + (1,) * _event(local, downstream)
@@ -125,7 +126,7 @@ class ControlVariate(Strategy):
         u = jnp.reshape(self.uniforms(base, key, logits.shape), logits.shape)
         return logits, stop(logits) - jnp.log(-jnp.log(u))  # Gumbel(0, 1)
 
-    def _slope(self, weights: Any, local: Any, downstream: Downstream) -> Array:
+    def _slope(self, weights: Array, local: PyTree, downstream: Downstream) -> Array:
         """The estimate in each element's logits."""
         logits, z = stop(local["logits"]), local["z"]
         c, slope = self.control(weights, local, downstream)
@@ -162,14 +163,14 @@ class Relax(ControlVariate):
     """
 
     control_fn: Callable[..., Array]
-    weights: Any
-    optimizer: Any = None
+    weights: PyTree
+    optimizer: PyTree = None
     _: dataclasses.KW_ONLY
     num_joint_axes: int = 0
-    inputs: Any = None
+    inputs: PyTree = None
     name = "relax"
 
-    def initial_weights(self) -> Any:
+    def initial_weights(self) -> PyTree:
         return jax.tree.map(jnp.asarray, self.weights)
 
     def local(self, draw: Draw) -> Any:
@@ -188,7 +189,7 @@ class Relax(ControlVariate):
         _check_continuous(self.control_fn, self.weights, [x.shape[num_mapped:] for x in rows])
         return local
 
-    def control(self, weights: Any, local: Any, downstream: Downstream) -> tuple[Array, Array]:
+    def control(self, weights: Array, local: PyTree, downstream: Downstream) -> tuple[Array, Array]:
         z, event = local["z"], _event(local, downstream)
         num_mapped = z.ndim - event - self.num_joint_axes
         lead = z.shape[:num_mapped]
@@ -226,7 +227,7 @@ class Rebar(ControlVariate):
 
     scale: float = 1.0
     temperature: float = 0.5
-    optimizer: Any = None
+    optimizer: PyTree = None
     name = "rebar"
     calls = ("slope",)
     served = BERNOULLI | ONE_HOT
@@ -235,7 +236,7 @@ class Rebar(ControlVariate):
         if not self.temperature > 0:
             raise ValueError(f"Rebar: temperature must be positive, got {self.temperature}.")
 
-    def initial_weights(self) -> Any:
+    def initial_weights(self) -> PyTree:
         return {
             "scale": jnp.asarray(self.scale, float),
             "log_temperature": jnp.log(jnp.asarray(self.temperature, float)),
@@ -246,7 +247,7 @@ class Rebar(ControlVariate):
             super().draw(fn, key).astype(jnp.result_type(float))
         )  # the program must take softened values
 
-    def control(self, weights: Any, local: Any, downstream: Downstream) -> tuple[Array, Array]:
+    def control(self, weights: Array, local: PyTree, downstream: Downstream) -> tuple[Array, Array]:
         temperature = jnp.exp(weights["log_temperature"])
         soften = jax.nn.softmax if _event(local, downstream) else jax.nn.sigmoid
         soft, pull = jax.vjp(lambda z: soften(z / temperature), local["z"])
@@ -257,12 +258,12 @@ class Rebar(ControlVariate):
         return "2 and a derivative"
 
 
-def _event(local: Any, downstream: Downstream) -> int:
+def _event(local: PyTree, downstream: Downstream) -> int:
     """1 where the last axis of z is an axis of classes, else 0."""
     return local["z"].ndim - downstream.cost.ndim
 
 
-def _check_continuous(control_fn: Callable[..., Array], weights: Any, shapes: list[Any]) -> None:
+def _check_continuous(control_fn: Callable[..., Array], weights: Array, shapes: list[Any]) -> None:
     """Refuse a control variate that jumps in z: on suspicion, random segments are bisected toward the larger change."""
 
     def marked(z: Array, *rest: Array) -> Array:
@@ -280,7 +281,7 @@ def _check_continuous(control_fn: Callable[..., Array], weights: Any, shapes: li
         weight = jax.tree.map(lambda w: w + 0.1 * jax.random.normal(k2, jnp.shape(w)), weights)
         at = lambda z: control_fn(weight, z, *rest)  # noqa: E731
 
-        def halve(_: Any, ends: Any) -> Any:
+        def halve(_: PyTree, ends: PyTree) -> PyTree:
             a, b = ends
             middle = (a + b) / 2
             left = jnp.abs(at(middle) - at(a)) >= jnp.abs(at(b) - at(middle))

@@ -11,11 +11,12 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
@@ -52,7 +53,7 @@ class Draw:
     value: Array
     log_prob: Array
     key: Array
-    noise: Any = None
+    noise: PyTree = None
 
     def parameter(self, name: str) -> Array:
         """A scalar-per-element parameter of the distribution, broadcast to `shape`."""
@@ -82,9 +83,9 @@ class Downstream:
     replay: Callable[[Array], Array]
     replay_together: Callable[[Array], Array]
     slope: Callable[[Array], tuple[Array, Array]]
-    jumps: Callable[[Any], Array]
+    jumps: Callable[[PyTree], Array]
     num_replicates: int
-    state: Any
+    state: PyTree
 
 
 class Strategy(abc.ABC):
@@ -116,7 +117,7 @@ class Strategy(abc.ABC):
     serves_null_values = False
     num_replicates = 1
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: PyTree) -> None:
         """Refuse what would go without its checks: a misspelt `kind` or `calls`, a flag that `kind` has the say of."""
         super().__init_subclass__(**kwargs)
         if flags := [n for n in vars(cls) if n in _OF_KIND and isinstance(vars(cls)[n], bool)]:
@@ -178,11 +179,11 @@ class Strategy(abc.ABC):
         """Draw the site's value. The engine holds it unless `moves_value`."""
         return jnp.asarray(fn.sample(key))
 
-    def draw_with_noise(self, fn: dist.Distribution, key: Array) -> tuple[Array, Any]:
+    def draw_with_noise(self, fn: dist.Distribution, key: Array) -> tuple[Array, None]:
         """Draw the site's value, and what `local` will need of the noise behind it."""
         return self.draw(fn, key), None
 
-    def local(self, draw: Draw) -> Any:
+    def local(self, draw: Draw) -> PyTree:
         """Numbers needed later, a pytree of arrays with leading axes `draw.shape`."""
         return ()
 
@@ -190,7 +191,7 @@ class Strategy(abc.ABC):
         """Log-weight of each element's value, where `kind` is "weighted"; shape `draw.shape`."""
         return draw.log_prob
 
-    def surrogate(self, local: Any, downstream: Downstream) -> Array:
+    def surrogate(self, local: PyTree, downstream: Downstream) -> Array:
         """Array of value zero whose gradient is the estimator's part."""
         return jnp.zeros(())
 
@@ -198,11 +199,11 @@ class Strategy(abc.ABC):
         """Parameters of the distribution whose derivative this strategy does not deliver."""
         return ()
 
-    def init_state(self) -> Any:
+    def init_state(self) -> PyTree:
         """Initial state for one site."""
         return ()
 
-    def update(self, local: Any, downstream: Downstream) -> Any:
+    def update(self, local: PyTree, downstream: Downstream) -> PyTree:
         """The next state."""
         return downstream.state
 

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.handlers
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from .._compat import handler_stack
+from .._types import Message
 from ._recorder import Recorder
 
 Array = jax.Array
@@ -24,7 +26,7 @@ class GivenValues(NamedTuple):
         observes: whether a site with a value is observed.
     """
 
-    value: Callable[[dict[str, Any]], Any]
+    value: Callable[[dict[str, PyTree]], PyTree]
     observes: bool
 
 
@@ -41,7 +43,7 @@ class AtStep(Messenger):
         super().__init__()
         self.given, self.step, self.length = given, step, length
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] != "sample" or msg.get("_control_flow_done"):
             return
         for given in self.given:
@@ -51,7 +53,7 @@ class AtStep(Messenger):
                 msg["is_observed"] |= given.observes
         msg["_control_flow_done"] = True  # so the handlers themselves pass it over
 
-    def at_step(self, msg: dict[str, Any], value: Any) -> Any:
+    def at_step(self, msg: Message, value: Array) -> Any:
         """The step's slice of a value with an axis of time; one without is that of every step.
 
         Raises:
@@ -86,14 +88,14 @@ def given_around() -> list[GivenValues]:
     return found
 
 
-def _value(data: Any, fn: Any) -> Callable[[dict[str, Any]], Any]:
+def _value(data: PyTree, fn: Any) -> Callable[[dict[str, PyTree]], PyTree]:
     return (lambda msg: data.get(msg["name"])) if data is not None else fn
 
 
-def _sliced(handler: AtStep, given: GivenValues) -> Callable[[dict[str, Any]], Any]:
+def _sliced(handler: AtStep, given: GivenValues) -> Callable[[dict[str, PyTree]], PyTree]:
     """A value of two axes of time, at the outer step."""
 
-    def value(msg: dict[str, Any]) -> Any:
+    def value(msg: Message) -> PyTree:
         whole = given.value(msg)
         if whole is None or jnp.shape(whole)[:1] != (handler.length,):
             return whole

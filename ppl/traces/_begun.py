@@ -5,25 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from ._recorder import SEEN, Begun, Recorder
 
 
-def leading(forced: dict[str, Any], size: int) -> dict[str, Any]:
+def leading(forced: dict[str, PyTree], size: int) -> dict[str, Array | Begun]:
     """The forced values that can have an axis of this region: the names inside are not known before the body runs."""
 
-    def stacked(value: Any) -> Any:
+    def stacked(value: Array | Begun) -> Array | Begun:
         if isinstance(value, Begun):
             return Begun(value.value, jnp.broadcast_to(value.holds, size))
         return value
 
-    def shape(value: Any) -> tuple[int, ...]:
+    def shape(value: Array | Begun) -> tuple[int, ...]:
         return jnp.shape(value.value if isinstance(value, Begun) else value)
 
     return {name: stacked(value) for name, value in forced.items() if shape(value)[:1] == (size,)}
 
 
-def begun(recorder: Recorder, forced: dict[str, Any], length: int) -> dict[str, Begun]:
+def begun(recorder: Recorder, forced: dict[str, PyTree], length: int) -> dict[str, Begun]:
     """The forced values of the first steps of a scan, for a recorder that continues, and which steps have been seen."""
     if not recorder.continues:
         return {}

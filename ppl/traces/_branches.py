@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ..jaxprs import union
 from ._sites import SiteInfo
@@ -15,7 +16,7 @@ from ._sites import SiteInfo
 
 def check_infos(
     infos: tuple[Mapping[str, SiteInfo], Mapping[str, SiteInfo]],
-    numbers: tuple[Mapping[str, Any], Mapping[str, Any]],
+    numbers: tuple[dict[str, PyTree], dict[str, PyTree]],
 ) -> None:
     """Refuse statements that agree in their name only: the site's description and arrays leave the branches as one.
 
@@ -92,7 +93,7 @@ def _chosen(strategy: Any) -> Any:
     return type(strategy), strategy.name, getattr(strategy, "allow_jumps", False)
 
 
-def _arrays(numbers: Any) -> list[str]:
+def _arrays(numbers: PyTree) -> list[str]:
     numbers = {name: x for name, x in (numbers or {}).items() if name != "reach"}
     leaves = jax.tree_util.tree_leaves_with_path(numbers)
     return [f"{jax.tree_util.keystr(p)}{x.dtype}{list(x.shape)}" for p, x in leaves]
@@ -102,5 +103,5 @@ def _words(regions: Any) -> str:
     return ", ".join(f"{r.kind} of size {r.size}" for r in regions) or "no other region"
 
 
-def _values(support: Any) -> str:
+def _values(support: object) -> str:
     return np.array2string(np.asarray(support), threshold=6)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from .._compat import is_concrete, own_caches, typed_key
 from .._shared_jit import shared_jit
+from .._types import Key
 from ..evaluation import evaluate
 from ._params import ParamCollector, Params, check_initial
 from ._recorder import Recorder
 
 
 def init_params(
-    run: Callable[[], Any], key: Any, recorder: Callable[[jax.Array], Recorder]
+    run: Callable[..., PyTree], key: Key, recorder: Callable[[jax.Array], Recorder]
 ) -> Params:
     """Initial unconstrained parameters of every param and module statement met in `run` under an exploring recorder.
 
@@ -23,7 +24,7 @@ def init_params(
         ValueError: an initial value outside its constraint.
     """
 
-    def initial(key: jax.Array) -> Any:
+    def initial(key: jax.Array) -> PyTree:
         collector = ParamCollector()  # holds tracers, and ends with the trace
         with own_caches(), collector, recorder(key):
             run()
@@ -33,7 +34,7 @@ def init_params(
     return check_initial(params) if is_concrete(params) else params
 
 
-def compiled(fn: Callable[..., Any], *args: Any) -> Any:
+def compiled(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """`fn(*args)` compiled as one program, site markers removed; what the result does not need is not run."""
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     outs = shared_jit(lambda inputs: evaluate(closed, inputs, {}))(jax.tree.leaves(args))

@@ -31,6 +31,7 @@ from typing import Any, Literal, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compat import is_concrete
 from ..distributions import is_outside
@@ -44,7 +45,7 @@ Inclusion = Literal["inside", "covers"]
 
 def check_match(
     model: Trace, guide: Trace, supports: Collection[Inclusion] = ("inside",)
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """Refuse a guide whose density at its draws is not comparable with the model's.
 
     Args:
@@ -98,7 +99,7 @@ def compared_with_draws(model: Trace, drawn: Sequence[Trace]) -> Trace:
     return with_penalties(model, penalties)
 
 
-def with_penalties(model: Trace, penalties: Mapping[str, Any]) -> Trace:
+def with_penalties(model: Trace, penalties: Mapping[str, PyTree]) -> Trace:
     """The trace with numbers added to the log-probs of some sites; where they share one (a marginal), to that."""
     if not penalties:
         return model
@@ -204,7 +205,7 @@ def _compare_masks(name: str, model: Trace, guide: Trace) -> Any:
 
 def check_reach(
     model: Trace, guide: Trace, names: Collection[str], needed: Collection[Inclusion]
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """Site -> zeros, or NaN where the model's law can be what the guide's cannot, for "covers" at run time.
 
     Raises:
@@ -223,7 +224,7 @@ def check_reach(
     return penalties
 
 
-def _are_close(own: Any, other: Any) -> bool:
+def _are_close(own: object, other: object) -> bool:
     with jax.ensure_compile_time_eval():
         own, other = np.asarray(own, float), np.asarray(other, float)
     try:
@@ -250,7 +251,7 @@ def _refuse_scales(name: str, model: Trace, guide: Trace, drawn: str, what: str)
     )
 
 
-def _scale_of(trace: Trace, name: str) -> Any:
+def _scale_of(trace: Trace, name: str) -> PyTree:
     return trace.scales.get(name, trace.sites[name].scale)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from jaxtyping import Array
 from numpyro.primitives import Messenger
+
+from .._types import Message
 
 SALT = "lapilli_salt"
 # A site that is met again in the same region draws from the key of its name, not of its address: the same noise again.
@@ -19,10 +21,10 @@ class Salted(Messenger):
     steps, rows and particles, while every other site keeps its own.
     """
 
-    def __init__(self, salts: Mapping[str, Any]) -> None:
+    def __init__(self, salts: Mapping[str, Array]) -> None:
         super().__init__()
         self.salts = salts
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.salts:
             msg["infer"] = {**(msg["infer"] or {}), SALT: self.salts[msg["name"]]}

@@ -21,8 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 
 from .._compat import is_concrete
+from .._types import Choices
 from ..distributions import Extent, base_of, probabilities, support_of_law
 
 Array = jax.Array
@@ -56,12 +58,12 @@ def unlimited(name: str, shape: tuple[int, ...]) -> Array:
     return jnp.full(shape, _NOTHING.get(name.rpartition(_LIMIT)[2], False))
 
 
-def completed(reach: Reach, other: Mapping[str, Any]) -> Reach:
+def completed(reach: Reach, other: Mapping[str, PyTree]) -> Reach:
     """`reach` with the entries of another one (arrays or their shapes), which limit nothing where it has none."""
     return {name: unlimited(name, x.shape) for name, x in other.items()} | reach
 
 
-def as_choices(reach: Mapping[str, Reach]) -> dict[str, Any]:
+def as_choices(reach: Mapping[str, Reach]) -> dict[str, PyTree]:
     """The limits of several sites, each under a name of its own, so that they can go wherever values of sites go."""
     return {
         f"{site}{_LIMIT}{name}": x for site, limits in reach.items() for name, x in limits.items()
@@ -78,12 +80,12 @@ def limits_of(site: str, names: Iterable[str]) -> dict[str, str]:
     return {n.removeprefix(site + _LIMIT): n for n in names if n.startswith(site + _LIMIT)}
 
 
-def sites_of(choices: Mapping[str, Any]) -> tuple[str, ...]:
+def sites_of(choices: Choices) -> tuple[str, ...]:
     """The sites with limits among choices."""
     return tuple(sorted({n.partition(_LIMIT)[0] for n in choices if is_limit(n)}))
 
 
-def penalty_of_reach(name: str, model: Reach, guide: Reach, ndim: int) -> Any:
+def penalty_of_reach(name: str, model: Reach, guide: Reach, ndim: int) -> PyTree:
     """None where a guide's law covers the model's, else an array over the leading `ndim` axes that is zero or NaN.
 
     Raises:
@@ -102,7 +104,7 @@ def penalty_of_reach(name: str, model: Reach, guide: Reach, ndim: int) -> Any:
     return jnp.where(missed, jnp.nan, 0.0)
 
 
-def uncovered(model: Reach, guide: Reach, ndim: int) -> Any:
+def uncovered(model: Reach, guide: Reach, ndim: int) -> ArrayLike | None:
     """Which elements the model's law can reach and the guide's cannot, over `ndim` leading axes; None: the guide reaches all."""
     known = jax.ensure_compile_time_eval() if is_concrete((model, guide)) else None
     with known or contextlib.nullcontext():
@@ -114,7 +116,7 @@ def uncovered(model: Reach, guide: Reach, ndim: int) -> Any:
         return np.asarray(missed) if known and missed is not None else missed
 
 
-def _missed(name: str, limit: Any, model: Reach, guide: Reach) -> Array:
+def _missed(name: str, limit: Array, model: Reach, guide: Reach) -> Array:
     other = model.get(name)
     if name not in _NOTHING:
         if other is None or other.shape != limit.shape:

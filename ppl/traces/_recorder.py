@@ -19,11 +19,13 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.handlers
+from jaxtyping import PyTree
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
 from .._compat import handler_stack, trace_state
 from .._foreign import named_site
+from .._types import Message
 from ..distributions import CENSORED, base_of, misplaced
 from ._keys import fold_name
 from ._reach import Reach, limits_of
@@ -52,7 +54,7 @@ class RegionState:
     """What a recorder knows of the region that is being run."""
 
     key: Array | None
-    state: Any
+    state: PyTree
     kind: str = "program"
     forced: dict[str, Array] = dataclasses.field(default_factory=dict)
     numbers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -111,26 +113,26 @@ class Recorder(Messenger, abc.ABC):
     # What a final class decides.
 
     @abc.abstractmethod
-    def visit(self, msg: dict[str, Any]) -> None:
+    def visit(self, msg: Message) -> None:
         """Give the sample statement `msg` its value (or leave it to handlers further out)."""
 
     @abc.abstractmethod
-    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+    def numbers_of(self, msg: Message) -> dict[str, PyTree]:
         """The arrays to keep of a sample statement that has its value."""
 
     def hand_out(self, key: Array, name: str) -> Array:
         """The key that a `rng_key` statement gets."""
         return key
 
-    def begin_steps(self, init: Any) -> None:
+    def begin_steps(self, init: PyTree) -> None:
         """A scan begins in the open frame, in state `init`."""
 
-    def end_step(self, state: Any, t: Array) -> None:
+    def end_step(self, state: PyTree, t: Array) -> None:
         """Step t of the innermost scan ends in `state`."""
 
     # NumPyro's protocol.
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         kind = msg["type"]
         if kind == "control_flow":
             self.control_flow(msg)
@@ -170,13 +172,13 @@ class Recorder(Messenger, abc.ABC):
             )
 
     # The value of a control-flow statement of numpyro.contrib; `_regions.py` sets it, since regions are made of recorders.
-    adopt: ClassVar[Callable[[dict[str, Any]], Any]]
+    adopt: ClassVar[Callable[[dict[str, PyTree]], PyTree]]
 
-    def control_flow(self, msg: dict[str, Any]) -> None:
+    def control_flow(self, msg: Message) -> None:
         """Take over a control-flow statement of numpyro.contrib."""
         msg["value"], msg["stop"] = Recorder.adopt(msg), True
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "plate":
             name, size = msg["name"], msg["args"][0]
             if self.plates.setdefault(name, size) != size:
@@ -199,7 +201,7 @@ class Recorder(Messenger, abc.ABC):
             self.frame.infos[name] = describe_deterministic(msg)
             self.frame.numbers[name] = {"value": jnp.asarray(msg["value"])}
 
-    def address(self, msg: dict[str, Any]) -> str:
+    def address(self, msg: Message) -> str:
         """The name under which a site is kept; a name met twice is an error."""
         name = msg["name"]
         if self.seen(name):
@@ -252,7 +254,7 @@ class Recorder(Messenger, abc.ABC):
         """Whether an open frame already holds `name`."""
         return any(name in frame.numbers for frame in self.frames)
 
-    def _check_level(self, msg: dict[str, Any]) -> None:
+    def _check_level(self, msg: Message) -> None:
         if trace_state() == self.frame.state:
             return
         if msg["type"] == "sample":
@@ -293,7 +295,7 @@ class Recorder(Messenger, abc.ABC):
         return sum(frame.kind == kind for frame in self.frames)
 
     @staticmethod
-    def absent(numbers: Any) -> Any:
+    def absent(numbers: dict[str, PyTree]) -> dict[str, Array | dict[str, Array] | list[PyTree]]:
         """The numbers of a site in a branch that is not taken: zeros."""
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), numbers)
 
@@ -304,7 +306,9 @@ class Recorder(Messenger, abc.ABC):
         frame.key, frame.state, frame.forced, frame.numbers = None, None, {}, {}
         return frame, numbers
 
-    def merge(self, frame: RegionState, numbers: dict[str, dict[str, Any]], region: Region) -> None:
+    def merge(
+        self, frame: RegionState, numbers: dict[str, dict[str, PyTree]], region: Region
+    ) -> None:
         """Take in the numbers of a closed region, stacked along the region's axis."""
         for name, info in frame.infos.items():
             self.address({"name": name})
@@ -327,7 +331,7 @@ class Noiseless(Recorder):
     label: str
     is_called: str
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "plate" and msg["value"] is None:
             raise ValueError(
                 f"Plate '{msg['name']}' subsamples {msg['args'][1]} of {msg['args'][0]} rows by itself, and {self.label} has no "
@@ -344,7 +348,7 @@ class Noiseless(Recorder):
         return key
 
 
-def _refuse_sample_shape(msg: dict[str, Any]) -> None:
+def _refuse_sample_shape(msg: Message) -> None:
     shape = msg["kwargs"].get("sample_shape")
     if shape:
         raise ValueError(
@@ -353,7 +357,7 @@ def _refuse_sample_shape(msg: dict[str, Any]) -> None:
         )
 
 
-def _refuse_misplaced(msg: dict[str, Any]) -> None:
+def _refuse_misplaced(msg: Message) -> None:
     """A transform that gets values outside of its domain has no density, but NumPyro computes a number."""
     if (why := misplaced(msg["fn"])) is not None:
         raise ValueError(
@@ -362,7 +366,7 @@ def _refuse_misplaced(msg: dict[str, Any]) -> None:
         )
 
 
-def _refuse_latent_censored(msg: dict[str, Any]) -> None:
+def _refuse_latent_censored(msg: Message) -> None:
     """A censored law says how probable an observation is; NumPyro draws from the law behind it, whose density is another."""
     if not msg["is_observed"] and isinstance(base_of(msg["fn"]), CENSORED):
         law = type(base_of(msg["fn"])).__name__

@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jax import lax
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._checks import is_integer
 from .._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
+from .._types import Message
 from ._at_step import AtStep, GivenValues, given_around
 from ._begun import begun, check_begins_anew, check_one_length, leading
 from ._branches import check_infos, joined
@@ -30,13 +32,13 @@ from ._sites import Region
 
 
 def scan(
-    step: Callable[[Any, Any], tuple[Any, Any]],
-    init: Any,
-    xs: Any,
+    step: Callable[..., PyTree],
+    init: PyTree,
+    xs: PyTree,
     length: int | None = None,
     *,
     reverse: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[PyTree, PyTree]:
     """Run `step` over the leading axis of `xs`, as `jax.lax.scan`, with sample statements allowed in the step.
 
     A site in the step keeps its name; its values are stacked along a leading time axis. Plates around the
@@ -65,7 +67,7 @@ def scan(
     return _scan(step, init, xs, length, is_reversed=False)
 
 
-def all_steps(step: Callable[[Any], Any], xs: Any, length: int) -> Any:
+def all_steps(step: Callable[[PyTree], PyTree], xs: PyTree, length: int) -> Any:
     """Run `step` over the leading axis of `xs`, all steps at once: a scan whose steps hand nothing on, and so a `vmap`.
 
     Args:
@@ -82,18 +84,18 @@ def all_steps(step: Callable[[Any], Any], xs: Any, length: int) -> Any:
     return _scan(handing_on, None, xs, length, is_reversed=False, is_parallel=True)[1]
 
 
-def _reversed(tree: Any) -> Any:
+def _reversed(tree: PyTree) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x)[::-1], tree)
 
 
 def _scan(
-    step: Callable[[Any, Any], tuple[Any, Any]],
-    init: Any,
-    xs: Any,
+    step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    init: PyTree,
+    xs: PyTree,
     length: int,
     is_reversed: bool,
     is_parallel: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[PyTree, PyTree]:
     recorders = _recorders()
     if not recorders:
         return _numpyro_scan(step, init, xs, length)
@@ -123,7 +125,7 @@ def _scan(
     # `frames` leaves the body by side effect: it holds static descriptions only, the same in every step.
     frames: list[RegionState] = []
 
-    def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
+    def body(carry: Array, inputs: tuple[PyTree, ...]) -> tuple[PyTree, PyTree]:
         t, forced, x = inputs
         _push(
             recorders,
@@ -147,11 +149,14 @@ def _scan(
 
 
 def _at_steps(
-    step: Callable[..., Any], given: Sequence[GivenValues], length: int
-) -> Callable[[Any, Any], tuple[Any, Any]]:
+    step: Callable[..., PyTree], given: Sequence[GivenValues], length: int
+) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
     """The step over (number of the step, x), under what the handlers around give to its sites."""
 
-    def stepped(carry: Any, numbered: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+    def stepped(
+        carry: Array | tuple[Array, Array],
+        numbered: tuple[Array, Array | tuple[Array, Array] | None],
+    ) -> tuple[Array | float | tuple[Array, Array], Array | None]:
         t, x = numbered
         with AtStep(given, t, length):
             return step(carry, x)
@@ -160,8 +165,8 @@ def _at_steps(
 
 
 def cond(
-    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], *operands: Any
-) -> Any:
+    pred: PyTree, true_fn: Callable[..., PyTree], false_fn: Callable[..., PyTree], *operands: float
+) -> PyTree:
     """Choose a branch by a scalar predicate, as `jax.lax.cond`, with sample statements allowed in both branches.
 
     The branches may have different sites; a site of the branch not taken counts for nothing and holds zeros
@@ -202,8 +207,8 @@ def cond(
         return first
     frames: dict[int, list[RegionState]] = {}
 
-    def run(index: int, fn: Callable[..., Any]) -> Callable[..., Any]:
-        def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
+    def run(index: int, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        def branch(*args: PyTree) -> tuple[PyTree, list[dict[str, PyTree]]]:
             _push(recorders, "cond", keys, forced)
             out = fn(*args)
             frames[index], numbers = _pop(recorders)
@@ -217,8 +222,8 @@ def cond(
     for i in range(len(recorders)):
         check_infos((frames[0][i].infos, frames[1][i].infos), (shapes[0][i], shapes[1][i]))
 
-    def padded(index: int) -> Callable[..., Any]:
-        def branch(*args: Any) -> tuple[Any, list[dict[str, Any]]]:
+    def padded(index: int) -> Callable[..., PyTree]:
+        def branch(*args: PyTree) -> tuple[PyTree, list[dict[str, PyTree]]]:
             out, numbers = branches[index](*args)
             for r, own, other in zip(recorders, numbers, shapes[1 - index], strict=True):
                 # A site of the other branch only: zeros, which count for nothing; what limits its law is completed alike.
@@ -278,10 +283,10 @@ class particles:
     def __exit__(self, *_: object) -> None:
         """Never reached."""
 
-    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """The function that runs `fn` as K particles with the same arguments."""
 
-        def runs(*args: Any, **kwargs: Any) -> Any:
+        def runs(*args: PyTree, **kwargs: PyTree) -> tuple[Array, Array]:
             size, recorders = self.num_particles, _recorders()
             if not recorders:
                 raise RuntimeError(
@@ -300,7 +305,7 @@ class particles:
                 return _repeated(first, size)
             frames: list[RegionState] = []
 
-            def one(key: Any, forced: Any) -> tuple[Any, Any]:
+            def one(key: PyTree, forced: list[dict[str, PyTree]]) -> tuple[PyTree, PyTree]:
                 _push(recorders, "particles", key, forced)
                 out = fn(*args, **kwargs)
                 frames[:], numbers = _pop(recorders)
@@ -318,7 +323,7 @@ class particles:
         return runs
 
 
-def adopt(msg: dict[str, Any]) -> Any:
+def adopt(msg: Message) -> tuple[tuple[None, None, Array], tuple[PyTree, None]]:
     """Run a control-flow statement of numpyro.contrib under our recorders; returns the value that NumPyro expects.
 
     A scan's `history` says how many steps an enumerated site is remembered; here that is read off the program.
@@ -341,20 +346,20 @@ def _recorders() -> list[Recorder]:
 
 
 def _push(
-    recorders: list[Recorder], kind: str, keys: list[Any], forced: list[dict[str, Any]]
+    recorders: list[Recorder], kind: str, keys: list[PyTree], forced: list[dict[str, PyTree]]
 ) -> None:
     for recorder, key, values in zip(recorders, keys, forced, strict=True):
         recorder.push(kind, key, values)
 
 
-def _pop(recorders: list[Recorder]) -> tuple[list[RegionState], list[dict[str, dict[str, Any]]]]:
+def _pop(recorders: list[Recorder]) -> tuple[list[RegionState], list[PyTree]]:
     popped = [r.pop() for r in recorders]
     return [frame for frame, _ in popped], [numbers for _, numbers in popped]
 
 
 def _explore(
-    recorders: list[Recorder], inputs: Callable[[], tuple[Any, Any]], body: Callable[[], Any]
-) -> Any:
+    recorders: list[Recorder], inputs: Callable[..., PyTree], body: Callable[..., PyTree]
+) -> PyTree:
     """What the body returns in a run that shows its parameters, and counts for nothing; None where nobody asks."""
     if not any(r.is_exploring for r in recorders):
         return None
@@ -374,16 +379,16 @@ def _is_explored(recorders: list[Recorder]) -> bool:
     return all(any(frame.kind == "explore" for frame in r.frames) for r in recorders)
 
 
-def _repeated(tree: Any, length: int) -> Any:
+def _repeated(tree: PyTree, length: int) -> Any:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (length, *jnp.shape(x))), tree)
 
 
-def first_step(tree: Any) -> Any:
+def first_step(tree: PyTree) -> PyTree:
     """What arrays with a leading axis of steps hold in the first one; zeros where there are no steps, to trace one."""
     return jax.tree.map(lambda x: x[0] if len(x) else _blank(x), tree)
 
 
-def _blank(x: Any) -> Any:
+def _blank(x: Array) -> Any:
     """One step's worth of an array of no steps."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(x)), x.shape[1:])
@@ -391,7 +396,10 @@ def _blank(x: Any) -> Any:
 
 
 def _merge(
-    recorders: list[Recorder], frames: list[RegionState], numbers: list[Any], region: Region
+    recorders: list[Recorder],
+    frames: list[RegionState],
+    numbers: list[dict[str, PyTree]],
+    region: Region,
 ) -> None:
     for recorder, frame, values in zip(recorders, frames, numbers, strict=True):
         recorder.merge(frame, values, region)
@@ -399,11 +407,11 @@ def _merge(
 
 def _of_sites(
     recorders: list[Recorder],
-    keys: list[Any],
-    slices: list[dict[str, Any]],
+    keys: list[PyTree],
+    slices: list[dict[str, Begun]],
     length: int,
-    run: Callable[[], Any],
-) -> list[dict[str, Any]]:
+    run: Callable[..., PyTree],
+) -> list[dict[str, Begun]]:
     """Without values of a shorter scan that belong to no site of this one: they say nothing of the steps seen."""
     used: list[set[str]] = []
 
@@ -428,7 +436,7 @@ def _axis_name(recorders: list[Recorder], kind: str) -> str:
     return base if depth == 0 else f"{base}_{depth}"
 
 
-def _check_functions(call: str, **functions: Any) -> None:
+def _check_functions(call: str, **functions: PyTree) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(
@@ -437,7 +445,7 @@ def _check_functions(call: str, **functions: Any) -> None:
             )
 
 
-def _scan_length(xs: Any, length: int | None) -> int:
+def _scan_length(xs: ArrayLike | None, length: int | None) -> int:
     if length is not None and not is_integer(length):
         raise TypeError(
             f"ppl.scan: argument 'length' is of type {type(length).__name__}. Pass an integer that is known when the program is "
@@ -455,7 +463,12 @@ def _scan_length(xs: Any, length: int | None) -> int:
     return next(iter(sizes))
 
 
-def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> tuple[Any, Any]:
+def _numpyro_scan(
+    step: Callable[..., PyTree],
+    init: Array | float | tuple[list[Array], PyTree],
+    xs: PyTree,
+    length: int,
+) -> tuple[PyTree, PyTree]:
     if not handler_stack():
         return lax.scan(step, init, xs, length)
     step = _with_params_outside(step, init, first_step(xs))
@@ -463,7 +476,7 @@ def _numpyro_scan(step: Callable[..., Any], init: Any, xs: Any, length: int) -> 
 
 
 def _numpyro_cond(
-    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any
+    pred: object, true_fn: Callable[..., PyTree], false_fn: Callable[..., PyTree], operands: PyTree
 ) -> Any:
     if not handler_stack():
         return lax.cond(pred, true_fn, false_fn, *operands)
@@ -477,7 +490,7 @@ def _numpyro_cond(
         ) from err
 
 
-def _with_params_outside(body: Callable[..., Any], *example: Any) -> Callable[..., Any]:
+def _with_params_outside(body: Callable[..., PyTree], *example: PyTree) -> Callable[..., PyTree]:
     """`body` with its parameters declared around it: NumPyro does not see them inside its control flow."""
     with (
         numpyro.handlers.block(),
@@ -485,7 +498,7 @@ def _with_params_outside(body: Callable[..., Any], *example: Any) -> Callable[..
         numpyro.handlers.seed(rng_seed=0),
     ):
         body(*example)
-    params: Any = {
+    params: PyTree = {
         name: numpyro.param(
             name,
             site["args"][0] if site["args"] else (lambda _, v=site["value"]: v),

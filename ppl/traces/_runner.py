@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.distributions import biject_to, constraints
 
 from .._compat import is_concrete, mask_of
 from .._foreign import kind_of
+from .._types import Message
 from ..distributions import is_boolean, is_masked, is_one_way, is_unbounded
 from ._keys import fold_name
 from ._reach import penalty_of_reach, reach_of
@@ -50,7 +52,7 @@ class Runner(Recorder):
         redraw_observed: bool = False,
         defer_imputed: bool = False,
         exploring: bool = False,
-        draw: Callable[[dict[str, Any], Array], Array] | None = None,
+        draw: Callable[[dict[str, PyTree], Array], Array] | None = None,
         continues: bool = False,
         num_seen: int | None = None,
     ) -> None:
@@ -63,7 +65,7 @@ class Runner(Recorder):
         self.missing: list[str] = []
         self.placed: list[str] = []  # latent sites whose value is a handler's inside of the program
 
-    def visit(self, msg: dict[str, Any]) -> None:
+    def visit(self, msg: Message) -> None:
         msg["stop"] = True
         name = msg["name"]
         given = None if msg["is_observed"] else self.given(name)
@@ -105,7 +107,7 @@ class Runner(Recorder):
                 "numpyro.handlers.condition or do."
             )
 
-    def _held(self, msg: dict[str, Any], drawn: Array) -> Array:
+    def _held(self, msg: Message, drawn: Array) -> Array:
         """The draw, or in a step that has been seen the observation."""
         forced = [x for frame in self.frames for x in frame.forced.values()]
         seen = [x.holds for x in forced if isinstance(x, Begun)]
@@ -113,7 +115,7 @@ class Runner(Recorder):
             return drawn
         return jnp.where(jnp.any(jnp.stack(seen)), jnp.asarray(msg["value"]), drawn)
 
-    def _draw(self, msg: dict[str, Any]) -> Array:
+    def _draw(self, msg: Message) -> Array:
         assert self.frame.key is not None
         key = fold_name(self.frame.key, msg["name"])
         try:
@@ -133,7 +135,7 @@ class Runner(Recorder):
                 "Correct the law's arguments, or its sampler."
             ) from err
 
-    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+    def numbers_of(self, msg: dict[str, PyTree]) -> dict[str, PyTree]:
         if msg.get("_imputed"):
             log_prob = jnp.zeros(msg["fn"].batch_shape)
         else:
@@ -163,7 +165,7 @@ def stand_ins() -> Iterator[None]:
         _STAND_INS.reset(token)
 
 
-def stand_in(law: Any, key: Array) -> Array:
+def stand_in(law: dist.Distribution, key: Array) -> Array:
     """A value in the support of a law, uniform on (-2, 2) in unconstrained coordinates, where NumPyro's chains start."""
     transform = biject_to(law.support)
     shape = transform.inverse_shape(law.shape())
@@ -175,15 +177,15 @@ class EngineRecorder(Recorder):
 
     is_final = False
 
-    def visit(self, msg: dict[str, Any]) -> None:
+    def visit(self, msg: Message) -> None:
         # The engine may see a second run of the same program: it then gives the site a second address.
         msg["_collected"] = True
 
-    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+    def numbers_of(self, msg: Message) -> dict[str, PyTree]:
         return numbers_for_trace(msg, log_prob_of(msg))
 
 
-def numbers_for_trace(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
+def numbers_for_trace(msg: Message, log_prob: Array) -> dict[str, PyTree]:
     more = {"cells": msg["infer"]["cells"]} if "cells" in msg["infer"] else {}
     if not msg["is_observed"] and not isinstance(msg["scale"], int | float | None):
         more["scale"] = msg["scale"]
@@ -194,7 +196,7 @@ def numbers_for_trace(msg: dict[str, Any], log_prob: Array) -> dict[str, Any]:
     return {"value": msg["value"], "log_prob": log_prob, **more}
 
 
-def guarded_log_prob(msg: dict[str, Any]) -> Array:
+def guarded_log_prob(msg: Message) -> Array:
     """The log-prob of a given value, -inf outside the support, where NumPyro's densities may return anything."""
     fn, value = msg["fn"], msg["value"]
     support = _relaxed_support(fn.support, value)
@@ -225,7 +227,7 @@ def _relaxed_support(support: Any, value: Array) -> Any:
     return support
 
 
-def _mask_of(fn: Any) -> Any:
+def _mask_of(fn: dist.Distribution) -> PyTree:
     """Which elements' log-probs of `fn` count, shape `fn.batch_shape`; masks that are known stay known under jit."""
     mask: Any = np.ones(fn.batch_shape, bool)
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
@@ -236,5 +238,5 @@ def _mask_of(fn: Any) -> Any:
     return mask
 
 
-def _is_unit(fn: Any) -> bool:
+def _is_unit(fn: dist.Distribution) -> bool:
     return 0 in fn.event_shape

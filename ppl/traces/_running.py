@@ -55,7 +55,7 @@ def refuse_inside_engine(method: str) -> None:
         )
 
 
-def keep_terms(trace: Trace, program: Any) -> None:
+def keep_terms(trace: Trace, program: object) -> None:
     """Leave a trace's log-probs in the running engine, where it asks for them (`analysis/_subsampled.py`)."""
     engine = running_engine()
     if engine is None or getattr(engine, "rows", None) is None:

@@ -6,17 +6,18 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 from numpyro.infer.autoguide import AutoGuide
 
 from .._compat import handler_stack, unchecked
 from .._data import Masked, as_value
 from .._foreign import kind_of
+from .._types import Message
 from ..distributions import (
     NOWHERE_KNOWN,
     Extent,
@@ -83,7 +84,7 @@ class SiteInfo:
     alters_law: bool = True
 
 
-def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> SiteInfo:
+def describe(msg: Message, plates: Mapping[str, int] | None = None) -> SiteInfo:
     """The static description of a sample statement; checks an observation's shape against the site's.
 
     `plates` are the full sizes of the plates met.
@@ -113,7 +114,7 @@ def describe(msg: dict[str, Any], plates: Mapping[str, int] | None = None) -> Si
     )  # fmt: skip
 
 
-def describe_deterministic(msg: dict[str, Any]) -> SiteInfo:
+def describe_deterministic(msg: Message) -> SiteInfo:
     """A deterministic value has batch axes where its leading axes have the sizes of the plates around it."""
     shape, frames = jnp.shape(msg["value"]), msg["cond_indep_stack"]
     depth = max((-f.dim for f in frames), default=0)
@@ -128,7 +129,7 @@ def describe_deterministic(msg: dict[str, Any]) -> SiteInfo:
     return SiteInfo(msg["name"], "deterministic", tuple(batch), shape[:depth], shape[depth:], "")
 
 
-def widened(msg: dict[str, Any]) -> Any:
+def widened(msg: Message) -> dist.Distribution:
     """The law of an observation that holds several values of it along leading axes, outside of plates: independent ones.
 
     So NumPyro counts them, each once. Where a plate stands around, its axes say what is observed, and nothing is added to them;
@@ -144,7 +145,7 @@ def widened(msg: dict[str, Any]) -> Any:
     return fn.expand((*got[:more], *fn.batch_shape))
 
 
-def check_shape(msg: dict[str, Any]) -> None:
+def check_shape(msg: Message) -> None:
     """Refuse a value whose shape is not the site's own: it would broadcast and count rows several times."""
     fn, value = msg["fn"], msg["value"]
     if isinstance(base_of(fn), dist.Unit):
@@ -183,7 +184,7 @@ def check_shape(msg: dict[str, Any]) -> None:
         )
 
 
-def _holds_numbers(value: Any) -> bool:
+def _holds_numbers(value: ArrayLike) -> bool:
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind not in "OUSMm"
     return isinstance(value, jax.Array | int | float | complex)
@@ -197,7 +198,7 @@ def _is_in_autoguide() -> bool:
     return frame is not None
 
 
-def log_prob_of(msg: dict[str, Any]) -> Array:
+def log_prob_of(msg: Message) -> Array:
     """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
     fn, value, intermediates = msg["fn"], msg["value"], msg.get("intermediates")
     if not msg["is_observed"] or type(base_of(fn)) in LOUD:
@@ -217,7 +218,7 @@ def log_prob_of(msg: dict[str, Any]) -> Array:
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob
 
 
-def without_support_check(fn: Any, value: Any) -> Any:
+def without_support_check(fn: dist.Distribution, value: PyTree) -> dist.Distribution:
     """`fn`, whose density takes `value` as it is where NumPyro's check of the support says nothing more.
 
     Relaxed values, floating-point numbers for Bernoulli's, whose log-density is linear in them (NumPyro would return -inf between
@@ -234,7 +235,7 @@ def _is_under_objective() -> bool:
     return any(getattr(h, "has_gradients", False) for h in handler_stack())
 
 
-def scales_of(msg: dict[str, Any], plates: Mapping[str, int]) -> tuple[float, Any]:
+def scales_of(msg: Message, plates: Mapping[str, int]) -> tuple[float, float | None]:
     """What a statement's log-prob is scaled by: for subsampling, and otherwise (None: by nothing)."""
     rows = float(msg.get("rows_scale", 1.0))  # `ppl.rescale_plates`
     for frame in msg["cond_indep_stack"]:

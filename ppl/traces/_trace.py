@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
 from .._show import shown
 from ._reach import Reach
@@ -52,7 +53,7 @@ class Trace:
     # The model's side of a joint run (`_inline_guide`), set on the one object that it belongs to.
     scored: ClassVar[Any] = None
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         """What prints: values by kind."""
         kinds = ("choices", "observed", "deterministic", "log_probs", "retval")
         found = {kind: getattr(self, kind) for kind in kinds}
@@ -84,7 +85,7 @@ class SiteInfos(dict[str, SiteInfo]):
         return hash(tuple(self.items()))
 
 
-def trace_of(recorder: Recorder, retval: Any) -> Trace:
+def trace_of(recorder: Recorder, retval: ArrayLike | None) -> Trace:
     """The trace that a finished recorder holds."""
     numbers, infos = recorder.frame.numbers, recorder.frame.infos
 

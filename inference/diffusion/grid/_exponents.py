@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ....ppl._compat import is_concrete
 from .._composition import Exponent
@@ -36,7 +36,7 @@ class ExponentTable:
         return jnp.interp(t, self.times[::-1], self.values[::-1])
 
 
-def as_exponents(exponents: Any, times: Any, num_models: int) -> list[Exponent]:
+def as_exponents(exponents: Any, times: PyTree, num_models: int) -> list[Exponent]:
     """One exponent for each model, a number or a function of the noising time.
 
     Args:
@@ -58,12 +58,12 @@ def as_exponents(exponents: Any, times: Any, num_models: int) -> list[Exponent]:
     return [_checked(w, times, index) for index, w in enumerate(columns)]
 
 
-def _array(values: Any) -> Any:
+def _array(values: PyTree) -> PyTree:
     """The values as a NumPy array where they are known: entries of JAX's arrays are traced under jit."""
     return np.asarray(values) if is_concrete(values) else values
 
 
-def _columns(table: Any, num_times: int, num_models: int) -> list[Any]:
+def _columns(table: np.ndarray, num_times: int, num_models: int) -> list[PyTree]:
     shape = table.shape
     if shape == (num_models,):
         return list(table)
@@ -77,7 +77,7 @@ def _columns(table: Any, num_times: int, num_models: int) -> list[Any]:
     )
 
 
-def _checked(w: Any, times: Any, index: int) -> Any:
+def _checked(w: Any, times: PyTree, index: int) -> Any:
     """A number, a function, or a table made of an array with a value for each time."""
     if callable(w) or np.ndim(w) == 0:
         return w

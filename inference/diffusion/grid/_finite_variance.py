@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ._noise_scale import bound
 from ._steps import Coefficients
@@ -113,7 +113,7 @@ def _scan(
 
 
 def warn_of_infinite_variance(
-    grid: Coefficients, ratios: Any, *, is_auto: bool, is_exact: bool, has_law: bool, control: np.ndarray | None = None
+    grid: Coefficients, ratios: PyTree, *, is_auto: bool, is_exact: bool, has_law: bool, control: np.ndarray | None = None
 ) -> None:  # fmt: skip
     """Warn where weights have infinite variance: by too little noise, by steps too long, or by the first points.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jaxtyping import Array
 
 from ....ppl._compat import is_concrete
@@ -159,7 +160,9 @@ def check_known(composition: Composition, known: Coefficients, ratios: Ratios) -
         )
 
 
-def start_law(composition: Composition, known: Coefficients, start: Any) -> Any:
+def start_law(
+    composition: Composition, known: Coefficients, start: dist.Distribution | None
+) -> dict[str, dist.Distribution] | dist.Distribution:
     """The law of the first points: `start`, or Normal(0, variance / W)."""
     shape = composition.models[0].shape
     if start is not None:

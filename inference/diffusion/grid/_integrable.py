@@ -6,12 +6,13 @@ the weights of the first particles NaN, and with them the evidence.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ....ppl._compat import is_concrete
 from .. import _points as points
@@ -32,7 +33,10 @@ class Unseen(NamedTuple):
 
 
 def check_target(
-    composition: Composition, known: Coefficients, law: Any, has_start: bool
+    composition: Composition,
+    known: Coefficients,
+    law: dict[str, dist.Distribution] | dist.Distribution,
+    has_start: bool,
 ) -> Unseen:
     """Refuse targets that are none, or are not begun at; returns what could not be seen.
 
@@ -77,7 +81,7 @@ def check_exponents(composition: Composition, known: Coefficients, has_start: bo
     )
 
 
-def penalty(unseen: Unseen, composition: Composition, known: Coefficients, x: Any) -> Array:
+def penalty(unseen: Unseen, composition: Composition, known: Coefficients, x: Array) -> Array:
     """0, or NaN where what could not be seen beforehand is wrong; x is a first point."""
     is_wrong = jnp.asarray(False)
     if unseen.reward:
@@ -87,12 +91,12 @@ def penalty(unseen: Unseen, composition: Composition, known: Coefficients, x: An
     return jnp.where(is_wrong, jnp.nan, 0.0)
 
 
-def _draws(law: Any) -> Any:
+def _draws(law: dict[str, dist.Distribution] | dist.Distribution) -> ArrayLike:
     keys = jax.random.split(jax.random.key(0), NUM_PROBES)
     return jax.vmap(lambda key: points.draw(law, key))(keys)
 
 
-def _is_late(composition: Composition, known: Coefficients, x: Any) -> Any:
+def _is_late(composition: Composition, known: Coefficients, x: ArrayLike) -> ArrayLike:
     """Whether the reward at the first time is more than a small share of that at the last, at some of the points."""
     reward = composition.reward
     if reward is None:
@@ -101,7 +105,7 @@ def _is_late(composition: Composition, known: Coefficients, x: Any) -> Any:
     return ~(at(known.times[0]) <= SMALL * (1 + at(known.times[-1])))
 
 
-def _rises(composition: Composition, known: Coefficients) -> Any:
+def _rises(composition: Composition, known: Coefficients) -> ArrayLike:
     """Whether the log-density of the target grows in some direction far out, at one of a few times; where it is known and may."""
     models, reward = composition.models, composition.reward
     may = reward is not None or bool((known.exponents < 0).any())
@@ -110,11 +114,11 @@ def _rises(composition: Composition, known: Coefficients) -> Any:
     unit = points.normal_law(models[0].shape, 1.0)
     far = FAR * max(1.0, float(known.variance[0]) ** 0.5)
 
-    def log_target(x: Any, t: Array, w: Float[Array, " models"]) -> Array:
+    def log_target(x: Array, t: Array, w: Float[Array, " models"]) -> Array:
         parts = [m.log_density(x, t) for m in models if m.log_density is not None]
         return (w * jnp.stack(parts)).sum() + (0.0 if reward is None else reward(x, t))
 
-    def one(direction: Any, t: Array, w: Array) -> Array:
+    def one(direction: PyTree, t: Array, w: Array) -> Array:
         norm = jnp.sqrt(points.total(jnp.square, direction))
         at = lambda size: log_target(jax.tree.map(lambda x: size * x / norm, direction), t, w)
         near, beyond = at(far), at(2 * far)

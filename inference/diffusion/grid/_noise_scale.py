@@ -31,7 +31,7 @@ for their noise are told by `_finite_variance`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ def automatic(
     return np.sqrt(np.clip(stable, least, np.maximum(least, wanted)))
 
 
-def given(zeta: Any, times: Array) -> Array:
+def given(zeta: object, times: Array) -> Array:
     """The values of a number or function at times, each of which starts a step."""
     if isinstance(zeta, str):
         raise ValueError(f"fkc: zeta must be a number, a function or 'auto', got {zeta!r}.")

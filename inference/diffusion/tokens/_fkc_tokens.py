@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ....ppl._checks import check_counts
 from ....ppl._show import shown
@@ -131,7 +131,7 @@ def fkc_tokens(
     reward_at = (lambda tokens, t: jnp.zeros(())) if reward is None else reward
     log_base = -size * jnp.log(num_values) * (table[-1].sum() - 1) if kind == "uniform" else 0.0
 
-    def at(tokens: Array, n: Any, followed: Array) -> TokenParticle:
+    def at(tokens: Array, n: PyTree, followed: Array) -> TokenParticle:
         t = times[n]
         asked = lambda: jnp.stack([model.log_probs(tokens, t) for model in models])
         nothing = lambda: jnp.zeros((len(models), size, num_values))

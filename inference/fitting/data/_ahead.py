@@ -13,9 +13,9 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 _SECONDS = 0.05  # between looks at whether the other side has given up
 
@@ -28,7 +28,7 @@ class Ahead:
         depth: the most items that wait.
     """
 
-    def __init__(self, make: Callable[[Ahead], Iterator[Any]], depth: int):
+    def __init__(self, make: Callable[..., PyTree], depth: int):
         self._queue: queue.Queue = queue.Queue(depth)
         self._turns, self._is_open, self._is_taken = threading.Condition(), False, False
         self._stopped = threading.Event()
@@ -42,7 +42,7 @@ class Ahead:
         )
         self._thread.start()
 
-    def get(self, gives_up: Callable[[], bool]) -> Any:
+    def get(self, gives_up: Callable[[], bool]) -> PyTree:
         """The next item; None at the end, or once `gives_up()`."""
         with self.waiting():
             self.is_awaited = True
@@ -94,7 +94,7 @@ class Ahead:
             self._turns.notify_all()
         self._thread.join()
 
-    def _run(self, make: Any, is_x64: bool, device: Any) -> None:
+    def _run(self, make: Callable[..., PyTree], is_x64: bool, device: object) -> None:
         with contextlib.suppress(_Stopped), jax.enable_x64(is_x64), jax.default_device(device):
             try:
                 for item in make(self):
@@ -105,7 +105,7 @@ class Ahead:
             except BaseException as err:  # to be raised in the consumer's thread
                 self._put(None, err)
 
-    def _put(self, item: Any, error: BaseException | None) -> None:
+    def _put(self, item: PyTree, error: BaseException | None) -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._queue.put((item, error), timeout=_SECONDS)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ..._arguments import Arguments
 from ._ahead import Ahead
@@ -42,7 +43,7 @@ class _Stack(NamedTuple):
         wider: number and arrays of those whose integers are beyond those of earlier batches.
     """
 
-    arrays: list[Any]
+    arrays: list[PyTree]
     size: int
     origin: LoaderState
     buffers: list[np.ndarray]
@@ -100,7 +101,7 @@ class Batches(Source):
         """Leading axes of which a later batch may have fewer; `check` is called with the arguments of the first such batch."""
         self._plates, self._check_plates = sizes, check
 
-    def load(self, num_steps: int) -> tuple[Any, int]:
+    def load(self, num_steps: int) -> tuple[PyTree, int]:
         if self._used == self._stack.size:
             self._wanted = num_steps
             stack = self._next_stack()
@@ -120,13 +121,15 @@ class Batches(Source):
         self._used += count
         return [np.int32(begin), *self._stack.arrays], count
 
-    def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
+    def batch(
+        self, data: list[ArrayLike], order: PyTree, index: ArrayLike, step: ArrayLike
+    ) -> tuple:
         begin, *stacks = data
         arrays = [jax.lax.dynamic_index_in_dim(a, begin + index, keepdims=False) for a in stacks]
         sharded = self._sharded if self.weight(data) == 1 else [False] * len(stacks)
         return self.split.join(constrain(arrays, self._mesh, sharded))
 
-    def weight(self, data: Any) -> float:
+    def weight(self, data: PyTree) -> float:
         pairs = zip(data[1:], self._first, strict=True)
         parts = {a.shape[1] / len(f) for a, f in pairs if a.shape[1:] != np.shape(f)}
         return parts.pop() if parts else 1.0
@@ -228,7 +231,7 @@ class Batches(Source):
         is_wider, self._ranges = joined != self._ranges, joined
         return is_wider
 
-    def _to_device(self, stacks: list[Any], length: int) -> list[Any]:
+    def _to_device(self, stacks: list[np.ndarray], length: int) -> list[Array]:
         if self._mesh is None:
             return [jax.device_put(stack) for stack in stacks]
         sharded = self._sharded if length > 1 else [False] * len(stacks)
@@ -249,7 +252,7 @@ class Batches(Source):
         item = self._reader.next()
         self._held = None if item is None else self._check(item)
 
-    def _check(self, item: Any) -> list:
+    def _check(self, item: tuple[np.ndarray, ...]) -> list:
         number = self._num_taken
         try:
             arrays = self.split.arrays(as_args(item, number))
@@ -282,7 +285,7 @@ class Batches(Source):
             found.add((len(array), len(first)))
         return len(found) == 1
 
-    def _has_fewer_rows(self, arrays: Any) -> bool:
+    def _has_fewer_rows(self, arrays: PyTree) -> bool:
         return bool(self._other) and _shapes(arrays) == self._other
 
 
@@ -294,15 +297,15 @@ def _range(array: Any) -> tuple[float, float]:
     return int(numbers.min()), int(numbers.max())
 
 
-def _dtype(array: Any) -> Any:
+def _dtype(array: np.ndarray) -> np.dtype:
     """The type on the device, so that a loader may mix float32 and float64."""
     return jax.dtypes.canonicalize_dtype(array.dtype)
 
 
-def _shapes(arrays: list[Any]) -> list[str]:
+def _shapes(arrays: list[np.ndarray]) -> list[str]:
     return [f"{_dtype(array)}{list(np.shape(array))}" for array in arrays]
 
 
-def is_iterable_of_batches(args: Any) -> bool:
+def is_iterable_of_batches(args: PyTree) -> bool:
     """Whether `args` is data that comes batch by batch, rather than arguments themselves."""
     return isinstance(args, Iterable | Iterator) and not isinstance(args, tuple | Mapping)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ class Buffers:
     def __init__(self) -> None:
         self._free: list[list[np.ndarray]] = []
 
-    def take(self, shapes: list[tuple[int, ...]], dtypes: list[Any]) -> list[np.ndarray]:
+    def take(self, shapes: list[tuple[int, ...]], dtypes: list[np.dtype]) -> list[np.ndarray]:
         """Arrays with any content, finite at first."""
         wanted = list(zip(shapes, map(np.dtype, dtypes), strict=True))
         while self._free:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, PyTree
 
+from ....ppl._types import Key
 from ..._arguments import Arguments, shapes
 from ._interface import Source
 from ._sharding import check_divisible, put, with_leading
@@ -29,15 +30,15 @@ class FullData(Source):
             arrays = put(arrays, mesh, sharded, PartitionSpec(mesh.axis_names))
         self._data = [jnp.asarray(array) for array in arrays]
 
-    def load(self, num_steps: int) -> tuple[Any, int]:
+    def load(self, num_steps: int) -> tuple[PyTree, int]:
         return self._data, num_steps
 
-    def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
+    def batch(self, data: list[Key], order: PyTree, index: Array, step: Array) -> tuple:
         return self.split.join(data)
 
     def first(self) -> tuple:
         """The arguments for initialisation."""
         return self.split.join(self._data)
 
-    def resume(self, state: Any, num_steps: int) -> None:
+    def resume(self, state: PyTree, num_steps: int) -> None:
         """Nothing to do: every step has the same rows."""

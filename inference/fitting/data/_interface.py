@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
+
+from ....ppl._types import Key
 
 UNBOUNDED = int(np.iinfo(np.int32).max)
 
@@ -32,22 +35,22 @@ class Source(abc.ABC):
     steps_per_call: int = UNBOUNDED
 
     @abc.abstractmethod
-    def load(self, num_steps: int) -> tuple[Any, int]:
+    def load(self, num_steps: int) -> tuple[PyTree, int]:
         """Arrays for at most `num_steps` steps, and for how many; 0 where there are none."""
 
     @abc.abstractmethod
-    def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
+    def batch(self, data: object, order: object, index: Array, step: object) -> tuple:
         """The arguments of the `index`-th step of a device call, which is step number `step` of the run."""
 
     @abc.abstractmethod
     def first(self) -> tuple:
         """Arguments for initialisation and for checks."""
 
-    def segment(self, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
+    def segment(self, key: jax.Array, step: jax.Array) -> tuple[PyTree, PyTree]:
         """A pytree `order` and the number of steps, counted from `step`, for which it is valid."""
         return (), jnp.int32(UNBOUNDED)
 
-    def weight(self, data: Any) -> float:
+    def weight(self, data: list[Key]) -> float:
         """What a step with these arrays counts, in steps."""
         return 1.0
 
@@ -60,7 +63,7 @@ class Source(abc.ABC):
         self.check_indices = check
 
     @abc.abstractmethod
-    def resume(self, state: Any, num_steps: int) -> None:
+    def resume(self, state: PyTree, num_steps: int) -> None:
         """Go on with step number `num_steps`, from a `LoaderState` if there is one."""
 
     def reading(

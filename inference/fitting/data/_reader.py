@@ -6,13 +6,16 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import PyTree
+
 from ....ppl.language import as_arguments
 
 
 class LoaderState(NamedTuple):
     """Where a loader stood: its own state, JSON or bytes, after so many batches of the run."""
 
-    state: Any
+    state: PyTree
     num_read: int
 
 
@@ -24,7 +27,7 @@ class IterableReader:
         self._iterator: Any = iter(iterable)
         self._is_one_shot = self._iterator is iterable
 
-    def next(self) -> Any:
+    def next(self) -> PyTree:
         """The next item; None at the end."""
         item = next(self._iterator, None)
         if item is None and not self._is_one_shot:
@@ -32,7 +35,7 @@ class IterableReader:
             item = next(self._iterator, None)
         return item
 
-    def get_state(self) -> Any:
+    def get_state(self) -> Mapping[str, PyTree] | None:
         """What Grain's iterators and PyTorch's stateful loaders say of where they stand; None of others."""
         state = None
         if hasattr(self._iterator, "get_state") and hasattr(self._iterator, "set_state"):
@@ -41,7 +44,7 @@ class IterableReader:
             state = self._iterable.state_dict()
         return copy.deepcopy(state)  # it is kept while the loader reads on, and may be its own
 
-    def set_state(self, state: Any) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         """Go on from there."""
         if hasattr(self._iterator, "set_state"):
             self._iterator.set_state(state)
@@ -50,7 +53,7 @@ class IterableReader:
             self._iterator = iter(self._iterable)
 
 
-def as_args(item: Any, number: int) -> tuple:
+def as_args(item: tuple[np.ndarray, ...], number: int) -> tuple:
     """A batch as the tuple of a program's arguments."""
     # Data loaders collate into lists as often as into tuples.
     if isinstance(item, tuple | list | Mapping):

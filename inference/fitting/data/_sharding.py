@@ -7,16 +7,17 @@ from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 from ..._arguments import shapes
 
 
-def with_leading(arrays: list[Any], sizes: Iterable[int]) -> list[bool]:
+def with_leading(arrays: list[PyTree], sizes: Iterable[int]) -> list[bool]:
     sizes = set(sizes)
     return [array.ndim > 0 and array.shape[0] in sizes for array in arrays]
 
 
-def check_divisible(mesh: Any, sharded: list[bool], arrays: list[Any], what: str) -> None:
+def check_divisible(mesh: Any, sharded: list[bool], arrays: list[PyTree], what: str) -> None:
     leading = [array.shape[0] for array, shard in zip(arrays, sharded, strict=True) if shard]
     if not leading:
         raise ValueError(
@@ -30,14 +31,16 @@ def check_divisible(mesh: Any, sharded: list[bool], arrays: list[Any], what: str
         )
 
 
-def put(arrays: list[Any], mesh: Any, sharded: list[bool], spec: PartitionSpec) -> list[jax.Array]:
+def put(
+    arrays: list[PyTree], mesh: Any, sharded: list[bool], spec: PartitionSpec
+) -> list[jax.Array]:
     return [
         jax.device_put(array, NamedSharding(mesh, spec if shard else PartitionSpec()))
         for array, shard in zip(arrays, sharded, strict=True)
     ]
 
 
-def constrain(arrays: list[Any], mesh: Any, sharded: Iterable[Any]) -> list[Any]:
+def constrain(arrays: list[Array], mesh: Any, sharded: Iterable[PyTree]) -> list[Array]:
     if mesh is None:
         return arrays
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

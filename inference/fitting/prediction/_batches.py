@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from ....ppl._compat import typed_key
 from ....ppl.language import labelled_as
@@ -30,12 +31,12 @@ def predict_batches(
     model: Any,
     guide: Any,
     fit_args: tuple | None,
-    key: Any,
+    key: PyTree,
     batches: Iterable[Any],
     num_samples: int,
     keep: Any,
     batch_size: int,
-    labels: Mapping[str, Any],
+    labels: Mapping[str, PyTree],
 ) -> Iterator[dict[str, Any]]:
     """What `Fit.predict_batches` does, model and guide with their parameters bound."""
     rest = (_as_args(batch, model, labels) for batch in batches)
@@ -54,7 +55,7 @@ def predict_batches(
     is_kept = lambda name: matches(name, patterns)
     key, rows_key = jax.random.split(typed_key(key))
 
-    def globals_of(key: Any, *args: Any) -> dict[str, Any]:
+    def globals_of(key: Any, *args: PyTree) -> dict[str, Any]:
         choices = guide.simulate(key, *args).choices
         return {name: x for name, x in choices.items() if is_kept(name)}
 
@@ -63,7 +64,7 @@ def predict_batches(
     shared = _shared(guide, at)
     one = jax.eval_shape(lambda kept: jax.tree.map(lambda x: x[0], kept), kept)
 
-    def given(key: Any, kept: Mapping[str, Any], args: tuple) -> dict[str, Any]:
+    def given(key: Any, kept: Mapping[str, PyTree], args: tuple) -> dict[str, PyTree]:
         """The guide's values of a batch: the kept ones, and those of its rows."""
         if not reads_rows:
             return {name: x for name, x in kept.items() if name in shared}
@@ -74,7 +75,7 @@ def predict_batches(
     program = forward_program(METHOD, model, choices, first)
     check_given(METHOD, program, choices, first, "ppl.intervene(fit.model, {site: values})")
 
-    def draw(key: Any, kept: Any, *args: Any) -> dict[str, Any]:
+    def draw(key: Any, kept: Any, *args: PyTree) -> dict[str, PyTree]:
         guide_key, model_key = jax.random.split(key)
         return program.predict(model_key, given(guide_key, kept, args), *args)
 
@@ -99,7 +100,7 @@ def predict_batches(
     return predictions()
 
 
-def _as_args(batch: Any, model: Any, labels: Mapping[str, Any]) -> tuple:
+def _as_args(batch: Any, model: Any, labels: Mapping[str, PyTree]) -> tuple:
     if not isinstance(batch, tuple | Mapping):
         raise TypeError(
             f"{METHOD}: a batch must hold the program's arguments, a tuple such as (x,) or a dict such as {{'x': x}}; got "

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
+from ....ppl._types import Choices, Key, ModelFn
 from ....ppl.densities import Eliminated
 from ....ppl.language import predictions
 from ..._arguments import outcome
@@ -21,9 +23,9 @@ _KEEP = "keep=[...] with what all rows share"
 
 def predicted(
     method: str,
-    program: Any,
-    choices: Mapping[str, Any],
-    key: Any,
+    program: ModelFn,
+    choices: Mapping[str, PyTree],
+    key: PyTree,
     args: tuple,
     num_samples: int,
     *,
@@ -84,14 +86,14 @@ def predicted(
         set_first = "inference.predict(ppl.intervene(model, {site: values}), draws, key, *args)"
         check_given(method, program, one, args, set_first)
 
-    def draw(key: Any, choices: dict[str, Any], *args: Any) -> dict[str, Any]:
+    def draw(key: Key, choices: dict[str, Array], *args: PyTree) -> dict[str, PyTree]:
         trace = program.forecast_trace(key, choices, num_seen, *args)
         return predictions(trace, choices)
 
     return map_keys(draw, key, num_samples, batch_size, args, choices)
 
 
-def thinned(method: str, choices: Mapping[str, Any], num_samples: int) -> dict[str, Any]:
+def thinned(method: str, choices: Mapping[str, PyTree], num_samples: int) -> dict[str, PyTree]:
     """So many of the draws, thinned evenly or repeated."""
     lengths = {name: len(x) for name, x in choices.items()}
     if len(set(lengths.values())) > 1:
@@ -103,7 +105,7 @@ def thinned(method: str, choices: Mapping[str, Any], num_samples: int) -> dict[s
     return {name: x[rows] for name, x in choices.items()}
 
 
-def _kept(method: str, choices: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+def _kept(method: str, choices: Choices, patterns: Sequence[str]) -> dict[str, PyTree]:
     unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(n, p) for n in choices)]
     if unmatched:
         raise ValueError(
@@ -114,7 +116,7 @@ def _kept(method: str, choices: Mapping[str, Any], patterns: Sequence[str]) -> d
 
 
 def _check_eliminated_chain(
-    method: str, program: Any, args: Any, sites: Any, num_seen: int | None
+    method: str, program: ModelFn, args: tuple[PyTree, ...], sites: Any, num_seen: int | None
 ) -> None:
     """Refuse to draw the states of a chain from observations that may be of steps to come."""
     if not isinstance(program, Eliminated):

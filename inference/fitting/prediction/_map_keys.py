@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._shared_jit import shared_jit
+from ....ppl._types import Key
 from ..._arguments import Arguments
 
 
@@ -28,8 +29,13 @@ class MappedKeys:
         self._run = shared_jit(jax.vmap(one, (0, 0, None)))
 
     def __call__(
-        self, key: Any, num_samples: int, batch_size: int, args: tuple, each: Any = None
-    ) -> Any:
+        self,
+        key: Key | None,
+        num_samples: int,
+        batch_size: int,
+        args: tuple,
+        each: dict[str, PyTree] | np.ndarray | None = None,
+    ) -> PyTree:
         """The draws with a leading axis, NumPy arrays; with `each`, a tree of arrays [num_samples, ...], of its entries."""
         check_counts("draws", num_samples=num_samples, batch_size=batch_size)
         batch_size, arrays = min(batch_size, num_samples), self._split.arrays(args)
@@ -48,8 +54,13 @@ class MappedKeys:
 
 
 def map_keys(
-    draw: Callable, key: Any, num_samples: int, batch_size: int, args: tuple, each: Any = None
-) -> Any:
+    draw: Callable,
+    key: Key | None,
+    num_samples: int,
+    batch_size: int,
+    args: tuple,
+    each: dict[str, np.ndarray] | np.ndarray | None = None,
+) -> PyTree:
     """`MappedKeys` for one tuple of arguments."""
     return MappedKeys(draw, args)(key, num_samples, batch_size, args, each)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from ....ppl._types import ModelFn
 from ....ppl.language import Program
 from ..._arguments import Arguments, outcome
 from ..._depends import depends
@@ -86,7 +87,7 @@ def check_rows(
             )
 
 
-def of_other_rows(model: Any, names: Collection[str], args: tuple, before: tuple) -> list[str]:
+def of_other_rows(model: ModelFn, names: Collection[str], args: tuple, before: tuple) -> list[str]:
     """Those sites that belong to rows of the arguments which have other values, or are more or fewer, than before.
 
     Steps of a scan are none: a series goes on.
@@ -98,7 +99,7 @@ def of_other_rows(model: Any, names: Collection[str], args: tuple, before: tuple
     return [n for n in names if n in other and not sites[n].regions]
 
 
-def of_any_rows(model: Any, names: Collection[str], args: tuple) -> list[str]:
+def of_any_rows(model: ModelFn, names: Collection[str], args: tuple) -> list[str]:
     """Of some sites those that belong to rows of the arguments; steps of a scan are none.
 
     What follows an integer alone, as a number of groups, belongs to rows only where predictions do.
@@ -121,14 +122,16 @@ def predicted_rows(
     return [rows for rows in found if rows.names("site") & targets]
 
 
-def check_kept_rows(method: str, model: Any, args: tuple, fit_args: tuple | None) -> None:
+def check_kept_rows(method: str, model: object, args: tuple, fit_args: tuple | None) -> None:
     """Refuse a model with a parameter for each row of the fit; those that batches were fitted by are of any batch."""
     if fit_args is not None and isinstance(model, Program) and model.params:
         for rows in rows_of(run_of(model), args, watched=()):
             _check_parameters(method, model, args, rows, num_rows(model, args, fit_args, rows))
 
 
-def _check_parameters(method: str, model: Any, args: tuple, rows: Rows, sizes: set[int]) -> None:
+def _check_parameters(
+    method: str, model: ModelFn, args: tuple, rows: Rows, sizes: set[int]
+) -> None:
     for name in sorted(own_parameters(model, args, rows, sizes)):
         raise ValueError(
             f"{method}: the model's parameter '{name}' has an entry for each of {max(sizes)} rows, and those that were fitted "
@@ -137,7 +140,7 @@ def _check_parameters(method: str, model: Any, args: tuple, rows: Rows, sizes: s
         )
 
 
-def kept_sites(model: Any, guide: Any, fit_args: tuple | None) -> list[str]:
+def kept_sites(model: ModelFn, guide: ModelFn, fit_args: tuple | None) -> list[str]:
     """What a message proposes to keep: the guide's sites that do not belong to rows."""
     if fit_args is None:
         return ["..."]

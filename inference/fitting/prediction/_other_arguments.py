@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
+from ....ppl._types import ModelFn
 from ..._arguments import is_array, leaves_of, named_leaves
 from ..._rows import met
 
 
 def check_runs(
     method: str,
-    model: Any,
+    model: object,
     args: tuple,
     fit_args: tuple | None,
-    choices: Mapping[str, Any] | None = None,
+    choices: Mapping[str, PyTree] | None = None,
 ) -> None:
     """Refuse arguments of other columns than the fit's at which the model cannot be run, or not with the fit's draws."""
     if fit_args is None:
@@ -58,11 +59,11 @@ def _other_shape(method: str, argument: tuple, reason: str) -> ValueError:
     )
 
 
-def _are_arrays(new: Any, old: Any) -> bool:
+def _are_arrays(new: np.ndarray, old: np.ndarray | None) -> bool:
     return is_array(new) and is_array(old)
 
 
-def is_of_fit(model: Any, args: tuple, fit_args: tuple | None) -> bool:
+def is_of_fit(model: ModelFn, args: tuple, fit_args: tuple | None) -> bool:
     """Whether these are the arguments of the fit, observations included."""
     if fit_args is None or args is fit_args:
         return args is fit_args
@@ -70,7 +71,7 @@ def is_of_fit(model: Any, args: tuple, fit_args: tuple | None) -> bool:
     return sizes == {len(same_leaves(model, args, fit_args))}
 
 
-def same_leaves(model: Any, args: tuple, fit_args: tuple | None) -> set[int]:
+def same_leaves(model: ModelFn, args: tuple, fit_args: tuple | None) -> set[int]:
     """Leaves of the arguments, by number in `leaves_of`, that are those of the fit."""
     if fit_args is None:
         return set()
@@ -82,7 +83,7 @@ def same_leaves(model: Any, args: tuple, fit_args: tuple | None) -> set[int]:
 _NONE = object()
 
 
-def _is_same(new: Any, old: Any) -> bool:
+def _is_same(new: np.ndarray, old: PyTree) -> bool:
     if not is_array(new) or not is_array(old):
         return old is not _NONE and is_array(new) == is_array(old) and bool(new == old)
     if np.shape(new) != np.shape(old) or not is_concrete((new, old)):

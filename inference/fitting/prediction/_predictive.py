@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
+from ....ppl._types import Key, ModelFn
 from ..._arguments import Arguments, outcome
 from ..._forward import check_given, forward_program
 from ._new_rows import check_kept_rows, check_rows, reads_arguments, sites_of
@@ -22,14 +24,14 @@ from ._other_arguments import check_runs, is_of_fit
 
 
 def predictive(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     args: tuple,
     fit_args: tuple | None,
     keep: Any,
     *,
     are_examples: bool = False,
-) -> tuple[Callable[..., Any], tuple]:
+) -> tuple[Callable[..., PyTree], tuple[PyTree, PyTree]]:
     """A function `(key, args, guide_args) -> (kept draws of the guide, predictions)`, and these arguments.
 
     Args:
@@ -65,7 +67,7 @@ def predictive(
         "inference.predict(ppl.intervene(fit.model, {site: values}), fit.posterior(key, num_samples), key, *args)",
     )  # fmt: skip
 
-    def draw(key: Any, args: tuple, at: tuple) -> Any:
+    def draw(key: Key, args: tuple, at: tuple) -> PyTree:
         guide_key, model_key = jax.random.split(key)
         kept = kept_of(guide.simulate(guide_key, *at).shared_choices)
         return kept, model.predict(model_key, kept, *args)
@@ -73,7 +75,7 @@ def predictive(
     return draw, (args, at)
 
 
-def _check_past(model: Any, args: tuple, fit_args: tuple) -> None:
+def _check_past(model: ModelFn, args: tuple, fit_args: tuple) -> None:
     """Refuse a longer series that is not that of the fit, or of which nothing tells where the fit's ends."""
     was, now = _steps(sites_of(model, fit_args)), _steps(sites_of(model, args))
     longer = {name: was[name][0] for name in now if name in was and was[name][0] < now[name][0]}
@@ -112,7 +114,7 @@ def _steps(sites: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     return found
 
 
-def check_kept(guide: Any, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:
+def check_kept(guide: object, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:
     """Refuse patterns without a site, and sites that would need the arguments of the fit."""
     from_args = reads_arguments(guide, args)
     unmatched = [p for p in patterns if not any(matches(name, [p]) for name in from_args)]
@@ -129,11 +131,11 @@ def check_kept(guide: Any, patterns: Sequence[str], args: tuple, *, is_stored: b
         )
 
 
-def _choices(guide: Any, args: tuple) -> dict[str, Any]:
+def _choices(guide: Any, args: tuple) -> dict[str, PyTree]:
     return outcome(lambda *args: guide.simulate(jax.random.key(0), *args).shared_choices, args)
 
 
-def if_possible(guide: Any, args: tuple) -> dict[str, Any]:
+def if_possible(guide: object, args: tuple) -> dict[str, PyTree]:
     """The guide's draws at new arguments, as shapes; nothing where it cannot be run there, which `check_rows` tells."""
     try:
         return _choices(guide, args)

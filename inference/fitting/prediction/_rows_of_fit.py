@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
+from ....ppl._types import ModelFn
 from ....ppl.language import Program
 from ..._arguments import Arguments, named_leaves, outcome
 from ..._depends import depends
@@ -19,13 +21,13 @@ from ..._positions import by_position
 from ..._rows import Met, Rows, met, rows_of, unbound
 
 
-def run_of(program: Any) -> Callable[[tuple], Met]:
+def run_of(program: ModelFn) -> Callable[[tuple], Met]:
     """What the program meets at arguments, its parameters as these ask for."""
     program = unbound(program)
     return lambda args: met(program, args)
 
 
-def num_rows(model: Any, args: tuple, fit_args: tuple | None, rows: Rows) -> set[int]:
+def num_rows(model: ModelFn, args: tuple, fit_args: tuple | None, rows: Rows) -> set[int]:
     """How many of these rows the fit had."""
     if fit_args is None:
         return {rows.size}
@@ -38,7 +40,7 @@ def num_rows(model: Any, args: tuple, fit_args: tuple | None, rows: Rows) -> set
     return found or {rows.size}
 
 
-def own_parameters(program: Any, args: tuple, rows: Rows, sizes: set[int]) -> set[str]:
+def own_parameters(program: ModelFn, args: tuple, rows: Rows, sizes: set[int]) -> set[str]:
     """Parameters with an entry for each row of the fit, which had so many; `rows` are those of a run of this program."""
     if not isinstance(program, Program) or not program.params:
         return set()
@@ -51,7 +53,7 @@ def own_parameters(program: Any, args: tuple, rows: Rows, sizes: set[int]) -> se
     if not asked or not rows.longer:
         return own
 
-    def run(arrays: list[Any], known: list[Any], args: tuple) -> Any:
+    def run(arrays: list[PyTree], known: list[PyTree], args: tuple) -> PyTree:
         own, rest = iter(arrays), iter(known)
         values = [next(own) if i in asked else next(rest) for i in range(len(leaves))]
         bound = program.bind(jax.tree.unflatten(treedef, values))
@@ -86,7 +88,12 @@ def not_of_new_rows(
 
 
 def lined_up(
-    model: Any, args: tuple, rows: Rows, sites: Mapping[str, Any], names: list[str], sizes: set[int]
+    model: ModelFn,
+    args: tuple,
+    rows: Rows,
+    sites: Mapping[str, Any],
+    names: list[str],
+    sizes: set[int],
 ) -> list[str]:
     """Those sites of fixed sizes that have an entry for each row of the fit, which had so many, matched by position."""
     shapes = {n: (*sites[n].batch_shape, *sites[n].event_shape) for n in names}
@@ -98,7 +105,7 @@ def lined_up(
     asked = [n for n in asked if n in simulated]
     known = {n: simulated[n] for n in names if n not in asked and n in simulated}
 
-    def run(arrays: list[Any], known: Any, args: tuple) -> Any:
+    def run(arrays: list[PyTree], known: PyTree, args: tuple) -> PyTree:
         choices = {**known, **dict(zip(asked, arrays, strict=True))}
         return program.generate(jax.random.key(0), choices, *args)[0].log_probs
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ._settling import MAX_STEPS
 
@@ -66,7 +67,7 @@ class Averaging:
             over that of the guide's draws. Of one run with a guide; else empty.
     """
 
-    start: Any
+    start: PyTree
     count: Any
     spread: Any
     error: Any
@@ -100,7 +101,7 @@ class Averaging:
         return text if mean <= NOISE[1] else f"take more steps: {text}"
 
 
-def no_iterates(params: Any) -> Iterates:
+def no_iterates(params: PyTree) -> Iterates:
     """Before the first one."""
     none = jnp.int32(0)
     zero = jax.tree.map(jnp.zeros_like, params)
@@ -108,7 +109,7 @@ def no_iterates(params: Any) -> Iterates:
 
 
 def with_iterate(
-    iterates: Iterates, params: Any, step: Array, settled_at: Array, num_steps: int | None
+    iterates: Iterates, params: PyTree, step: Array, settled_at: Array, num_steps: int | None
 ) -> Iterates:
     """The iterates with that of this step, if the value has settled.
 
@@ -133,13 +134,15 @@ def with_iterate(
     return jax.lax.cond(is_full, judged, lambda found: found, found)
 
 
-def _added(iterates: Iterates, params: Any, counts: Array) -> Iterates:
+def _added(iterates: Iterates, params: PyTree, counts: Array) -> Iterates:
     count = iterates.count + counts
     length = _length(iterates)
     is_full = counts & (count % length == 0)
     number = jnp.maximum(count // length, 1)
 
-    def moved(mean: Any, square: Any, new: Any, number: Array, when: Array) -> tuple[Any, Any]:
+    def moved(
+        mean: PyTree, square: PyTree, new: PyTree, number: Array, when: Array
+    ) -> tuple[PyTree, PyTree]:
         step_to = lambda m, x: m + jnp.where(when, (x - m) / number, 0).astype(m.dtype)
         now = jax.tree.map(step_to, mean, new)
         grown = lambda s, m, n, x: s + jnp.where(when, (x - m) * (x - n), 0).astype(s.dtype)
@@ -155,7 +158,7 @@ def _added(iterates: Iterates, params: Any, counts: Array) -> Iterates:
     )  # fmt: skip
 
 
-def averaged(iterates: Iterates, params: Any) -> Any:
+def averaged(iterates: Iterates, params: PyTree) -> Any:
     """The average; `params` where nothing was averaged."""
     return jax.tree.map(lambda m, p: jnp.where(iterates.count > 0, m, p), iterates.mean, params)
 

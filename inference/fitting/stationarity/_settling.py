@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 Array = jax.Array
 
@@ -67,7 +68,7 @@ class SettlingState(NamedTuple):
 
 
 def settling(
-    optimizer: Any,
+    optimizer: PyTree,
     *,
     tolerance: float = TOLERANCE,
     relative_tolerance: float = RELATIVE_TOLERANCE,
@@ -76,7 +77,7 @@ def settling(
     watched: Sequence[str] = (),
     by: Literal["places", "gradients"] = "places",
     max_steps: int = MAX_STEPS,
-) -> Any:
+) -> PyTree:
     """An optimiser that goes on at full pace until the value has settled, then slows down to a halt.
 
     The run is split into blocks of equal length. Let m_1 and m_2 be the mean gain over the last third of the blocks but one and
@@ -126,7 +127,7 @@ def settling(
     )
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: PyTree) -> PyTree:
         place_now = place(updates if by_gradients else params)
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         scale = _pace(state)
@@ -138,7 +139,7 @@ def settling(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def start(inner: Any, num_watched: int = 0) -> SettlingState:
+def start(inner: PyTree, num_watched: int = 0) -> SettlingState:
     """The state before the first step."""
     number, count = jnp.zeros(()), jnp.int32(0)
     return SettlingState(
@@ -171,7 +172,7 @@ def noticed(
     return state._replace(settled_at=jnp.where(has_settled, state.step, state.settled_at))
 
 
-def is_done(state: Any) -> Array | None:
+def is_done(state: tuple[PyTree, ...]) -> Array | None:
     """Whether something in this tree ends the run: an optimiser that has come to rest, iterates that are enough for an average.
 
     None if there is nothing of the kind.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ._settling import MAX_STEPS, Rule, SettlingState, noticed, start
 
@@ -27,7 +28,7 @@ def watching(optimizer: Any, num_steps: int | None) -> Any:
     # A fixed number of steps is no reason to take the last ones for stationary.
     most = MAX_STEPS if num_steps is None else num_steps + 1
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: PyTree) -> PyTree:
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         loss = jnp.asarray(extra["value"], float)
         return updates, WatchingState(inner, noticed(state.seen, loss, Rule(max_steps=most)))
@@ -36,7 +37,7 @@ def watching(optimizer: Any, num_steps: int | None) -> Any:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def settled_at(opt_state: Any) -> Array:
+def settled_at(opt_state: object) -> Array:
     """The step at which the value had settled; 0 before."""
     is_one = lambda x: isinstance(x, WatchingState)
     (state,) = (x for x in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(x))

@@ -17,12 +17,15 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
+from ....ppl._types import Key
 from ._replacing import replacing
 
 _STARTS = {
@@ -32,7 +35,9 @@ _STARTS = {
 }
 
 
-def write(path: str | os.PathLike, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+def write(
+    path: str | os.PathLike, header: Mapping[str, PyTree], arrays: Mapping[str, np.ndarray]
+) -> None:
     """Write an archive, whole or not at all.
 
     Raises:
@@ -51,8 +56,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def read(
-    path: str | os.PathLike, what: str, file_format: Any
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    path: str | os.PathLike, what: str, file_format: int | str
+) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
     """The header and the arrays of a file that is `what` and has this format.
 
     Raises:
@@ -140,7 +145,7 @@ def _array(raw: bytes) -> np.ndarray | None:
     return flat.reshape(shape, order="F" if is_fortran else "C").copy()
 
 
-def _fault(header: Mapping[str, Any], entries: Mapping[str, np.ndarray]) -> str | None:
+def _fault(header: Mapping[str, PyTree], entries: Mapping[str, np.ndarray]) -> str | None:
     """What is not as it was written; None if all is."""
     if "entries" not in header:  # of an older version, which kept no digest
         return None
@@ -164,7 +169,7 @@ def _digest(entries: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def to_raw(leaf: Any) -> np.ndarray:
+def to_raw(leaf: PyTree) -> np.ndarray:
     """An array that NumPy can store: keys by their data, bfloat16 and its kin by their bits."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
@@ -172,7 +177,7 @@ def to_raw(leaf: Any) -> np.ndarray:
     return array if array.dtype.kind in "bifuc" else array.view(f"u{array.dtype.itemsize}")
 
 
-def from_raw(raw: np.ndarray, dtype: Any) -> Any:
+def from_raw(raw: np.ndarray, dtype: DTypeLike) -> Key | np.ndarray:
     """The inverse of `to_raw`: keys are of JAX, all else of NumPy."""
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         impl = jax.random.key_impl(jnp.empty((), dtype))

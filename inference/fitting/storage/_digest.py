@@ -20,6 +20,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from ....ppl._compat import CALLS, ClosedJaxpr, Jaxpr, Literal
 from ....ppl.jaxprs import called
@@ -115,11 +117,11 @@ def _code(code: types.CodeType) -> bytes:
     return _hash("code", code.co_code, *inner, *code.co_names)
 
 
-def _literal(literal: Any) -> bytes:
+def _literal(literal: PyTree) -> bytes:
     return _constant(literal.val, literal.aval.dtype)
 
 
-def _constant(value: Any, dtype: Any = None) -> bytes:
+def _constant(value: PyTree, dtype: DTypeLike | None = None) -> bytes:
     if not hasattr(value, "dtype") and dtype is None:
         return _hash("object", _ADDRESS.sub("", repr(value)))
     if _is_key(value):
@@ -128,7 +130,7 @@ def _constant(value: Any, dtype: Any = None) -> bytes:
     return _hash("array", f"{array.dtype} {array.shape}", array.tobytes())
 
 
-def _is_key(value: Any) -> bool:
+def _is_key(value: PyTree) -> bool:
     return hasattr(value, "dtype") and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
+from jaxtyping import PyTree
 
+from ....ppl._types import ModelFn
 from ..._arguments import Arguments, is_array, leaf_names, leaves_of, shapes_of
 from ..._rows import Axis, met, rows_of, unbound
 from ..prediction import predictive
@@ -17,8 +19,8 @@ from ._archive import write_bytes
 
 
 def export_fit(
-    model: Any, guide: Any, path: str | os.PathLike, args: tuple, fit_args: tuple | None,
-    *, keep: Any, symbolic_rows: bool, platforms: Sequence[str] | None,
+    model: ModelFn, guide: ModelFn, path: str | os.PathLike, args: tuple, fit_args: tuple | None,
+    *, keep: object, symbolic_rows: bool, platforms: Sequence[str] | None,
 ) -> None:  # fmt: skip
     """See `Fit.export`."""
     try:
@@ -34,7 +36,7 @@ def export_fit(
     ]
     draw, (_, guide_args) = predictive(model, guide, args, fit_args, keep, are_examples=True)
 
-    def run(key_data: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def run(key_data: PyTree, inputs: dict[str, PyTree]) -> dict[str, PyTree]:
         new_args = split.join([inputs[name] for name in names])
         at = new_args if keep is None else guide_args
         keys = jax.random.wrap_key_data(key_data)
@@ -67,7 +69,9 @@ def export_fit(
     write_bytes(path, bytes(exported.serialize()))
 
 
-def _check(exported: jax.export.Exported, run: Callable[..., Any], inputs: dict[str, Any]) -> None:
+def _check(
+    exported: jax.export.Exported, run: Callable[..., PyTree], inputs: dict[str, PyTree]
+) -> None:
     """Refuse a function that draws something else: to JAX, an open number of rows is equal to no number."""
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), 2))
     found, expected = exported.call(keys, inputs), jax.jit(run)(keys, inputs)
@@ -84,13 +88,15 @@ def _check(exported: jax.export.Exported, run: Callable[..., Any], inputs: dict[
             )
 
 
-def _longer(x: Any) -> Any:
+def _longer(x: PyTree) -> Any:
     """The array with one more row."""
     x = np.asarray(x)
     return np.concatenate([x, x[:1]])
 
 
-def _of_rows(model: Any, args: tuple, split: Arguments, names: list[str], size: int) -> list[str]:
+def _of_rows(
+    model: ModelFn, args: tuple, split: Arguments, names: list[str], size: int
+) -> list[str]:
     """Arguments that have the same rows as the first."""
     arrays = dict(zip(names, split.arrays(args), strict=True))
     with_axes = [i for i, x in enumerate(leaves_of(args)[0]) if is_array(x) and np.ndim(x)]

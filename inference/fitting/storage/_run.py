@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
+from ....ppl._types import Key
 from ....ppl.estimation import known_data
 from ..._arguments import Arguments, shapes_of
 from ._archive import to_raw
@@ -38,20 +40,20 @@ class StoredRun(NamedTuple):
     """
 
     objective: Any
-    params: Any
-    state: Any
+    params: PyTree
+    state: PyTree
     args: tuple
-    update: Callable[..., Any] | None
+    update: Callable[..., PyTree] | None
     opt_state: Any
-    start: Any
+    start: PyTree
 
 
-def describe(run: StoredRun) -> dict[str, Any]:
+def describe(run: StoredRun) -> dict[str, PyTree]:
     """What is compared, as JSON can hold it."""
     args = shapes_of(run.args)
     split = Arguments(args)
 
-    def step(params: Any, state: Any, key: Any, arrays: Any) -> Any:
+    def step(params: PyTree, state: dict[str, PyTree], key: Key, arrays: list[Array]) -> PyTree:
         with known_data():
             return run.objective.step(params, state, key, *split.join(arrays))
 
@@ -60,7 +62,9 @@ def describe(run: StoredRun) -> dict[str, Any]:
     return found | {"optimizer": _optimizer(run), "start": _sums(run.start)}
 
 
-def describe_step(words: Mapping[str, Any], step: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def describe_step(
+    words: Mapping[str, PyTree], step: Callable[..., PyTree], *args: PyTree
+) -> dict[str, PyTree]:
     """What is compared of something else that goes step by step: `words`, part -> name -> words, and the traced step."""
     return {
         "versions": versions("optax"),
@@ -72,7 +76,7 @@ def describe_step(words: Mapping[str, Any], step: Callable[..., Any], *args: Any
     }
 
 
-def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def changes(was: Mapping[str, PyTree], now: Mapping[str, PyTree]) -> tuple[list[str], list[str]]:
     """One line for each thing that differs; and the libraries of which the versions do, where hashes were not compared."""
     others = [
         f"{name} {was['versions'].get(name)}, now {version}"
@@ -94,14 +98,14 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], 
     ), others  # fmt: skip
 
 
-def _programs(objective: Any, params: Any, args: tuple) -> dict[str, Any]:
+def _programs(objective: object, params: PyTree, args: tuple) -> dict[str, PyTree]:
     try:
         return structure(objective, params, args)
     except Exception:  # a program that cannot be simulated: its step is compared all the same
         return structure(objective, params, None)
 
 
-def _optimizer(run: StoredRun) -> dict[str, Any]:
+def _optimizer(run: StoredRun) -> dict[str, list[str] | str]:
     if run.update is None:
         return {"name": "default"}
     value = jax.ShapeDtypeStruct((), jnp.result_type(float))
@@ -110,7 +114,9 @@ def _optimizer(run: StoredRun) -> dict[str, Any]:
     return {"name": "given", "update": digests(closed, names), "numbers": numbers(closed)}
 
 
-def _optimizers(was: Mapping[str, Any], now: Mapping[str, Any], hashes: bool) -> list[str]:
+def _optimizers(
+    was: Mapping[str, list[str] | str], now: Mapping[str, list[str] | str], hashes: bool
+) -> list[str]:
     if was["name"] != now["name"]:
         return [f"argument 'optimizer': {was['name']} in the checkpoint, {now['name']} now"]
     if not hashes or was.get("update") == now.get("update"):
@@ -123,7 +129,7 @@ def _optimizers(was: Mapping[str, Any], now: Mapping[str, Any], hashes: bool) ->
     return [f"argument 'optimizer': another computation of its update{which}"]
 
 
-def _sums(tree: Any) -> dict[str, list[float]]:
+def _sums(tree: dict[str, PyTree]) -> dict[str, list[float]]:
     """For each array its root mean square, and a mean with weights that tell elements apart."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -138,7 +144,7 @@ def _sums(tree: Any) -> dict[str, list[float]]:
     return found
 
 
-def _starts(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _starts(was: Mapping[str, list[float]], now: Mapping[str, list[float]]) -> list[str]:
     """Names that only one of them has are told by their shapes."""
     close = lambda a, b: np.allclose(a, b, rtol=0, atol=_MARGIN * np.abs(a[0]), equal_nan=True)
     return [

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ....ppl.language import Program, as_arguments, check_set_up
+from ..._abstract_objective import AbstractObjective
 from ..._arguments import Arguments, outcome
 from ..stationarity import Averaging
 from ._archive import from_raw, read, to_raw, write
@@ -55,7 +57,9 @@ def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
     write(path, header, arrays)
 
 
-def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, args: Any) -> Any:
+def load_fit(
+    make: Callable[..., PyTree], path: str | os.PathLike, objective: AbstractObjective, args: PyTree
+) -> Any:
     """See `Fit.load`; `make` is `Fit`."""
     header, arrays = read(path, "file of Fit.save", _FORMAT)
     name = os.fspath(path)
@@ -90,16 +94,16 @@ def load_fit(make: Callable[..., Any], path: str | os.PathLike, objective: Any, 
     )
 
 
-def kept_labels(labels: Mapping[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
+def kept_labels(labels: Mapping[str, PyTree]) -> dict[str, list[PyTree]]:
     """Labels that JSON can hold."""
     return {name: list(x) for name, x in labels.items() if all(map(_is_plain, x))}
 
 
-def _is_plain(label: Any) -> bool:
+def _is_plain(label: object) -> bool:
     return isinstance(label, str | int | float | bool)
 
 
-def kept_arguments(example: Any, arrays: dict[str, np.ndarray], *, has_data: bool) -> Any:
+def kept_arguments(example: PyTree, arrays: dict[str, np.ndarray], *, has_data: bool) -> PyTree:
     """The arguments' skeleton; of data that stay out, None where there is none."""
     if has_data:
         return as_skeleton(example, arrays)
@@ -109,7 +113,7 @@ def kept_arguments(example: Any, arrays: dict[str, np.ndarray], *, has_data: boo
         return None
 
 
-def _own_params(objective: Any, example: tuple, has_data: bool) -> Any:
+def _own_params(objective: AbstractObjective, example: tuple, has_data: bool) -> PyTree:
     """What the objective would begin with, or its shapes."""
     key = jax.random.key(0)
     if has_data:
@@ -120,7 +124,7 @@ def _own_params(objective: Any, example: tuple, has_data: bool) -> Any:
     return outcome(lambda *args: objective.init(key, *args), example)
 
 
-def _state(objective: Any, params: Any, example: tuple) -> Any:
+def _state(objective: AbstractObjective, params: PyTree, example: tuple) -> dict[str, PyTree]:
     """Shapes of the objective's state."""
     split = Arguments(example)
     init = lambda p, arrays: objective.init_state(p, jax.random.key(0), *split.join(arrays))
@@ -128,7 +132,7 @@ def _state(objective: Any, params: Any, example: tuple) -> Any:
 
 
 def check_same(
-    method: str, name: str, header: Mapping[str, Any], now: Mapping[str, Any], what: str
+    method: str, name: str, header: Mapping[str, PyTree], now: Mapping[str, PyTree], what: str
 ) -> None:
     """Refuse a file that belongs to another structure, each difference named; warn where versions leave that open."""
     was, current = header["versions"], versions()
@@ -149,8 +153,8 @@ def check_same(
 
 
 def _restored(
-    name: str, part: str, like: Any, num_seeds: int | None, arrays: Mapping[str, np.ndarray]
-) -> Any:
+    name: str, part: str, like: PyTree, num_seeds: int | None, arrays: Mapping[str, np.ndarray]
+) -> PyTree:
     """The arrays of one part in the structure of `like`, which has no axis of seeds."""
     seeds = () if num_seeds is None else (num_seeds,)
     needed = _named(part, like)
@@ -170,12 +174,12 @@ def _restored(
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _averaging(own: Any, noise: Any, arrays: Mapping[str, np.ndarray]) -> Averaging | None:
+def _averaging(own: PyTree, noise: Any, arrays: Mapping[str, np.ndarray]) -> Averaging | None:
     """What is known of averaged iterates; spreads and errors are of unconstrained parameters, whose shapes may be others."""
     if noise is None:
         return None
 
-    def tree(part: str) -> Any:
+    def tree(part: str) -> PyTree:
         leaves = [jnp.asarray(arrays[name]) for name in _named(part, own)]
         return jax.tree.unflatten(jax.tree.structure(own), leaves)
 
@@ -188,11 +192,11 @@ def _averaging(own: Any, noise: Any, arrays: Mapping[str, np.ndarray]) -> Averag
     return Averaging(**parts, noise={site: tuple(pair) for site, pair in noise.items()})
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: ArrayLike) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
-def _named(part: str, tree: Any) -> dict[str, Any]:
+def _named(part: str, tree: PyTree) -> dict[str, Array | np.ndarray]:
     """Leaves by part and path, e.g. "params/loc"."""
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
     path = lambda p: "/".join(
@@ -201,5 +205,5 @@ def _named(part: str, tree: Any) -> dict[str, Any]:
     return {path(p): leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for p, leaf in pairs}
 
 
-def _first_seed(fit: Any) -> Any:
+def _first_seed(fit: Any) -> PyTree:
     return fit.params if fit.num_seeds is None else jax.tree.map(lambda x: x[0], fit.params)

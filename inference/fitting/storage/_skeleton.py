@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ....ppl._data import Masked
 from ....ppl.language import Keywords
@@ -17,7 +18,9 @@ from ._archive import from_raw, to_raw
 _PLAIN = bool | int | float | str | None
 
 
-def as_skeleton(args: Any, arrays: dict[str, np.ndarray] | None, path: str = "args") -> Any:
+def as_skeleton(
+    args: PyTree, arrays: dict[str, np.ndarray] | None, path: str = "args"
+) -> dict[str, PyTree]:
     """Containers, plain values, and of arrays their dtypes and shapes; `arrays`, if given, receives them by path.
 
     Raises:
@@ -33,7 +36,7 @@ def as_skeleton(args: Any, arrays: dict[str, np.ndarray] | None, path: str = "ar
     if type(args) is dict and all(isinstance(k, str) for k in args):
         return {"dict": within(args.items())}
     if is_array(args):
-        leaf: Any = args if hasattr(args, "dtype") else np.asarray(args)
+        leaf: PyTree = args if hasattr(args, "dtype") else np.asarray(args)
         if arrays is not None:
             arrays[path] = to_raw(leaf)
         return {"array": path, "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
@@ -45,7 +48,7 @@ def as_skeleton(args: Any, arrays: dict[str, np.ndarray] | None, path: str = "ar
     )
 
 
-def from_skeleton(skeleton: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
+def from_skeleton(skeleton: Mapping[str, PyTree], arrays: Mapping[str, np.ndarray]) -> Any:
     """The inverse; what has no array becomes a `jax.ShapeDtypeStruct`."""
     kind, inside = next(iter(skeleton.items()))
     again = lambda x: from_skeleton(x, arrays)
@@ -64,7 +67,7 @@ def from_skeleton(skeleton: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     return jax.ShapeDtypeStruct(tuple(skeleton["shape"]), jax.dtypes.canonicalize_dtype(dtype))
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str) -> np.dtype:
     kinds = {str(key.dtype): key.dtype for key in map(_key, ("threefry2x32", "rbg", "unsafe_rbg"))}
     return kinds.get(name) or jnp.dtype(name)
 

@@ -14,7 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, PyTree
 
+from ....ppl._types import Key
 from ....ppl.language import Program
 from ....ppl.traces import stand_ins
 from ..._abstract_objective import ObjectiveSum
@@ -37,13 +40,13 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def structure(objective: Any, params: Any, args: tuple | None) -> dict[str, Any]:
+def structure(objective: object, params: PyTree, args: tuple | None) -> dict[str, PyTree]:
     """The objective's options, its programs' sites and its parameters; `args` are arguments or their shapes, None for no sites.
 
     Returns:
         "objective": option -> value. "params": name -> shapes. "model" and "guide", if there are: site -> [words, hash].
     """
-    found: dict[str, Any] = {"objective": _options(objective)}
+    found: dict[str, PyTree] = {"objective": _options(objective)}
     constraints = getattr(params, "constraints", {})
     found["params"] = {
         name: ", ".join(
@@ -65,13 +68,13 @@ def structure(objective: Any, params: Any, args: tuple | None) -> dict[str, Any]
     return found
 
 
-def structure_of(program: Program, args: tuple | None) -> dict[str, Any]:
+def structure_of(program: Program, args: tuple | None) -> dict[str, PyTree]:
     """The structure of one program with its bound parameters: "model": site -> [words, hash]."""
     return {} if args is None else {"model": _sites(program, program.params or {}, args)}
 
 
 def differences(
-    was: Mapping[str, Any], now: Mapping[str, Any], *, hashes: bool, file: str = "file"
+    was: Mapping[str, PyTree], now: Mapping[str, PyTree], *, hashes: bool, file: str = "file"
 ) -> list[str]:
     """One line for each thing that differs; with `hashes`, also where only numbers of a site's law do. `file`: what it is."""
     lines = []
@@ -92,15 +95,15 @@ def differences(
     return lines
 
 
-def _array(leaf: Any) -> Any:
+def _array(leaf: Array) -> PyTree:
     return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
 
 
-def _constraint(constraint: Any) -> list[str]:
+def _constraint(constraint: dist.constraints.Constraint | None) -> list[str]:
     return [] if constraint is None else [type(constraint).__name__.strip("_")]
 
 
-def _options(objective: Any) -> dict[str, Any]:
+def _options(objective: Any) -> dict[str, PyTree]:
     recipe = getattr(objective, "recipe", None)
     options = {} if recipe is None else dict(recipe.kwargs)
     options |= {"name": objective.name, "direction": objective.direction}
@@ -111,17 +114,17 @@ def _options(objective: Any) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k != "check_jumps" and _is_plain(v)}
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(isinstance(n, str) and isinstance(x, _PLAIN) for n, x in value.items())
     return isinstance(value, _PLAIN)
 
 
-def _sites(program: Any, params: Any, args: tuple) -> dict[str, Any]:
+def _sites(program: Program, params: PyTree, args: tuple) -> dict[str, list[str]]:
     split = Arguments(args)
     infos = {}
 
-    def run(params: Any, arrays: Any) -> dict[str, Any]:
+    def run(params: PyTree, arrays: list[Key]) -> dict[str, PyTree]:
         with stand_ins():
             trace = program.bind(params).simulate(jax.random.key(0), *split.join(arrays))
         infos.update(trace.sites)
@@ -136,7 +139,7 @@ def _sites(program: Any, params: Any, args: tuple) -> dict[str, Any]:
     return found
 
 
-def hashed(fn: Callable[..., Any], *args: Any) -> Any:
+def hashed(fn: Callable[..., PyTree], *args: PyTree) -> Any:
     """What `fn` returns, with a hash of its computation in the place of each array; `args` are arrays or their shapes."""
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
     inputs = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(args)]

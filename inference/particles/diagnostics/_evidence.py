@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ....ppl._calls import checked_call
 from ..engine import SMCResult
@@ -138,7 +138,7 @@ SCHEMES = {
 }
 
 
-def _check(result: Any, form: str, lag: int | None) -> None:
+def _check(result: PyTree, form: str, lag: int | None) -> None:
     """Refuse a form that is not sound for the run."""
     if lag is not None and (not isinstance(lag, int) or lag < 1):
         raise ValueError(f"evidence_variance: lag must be None or an integer >= 1, got {lag!r}.")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
@@ -25,7 +26,7 @@ def plot_smc(
     result: SMCResult,
     sites: Sequence[str] = (),
     *,
-    times: Any = None,
+    times: object = None,
     max_lines: int = 200,
 ) -> Figure:
     """Plot how a particle run went: fan charts of sites, effective sample size, evidence, genealogy.
@@ -122,7 +123,7 @@ def _plot_genealogy(axis: Any, lines: np.ndarray, max_lines: int) -> None:
     count.set_ylabel("ancestors", color="C3")
 
 
-def _check(result: Any, sites: Sequence[str], times: Any) -> None:
+def _check(result: Any, sites: Sequence[str], times: PyTree) -> None:
     shape = np.shape(result.log_weights)
     if len(shape) != 1:
         raise ValueError(

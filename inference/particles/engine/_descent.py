@@ -11,10 +11,11 @@ Reference: Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..population import in_batches, is_key, times, underived
 from ..programs import Future
@@ -40,16 +41,16 @@ class Filter(NamedTuple):
     """
 
     future: Callable[[], Future]
-    states: Any
+    states: PyTree
     log_weights: Array
     ancestors: Array
-    made: Any
+    made: PyTree
 
 
 class Segment(NamedTuple):
     """Choices made before a loop, [particles, ...], and the loop (None after the last)."""
 
-    values: Any
+    values: PyTree
     filter: Filter | None
 
     def sites(self) -> set[str]:
@@ -58,7 +59,7 @@ class Segment(NamedTuple):
 
 
 def new_ancestor(
-    key: Array, future: Future, states: Any, log_weights: Array, retained: Any, t: Array,
+    key: Array, future: Future, states: PyTree, log_weights: Array, retained: object, t: Array,
     batch_size: int | None,
 ) -> Array:  # fmt: skip
     """A particle before step t as the ancestor of the retained path (choices [steps, ...]), drawn from B_t.
@@ -68,7 +69,7 @@ def new_ancestor(
     at = jnp.minimum(t + jnp.arange(max(future.memory, 1)), future.length - 1)
     window = jax.tree.map(lambda x: x[at], retained)
 
-    def log_densities(states: Any, batch: Any, window: Any) -> Array:
+    def log_densities(states: PyTree, batch: PyTree, window: PyTree) -> Array:
         repeated = lambda x: jnp.broadcast_to(x, (batch.size, *x.shape))
         return jnp.broadcast_to(future(states, jax.tree.map(repeated, window), t), (batch.size,))
 
@@ -85,7 +86,7 @@ def choose(key: Array, logits: Array, fallback: Array) -> Array:
     return jnp.where(jnp.isnan(logits).any(), len(logits), index)
 
 
-def turned(particles: Any, index: Array) -> Any:
+def turned(particles: PyTree, index: Array) -> Array:
     """Particles shifted so that number `index` becomes particle 0.
 
     Resampling given that slot 0 descends from particle 0 has a law without special labels (`resampling/_conditional.py`):

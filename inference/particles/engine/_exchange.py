@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..population import is_key, reweight, underived, uniform
 from ..resampling import Policy, lineages
@@ -47,23 +48,29 @@ class ExchangeOutcome(NamedTuple):
 class Alone:
     """A run by itself; shares are None and records empty."""
 
-    def start(self) -> Any:
+    def start(self) -> PyTree:
         """Shares before the first weighing."""
         return None
 
     def exchange(
-        self, step: Any, moving: Any, log_weights: Array, shares: Any
-    ) -> tuple[Any, Array, Any, Any]:
+        self, step: Array, moving: tuple[PyTree, ...], log_weights: Array, shares: object
+    ) -> tuple[PyTree, Array, PyTree, PyTree]:
         """What moves with particles, their log-weights, and the shares after an exchange, if there is one; and its record."""
         return moving, log_weights, shares, None
 
-    def weigh(self, shares: Any, increment: Array, met: Any = None) -> tuple[Any, Array, Any]:
+    def weigh(
+        self, shares: Any, increment: Array, met: object = None
+    ) -> tuple[PyTree, Array, PyTree]:
         """New shares, by how much the log of the estimated evidence grew, and a record: after the exchange `met`, if any."""
         return None, increment, {}
 
     def paths(
-        self, stacked: Any, ancestors: Array, records: dict[str, Array], place: Placement
-    ) -> Any:
+        self,
+        stacked: Array | dict[str, dict[int, Array]],
+        ancestors: Array,
+        records: dict[str, Array],
+        place: Placement,
+    ) -> PyTree:
         """Paths of the final particles, [particles, steps, ...], from values [steps, particles, ...]."""
         return follow(stacked, lineages(ancestors), place)
 
@@ -102,12 +109,14 @@ class Exchange:
         return uniform(self.num_islands)
 
     def exchange(
-        self, step: Any, moving: Any, log_weights: Array, shares: Array
-    ) -> tuple[Any, Array, Array, ExchangeOutcome]:
+        self, step: Any, moving: object, log_weights: Array, shares: Array
+    ) -> tuple[PyTree, Array, Array, ExchangeOutcome]:
         """What moves with particles, their log-weights, equal shares."""
         key = jax.random.fold_in(self.key, step)
 
-        def meet(moving: Any, log_weights: Array, shares: Array) -> tuple[Any, Array, Array, Array]:
+        def meet(
+            moving: PyTree, log_weights: Array, shares: Array
+        ) -> tuple[PyTree, Array, Array, Array]:
             swap = self.mixed if self.is_mixed else self.replaced
             known = underived(NO_GRADIENT, shares)
             moved, log_weights = swap(key, (moving, self._own()), log_weights, known)
@@ -120,13 +129,13 @@ class Exchange:
         )
         return moving, log_weights, shares, ExchangeOutcome(parents, decision)
 
-    def replaced(self, key: Array, moving: Any, log_weights: Array, shares: Array) -> Any:
+    def replaced(self, key: Array, moving: object, log_weights: Array, shares: Array) -> PyTree:
         """Whole islands replaced by offspring."""
         mother = self.scheme(key, shares).astype(jnp.int32)[jax.lax.axis_index(self.axis)]
         take = lambda x: x if is_key(x) else self._gathered(x)[mother]
         return jax.tree.map(take, (moving, log_weights))
 
-    def mixed(self, key: Array, moving: Any, log_weights: Array, shares: Array) -> Any:
+    def mixed(self, key: Array, moving: object, log_weights: Array, shares: Array) -> PyTree:
         """Particles of pairs of islands resampled together, stage by stage."""
         own, size = jax.lax.axis_index(self.axis), self.num_particles
         share = shares[own]
@@ -135,7 +144,7 @@ class Exchange:
             pairs = [(m, m ^ distance) for m in range(self.num_islands)]
             is_upper = own & distance != 0
 
-            def both(x: Array, pairs: Any = pairs, is_upper: Array = is_upper) -> Array:
+            def both(x: Array, pairs: PyTree = pairs, is_upper: Array = is_upper) -> Array:
                 """[2, ...], the island of the lower number first: both islands of a pair see the same."""
                 other = jax.lax.ppermute(x, self.axis, pairs)
                 return jnp.where(is_upper, jnp.stack([other, x]), jnp.stack([x, other]))
@@ -152,7 +161,7 @@ class Exchange:
 
     def weigh(
         self, shares: Array, increment: Array, met: ExchangeOutcome | None = None
-    ) -> tuple[Array, Array, Any]:
+    ) -> tuple[Array, Array, PyTree]:
         """By sum_m V_m exp(increment_m).
 
         The record: whether there was an exchange, log-shares [M], effective number of islands; parents [K] with a genealogy.
@@ -169,7 +178,7 @@ class Exchange:
         return pooled.log_weights, pooled.increment, record
 
     def paths(
-        self, stacked: Any, ancestors: Array, records: dict[str, Array], place: Placement
+        self, stacked: object, ancestors: Array, records: dict[str, Array], place: Placement
     ) -> Any:
         """Paths of this island's final particles through all islands."""
         parents = jnp.take_along_axis(records["parents"], ancestors, 1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
 from ....ppl._shared_jit import shared_scan
 from ..._depends import is_used
@@ -49,11 +49,11 @@ class FeynmanKac:
     Reference: Del Moral 2004, Feynman-Kac Formulae; Chopin and Papaspiliopoulos 2020, chapter 5.
     """
 
-    init: Callable[[Array], Any]
-    kernel: Callable[[Array, Any, Array], Any]
-    log_potential: Callable[[Any, Any, Array], Array]
+    init: Callable[[Array], PyTree]
+    kernel: Callable[[Array, PyTree, Array], PyTree]
+    log_potential: Callable[[PyTree, PyTree, Array], Array]
     num_steps: int
-    log_transition: Callable[[Any, Any, Array], Array] | None = None
+    log_transition: Callable[[PyTree, PyTree, Array], Array] | None = None
     has_memory: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -62,8 +62,8 @@ class FeynmanKac:
 
 
 def run_chain(
-    model: FeynmanKac, key: Array, settings: Settings, retained: Any = None
-) -> dict[str, Any]:
+    model: FeynmanKac, key: Array, settings: Settings, retained: ArrayLike | None = None
+) -> dict[str, PyTree]:
     """Run the particle approximation; returns the fields of an `SMCResult`.
 
     `retained` is the path of particle 0, [steps + 1, ...].
@@ -75,7 +75,9 @@ def run_chain(
     of_all = lambda fn: map_particles(fn, num_particles, settings.batch_size)
     is_retained = jnp.arange(num_particles) == 0
 
-    def weighed(new: Any, old: Any, is_retained: Array, t: Array) -> tuple[Any, Array, Any]:
+    def weighed(
+        new: Array, old: Array | None, is_retained: Array, t: Array
+    ) -> tuple[PyTree, Array, PyTree]:
         """A state, or that of the retained path; its potential (given the state before, None at the start); what is seen."""
         x = new
         if retained is not None:
@@ -85,7 +87,7 @@ def run_chain(
         )
         return x, log_potential, None if look is None else look(x, t)
 
-    def begin(key: Array, is_retained: Array) -> tuple[Any, Array, Any]:
+    def begin(key: Array, is_retained: Array) -> tuple[Array, Array, None]:
         return weighed(model.init(key), None, is_retained, jnp.zeros((), jnp.int32))
 
     start, log_potentials, seen = of_all(begin)(init_key, is_retained)
@@ -97,10 +99,10 @@ def run_chain(
     future = ahead() if settings.path == "ancestor" and model.num_steps else None
     moves = jax.tree.map(lambda x: x[1:], retained)
 
-    def step(cloud: Cloud, t: Array) -> tuple[Cloud, Any]:
+    def step(cloud: Cloud, t: Array) -> tuple[Cloud, PyTree]:
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, t))
 
-        def one(key: Array, old: Any, is_retained: Array) -> tuple[Any, Array, Any]:
+        def one(key: Array, old: Array, is_retained: Array) -> tuple[PyTree, Array, PyTree]:
             return weighed(model.kernel(key, old, t), old, is_retained, t)
 
         def move(chosen: Resampled) -> Moved:
@@ -124,7 +126,7 @@ def run_chain(
     return result
 
 
-def _future(model: FeynmanKac, particles: Any) -> Future:
+def _future(model: FeynmanKac, particles: PyTree) -> Future:
     """The density of a move as a function of where it starts: log M_t, and log G_t where it looks at the state before."""
     log_transition = model.log_transition
     if log_transition is None:
@@ -136,13 +138,15 @@ def _future(model: FeynmanKac, particles: Any) -> Future:
     closed = jax.make_jaxpr(model.log_potential)(x, x, jnp.ones((), jnp.int32))
     is_felt = any(is_used(closed.jaxpr, i) for i in range(len(jax.tree.leaves(x))))
 
-    def one(previous: Any, x: Any, t: Array) -> Array:
+    def one(previous: PyTree, x: Array, t: Array) -> Array:
         return _scalar(log_transition(previous, x, t), "log_transition")
 
-    def joint(previous: Any, x: Any, t: Array) -> Array:
+    def joint(previous: PyTree, x: Array, t: Array) -> Array:
         return one(previous, x, t) + model.log_potential(previous, x, t)
 
-    def of_pairs(fn: Callable[..., Array], previous: Any, x: Any, t: Array) -> tuple[Any, Array]:
+    def of_pairs(
+        fn: Callable[..., Array], previous: PyTree, x: Array, t: Array
+    ) -> tuple[PyTree, Array]:
         return x, jax.vmap(fn, (0, 0, None))(previous, x, t + FIRST_MOVE)
 
     log_joint = functools.partial(of_pairs, joint)
@@ -150,7 +154,7 @@ def _future(model: FeynmanKac, particles: Any) -> Future:
     return Future(1, model.num_steps, log_density, log_joint, first=FIRST_MOVE)
 
 
-def _check_pathwise(state: Any) -> None:
+def _check_pathwise(state: PyTree) -> None:
     """Refuse discrete values: their law is not known, so that a gradient would miss how parameters move them."""
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         if not (is_key(x) or jnp.issubdtype(x.dtype, jnp.inexact)):
@@ -160,7 +164,7 @@ def _check_pathwise(state: Any) -> None:
             )
 
 
-def _check_retained(model: FeynmanKac, key: Array, retained: Any) -> None:
+def _check_retained(model: FeynmanKac, key: Array, retained: ArrayLike) -> None:
     """JAX clips indices: a path of another length would be another path."""
     state = jax.eval_shape(model.init, key)
     want = jax.tree.map(lambda x: (model.num_steps + 1, *x.shape), state)
@@ -172,7 +176,7 @@ def _check_retained(model: FeynmanKac, key: Array, retained: Any) -> None:
         )
 
 
-def _scalar(log_value: Any, name: str) -> Array:
+def _scalar(log_value: Array, name: str) -> Array:
     value = jnp.asarray(log_value)
     if value.shape != ():
         raise ValueError(

@@ -12,14 +12,15 @@ p(data), whatever the (fixed) policy.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._compat import Literal
 from ....ppl._shared_jit import shared_scan
+from ....ppl._types import Args
 from ....ppl.traces import check_match, is_limit
 from ..._noise import check_noise
 from ..._observed import check_observed, tells
@@ -57,10 +58,10 @@ def run_program(
     program: ppl.Program,
     proposal: ppl.Program | None,
     key: Array,
-    args: tuple[Any, ...],
+    args: Args,
     settings: Settings,
     retained: dict[str, Array] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """Run the particle method; returns the fields of an `SMCResult`. `retained` choices are those of particle 0.
 
     With path "ancestor" that particle draws a new ancestor before each step of a scan; with "filter" the result also has
@@ -86,7 +87,7 @@ def _traced(
     program: ppl.Program,
     proposal: ppl.Program | None,
     key: Array,
-    args: tuple[Any, ...],
+    args: Args,
     settings: Settings,
     kept: dict[str, Array],
 ) -> tuple[TracedProgram, TracedProgram | None, Array | None]:
@@ -97,7 +98,9 @@ def _traced(
     def simulate(program: ppl.Program, role: str = "model") -> Callable[..., ppl.Trace]:
         """Sites take the proposal's values where it gives any; others are drawn, or kept in particle 0."""
 
-        def fn(key: Array, keep: Array | None, kept: Any, given: Any) -> ppl.Trace:
+        def fn(
+            key: Array, keep: Array | None, kept: dict[str, PyTree], given: dict[str, Array]
+        ) -> ppl.Trace:
             choices, keep = (given, None) if given else (kept, keep if kept else None)
             runner = watching(look if role == "model" else None, args)
             return program.propose(key, choices, keep, *args, draw=draws[role], runner=runner)
@@ -229,7 +232,7 @@ class _FilterRun:
             self.cloud, record = self.settings.weigh(self.cloud, log_potentials)
             self.records.append(record)
 
-    def _loop(self, model_loop: int, guide_loop: int | None, made: dict[Any, str]) -> None:
+    def _loop(self, model_loop: int, guide_loop: int | None, made: dict[PyTree, str]) -> None:
         settings, first = self.settings, self.num_events
         traced, numbers = {"model": (self.model, self.machine)}, {"model": model_loop}
         if self.guide is not None and self.proposer is not None and guide_loop is not None:
@@ -240,7 +243,7 @@ class _FilterRun:
         future = make_future() if settings.path == "ancestor" else None
         retained = {name: self.kept[name] for name in made.values() if name in self.kept}
 
-        def step(cloud: Cloud, inputs: Any) -> tuple[Cloud, Any]:
+        def step(cloud: Cloud, inputs: tuple[PyTree, ...]) -> tuple[Cloud, PyTree]:
             t, shared = inputs
 
             def move(chosen: Resampled) -> Moved:
@@ -282,7 +285,7 @@ class _FilterRun:
             and not any(name in segment.sites() for segment in self.segments)
         }
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> dict[str, PyTree]:
         """The fields of an `SMCResult`."""
         values = self.machine.values
         choices = {

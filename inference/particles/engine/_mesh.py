@@ -16,12 +16,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 from ....ppl._compat import Tracer
 from ..._arguments import Arguments
@@ -42,28 +42,28 @@ class Placement:
     mesh: Mesh | None = None
     axes: tuple[str, ...] = ()
 
-    def split(self, tree: Any) -> Any:
+    def split(self, tree: PyTree) -> PyTree:
         """Leading axes split; keys are left to the partitioner."""
         return self._constrain(tree, PartitionSpec(self.axes))
 
-    def copy(self, tree: Any) -> Any:
+    def copy(self, tree: PyTree) -> PyTree:
         """The tree with a copy on every device."""
         return self._constrain(tree, PartitionSpec())
 
-    def _constrain(self, tree: Any, spec: PartitionSpec) -> Any:
+    def _constrain(self, tree: PyTree, spec: PartitionSpec) -> PyTree:
         if self.mesh is None:
             return tree
         sharding = NamedSharding(self.mesh, spec)
         put = lambda x: x if is_key(x) else jax.lax.with_sharding_constraint(x, sharding)
         return jax.tree.map(put, tree)
 
-    def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def compiled(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """`fn(*args)` compiled as one program for the mesh; leaves of `args` that are no arrays stay Python's."""
         if self.mesh is None:
             return fn
         everywhere = NamedSharding(self.mesh, PartitionSpec())
 
-        def put(x: Any) -> Any:
+        def put(x: Array) -> PyTree:
             if isinstance(x, Tracer):
                 return x
             if isinstance(x, jax.Array) and x.sharding.device_set == everywhere.device_set:
@@ -74,7 +74,7 @@ class Placement:
             # From the host: JAX then makes sure that all processes have the same value.
             return jax.device_put(np.asarray(x), everywhere)
 
-        def run(*args: Any) -> Any:
+        def run(*args: PyTree) -> PyTree:
             parts = Arguments(args)
             return jax.jit(lambda arrays: fn(*parts.join(arrays)))(
                 [put(x) for x in parts.arrays(args)]
@@ -87,14 +87,17 @@ ONE_DEVICE = Placement()
 
 
 def follow(
-    stacked: Any, index: jax.Array, place: Placement, everywhere: Callable[[Any], Any] = lambda x: x
-) -> Any:
+    stacked: PyTree,
+    index: jax.Array,
+    place: Placement,
+    everywhere: Callable[..., PyTree] = lambda x: x,
+) -> Array | dict[str, dict[int, Array]]:
     """Paths [particles, steps, ...] from values [steps, particles, ...] and the places to pick, `lineages` [steps, particles].
 
     `everywhere` makes the values among which a step picks from this run's, [particles, ...] -> [all particles, ...].
     """
 
-    def pick(values: Any, index: Any) -> Any:
+    def pick(values: Array, index: Array) -> Array:
         return place.split(everywhere(values)[index])
 
     if place.mesh is not None:
@@ -106,7 +109,7 @@ def follow(
 
 
 def as_placement(
-    name: str, what: str, size: int, mesh: Any, mesh_axes: Axes, key: jax.Array
+    name: str, what: str, size: int, mesh: PyTree, mesh_axes: Axes, key: jax.Array
 ) -> Placement:
     """The placement that splits `size` values called `what` over `mesh_axes`, all axes of the mesh where that is None.
 

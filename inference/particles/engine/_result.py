@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
@@ -47,7 +48,7 @@ class SMCResult:
         offspring: the law of the offspring counts, that of the `Scheme`; "conditional" for a run with `retained`.
     """
 
-    particles: Any
+    particles: PyTree
     log_weights: Array
     log_evidence: Array
     increments: Array
@@ -62,7 +63,7 @@ class SMCResult:
     log_apart: Array
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return facts_with_error(self, _REMEDY)
 
     @property
@@ -78,15 +79,15 @@ class SMCResult:
     def _num_first(self) -> int:
         return self.log_weights.shape[-1]
 
-    def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
+    def _num_resamplings(self, read: Callable[[Array], PyTree]) -> Any:
         return read(self.is_resampled).sum(-1)
 
-    def mean(self, fn: Callable[[Any], Any]) -> Any:
+    def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
         """sum_k W_k fn(particle_k)."""
         values = jax.vmap(fn)(self.particles)
         return weighted_mean(self.log_weights, values)
 
-    def sample(self, key: Array, num_samples: int) -> Any:
+    def sample(self, key: Array, num_samples: int) -> PyTree:
         """Equally weighted particles, drawn by systematic resampling."""
         return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 

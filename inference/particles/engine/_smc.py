@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
+from ....ppl._types import Key
 from ..._runs import checked
 from ..resampling import (
     Order,
@@ -29,22 +30,22 @@ Array = jax.Array
 
 @checked_call
 def smc(
-    model: FeynmanKac | ppl.Program | Callable[..., Any],
-    key: Any,
-    *args: Any,
+    model: FeynmanKac | ppl.Program | Callable[..., PyTree],
+    key: Key,
+    *args: PyTree,
     num_particles: int = 1000,
-    proposal: ppl.Program | Callable[..., Any] | str | None = None,
+    proposal: ppl.Program | Callable[..., PyTree] | str | None = None,
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     history: History = "full",
     batch_size: int | None = None,
-    retained: Any = None,
+    retained: PyTree = None,
     twist: Twist | None = None,
     order: Order | None = None,
     gradient: str | ResamplingGradient | None = None,
     mesh: jax.sharding.Mesh | None = None,
     mesh_axes: Axes = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> SMCResult:
     """Run particles through a Feynman-Kac model or a program.
 
@@ -139,7 +140,7 @@ def smc(
         check_path(model, retained)
     place = as_placement("smc", "particles", num_particles, mesh, mesh_axes, key)
 
-    def run_all(key: Array, retained: Any, *args: Any) -> SMCResult:
+    def run_all(key: Array, retained: Array | None, *args: PyTree) -> SMCResult:
         return run(
             model, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
             history=history, batch_size=batch_size, retained=retained, twist=twist, order=order,

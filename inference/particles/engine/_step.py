@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..population import StepWeights, log_apart, pareto_shape, reweight, uniform
 from ..programs import Future
@@ -49,7 +50,7 @@ class Cloud(NamedTuple):
         roots: the particle of the first generation from which each descends, [particles].
     """
 
-    particles: Any
+    particles: PyTree
     log_weights: Array
     seen: Array | None
     score: Array
@@ -69,12 +70,12 @@ class Moved(NamedTuple):
         made: choices of the step, for backward sampling.
     """
 
-    particles: Any
+    particles: PyTree
     log_potentials: Array
     seen: Array | None = None
     log_probs: Array | None = None
     kept: Any = None
-    made: Any = None
+    made: PyTree = None
 
 
 class Retained(NamedTuple):
@@ -118,7 +119,7 @@ class Settings:
         """Whether draws without a derivative act on their particle's weight."""
         return self.gradient is not None and self.gradient.strategy.in_weights
 
-    def start(self, particles: Any = None, seen: Array | None = None) -> Cloud:
+    def start(self, particles: PyTree = None, seen: Array | None = None) -> Cloud:
         """Equally weighted particles."""
         log_weights, shares = uniform(self.num_particles), self.islands.start()
         roots = jnp.arange(self.num_particles, dtype=jnp.int32)
@@ -142,9 +143,9 @@ class Settings:
         cloud: Cloud,
         move: Callable[[Resampled], Moved],
         *,
-        states: Callable[[Any], Any] = lambda particles: particles,
+        states: Callable[..., PyTree] = lambda particles: particles,
         retained: Retained | None = None,
-    ) -> tuple[Cloud, tuple[Record, Any, Any]]:
+    ) -> tuple[Cloud, tuple[Record, PyTree, PyTree]]:
         """Exchange, resample, move and weigh.
 
         Args:
@@ -189,7 +190,9 @@ class Settings:
         cloud = Cloud(particles, weights.log_weights, seen, score, shares, roots)
         return cloud, (record, kept, filtered)
 
-    def fields(self, cloud: Cloud, particles: Any, records: list[Record]) -> dict[str, Any]:
+    def fields(
+        self, cloud: Cloud, particles: Array | dict[str, Array], records: list[Record]
+    ) -> dict[str, PyTree]:
         """Fields of an `SMCResult` from the rows of all weighings; a front end adds to them."""
         none = dict.fromkeys(("ancestors", "step_log_weights", "paths"))
         record = jax.tree.map(lambda *rows: jnp.concatenate(rows), *records)
@@ -209,7 +212,8 @@ class Settings:
         return copy(reweight(copy(log_weights), copy(log_potentials)))
 
     def _record(
-        self, weights: StepWeights, increment: Array, meeting: Any, score: Array, is_resampled: Array, ancestors: Array
+        self, weights: StepWeights, increment: Array, meeting: dict[str, PyTree], score: Array,
+        is_resampled: Array, ancestors: Array,
     ) -> Record:  # fmt: skip
         """What a weighing leaves behind."""
         record = {

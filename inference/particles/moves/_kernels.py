@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl._precision import full_precision
 
@@ -179,7 +180,7 @@ class HMC(Kernel):
         # On the way slopes are enough; with values they would cost up to twice as much.
         slope_at = jax.grad(log_density)
 
-        def leapfrog(state: Any, _: Any) -> tuple[Any, None]:
+        def leapfrog(state: PyTree, _: PyTree) -> tuple[PyTree, None]:
             u, p = state
             u = u + size * along(spread, p)
             return (u, p + size * across(spread, slope_at(u))), None
@@ -227,7 +228,7 @@ class BlackJAX(Kernel):
     Reference: Cabezas et al. 2024, BlackJAX, arXiv:2402.10797.
     """
 
-    build: Callable[[LogDensity, Array, Array], Any]
+    build: Callable[[LogDensity, Array, Array], PyTree]
     target_accept: float = 0.8
     first_step_size: float = 0.5
 
@@ -298,7 +299,7 @@ def acceptance(log_ratio: Array) -> Array:
     return jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio), 0.0))
 
 
-def accept(key: Array, old: Any, new: Any, log_ratio: Array) -> tuple[Any, Array]:
+def accept(key: Array, old: object, new: object, log_ratio: Array) -> tuple[PyTree, Array]:
     """Metropolis' choice between two points, or pytrees of one structure.
 
     Args:

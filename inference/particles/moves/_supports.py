@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
+import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions.transforms import biject_to
 from numpyro.primitives import Messenger
 
 from .... import ppl
 from ....ppl._compat import fresh_caches
+from ....ppl._types import Args, Message
 from ....ppl.traces import compiled
 from ..._depends import depends
 
@@ -18,26 +20,26 @@ Array = jax.Array
 
 
 def transforms_of(
-    method: str, program: ppl.Program, args: tuple[Any, ...], template: Mapping[str, Array]
-) -> dict[str, Any]:
+    method: str, program: ppl.Program, args: Args, template: Mapping[str, Array]
+) -> dict[str, PyTree]:
     """Site -> the transform from its unconstrained values; raises as `supports_of`."""
     found = supports_of(method, program, args, template)
     return {name: biject_to(support) for name, support in found.items()}
 
 
 def supports_of(
-    method: str, program: ppl.Program, args: tuple[Any, ...], template: Mapping[str, Array]
-) -> dict[str, Any]:
+    method: str, program: ppl.Program, args: Args, template: Mapping[str, Array]
+) -> dict[str, dist.constraints.Constraint]:
     """Site -> its support, for the sites of `template` (values of the right shapes).
 
     Raises:
         ValueError: a support that depends on the value of one of the sites or on another draw; `method` is who asks.
     """
 
-    def meet(key: Array, values: Mapping[str, Array]) -> dict[str, Any]:
+    def meet(key: Array, values: Mapping[str, Array]) -> dict[str, dist.constraints.Constraint]:
         met = _Supports(list(values))
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def watched(*args: PyTree, **kwargs: PyTree) -> ArrayLike | None:
             with met, fresh_caches():
                 return program(*args, **kwargs)
 
@@ -63,7 +65,7 @@ class _Supports(Messenger):
         super().__init__()
         self.names, self.supports = names, {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "sample" and msg["name"] in self.names:
             support = msg["fn"].support
             known = self.supports.setdefault(msg["name"], support)

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
@@ -27,6 +28,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import Literal, typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
+from ....ppl._types import Key
 from ..._depends import depends, walk
 from ..._noise import check_noise
 from ..._runs import checked
@@ -80,26 +82,26 @@ class LiuWestResult:
     failed_at: Array
     evidence: str = dataclasses.field(default="biased", metadata={"static": True})
 
-    def mean(self, fn: Callable[[Any], Any]) -> Any:
+    def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
         """sum_k W_k fn(parameters_k)."""
         return weighted_mean(self.log_weights, jax.vmap(fn)(self.parameters))
 
-    def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
+    def sample(self, key: Key | None, num_samples: int) -> dict[str, Array]:
         """Equally weighted parameters, drawn by systematic resampling."""
         return equally_weighted(typed_key(key), self.parameters, self.log_weights, num_samples)
 
 
 @checked_call
 def liu_west(
-    model: ppl.Program | Callable[..., Any],
-    key: Any,
-    *args: Any,
+    model: ppl.Program | Callable[..., PyTree],
+    key: Key,
+    *args: PyTree,
     parameters: Sequence[str],
     num_particles: int,
     discount: float = 0.98,
     resampling: str | Scheme = "systematic",
     policy: Policy | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> LiuWestResult:
     """Learn parameters and states of a program together, in one pass over its scan. **Biased**; `smc2` and `pmmh` are not.
 
@@ -188,13 +190,13 @@ def liu_west(
     terms, latent = signed_outputs(traced, loop), _latent_outputs(traced, loop)
     shared = loop.shared_xs()
 
-    def renewed(state: dict[str, Any], points: Array) -> dict[str, Any]:
+    def renewed(state: dict[str, Any], points: Array) -> dict[str, PyTree]:
         values = start(points, set()).values
         consts = {i: values.value(loop.consts[i]) for i in fresh["consts"]}
         xs = {i: values.value(loop.xs[i]) for i in fresh["xs"]}
         return {**state, "consts": {**state["consts"], **consts}, "xs": {**state["xs"], **xs}}
 
-    def step(cloud: Cloud, inputs: Any) -> tuple[Cloud, Any]:
+    def step(cloud: Cloud, inputs: PyTree) -> tuple[Cloud, PyTree]:
         t, shared = inputs
         resample_key, noise_key = jax.random.split(jax.random.fold_in(loop_key, t))
         points = cloud.particles[1]

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._shared_jit import shared_jit
+from ....ppl._types import Args
 from ..._arguments import Arguments
 from ..engine import SMCResult, smc
 from ..resampling import as_resampling
@@ -51,7 +53,7 @@ class ParameterFilter:
 
     program: ppl.Program
     proposal: ppl.Program | None
-    args: tuple[Any, ...]
+    args: tuple[PyTree, ...]
     space: Parameters
     options: Mapping[str, Any]
 
@@ -97,12 +99,12 @@ class Task:
     settings: Any
     data: Arguments
 
-    def filter(self, arrays: list[Any]) -> ParameterFilter:
+    def filter(self, arrays: list[PyTree]) -> ParameterFilter:
         """The filter for these data."""
         args = self.data.join(arrays)
         return ParameterFilter(self.program, self.proposal, args, self.space(args), self.options)
 
-    def space(self, args: tuple[Any, ...]) -> Parameters:
+    def space(self, args: Args) -> Parameters:
         """The parameters.
 
         Raises:
@@ -113,12 +115,12 @@ class Task:
 
 def make_task(
     method: str,
-    model: ppl.Program | Callable[..., Any],
-    proposal: ppl.Program | Callable[..., Any] | None,
-    args: tuple[Any, ...],
+    model: ppl.Program | Callable[..., PyTree],
+    proposal: ppl.Program | Callable[..., PyTree] | None,
+    args: Args,
     parameters: Sequence[str],
-    options: Mapping[str, Any],
-    settings: Any,
+    options: Mapping[str, PyTree],
+    settings: PyTree,
 ) -> Task:
     """What `pmmh` and `smc2` are asked for.
 
@@ -136,7 +138,7 @@ def make_task(
     return Task(method, model, guide, tuple(parameters), options, settings, Arguments(args))
 
 
-def compiled(run: Callable[..., Any], task: Task, args: tuple[Any, ...]) -> Callable[..., Any]:
+def compiled(run: Callable[..., PyTree], task: Task, args: Args) -> Callable[..., PyTree]:
     """`run(task.settings, filter, *inputs)` as a compiled function of `inputs`, arrays."""
     # Closed over: a program may read its data in Python. As arrays of JAX they are inputs of what is compiled.
     arrays = [jnp.asarray(x) for x in task.data.arrays(args)]

@@ -10,10 +10,11 @@ During warmup its scale follows its acceptance rate and its spread the chain's c
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ..moves import Kernel, Standing, cholesky
@@ -51,7 +52,7 @@ class ParameterMoves:
     """
 
     program: ppl.Program
-    args: tuple[Any, ...]
+    args: tuple[PyTree, ...]
     space: Parameters
     kernel: Kernel
     num_moves: int

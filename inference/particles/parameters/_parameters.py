@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpyro.handlers
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._compat import fresh_caches, is_concrete, jaxpr_as_fun
@@ -70,7 +70,7 @@ class Parameters:
 
 
 def make_parameters(
-    method: str, program: ppl.Program, args: tuple[Any, ...], names: Sequence[str]
+    method: str, program: ppl.Program, args: tuple[PyTree, ...], names: Sequence[str]
 ) -> Parameters:
     """The sites `names` of `program(*args)` as parameters; `method` is who asks, for messages.
 
@@ -132,7 +132,7 @@ def given(
 def _fixed(proposal: ppl.Program, values: Mapping[str, Array]) -> ppl.Program:
     """The proposal given `values`, whose sites are no longer its own."""
 
-    def fixed(*args: Any, **kwargs: Any) -> Any:
+    def fixed(*args: PyTree, **kwargs: PyTree) -> PyTree:
         with (
             numpyro.handlers.block(hide=list(values)),
             numpyro.handlers.substitute(data=dict(values)),

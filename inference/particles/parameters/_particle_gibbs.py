@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
+from ....ppl._types import Args, Key, ModelFn
 from ..._runs import checked
 from ..engine import FeynmanKac, smc
 from ..moves import HMC, Kernel
@@ -42,21 +44,21 @@ class ParticleGibbsResult:
 @checked_call
 def particle_gibbs(
     model: Model,
-    key: Any,
-    *args: Any,
+    key: Key,
+    *args: PyTree,
     num_samples: int,
     num_particles: int,
     num_warmup: int = 0,
-    init: Any = None,
+    init: PyTree = None,
     parameters: Sequence[str] = (),
     kernel: Kernel | None = None,
     num_moves: int = 1,
     path: Path = "genealogy",
-    proposal: ppl.Program | Callable[..., Any] | None = None,
+    proposal: ppl.Program | Callable[..., PyTree] | None = None,
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> ParticleGibbsResult:
     """A chain of `conditional_smc` moves, and of moves of parameters.
 
@@ -123,7 +125,7 @@ def particle_gibbs(
     if init is not None and not isinstance(model, FeynmanKac):
         is_wrong = _check_start(model, state, args)
 
-    def of_states(state: Any, inputs: tuple[Array, Array]) -> Any:
+    def of_states(state: PyTree, inputs: tuple[Array, Array]) -> PyTree:
         new = conditional_smc(model, inputs[1], state, *args, **options)
         return new, new
 
@@ -138,7 +140,7 @@ def particle_gibbs(
     return ParticleGibbsResult(voided(jax.tree.map(lambda x: x[num_warmup:], draws), is_wrong))
 
 
-def _check_start(model: Any, state: Any, args: tuple[Any, ...]) -> Array:
+def _check_start(model: ModelFn, state: PyTree, args: Args) -> Array:
     """Whether a chain starts where the density is zero, which it might never leave: the prior of a retained site is not weighed.
 
     Raises:
@@ -156,12 +158,12 @@ def _check_start(model: Any, state: Any, args: tuple[Any, ...]) -> Array:
 
 def _alternate(
     moves: ParameterMoves, num_warmup: int, options: dict[str, Any]
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """States given parameters, then parameters given states."""
     proposal = options.get("proposal")
     guide = None if proposal is None else ppl.as_program(proposal)
 
-    def move(carry: Any, inputs: tuple[Array, Array]) -> Any:
+    def move(carry: PyTree, inputs: tuple[Array, Array]) -> PyTree:
         (states, tuned), (number, key) = carry, inputs
         state_key, parameter_key = jax.random.split(key)
         program, fixed = given(moves.program, guide, moves.space.values(tuned.point))
@@ -177,7 +179,7 @@ def _alternate(
 
 def _moves_of(
     model: Model,
-    args: tuple[Any, ...],
+    args: Args,
     parameters: Sequence[str],
     kernel: Kernel | None,
     num_moves: int,
@@ -198,7 +200,7 @@ def _moves_of(
     return ParameterMoves(program, args, space, kernel or HMC(), num_moves)
 
 
-def _first(model: Model, key: Array, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+def _first(model: Model, key: Array, args: Args, options: dict[str, Any]) -> Any:
     """A path of an unconditional run."""
     run_key, choice_key = jax.random.split(key)
     keep = {name: x for name, x in options.items() if name not in ("policy", "path")}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
@@ -15,6 +16,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
+from ....ppl._types import Key
 from ..._runs import checked
 from ..engine import smc
 from ..moves import acceptance, cholesky
@@ -67,20 +69,20 @@ class _PmmhState(NamedTuple):
 
 @checked_call
 def pmmh(
-    model: ppl.Program | Callable[..., Any],
-    key: Any,
-    *args: Any,
+    model: ppl.Program | Callable[..., PyTree],
+    key: Key,
+    *args: PyTree,
     parameters: Sequence[str],
     num_samples: int,
     num_particles: int,
     num_warmup: int = 500,
-    init: Mapping[str, Any] | None = None,
+    init: Mapping[str, float] | None = None,
     target_accept: float = 0.2,
-    proposal: ppl.Program | Callable[..., Any] | None = None,
+    proposal: ppl.Program | Callable[..., PyTree] | None = None,
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> PMMHResult:
     """A Markov chain on parameters and states whose likelihood ratios come from particle filters.
 
@@ -180,7 +182,7 @@ def _chain(
         jnp.log(2.38 / space.dimension**0.5),
     )  # fmt: skip
 
-    def warm(state: _PmmhState, inputs: Any) -> tuple[_PmmhState, None]:
+    def warm(state: _PmmhState, inputs: PyTree) -> tuple[_PmmhState, None]:
         n, (renew_key, key) = inputs[0], jax.random.split(inputs[1])
         # A chain that one high estimate holds for long would take its covariance to zero.
         log_density, log_joint, states = _densities(run, renew_key, state.point)
@@ -192,7 +194,7 @@ def _chain(
     state, _ = jax.lax.scan(warm, state, (jnp.arange(settings.num_warmup), keys))
     spread = cholesky(state.covariance)
 
-    def sample(state: _PmmhState, key: Array) -> tuple[_PmmhState, Any]:
+    def sample(state: _PmmhState, key: Array) -> tuple[_PmmhState, PyTree]:
         new, _, is_accepted = _move(run, key, state, spread)
         return new, (space.values(new.point), new.states, new.log_joint, is_accepted)
 
@@ -248,12 +250,12 @@ def _adapt(
 
 
 def _check(
-    num_samples: Any,
-    num_particles: Any,
-    num_warmup: Any,
+    num_samples: object,
+    num_particles: object,
+    num_warmup: object,
     target_accept: float,
     parameters: Sequence[str],
-    init: Mapping[str, Any] | None,
+    init: Mapping[str, float] | None,
 ) -> None:
     check_counts("pmmh", num_samples=num_samples, num_particles=num_particles)
     check_counts("pmmh", 0, num_warmup=num_warmup)

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
+from ....ppl._types import Key
 from ..._runs import checked
 from ..moves import RandomWalk, acceptance, along
 from ..population import (
@@ -65,7 +67,7 @@ class SMC2Result:
     log_apart: Array
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return facts_with_error(self, "resampling='ssp', or particles.replicate")
 
     @property
@@ -77,7 +79,7 @@ class SMC2Result:
     def _num_first(self) -> int:
         return self.log_weights.shape[-1]
 
-    def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
+    def _num_resamplings(self, read: Callable[[Array], PyTree]) -> Any:
         return read(self.is_resampled)[..., :-1].sum(
             -1
         )  # one after the last weighing does not count
@@ -87,26 +89,26 @@ class SMC2Result:
         """All latent sites, [parameter particles, ...]."""
         return {**self.parameters, **self.states}
 
-    def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
+    def sample(self, key: Key | None, num_samples: int) -> dict[str, Array]:
         """Equally weighted particles, drawn by systematic resampling."""
         return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 
 
 @checked_call
 def smc2(
-    model: ppl.Program | Callable[..., Any],
-    key: Any,
-    *args: Any,
+    model: ppl.Program | Callable[..., PyTree],
+    key: Key,
+    *args: PyTree,
     parameters: Sequence[str],
     num_parameter_particles: int,
     num_particles: int,
     num_moves: int = 3,
     target_ess: float = 0.5,
-    proposal: ppl.Program | Callable[..., Any] | None = None,
+    proposal: ppl.Program | Callable[..., PyTree] | None = None,
     resampling: str | Scheme = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> SMC2Result:
     """Move N parameters from prior to posterior as the data of a scan arrive, their likelihoods estimated by particle filters.
 
@@ -216,7 +218,7 @@ class _Smc2Run:
         cloud = self.cloud(filter_key, points)
         scale = jnp.asarray(RandomWalk().init_scale(self.space.dimension))
 
-        def step(carry: Any, t: Array) -> tuple[Any, dict[str, Array]]:
+        def step(carry: PyTree, t: Array) -> tuple[PyTree, dict[str, Array]]:
             cloud, log_weights, scale, eves = carry
             weights = reweight(log_weights, cloud.increments[:, t])
             apart = log_apart(eves, weights.log_weights)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 Array = jax.Array
 
 
-def is_key(x: Any) -> bool:
+def is_key(x: Array) -> bool:
     """Whether `x` is an array of random keys."""
     return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
@@ -39,8 +40,8 @@ class Batch(NamedTuple):
 
 
 def in_batches(
-    fn: Callable[..., Any], num_particles: int, batch_size: int | None
-) -> Callable[..., Any]:
+    fn: Callable[..., PyTree], num_particles: int, batch_size: int | None
+) -> Callable[..., PyTree]:
     """`fn(particles, batch, *shared)` for all; `particles` and the results have a leading particle axis.
 
     Args:
@@ -52,7 +53,7 @@ def in_batches(
         return lambda particles, *shared: fn(particles, Batch(num_particles, None), *shared)
     num_batches = num_particles // batch_size
 
-    def run(particles: Any, *shared: Any) -> Any:
+    def run(particles: PyTree, *shared: PyTree) -> PyTree:
         cut = lambda x: x.reshape(num_batches, batch_size, *x.shape[1:])
         one = lambda inputs: fn(inputs[1], Batch(batch_size, inputs[0]), *shared)
         outs = jax.lax.map(one, (jnp.arange(num_batches), jax.tree.map(cut, particles)))

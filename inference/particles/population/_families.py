@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ....ppl._precision import full_precision
 from ....ppl._show import is_readable
@@ -60,7 +61,7 @@ class WeighedRun(Protocol):
     def offspring(self) -> str: ...
     @property
     def _num_first(self) -> int: ...  # particles of the first generation, as families count them
-    def _num_resamplings(self, read: Callable[[Array], Any]) -> Any: ...
+    def _num_resamplings(self, read: Callable[[Array], PyTree]) -> Any: ...
 
 
 def law_of(run: WeighedRun) -> str:
@@ -71,7 +72,9 @@ def law_of(run: WeighedRun) -> str:
     return run.offspring
 
 
-def family_variance(run: WeighedRun, form: str, read: Callable[[Array], Any] = lambda x: x) -> Any:
+def family_variance(
+    run: WeighedRun, form: str, read: Callable[[Array], PyTree] = lambda x: x
+) -> Any:
     """The v of the module's formula, nats squared; `read` makes the arrays that it is computed of."""
     num = run._num_resamplings(read) if form == "unbiased" else 0
     apart: Any = getattr(run, "island_log_apart", run.log_apart)
@@ -82,7 +85,7 @@ def family_variance(run: WeighedRun, form: str, read: Callable[[Array], Any] = l
     return -numbers.log1p((shares**2 * numbers.expm1(-v)).sum())
 
 
-def family_error(run: WeighedRun, read: Callable[[Array], Any] = lambda x: x) -> Any | None:
+def family_error(run: WeighedRun, read: Callable[[Array], PyTree] = lambda x: x) -> Any | None:
     """A standard error of the log-evidence, nats; infinite where all particles are related, None where the run does not show it.
 
     Where families do not tell, the spread of islands does.
@@ -93,7 +96,7 @@ def family_error(run: WeighedRun, read: Callable[[Array], Any] = lambda x: x) ->
     if run.log_apart is None or is_alone or law not in FORMS["upper"]:
         return island_error(run, read)
     bound: Any = family_variance(run, "upper", read)
-    numbers: Any = np if isinstance(bound, np.ndarray | np.generic) else jnp
+    numbers: PyTree = np if isinstance(bound, np.ndarray | np.generic) else jnp
     bound = numbers.maximum(bound, 0.0)  # but for rounding
     if law not in FORMS["unbiased"]:
         return numbers.sqrt(bound)
@@ -101,7 +104,7 @@ def family_error(run: WeighedRun, read: Callable[[Array], Any] = lambda x: x) ->
     return numbers.sqrt(numbers.where(value > 0, value, bound))
 
 
-def island_error(run: Any, read: Callable[[Array], Any] = lambda x: x) -> Any | None:
+def island_error(run: object, read: Callable[[Array], PyTree] = lambda x: x) -> Any | None:
     """The standard error of the mean of the islands' evidences over it, from their spread; None without islands."""
     if len(getattr(run, "island_log_evidence", ())) < 2:
         return None
@@ -110,15 +113,15 @@ def island_error(run: Any, read: Callable[[Array], Any] = lambda x: x) -> Any | 
     return numbers.sqrt(numbers.maximum(num * (shares**2).sum() - 1, 0.0) / (num - 1))
 
 
-def _shares(run: Any, read: Callable[[Array], Any]) -> tuple[Any, Any]:
+def _shares(run: Any, read: Callable[[Array], PyTree]) -> tuple[PyTree, PyTree]:
     """NumPy or its namesake, and the islands' shares of the weight."""
     log_z = read(run.island_log_evidence)
-    numbers: Any = np if isinstance(log_z, np.ndarray) else jnp
+    numbers: PyTree = np if isinstance(log_z, np.ndarray) else jnp
     shares = numbers.exp(log_z - log_z.max())
     return numbers, shares / shares.sum()
 
 
-def facts_with_error(run: Any, remedy: str) -> dict[str, Any]:
+def facts_with_error(run: Any, remedy: str) -> dict[str, PyTree]:
     """What a run's result prints: its fields, the log-evidence with its standard error, or what to do where it does not show."""
     facts = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
     for name in ("log_apart", "island_log_apart"):

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from ....ppl._compat import linear_call
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def underived(message: str, x: Any) -> Any:
+def underived(message: str, x: Array) -> PyTree:
     """`x`; a derivative with respect to it raises a TypeError with `message`."""
     return x
 
 
 @underived.defjvp
-def _(message: str, *_: Any) -> Any:
+def _(message: str, *_: PyTree) -> PyTree:
     raise TypeError(message)
 
 
@@ -29,7 +29,7 @@ def drawn(message: str, value: jax.Array, parameters: list[jax.Array]) -> jax.Ar
 
 
 @drawn.defjvp
-def _(message: str, *_: Any) -> Any:
+def _(message: str, *_: PyTree) -> PyTree:
     raise TypeError(message)
 
 
@@ -40,14 +40,14 @@ def unused(message: str, x: jax.Array) -> jax.Array:
 
 
 @unused.defjvp
-def _(message: str, primals: Any, tangents: Any) -> Any:
-    def refuse(*_: Any) -> Any:
+def _(message: str, primals: PyTree, tangents: PyTree) -> PyTree:
+    def refuse(*_: PyTree) -> PyTree:
         raise TypeError(message)
 
     return primals[0], linear_call(lambda _, t: t * jnp.nan, refuse, (), tangents[0])
 
 
-def floats(tree: Any) -> list[jax.Array]:
+def floats(tree: PyTree) -> list[jax.Array]:
     """The leaves that can have a derivative."""
     leaves = [
         jnp.asarray(x) for x in jax.tree.leaves(tree) if hasattr(x, "dtype") or isinstance(x, float)

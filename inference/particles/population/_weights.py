@@ -6,10 +6,11 @@ Axis order: particles first. Log-weights are in nats and normalised (logsumexp =
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl._precision import full_precision
 
@@ -41,7 +42,7 @@ def times(log_weights: Array, log_densities: Array) -> Array:
 
 
 @full_precision
-def weighted_mean(log_weights: Array, values: Any) -> Any:
+def weighted_mean(log_weights: Array, values: Array) -> PyTree:
     """sum_k W_k x_k for each array of a tree, whose first axes are those of the log-weights."""
     weights = jnp.exp(log_weights)
     return jax.tree.map(lambda x: jnp.tensordot(weights, x, weights.ndim), values)
@@ -76,7 +77,7 @@ def evidence(increments: Array) -> tuple[Array, Array]:
     return jnp.where(failed_at >= 0, increments[failed_at], increments.sum()), failed_at
 
 
-def voided(values: Any, is_wrong: Array) -> Any:
+def voided(values: PyTree, is_wrong: Array) -> PyTree:
     """The values, or NaN (integers: their dtype's lowest value) if they mean nothing."""
 
     def one(x: Array) -> Array:

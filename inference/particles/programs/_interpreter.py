@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from ....ppl._compat import JITS, ClosedJaxpr, Literal, bind
+from ....ppl._compat import JITS, ClosedJaxpr, Literal, Var, bind
+from ....ppl._types import Atom, Equation, Key
 from ....ppl.jaxprs import Interpreter, called
 from ....ppl.traces import FOLD_ADDRESS
 from ..population import Batch, in_batches
@@ -61,30 +63,34 @@ class Particles(Interpreter):
     """
 
     def __init__(
-        self, closed: ClosedJaxpr, inputs: Sequence[Any], kinds: Sequence[str], num_particles: int
+        self,
+        closed: ClosedJaxpr,
+        inputs: Sequence[PyTree],
+        kinds: Sequence[str],
+        num_particles: int,
     ) -> None:
         super().__init__(closed, {})
         self.num_particles = num_particles
         self.set(closed.jaxpr.constvars, closed.consts, [SHARED] * len(closed.consts))
         self.set(closed.jaxpr.invars[: len(inputs)], inputs, kinds)
 
-    def set(self, variables: Sequence[Any], values: Sequence[Any], kinds: Sequence[str]) -> None:
+    def set(self, variables: Sequence[Var], values: Sequence[PyTree], kinds: Sequence[str]) -> None:
         """Give variables their values and kinds."""
         for variable, value, kind in zip(variables, values, kinds, strict=True):
             self.env[variable] = Value(kind, value)
 
-    def read(self, atom: Any) -> Value:
+    def read(self, atom: Atom) -> Value:
         return Value(SHARED, atom.val) if isinstance(atom, Literal) else self.env[atom]
 
-    def value(self, atom: Any) -> Any:
+    def value(self, atom: PyTree) -> PyTree:
         """The value of a variable or literal, with a particle axis if it is of particles."""
         return self.read(atom).array
 
-    def kind(self, atom: Any) -> str:
+    def kind(self, atom: Atom) -> str:
         """The kind of a variable or literal."""
         return self.read(atom).kind
 
-    def per_particle(self, atom: Any) -> Any:
+    def per_particle(self, atom: Atom) -> Array:
         """The value with a particle axis."""
         kind, array = self.read(atom)
         if kind == PARTICLE:
@@ -93,7 +99,7 @@ class Particles(Interpreter):
             return own_keys(array, self.num_particles)
         return jnp.broadcast_to(array, (self.num_particles, *jnp.shape(array)))
 
-    def run(self, eqns: Sequence[Any]) -> None:
+    def run(self, eqns: Sequence[Equation]) -> None:
         # Equations of particles wait, to be mapped as one function: mapped one by one, each would move the particle axis of its
         # results to the front.
         waiting: list[Any] = []
@@ -109,13 +115,13 @@ class Particles(Interpreter):
             super().run([eqn])
         self._run_particles(waiting)
 
-    def _run_particles(self, eqns: list[Any]) -> None:
+    def _run_particles(self, eqns: list[Equation]) -> None:
         defined = [v for eqn in eqns for v in eqn.outvars]
         met = {v: self.env[v] for e in eqns for v in e.invars if not isinstance(v, Literal)}
         shared = {v: x.array for v, x in met.items() if x.kind == SHARED}
         own = {v: x.array for v, x in met.items() if x.kind == PARTICLE and x is not AHEAD}
 
-        def particle(own: list[Any]) -> list[Any]:
+        def particle(own: list[Array]) -> list[PyTree]:
             one = Interpreter(self.closed, shared | dict(zip(names, own, strict=True)))
             one.run(eqns)
             return [one.env[v] for v in defined]
@@ -124,7 +130,7 @@ class Particles(Interpreter):
         outs = jax.vmap(particle)(list(own.values())) if eqns else []
         self.set(defined, outs, [PARTICLE] * len(defined))
 
-    def results(self, eqn: Any, args: list[Value]) -> list[Value]:
+    def results(self, eqn: Equation, args: list[Value]) -> list[Value]:
         """What an equation makes of shared values and streams."""
         name, kinds = eqn.primitive.name, [x.kind for x in args]
         arrays = [x.array for x in args]
@@ -145,7 +151,7 @@ class Particles(Interpreter):
         return [Value(PARTICLE, x) for x in outs]
 
 
-def _moves_keys(eqn: Any) -> bool:
+def _moves_keys(eqn: Equation) -> bool:
     """Whether an equation makes keys of keys."""
     name = eqn.primitive.name
     return name in ("random_split", "random_fold_in", *SHAPES) or (
@@ -154,8 +160,8 @@ def _moves_keys(eqn: Any) -> bool:
 
 
 def map_particles(
-    fn: Callable[..., Any], num_particles: int, batch_size: int | None = None
-) -> Callable[..., Any]:
+    fn: Callable[..., PyTree], num_particles: int, batch_size: int | None = None
+) -> Callable[..., PyTree]:
     """`fn(key, *args)` for every particle: arguments and results have a leading particle axis, `key` is one key for all.
 
     Args:
@@ -164,7 +170,7 @@ def map_particles(
         batch_size: particles run at once, the batches one after the other; None for all.
     """
 
-    def together(args: Any, batch: Batch, key: Array) -> Any:
+    def together(args: tuple[PyTree, ...], batch: Batch, key: Array) -> PyTree:
         shape = lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x))
         closed, shapes = jax.make_jaxpr(fn, return_shape=True)(key, *jax.tree.map(shape, args))
         leaves = jax.tree.leaves(args)
@@ -179,8 +185,8 @@ def map_particles(
 
 
 def run_closed(
-    closed: ClosedJaxpr, inputs: Sequence[Any], kinds: Sequence[str], num_particles: int
-) -> list[Any]:
+    closed: ClosedJaxpr, inputs: Sequence[Key], kinds: Sequence[str], num_particles: int
+) -> list[Array]:
     """Results of a closed jaxpr, all with a particle axis."""
     run = Particles(closed, inputs, kinds, num_particles)
     run.outputs()

@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from ....ppl._compat import ClosedJaxpr, Literal, scan_counts
+from ....ppl._compat import ClosedJaxpr, Literal, Var, scan_counts
+from ....ppl._types import Key
 from ....ppl.traces import unlimited
 from ..population import Batch, is_key
 from ._interpreter import PARTICLE, SHARED, STREAM, Particles, run_closed
@@ -44,19 +46,19 @@ class Machine:
 
     @classmethod
     def start(
-        cls, closed: ClosedJaxpr, inputs: Sequence[Any], kinds: Sequence[str], num_particles: int
+        cls, closed: ClosedJaxpr, inputs: Sequence[Key], kinds: Sequence[str], num_particles: int
     ) -> Machine:
         """A machine before its first equation; inputs beyond `inputs` are not known yet."""
         return cls(closed, Particles(closed, inputs, kinds, num_particles), set())
 
-    def live(self, position: int) -> set[Any]:
+    def live(self, position: int) -> set[Var]:
         """Variables that equations from `position` on, or the results, need."""
         needed = set(self.keep)
         for eqn in self.closed.jaxpr.eqns[position:]:
             needed.update(v for v in eqn.invars if not isinstance(v, Literal))
         return needed
 
-    def run_to(self, stop: int) -> list[Any]:
+    def run_to(self, stop: int) -> list[Var]:
         """Run the equations up to number `stop`; returns the variables that they defined."""
         eqns = self.closed.jaxpr.eqns[self.position : stop]
         self.values.run(eqns)
@@ -69,7 +71,7 @@ class Machine:
         for v in [v for v in self.values.env if v not in live]:
             del self.values.env[v]
 
-    def moving(self, position: int) -> list[Any]:
+    def moving(self, position: int) -> list[PyTree]:
         """Variables of particles that are needed from `position` on, in a fixed order; keys excepted."""
         live, values = self.live(position), self.values
         return [
@@ -115,7 +117,7 @@ class Loop:
                 "smc: a scan with sites runs backwards (reverse=True), and particles move forwards. Reverse its inputs instead."
             )
 
-    def initial(self) -> dict[str, Any]:
+    def initial(self) -> dict[str, PyTree]:
         """What moves with the particles: their constants, their stacked inputs, the carry, and what is needed after the loop."""
         values = self.machine.values
         kind = values.kind
@@ -132,13 +134,13 @@ class Loop:
             "after": [values.value(v) for v in self.waiting],
         }
 
-    def in_slots(self, state: dict[str, Any]) -> dict[str, Any]:
+    def in_slots(self, state: dict[str, PyTree]) -> dict[str, PyTree]:
         """The state of particles that have moved, with what stays in its slot put back."""
         values = self.machine.values
         bound = {i: values.value(v) for i, v in enumerate(self.consts) if v in self.machine.slots}
         return {**state, "consts": {**state["consts"], **bound}}
 
-    def shared_xs(self) -> dict[int, Any]:
+    def shared_xs(self) -> dict[int, PyTree]:
         """Stacked inputs without a particle axis (streams of keys too), to be scanned over."""
         values = self.machine.values
         return {
@@ -149,18 +151,18 @@ class Loop:
 
     def step(
         self,
-        state: dict[str, Any],
-        shared: dict[int, Any],
+        state: dict[str, PyTree],
+        shared: dict[int, Array],
         t: Array,
-        given: dict[str, Any],
+        given: dict[str, Array],
         batch: Batch,
-    ) -> tuple[dict[str, Any], list[Any]]:
+    ) -> tuple[dict[str, PyTree], list[PyTree]]:
         """One step of a batch of particles; returns the new state and the step's outputs, each with a particle axis."""
         outer, num_outer = self.machine.values, len(self.consts) + self.num_carry
-        inputs: list[Any] = []
+        inputs: list[PyTree] = []
         kinds: list[str] = []
 
-        def add(value: Any, kind: str) -> None:
+        def add(value: PyTree, kind: str) -> None:
             inputs.append(batch.stream(value) if kind == STREAM else value)
             kinds.append(kind)
 
@@ -191,7 +193,7 @@ class Loop:
         outs = run_closed(self.body, inputs, kinds, batch.size)
         return {**state, "carry": outs[: self.num_carry]}, outs[self.num_carry :]
 
-    def finish(self, state: dict[str, Any], outputs: dict[int, Any]) -> None:
+    def finish(self, state: dict[str, PyTree], outputs: dict[int, PyTree]) -> None:
         """Put the loop's results into the machine; `outputs` are stacked outputs, particle axis first."""
         machine, values = self.machine, self.machine.values
         values.set(self.waiting, state["after"], [PARTICLE] * len(self.waiting))

@@ -8,11 +8,13 @@ Invariant: a site that the proposal makes is drawn once, and reaches the model i
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
+from ....ppl._compat import Var
 from ....ppl.traces import is_limit
 from ..population import Batch
 from ._machine import Loop, Machine
@@ -59,7 +61,7 @@ class LoopPair:
         self,
         traced: dict[str, tuple[TracedProgram, Machine]],
         numbers: dict[str, int],
-        made: dict[Any, str],
+        made: dict[Var, str],
         watched: Watched | None,
         history: str,
     ) -> None:
@@ -79,21 +81,25 @@ class LoopPair:
             self.sources = {name: outputs.index(offered[name]) for name in made.values()}
         self.watched = None if watched is None else self.target.ys_out.index(watched.steps)
 
-    def initial(self) -> dict[str, Any]:
+    def initial(self) -> dict[str, dict[str, PyTree]]:
         """What moves with particles, by role."""
         return {role: loop.initial() for role, loop in self.loops.items()}
 
-    def shared_xs(self) -> dict[str, Any]:
+    def shared_xs(self) -> dict[str, dict[int, PyTree]]:
         """Inputs of the steps that all particles share, by role."""
         return {role: loop.shared_xs() for role, loop in self.loops.items()}
 
-    def in_slots(self, state: dict[str, Any]) -> dict[str, Any]:
+    def in_slots(self, state: dict[str, dict[str, PyTree]]) -> dict[str, dict[str, PyTree]]:
         """The state of particles that have moved, with what stays in its slot put back."""
         return {role: loop.in_slots(state[role]) for role, loop in self.loops.items()}
 
     def step(
-        self, state: dict[str, Any], batch: Batch, shared: dict[str, Any], t: Array
-    ) -> tuple[dict[str, Any], Outputs]:
+        self,
+        state: dict[str, dict[str, PyTree]],
+        batch: Batch,
+        shared: dict[str, dict[int, Array]],
+        t: Array,
+    ) -> tuple[dict[str, PyTree], Outputs]:
         """One step of a batch of particles."""
         state, outs, given = dict(state), {}, {}
         for role in (role for role in ("guide", "model") if role in self.loops):
@@ -116,7 +122,7 @@ class LoopPair:
         zeros = jnp.zeros(batch.size)
         return state, Outputs(sum(terms, jnp.zeros(())), sum(scores, zeros), kept, given, seen)
 
-    def finish(self, state: dict[str, Any], kept: dict[str, Any]) -> None:
+    def finish(self, state: dict[str, dict[str, PyTree]], kept: dict[str, PyTree]) -> None:
         """Put results into the machines."""
         for role, loop in self.loops.items():
             loop.finish(state[role], kept[role])

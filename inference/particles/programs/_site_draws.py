@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from ....ppl._types import Message
 from ....ppl.densities import refuse_scaled
 from ....ppl.distributions import is_masked
 from ....ppl.strategies import Boundary, Pathwise, as_strategy, element, has_rsample
@@ -43,7 +44,7 @@ class SiteDraws:
         self.scored: set[str] = set()
         self.matched: set[str] = set()
 
-    def __call__(self, msg: dict[str, Any], key: Array) -> Array:
+    def __call__(self, msg: Message, key: Array) -> Array:
         """Draw the value of a sample statement."""
         fn, name = msg["fn"], msg["name"]
         value = fn.sample(key)
@@ -64,7 +65,7 @@ class SiteDraws:
             floats(fn),
         )
 
-    def _is_pathwise(self, msg: dict[str, Any]) -> bool:
+    def _is_pathwise(self, msg: Message) -> bool:
         name, asked = msg["name"], msg["infer"].get("strategy")
         for pattern in (name, *self.strategies):
             if pattern in self.strategies and fnmatch.fnmatchcase(name, pattern):

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jaxtyping import Array, PyTree
 
 from .... import ppl
-from ....ppl._compat import ClosedJaxpr, Literal, is_concrete, jaxpr_as_fun, without_dead_code
+from ....ppl._compat import ClosedJaxpr, Literal, Var, is_concrete, jaxpr_as_fun, without_dead_code
+from ....ppl._types import Key
 from ....ppl.language import check_proposed_cells
 from ....ppl.traces import as_choices, sites_of
 from ..._depends import is_used
@@ -21,9 +23,12 @@ class TracedProgram:
     """One program traced: its jaxpr, the atoms of its trace, and the signs with which log-probs enter the weight."""
 
     def __init__(
-        self, fn: Callable[..., ppl.Trace], inputs: tuple[Any, ...], offers_reach: bool = False
+        self,
+        fn: Callable[..., ppl.Trace],
+        inputs: tuple[Array | Key | dict[str, PyTree], ...],
+        offers_reach: bool = False,
     ) -> None:
-        def run(*inputs: Any) -> tuple[ppl.Trace, dict[str, Any]]:
+        def run(*inputs: Array | Key | dict[str, Array]) -> tuple[ppl.Trace, dict[str, PyTree]]:
             trace = fn(*inputs)
             # Masks and scales do not belong to the particles; `masks` finds them without a run.
             bare = dataclasses.replace(trace, cells={}, scales={}, masks={})
@@ -43,7 +48,7 @@ class TracedProgram:
         # Sites whose draws carry no derivative: their log-probs make the score factor (`resampling/_differentiable.py`).
         self.scored: set[str] = set()
 
-    def weighted(self) -> list[tuple[Any, float]]:
+    def weighted(self) -> list[tuple[PyTree, float]]:
         """Log-prob atoms with their signs."""
         return [(self.trace.log_probs[name], sign) for name, sign in self.signs.items()]
 
@@ -83,7 +88,7 @@ def check_cells(
     return None if is_concrete(penalty) else penalty
 
 
-def _masks(run: Run, what: str) -> dict[str, Any]:
+def _masks(run: Run, what: str) -> dict[str, PyTree]:
     """The masks of missing cells of a run, which no draw may change."""
     fn, inputs = run
     closed, shapes = jax.make_jaxpr(lambda *x: fn(*x).cells, return_shape=True)(*inputs)
@@ -123,7 +128,7 @@ def wanted_outputs(loop: Loop, history: str) -> list[int]:
 
 def pair_loops(
     model: TracedProgram, guide: TracedProgram | None
-) -> list[tuple[int, int | None, dict[Any, str]]]:
+) -> list[tuple[int, int | None, PyTree]]:
     """Loops of the model, each with the loop of the proposal that makes its sites step by step."""
     inputs = proposal_inputs(model) if guide is not None else {}
     pairs = []
@@ -162,7 +167,7 @@ def _maker(guide: TracedProgram, name: str) -> int | None:
     return None
 
 
-def proposal_inputs(model: TracedProgram) -> dict[str, Any]:
+def proposal_inputs(model: TracedProgram) -> dict[str, Var]:
     """The input variables of the model that take the proposal's values, by site."""
     names = model.given
     return dict(zip(names, model.closed.jaxpr.invars[-len(names) :], strict=True)) if names else {}

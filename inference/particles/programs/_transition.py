@@ -18,10 +18,10 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl._compat import Literal
 from ..._depends import closure, depends, walk
@@ -49,12 +49,12 @@ class Future:
 
     memory: int
     length: int
-    log_density: Callable[[Any, Any, Array], tuple[Any, Array]]
-    log_joint: Callable[[Any, Any, Array], tuple[Any, Array]]
+    log_density: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
+    log_joint: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
     is_last: bool = True
     first: int = 0
 
-    def __call__(self, states: Any, window: Any, t: Array) -> Array:
+    def __call__(self, states: PyTree, window: object, t: Array) -> Array:
         """Logs of F_t for n pairs of states [n, ...] and choices of the next steps [n, max(L, 1), ...], in nats, [n].
 
         A scalar 0 where nothing depends on the state.
@@ -63,7 +63,7 @@ class Future:
             return jnp.zeros(())
         num = len(jax.tree.leaves((states, window))[0])
 
-        def step(u: Array | int, carry: Any) -> Any:
+        def step(u: Array | int, carry: PyTree) -> PyTree:
             states, total = carry
             chosen = jax.tree.map(lambda x: x[:, u], window)
             states, log_density = self.log_density(states, chosen, t + u)
@@ -96,8 +96,8 @@ def _of_loop(model: TracedProgram, loop: Loop) -> Future:
     shared_xs = loop.shared_xs()
 
     def density(
-        which: list[int], state: Any, chosen: dict[str, Array], t: Array
-    ) -> tuple[Any, Array]:
+        which: list[int], state: PyTree, chosen: dict[str, Array], t: Array
+    ) -> tuple[PyTree, Array]:
         shared = {
             i: jax.lax.dynamic_index_in_dim(x, t, keepdims=False) for i, x in shared_xs.items()
         }

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
+from ....ppl._types import Args
 from ....ppl.traces import Runner, SiteInfo
 from ..resampling import Look
 from ._traced import TracedProgram
@@ -32,20 +34,22 @@ class Stepped(Runner):
 class Watcher(Stepped):
     """A runner that keeps what is seen at the start and after each step of every top-level scan, as deterministic sites."""
 
-    def __init__(self, *args: Any, look: Callable[[Any, Array], Array], **options: Any) -> None:
+    def __init__(
+        self, *args: PyTree, look: Callable[[PyTree, Array], Array], **options: PyTree
+    ) -> None:
         super().__init__(*args, **options)
         self.look, self.number = look, 0
 
-    def begin_steps(self, init: Any) -> None:
+    def begin_steps(self, init: PyTree) -> None:
         if len(self.frames) == 1:
             self.number += 1
             self._keep(START, init, jnp.zeros((), jnp.int32))
 
-    def end_step(self, state: Any, t: Array) -> None:
+    def end_step(self, state: PyTree, t: Array) -> None:
         if len(self.frames) == 2:  # not in a scan inside the scan
             self._keep(STEP, state, t + 1)
 
-    def _keep(self, name: str, state: Any, t: Array) -> None:
+    def _keep(self, name: str, state: PyTree, t: Array) -> None:
         name, sites = name.format(self.number), len(self.frame.infos)
         value = self.look(state, t)
         if len(self.frame.infos) != sites:
@@ -58,7 +62,7 @@ class Watcher(Stepped):
         self.frame.numbers[name] = {"value": value + 0.0}
 
 
-def watching(look: Look | None, args: tuple[Any, ...]) -> Callable[..., Runner]:
+def watching(look: Look | None, args: Args) -> Callable[..., Runner]:
     """The runner of a program, at whose states of the same arguments resampling looks."""
     if look is None:
         return Stepped
@@ -70,7 +74,7 @@ def watching(look: Look | None, args: tuple[Any, ...]) -> Callable[..., Runner]:
 class Watched(NamedTuple):
     """Where a traced program has what is seen: the variables for the start and for the steps of its scan."""
 
-    start: Any
+    start: PyTree
     steps: Any
 
 

@@ -18,10 +18,11 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..._depends import is_used
 from ..population import is_key, uniform
@@ -50,7 +51,7 @@ class ResamplingGradient(abc.ABC):
 
     @abc.abstractmethod
     def offspring(
-        self, scheme: Scheme, key: Array, particles: Any, log_weights: Array
+        self, scheme: Scheme, key: Array, particles: PyTree, log_weights: Array
     ) -> Resampled:
         """Particles after resampling; `score` is the part of S_t that the ancestors add."""
 
@@ -80,7 +81,7 @@ class Drop(ResamplingGradient):
     is_biased = True
 
     def offspring(
-        self, scheme: Scheme, key: Array, particles: Any, log_weights: Array
+        self, scheme: Scheme, key: Array, particles: PyTree, log_weights: Array
     ) -> Resampled:
         ancestors = scheme.ancestors(key, stop(log_weights)).astype(jnp.int32)
         return _resampled(particles, uniform(len(log_weights)), ancestors)
@@ -98,7 +99,7 @@ class Score(ResamplingGradient):
     name = "score"
 
     def offspring(
-        self, scheme: Scheme, key: Array, particles: Any, log_weights: Array
+        self, scheme: Scheme, key: Array, particles: PyTree, log_weights: Array
     ) -> Resampled:
         ancestors = scheme.ancestors(key, stop(log_weights)).astype(jnp.int32)
         assert scheme.log_law is not None  # see `check`
@@ -138,7 +139,11 @@ class StopGradient(ResamplingGradient):
     in_weights = True
 
     def offspring(
-        self, scheme: Scheme, key: Array, particles: Any, log_weights: Array
+        self,
+        scheme: Scheme,
+        key: Array,
+        particles: dict[str, dict[str, PyTree]],
+        log_weights: Array,
     ) -> Resampled:
         ancestors = scheme.ancestors(key, stop(log_weights)).astype(jnp.int32)
         own = log_weights[ancestors]
@@ -169,7 +174,7 @@ class Soft(ResamplingGradient):
             raise ValueError(f"Soft: alpha must lie in (0, 1], got {self.alpha}.")
 
     def offspring(
-        self, scheme: Scheme, key: Array, particles: Any, log_weights: Array
+        self, scheme: Scheme, key: Array, particles: PyTree, log_weights: Array
     ) -> Resampled:
         log_q = jnp.log(self.alpha * jnp.exp(log_weights) + (1 - self.alpha) / len(log_weights))
         ancestors = scheme.ancestors(key, stop(log_q)).astype(jnp.int32)
@@ -209,7 +214,7 @@ class Transport(ResamplingGradient):
             )
 
     def offspring(
-        self, scheme: Scheme, key: Array, particles: Any, log_weights: Array
+        self, scheme: Scheme, key: Array, particles: PyTree, log_weights: Array
     ) -> Resampled:
         for path, x in jax.tree_util.tree_leaves_with_path(particles):
             if not is_key(x) and not jnp.issubdtype(x.dtype, jnp.floating):
@@ -250,7 +255,10 @@ def as_gradient(gradient: str | ResamplingGradient) -> ResamplingGradient:
 
 
 def _resampled(
-    particles: Any, log_weights: Array, ancestors: Array, score: Array | None = None
+    particles: dict[str, dict[str, PyTree]],
+    log_weights: Array,
+    ancestors: Array,
+    score: Array | None = None,
 ) -> Resampled:
     moved = take(particles, ancestors)
     if score is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl.estimation import watched_again
 from ..population import unused
@@ -35,7 +36,7 @@ class Differentiation:
     sites: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def offspring(self) -> Callable[[Array, Any, Array], Resampled]:
+    def offspring(self) -> Callable[[Array, PyTree, Array], Resampled]:
         """`(key, particles, log_weights) -> Resampled`."""
         return functools.partial(self.strategy.offspring, self.scheme)
 
@@ -51,7 +52,7 @@ def scored(increments: Array, scores: Array, baseline: Array | float = 0.0) -> A
     return increments + signal * box(scores)
 
 
-def once_only(tree: Any) -> Any:
+def once_only(tree: PyTree) -> PyTree:
     """Results whose derivative is an estimator: a second derivative is refused."""
 
     def refuse() -> None:
@@ -64,7 +65,7 @@ def once_only(tree: Any) -> Any:
     return jax.tree.map(guard, tree)
 
 
-def evidence_only(strategy: ResamplingGradient, tree: Any) -> Any:
+def evidence_only(strategy: ResamplingGradient, tree: PyTree) -> Any:
     """Results that carry no score factor: their derivative is refused."""
     message = (
         f"smc: with gradient='{strategy.name}' only log_evidence and increments carry the score factor of what was drawn; the "

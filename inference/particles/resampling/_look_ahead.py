@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl.language import apply
 from ..population import reweight
@@ -36,7 +37,7 @@ class Look(NamedTuple):
     twist: Twist | None
     order: Order | None
 
-    def __call__(self, state: Any, t: Array, *args: Any) -> Array:
+    def __call__(self, state: Array, t: Array, *args: PyTree) -> Array:
         """[1 + coordinates of the place]."""
         log_psi = jnp.zeros(())
         if self.twist is not None:
@@ -74,13 +75,13 @@ class Look(NamedTuple):
 
 def resample_ahead(
     key: Array,
-    particles: Any,
+    particles: PyTree,
     log_weights: Array,
     seen: Array | None,
     look: Look,
     scheme: Drawing,
-    decide: Callable[[Array], Any],
-    offspring: Callable[[Array, Any, Array], Resampled] | None = None,
+    decide: Callable[..., PyTree],
+    offspring: Callable[..., PyTree] | None = None,
 ) -> Resampled:
     """`resample` by W psi, or by W without a twist; `decide` sees the weights by which it would resample.
 

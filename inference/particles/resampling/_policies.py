@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl._checks import check_counts
 
@@ -88,7 +89,7 @@ class _EssBelow:
 class _Every:
     period: int
 
-    def __call__(self, step: Array, log_weights: Array) -> Any:
+    def __call__(self, step: Array, log_weights: Array) -> PyTree:
         return self.period == 1 or step % self.period == 0
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from . import _conditional as conditional
 from ._scheme import Scheme
@@ -59,7 +57,7 @@ def as_scheme(scheme: str | Scheme) -> Scheme:
     return RESAMPLERS[scheme]
 
 
-def equally_weighted(key: Array, particles: Any, log_weights: Array, num: int) -> Any:
+def equally_weighted(key: Array, particles: PyTree, log_weights: Array, num: int) -> PyTree:
     """`num` of the weighted particles, drawn by systematic resampling."""
     index = as_scheme("systematic").ancestors(key, log_weights, num)
     return jax.tree.map(lambda x: x[index], particles)

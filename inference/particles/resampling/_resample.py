@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
 from ....ppl._shared_jit import shared_scan
 from ..population import is_key, underived, uniform
@@ -29,7 +30,7 @@ class Resampled(NamedTuple):
     `score` is the log-prob of the ancestors where a gradient strategy asks for it, else 0.
     """
 
-    particles: Any
+    particles: PyTree
     log_weights: Array
     ancestors: Array
     is_resampled: Array
@@ -51,11 +52,11 @@ def drawn_by(scheme: Drawing, key: Array, log_weights: Array) -> Offspring:
 
 def resample(
     key: Array,
-    particles: Any,
+    particles: PyTree,
     log_weights: Array,
     scheme: Drawing,
-    decision: Any,
-    offspring: Callable[[Array, Any, Array], Resampled] | None = None,
+    decision: ArrayLike,
+    offspring: Callable[..., PyTree] | None = None,
 ) -> Resampled:
     """Replace particles by offspring where `decision` (a Python or traced boolean) says so.
 
@@ -65,7 +66,7 @@ def resample(
     num_particles = len(log_weights)
     identity = jnp.arange(num_particles, dtype=jnp.int32)
 
-    def by_scheme(key: Array, particles: Any, log_weights: Array) -> Resampled:
+    def by_scheme(key: Array, particles: PyTree, log_weights: Array) -> Resampled:
         known = log_weights if num_particles == 1 else underived(NO_GRADIENT, log_weights)
         drawn = drawn_by(scheme, key, known)
         ancestors, weights = drawn.ancestors.astype(jnp.int32), drawn.log_weights
@@ -83,7 +84,7 @@ def resample(
     return jax.lax.cond(decision, chosen, unchanged)
 
 
-def take(particles: Any, ancestors: Array) -> Any:
+def take(particles: PyTree, ancestors: Array) -> PyTree:
     """Everything moves with its particle, random keys excepted: offspring of one parent must not share their noise."""
     return jax.tree.map(lambda x: x if is_key(x) else x[ancestors], particles)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl._precision import full_precision
 from ..population import is_key
@@ -15,7 +16,7 @@ Array = jax.Array
 
 
 @full_precision
-def transported(particles: Any, log_weights: Array, epsilon: float, num_iterations: int) -> Any:
+def transported(particles: PyTree, log_weights: Array, epsilon: float, num_iterations: int) -> Any:
     """x_j <- K sum_i P_ij x_i for every array of `particles` (particles first, real values); random keys stay.
 
     P has the column sums 1 / K exactly, and the row sums exp(log_weights) up to the convergence of the iterations.

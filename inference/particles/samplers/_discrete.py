@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from .... import ppl
+from ....ppl._types import Args, Message
 from ....ppl.strategies import Enum, element, support_of
 from ._static import Coordinates, Static, latent_sites, static_of
 
@@ -23,7 +24,7 @@ Array = jax.Array
 
 
 def as_discrete(
-    program: ppl.Program, args: tuple[Any, ...], data_axis: str | None = None
+    program: ppl.Program, args: Args, data_axis: str | None = None
 ) -> tuple[Static, tuple[int, ...]]:
     """Prior and likelihood of `program(*args)`, and the number of values of each coordinate.
 
@@ -37,7 +38,7 @@ def as_discrete(
     """
     watched = _FiniteSupports()
 
-    def run(*args: Any) -> Any:
+    def run(*args: PyTree) -> PyTree:
         with watched:
             return program(*args)
 
@@ -73,7 +74,7 @@ class _FiniteSupports(Messenger):
         super().__init__()
         self.laws: dict[str, list[np.ndarray | str]] = {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] != "sample" or msg["is_observed"]:
             return
         base, _ = element(msg["fn"])

@@ -11,9 +11,9 @@ Reference: Vehtari, Gelman, Simpson, Carpenter and Buerkner 2021, arXiv:1903.080
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from jaxtyping import Array
 from scipy.special import ndtri
 
 from ._mixing import limit_of_z
@@ -21,7 +21,7 @@ from ._mixing import limit_of_z
 MAX_R_HAT = 1.05  # islands' means then differ by a third of a standard deviation
 
 
-def r_hats(particles: Mapping[str, Any], num_islands: int) -> dict[str, np.ndarray]:
+def r_hats(particles: Mapping[str, Array], num_islands: int) -> dict[str, np.ndarray]:
     """R-hat of each element of each site: the larger one of ranks and folded ranks; NaN where a value is not finite."""
     return {name: _of_site(np.asarray(values), num_islands) for name, values in particles.items()}
 

@@ -12,10 +12,11 @@ Invariant: particles of level 0 are draws from the prior, so that the mixture co
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl._shared_jit import shared_while_loop
 from ..population import StepWeights, evidence, reweight
@@ -78,18 +79,18 @@ def extend(run: SamplerSettings, pool: Pool, points: Array, beta: Array, log_z: 
     )  # fmt: skip
 
 
-def run_persistent(run: SamplerSettings, key: Array) -> dict[str, Any]:
+def run_persistent(run: SamplerSettings, key: Array) -> dict[str, PyTree]:
     """The fields of a `TemperedResult`; particles of all levels, empty ones with log-weight -inf."""
     init_key, loop_key = jax.random.split(key)
     size = run.max_steps
     pool = begin(run, *run.start(init_key))
     record = run.record(pool.points[0]) | {"increments": jnp.zeros(size)}
 
-    def go_on(state: Any) -> Array:
+    def go_on(state: PyTree) -> Array:
         pool = state[0]
         return (pool.temperatures[pool.last] < 1) & (pool.last < size)
 
-    def step(state: Any) -> Any:
+    def step(state: PyTree) -> PyTree:
         pool, scale, record = state
         n = pool.last
         resample_key, move_key = jax.random.split(jax.random.fold_in(loop_key, n))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
 from ....ppl._shared_jit import shared_while_loop
@@ -85,10 +86,10 @@ class SamplerSettings:
         eves = jnp.arange(count, dtype=jnp.int32) % (count // islands) // self.chain_length
         start = (jnp.int32(0), jnp.zeros(()), points, likelihoods, eves, scale, record)
 
-        def go_on(state: Any) -> Array:
+        def go_on(state: tuple[Array, ...]) -> Array:
             return (state[1] < 1) & (state[0] < size)
 
-        def step(state: Any) -> Any:
+        def step(state: PyTree) -> PyTree:
             return self._step(jax.random.fold_in(loop_key, state[0]), *state)
 
         n, beta, points, _, _, _, record = shared_while_loop(go_on, step, start)
@@ -161,13 +162,15 @@ class SamplerSettings:
         eves: Array,
         scale: Array,
         record: dict[str, Array],
-    ) -> Any:
+    ) -> PyTree:
         resample_key, move_key = jax.random.split(key)
         new_beta = self._next(beta, likelihoods) if self.schedule is None else self.schedule[n]
         chains = self.num_particles // self.chain_length // self.num_islands
         scheme = lambda key, log_weights: self.scheme(key, log_weights, chains)
 
-        def in_island(key: Array, ratios: Array, points: Array, eves: Array) -> Any:
+        def in_island(
+            key: Array, ratios: Array, points: Array, eves: Array
+        ) -> tuple[Array, Array, Array, tuple[Array, Array]]:
             weights = reweight(uniform(len(ratios)), ratios)
             chosen = resample(key, (points, eves), weights.log_weights, scheme, True)
             return (
@@ -249,20 +252,28 @@ class SamplerSettings:
         )  # fmt: skip
 
     def _until(
-        self, key: Array, n: Array, points: Array, start: Standing, move: Any, scale: Array
+        self,
+        key: Array,
+        n: Array,
+        points: Array,
+        start: Standing,
+        move: Callable[..., PyTree],
+        scale: Array,
     ) -> MovedPoints:
         """The ends of chains whose length is fixed, or doubles until `is_enough` says so of the last half."""
 
-        def one(i: Array, state: Any) -> Any:
+        def one(i: Array, state: tuple[PyTree, ...]) -> PyTree:
             at, _, scale, rates = state
             at, rate = move(jax.random.fold_in(key, i), at, scale)
             return at, scale, self._rescaled(scale, rate), rates + rate
 
-        def go_on(state: Any) -> Array:
+        def go_on(state: tuple[PyTree, ...]) -> Array:
             i, _, mixing, last = state
             return (i < MAX_MOVES) & ~is_enough(mixing, last, i)
 
-        def twice(state: Any) -> Any:
+        def twice(
+            state: tuple[PyTree, ...],
+        ) -> tuple[Array, tuple[Standing, Array, Array, Array], Mixing, Mixing]:
             i, inner, last, _ = state
             until = jnp.maximum(2 * i, 1)
             new = jax.lax.fori_loop(i, until, one, inner)
@@ -299,7 +310,7 @@ class SamplerSettings:
         """The largest exponent above `beta`, up to 1, at which `ess` has reached its goal."""
         goal = self.target_ess * self.num_particles
 
-        def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
             middle = (low + high) / 2
             is_enough = ess(middle) >= goal

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
@@ -45,7 +46,7 @@ class SMCSampler(StochasticProgram):
     def _with_parts(self, parts: Mapping[str, Any]) -> StochasticProgram:
         return SMCSampler(parts["program"], parts.get("proposal"), self.options)
 
-    def _draw(self, *args: Any, **kwargs: Any) -> ppl.Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> ppl.Trace:
         args = joined(args, kwargs)
         if running_engine().is_exploring:  # parameters are met as in any program
             met = self._explore(args)
@@ -55,7 +56,7 @@ class SMCSampler(StochasticProgram):
         index = jax.random.categorical(path_key, result.log_weights)
         return self._trace({name: x[index] for name, x in result.particles.items()}, result, args)
 
-    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> ppl.Trace:
+    def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> ppl.Trace:
         args = joined(args, kwargs)
         choices = as_arrays(choices)
         if running_engine().is_exploring:
@@ -64,7 +65,7 @@ class SMCSampler(StochasticProgram):
         result = self._run(self.own_key(), args, choices)
         return self._trace(choices, result, args, is_given=True)
 
-    def _run(self, key: Array, args: tuple[Any, ...], retained: Any = None) -> SMCResult:
+    def _run(self, key: Array, args: tuple[PyTree, ...], retained: Any = None) -> SMCResult:
         """The particle run; a derivative of what enters it is refused."""
         guard = lambda x: underived(_NO_GRADIENT, x) if _has_derivative(x) else x
         params, args = jax.tree.map(guard, (self.params or {}, args))
@@ -80,7 +81,7 @@ class SMCSampler(StochasticProgram):
             )  # fmt: skip
 
     def _trace(
-        self, choices: dict[str, Array], result: SMCResult, args: Any, *, is_given: bool = False
+        self, choices: dict[str, Array], result: SMCResult, args: PyTree, *, is_given: bool = False
     ) -> ppl.Trace:
         p = self.program._score(choices, *args)
         # A run that lost all particles weighs nothing: 1 / q-hat = 0. A given path without density has q-hat = 0.

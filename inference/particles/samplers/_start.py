@@ -22,6 +22,7 @@ from jax.scipy.special import gammaln
 
 from ....ppl._compat import is_concrete
 from ....ppl._precision import full_precision
+from ....ppl._types import Key
 from ..moves import along, root_of
 
 Array = jax.Array
@@ -34,7 +35,7 @@ LEAST = 10
 class Fitted(Protocol):
     """A fit: what it draws from its guide has the sites' values as `choices`, [draws, ...]."""
 
-    def posterior(self, key: Any, num_samples: int) -> Any: ...
+    def posterior(self, key: Key, num_samples: int) -> Any: ...
 
 
 class Base(NamedTuple):

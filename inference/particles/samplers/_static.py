@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._compat import jaxpr_as_fun
+from ....ppl._types import Args
 from ....ppl.traces import stand_ins
 from ..._improper import check_proper, improper_sites
 from ..._noise import check_noise
@@ -71,7 +72,7 @@ class Coordinates:
 
 def as_static(
     program: ppl.Program,
-    args: tuple[Any, ...],
+    args: tuple[PyTree, ...],
     data_axis: str | None = None,
     start: Callable[[Mapping[str, Callable[..., Array]]], Base] | None = None,
 ) -> Static:
@@ -126,7 +127,7 @@ def as_static(
     return dataclasses.replace(static, owners=owners)
 
 
-def latent_sites(program: ppl.Program, args: tuple[Any, ...]) -> tuple[ppl.Trace, list[str]]:
+def latent_sites(program: ppl.Program, args: Args) -> tuple[ppl.Trace, list[str]]:
     """The program's abstract trace and its latent sites, of which there is at least one."""
     with stand_ins():
         trace = jax.eval_shape(lambda key: program.simulate(key, *args), jax.random.key(0))
@@ -140,7 +141,7 @@ def latent_sites(program: ppl.Program, args: tuple[Any, ...]) -> tuple[ppl.Trace
 
 def static_of(
     program: ppl.Program,
-    args: tuple[Any, ...],
+    args: Args,
     trace: ppl.Trace,
     at: Coordinates,
     data_axis: str | None,

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
+from ....ppl._types import Key
 from ..._improper import UNNORMALISED
 from ..population import facts_with_error, family_error, weighted_mean
 from ..resampling import equally_weighted
@@ -78,7 +80,7 @@ class TemperedResult:
     improper: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         facts = facts_with_error(self, self._remedy)
         if self.improper:
             facts["log_evidence"] = f"{UNNORMALISED} ({', '.join(self.improper)})"
@@ -133,15 +135,15 @@ class TemperedResult:
     def _num_first(self) -> int:
         return self.log_weights.shape[-1] // self.chain_length // self.island_log_evidence.shape[-1]
 
-    def _num_resamplings(self, read: Callable[[Array], Any]) -> Any:
+    def _num_resamplings(self, read: Callable[[Array], PyTree]) -> Any:
         return read(self.num_steps) - 1  # that of the last temperature comes after its weighing
 
-    def mean(self, fn: Callable[[Any], Any]) -> Any:
+    def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
         """sum_k W_k fn(particle_k)."""
         values = jax.vmap(fn)(self.particles)
         return weighted_mean(self.log_weights, values)
 
-    def sample(self, key: Any, num_samples: int) -> dict[str, Array]:
+    def sample(self, key: Key | None, num_samples: int) -> dict[str, Array]:
         """Equally weighted particles, drawn by systematic resampling."""
         return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
 

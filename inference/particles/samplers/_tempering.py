@@ -11,11 +11,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
+from ....ppl._types import Key
 from ....ppl.language import told_of_nan
 from ..._runs import checked
 from ..moves import HMC, Gibbs, Kernel
@@ -36,9 +38,9 @@ REMEDY = "Take more particles or a higher target_ess, begin nearer (start=, draw
 
 @checked_call
 def tempered_smc(
-    model: ppl.Program | Callable[..., Any],
-    key: Any,
-    *args: Any,
+    model: ppl.Program | Callable[..., PyTree],
+    key: Key,
+    *args: PyTree,
     start: Fitted | Mapping[str, Any] | None = None,
     num_particles: int = 1000,
     kernel: Kernel | None = None,
@@ -51,7 +53,7 @@ def tempered_smc(
     keep: Literal["last", "all", "persistent"] = "last",
     max_steps: int = 100,
     batch_size: int | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> TemperedResult:
     """Move particles from prior to posterior through p(z) p(data | z)^beta, beta rising from 0 to 1.
 

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
+from ....ppl._types import Key
 from ..._runs import checked
 from ..engine import (
     ONE_DEVICE,
@@ -81,7 +83,7 @@ class IslandsResult:
         failed_at: number of the first weighing after which no particle had positive weight, or one was NaN; -1 if there is none.
     """
 
-    particles: Any
+    particles: PyTree
     log_weights: Array
     log_evidence: Array
     increments: Array
@@ -95,12 +97,12 @@ class IslandsResult:
     paths: Any
     failed_at: Array
 
-    def mean(self, fn: Callable[[Any], Any]) -> Any:
+    def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
         """sum_mk W_mk fn(particle_mk)."""
         values = jax.vmap(jax.vmap(fn))(self.particles)
         return weighted_mean(self.log_weights, values)
 
-    def sample(self, key: Array, num_samples: int) -> Any:
+    def sample(self, key: Array, num_samples: int) -> PyTree:
         """Equally weighted particles, drawn by systematic resampling of all; [samples, ...]."""
         weights = self.log_weights.reshape(-1)
         index = as_scheme("systematic").ancestors(typed_key(key), weights, num_samples)
@@ -109,12 +111,12 @@ class IslandsResult:
 
 @checked_call
 def islands(
-    model: FeynmanKac | ppl.Program | Callable[..., Any],
-    key: Any,
-    *args: Any,
+    model: FeynmanKac | ppl.Program | Callable[..., PyTree],
+    key: Key,
+    *args: PyTree,
     num_islands: int,
     num_particles: int,
-    proposal: ppl.Program | Callable[..., Any] | None = None,
+    proposal: ppl.Program | Callable[..., PyTree] | None = None,
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     island_resampling: str | Scheme = "systematic",
@@ -125,7 +127,7 @@ def islands(
     twist: Twist | None = None,
     mesh: jax.sharding.Mesh | None = None,
     mesh_axes: Axes = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> IslandsResult:
     """M particle systems of K particles, each run as by `smc`, that are themselves resampled like particles.
 
@@ -195,14 +197,14 @@ def islands(
         look=None if twist is None else Look(twist, None), place=place,
     )  # fmt: skip
 
-    def run_all(key: Array, *args: Any) -> IslandsResult:
+    def run_all(key: Array, *args: PyTree) -> IslandsResult:
         exchanges = Exchange(
             AXIS, num_islands, num_particles, jax.random.fold_in(key, SALT), between.ancestors,
             island_policy or ess_below(0.5), place, exchange == "butterfly", history != "none",
         )  # fmt: skip
         meeting = dataclasses.replace(settings, islands=exchanges)
 
-        def one(key: Array) -> dict[str, Any]:
+        def one(key: Array) -> dict[str, PyTree]:
             fields = run_engine("islands", model, proposal, key, args, meeting)
             return {name: fields[name] for name in AXES}
 
@@ -228,7 +230,7 @@ def _check_exchange(exchange: str, num_islands: int) -> None:
 
 
 def _inner_placement(
-    num_islands: int, num_particles: int, mesh: Any, mesh_axes: Axes, key: Array
+    num_islands: int, num_particles: int, mesh: object, mesh_axes: Axes, key: Array
 ) -> tuple[Placement, tuple[str, ...] | None]:
     """The placement inside an island, and the axes over which islands are split."""
     outer = as_placement("islands", "islands", num_islands, mesh, mesh_axes, key)

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
+from ....ppl._types import Key
 
 
 @shown
@@ -46,7 +47,7 @@ class Replicates:
 
 @checked_call
 def replicate(
-    run: Callable[[Array], Any], key: Any, num_runs: int, *, batch_size: int | None = None
+    run: Callable[[Array], PyTree], key: Key, num_runs: int, *, batch_size: int | None = None
 ) -> Replicates:
     """Independent runs, their evidence combined.
 

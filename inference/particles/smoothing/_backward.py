@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..engine import NO_PATH_GRADIENT, Filter, Segment
 from ..population import underived
@@ -56,7 +57,7 @@ def _backward(key: Array, record: Filter, index: Array, draw: Draw) -> DrawnBefo
     width = max(future.memory, 1)
     empty = lambda x: jnp.zeros((len(index), width, *x.shape[2:]), x.dtype)
 
-    def back(carry: Any, inputs: Any) -> Any:
+    def back(carry: PyTree, inputs: PyTree) -> PyTree:
         index, window = carry
         t, states, log_weights, ancestors, made = inputs
         push = lambda x, w: jnp.concatenate([x[index][:, None], w[:, :-1]], 1)

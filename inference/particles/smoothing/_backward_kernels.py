@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..engine import NO_PATH_GRADIENT, choose
 from ..population import times, underived
@@ -43,7 +44,7 @@ class StepBefore(NamedTuple):
 
     key: Array
     future: Future
-    states: Any
+    states: PyTree
     log_weights: Array
     window: Any
     parents: Array
@@ -81,7 +82,7 @@ def exact(step: StepBefore) -> DrawnBefore:
     return DrawnBefore(index, excess=_no_number(index, step))
 
 
-def _exact(step: StepBefore, key: Array, window: Any, parent: Array) -> Array:
+def _exact(step: StepBefore, key: Array, window: object, parent: Array) -> Array:
     """For one path."""
     repeated = lambda x: jnp.broadcast_to(x, (len(step.log_weights), *x.shape))
     ahead = step.future(step.states, jax.tree.map(repeated, window), step.t)
@@ -92,7 +93,7 @@ def metropolis(num_moves: int) -> Draw:
     """Independent Metropolis moves from the parent: propose by weight, accept by the ratio of the F."""
 
     def draw(step: StepBefore) -> DrawnBefore:
-        def move(carry: Any, key: Array) -> Any:
+        def move(carry: PyTree, key: Array) -> PyTree:
             index, density = carry
             key_propose, key_accept = jax.random.split(key)
             other = _by_weight(key_propose, step)
@@ -114,7 +115,7 @@ def metropolis(num_moves: int) -> Draw:
     return draw
 
 
-def rejection(log_bound: Callable[[Array], Any], num_proposals: int | None) -> Draw:
+def rejection(log_bound: Callable[[Array], PyTree], num_proposals: int | None) -> Draw:
     """Propose by weight, accept with probability F / exp(log_bound(t)); paths that fail `num_proposals` times are drawn exactly.
 
     Giving up keeps the law, since it does not depend on which particle would have been accepted.
@@ -125,11 +126,11 @@ def rejection(log_bound: Callable[[Array], Any], num_proposals: int | None) -> D
         limit = len(step.log_weights) if num_proposals is None else num_proposals
         key_loop, key_rest = jax.random.split(step.key)
 
-        def goes_on(carry: Any) -> Array:
+        def goes_on(carry: PyTree) -> Array:
             attempt, _, is_done, _, _ = carry
             return (attempt < limit) & ~is_done.all()
 
-        def attempt(carry: Any) -> Any:
+        def attempt(carry: PyTree) -> PyTree:
             number, index, is_done, tried, excess = carry
             key_propose, key_accept = jax.random.split(jax.random.fold_in(key_loop, number))
             other = _by_weight(key_propose, step)
@@ -148,7 +149,7 @@ def rejection(log_bound: Callable[[Array], Any], num_proposals: int | None) -> D
         )
         _, index, is_done, tried, excess = jax.lax.while_loop(goes_on, attempt, start)
 
-        def rest(inputs: Any) -> Array:
+        def rest(inputs: PyTree) -> Array:
             key, window, parent, index, is_done = inputs
             return jax.lax.cond(is_done, lambda: index, lambda: _exact(step, key, window, parent))
 

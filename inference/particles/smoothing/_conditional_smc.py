@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
+from ....ppl._types import Key
 from ..._runs import checked
 from ..engine import FeynmanKac, SMCResult, run
 from ..population import voided
@@ -26,16 +28,16 @@ Model = FeynmanKac | ppl.Program | Callable[..., Any]
 @checked_call
 def conditional_smc(
     model: Model,
-    key: Any,
-    choices: Any,
-    *args: Any,
+    key: Key,
+    choices: PyTree,
+    *args: PyTree,
     num_particles: int,
     path: Path = "genealogy",
-    proposal: ppl.Program | Callable[..., Any] | None = None,
+    proposal: ppl.Program | Callable[..., PyTree] | None = None,
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> Any:
     """One move of a Markov chain on all latent sites, or on the path of a `FeynmanKac`, that leaves its law invariant.
 

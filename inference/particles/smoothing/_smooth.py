@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts
 from ....ppl._compat import Tracer, typed_key
 from ....ppl._show import shown
+from ....ppl._types import Key
 from ..._runs import checked
 from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, run
 from ..population import underived, voided
@@ -61,29 +63,29 @@ class Smoothing:
     excess: Array
     failed_at: Array
 
-    def mean(self, fn: Callable[[Any], Any]) -> Any:
+    def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
         """Average of fn(path)."""
         return jax.tree.map(lambda x: x.mean(0), jax.vmap(fn)(self.paths))
 
 
 @checked_call
 def smooth(
-    model: FeynmanKac | ppl.Program | Callable[..., Any],
-    key: Any,
-    *args: Any,
+    model: FeynmanKac | ppl.Program | Callable[..., PyTree],
+    key: Key,
+    *args: PyTree,
     num_particles: int,
     num_samples: int | None = None,
     method: Method = "ffbs",
-    proposal: ppl.Program | Callable[..., Any] | None = None,
+    proposal: ppl.Program | Callable[..., PyTree] | None = None,
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
     num_moves: int | None = None,
-    log_bound: float | Callable[[Array], Any] | None = None,
+    log_bound: float | Callable[[Array], PyTree] | None = None,
     num_proposals: int | None = None,
     lag: int | None = None,
     backward: InformationFilter | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> Smoothing:
     """Draw N paths given all data: a run of K particles forward, then each path from its end.
 
@@ -217,7 +219,7 @@ def smooth(
     )
 
 
-def _draw(method: str, options: dict[str, Any], num_samples: Any) -> kernels.Draw | None:
+def _draw(method: str, options: dict[str, int | None], num_samples: object) -> kernels.Draw | None:
     """How particles before a step are drawn, None for ancestors; checks the options."""
     for name, owner in OPTIONS.items():
         if options[name] is not None and owner != method:
@@ -269,7 +271,7 @@ def _ancestors(
     return jax.lax.map(at, jnp.arange(num_steps + 1))
 
 
-def _checked(paths: Any, excess: Array, log_evidence: Array) -> Any:
+def _checked(paths: object, excess: Array, log_evidence: Array) -> PyTree:
     """The paths, if no density exceeded its bound or was NaN, in the forward run and in the draws."""
     is_wrong = ~(excess <= ROUNDING) | jnp.isnan(log_evidence)
     if isinstance(is_wrong, Tracer):

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
 from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, Segment, run
@@ -63,10 +64,10 @@ class InformationFilter:
     Reference: Briers, Doucet and Maskell 2010, Smoothing algorithms for state-space models, section 3.
     """
 
-    init: Callable[[Array], Any]
-    kernel: Callable[[Array, Any, Array], Any]
-    log_prior: Callable[[Any, Array], Array]
-    log_kernel: Callable[[Any, Any, Array], Array]
+    init: Callable[[Array], PyTree]
+    kernel: Callable[[Array, PyTree, Array], PyTree]
+    log_prior: Callable[[PyTree, Array], Array]
+    log_kernel: Callable[[PyTree, PyTree, Array], Array]
 
 
 def marginals(
@@ -80,16 +81,16 @@ def marginals(
     states, log_weights = record.states, record.log_weights
     step = jnp.arange(future.length, dtype=jnp.int32)
 
-    def log_joint(state: Any, x: Any, t: Array) -> Array:
+    def log_joint(state: PyTree, x: Array, t: Array) -> Array:
         """Log-joint of one step, for one particle in the state before it."""
         return future.log_joint(_alone(state), _alone(x), t)[1][0]
 
-    def after(x: Any, t: Array) -> Any:
+    def after(x: Array, t: Array) -> Any:
         """The state after step t: of the one before it nothing counts."""
         before = jax.tree.map(lambda s: s[t, :1], states)
         return jax.tree.map(lambda s: s[0], future.log_joint(before, _alone(x), t)[0])
 
-    def log_potential(later: Any, x: Any, s: Array) -> Array:
+    def log_potential(later: PyTree, x: Array, s: Array) -> Array:
         t = future.length - 1 - s
         ahead = log_joint(after(x, t), later, jnp.minimum(t + 1, future.length - 1))
         ahead = ahead + info.log_prior(x, t + shift) - info.log_prior(later, t + 1 + shift)
@@ -142,11 +143,11 @@ def marginals(
     return paths, jax.vmap(count)(index)
 
 
-def _alone(tree: Any) -> Any:
+def _alone(tree: PyTree) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x)[None], tree)
 
 
-def _blocked(fn: Callable[[Any], Array], particles: Any) -> Array:
+def _blocked(fn: Callable[[PyTree], Array], particles: PyTree) -> Array:
     """`fn` of every particle; each costs as much as all together, so that about 2^20 values stand at once (memory)."""
     num = len(jax.tree.leaves(particles)[0])
     return jax.lax.map(fn, particles, batch_size=max(1, min(num, 2**20 // num)))

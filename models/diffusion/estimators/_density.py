@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from sklearn.base import DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -91,7 +91,7 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
         validation_fraction: float = 0.1,
         patience: int | None = 600,
         check_every: int = 100,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.width = width
         self.depth = depth
@@ -105,7 +105,7 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
         self.check_every = check_every
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: PyTree, y: PyTree = None) -> Self:
         """Train.
 
         Args:
@@ -149,7 +149,10 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
         return self
 
     def sample(
-        self, n_samples: int = 1, label: Any = None, random_state: Any = None
+        self,
+        n_samples: int = 1,
+        label: object = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> Float[np.ndarray, "samples columns"]:
         """New rows.
 
@@ -172,7 +175,7 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
         )
         return np.asarray(drawn, float) * self._scale + self._mean
 
-    def score_samples(self, X: Any, label: Any = None) -> Float[np.ndarray, " rows"]:
+    def score_samples(self, X: PyTree, label: object = None) -> Float[np.ndarray, " rows"]:
         """An estimate for each row of the bound on its log density, nats.
 
         Args:
@@ -196,7 +199,7 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
             parts.append(np.asarray(found)[: len(part)])
         return np.concatenate(parts) - np.log(self._scale).sum()
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: PyTree, y: PyTree = None) -> float:
         """Mean of `score_samples`.
 
         Args:
@@ -226,7 +229,7 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
             self._made = jax.tree.unflatten(treedef, self._leaves)
         return self._made
 
-    def _number(self, label: Any) -> int:
+    def _number(self, label: object) -> int:
         classes = getattr(self, "classes_", np.zeros(0))
         found = np.flatnonzero(classes == label)
         if not len(found):
@@ -236,7 +239,7 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
             )
         return int(found[0])
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _state(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
         state, arrays = super()._state()
         arrays |= {"mean": self._mean, "scale": self._scale}
         if hasattr(self, "classes_"):
@@ -252,13 +255,15 @@ class DiffusionDensity(DensityMixin, StoredEstimator):
             self.classes_ = arrays["classes"]
 
 
-def _loss(value: Any, args: tuple[np.ndarray, ...], size: int, params: Any, key: Array) -> Array:
+def _loss(
+    value: PyTree, args: tuple[np.ndarray, ...], size: int, params: PyTree, key: Array
+) -> Array:
     return -value(params, key, *args) / size
 
 
 @eqx.filter_jit
 def _drawn(
-    network: Any, params: Any, label: int | None, key: Array, num_steps: int, count: int
+    network: Any, params: PyTree, label: int | None, key: Array, num_steps: int, count: int
 ) -> Array:
     model = from_network(
         network, NOISING, (network.first.in_features,), params=params, context=label
@@ -268,7 +273,13 @@ def _drawn(
 
 @eqx.filter_jit
 def _bounds(
-    network: Any, params: Any, label: int | None, seed: int, words: Any, x: Array, num_times: int
+    network: object,
+    params: PyTree,
+    label: int | None,
+    seed: int,
+    words: object,
+    x: Array,
+    num_times: int,
 ) -> Array:
     """The noise of a row is made of the seed and of the row, and depends on no other one."""
     model = from_network(network, NOISING, (x.shape[1],), params=params, context=label)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ....ppl._compat import ArrayLike
 from ._environment import Environment
@@ -47,7 +47,7 @@ class Conditional(Environment):
         self,
         env: Environment,
         arguments: ArrayLike,
-        log_reward: Callable[[Any, Array], Array],
+        log_reward: Callable[[PyTree, Array], Array],
         *,
         log_weights: Float[ArrayLike, " arguments"] | None = None,
     ) -> None:
@@ -136,7 +136,9 @@ class Conditional(Environment):
         log_reward = self.reward_of(inner, argument) + jnp.asarray(self.log_weights, float)[own]
         return jnp.where(number < len(self.arguments), log_reward, 0.0)
 
-    def _moved(self, state: State, action: Array, move: Callable[..., Any], number: Array) -> State:
+    def _moved(
+        self, state: State, action: Array, move: Callable[..., PyTree], number: Array
+    ) -> State:
         own, inner = state
         is_choice = action >= self.env.num_actions
         moved = move(inner, jnp.minimum(action, self.env.num_actions - 1))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 EXCLUDED = -1e30  # logit of an impossible action; -inf would make derivatives NaN
 
@@ -44,34 +44,34 @@ class Environment(abc.ABC):
     rewards_prefixes: bool = True
 
     @abc.abstractmethod
-    def start(self) -> Any:
+    def start(self) -> PyTree:
         """The empty object s_0."""
 
     @abc.abstractmethod
-    def observe(self, state: Any) -> Float[Array, " features"]:
+    def observe(self, state: PyTree) -> Float[Array, " features"]:
         """What a network sees."""
 
     @abc.abstractmethod
-    def legal(self, state: Any) -> Bool[Array, " actions"]:
+    def legal(self, state: PyTree) -> Bool[Array, " actions"]:
         """Which actions are possible."""
 
     @abc.abstractmethod
-    def removable(self, state: Any) -> Bool[Array, " actions"]:
+    def removable(self, state: PyTree) -> Bool[Array, " actions"]:
         """Which actions can have been the last one; none for the start."""
 
     @abc.abstractmethod
-    def step(self, state: Any, action: Int[Array, ""]) -> Any:
+    def step(self, state: PyTree, action: Int[Array, ""]) -> PyTree:
         """The child; what an illegal action gives is never used."""
 
     @abc.abstractmethod
-    def undo(self, state: Any, action: Int[Array, ""]) -> Any:
+    def undo(self, state: PyTree, action: Int[Array, ""]) -> Array:
         """The parent."""
 
     @abc.abstractmethod
-    def log_reward(self, state: Any) -> Float[Array, ""]:
+    def log_reward(self, state: PyTree) -> Float[Array, ""]:
         """Log R of a complete object, nats; with `rewards_prefixes` also of an incomplete one."""
 
-    def can_stop(self, state: Any) -> Bool[Array, ""]:
+    def can_stop(self, state: Array) -> Bool[Array, ""]:
         """Whether a state is an object, with `stops`: all are, unless this is overridden. Others need a legal action."""
         return jnp.ones((), bool)
 
@@ -94,7 +94,7 @@ class Position(NamedTuple):
         is_done: whether the trajectory has ended, boolean.
     """
 
-    state: Any
+    state: PyTree
     is_done: Array
 
 
@@ -103,7 +103,7 @@ def start(env: Environment) -> Position:
     return Position(jax.tree.map(jnp.asarray, env.start()), jnp.zeros((), bool))
 
 
-def complete(env: Environment, state: Any) -> Position:
+def complete(env: Environment, state: PyTree) -> Position:
     """The last position of a trajectory to this object."""
     return Position(state, jnp.asarray(env.stops))
 
@@ -204,8 +204,8 @@ def check(env: Environment, key: Array, *, num_trajectories: int = 64) -> None:
             "has no parent. Return all false there."
         )
 
-    def explore(key: Array) -> Any:
-        def step(state: Any, key: Array) -> Any:
+    def explore(key: Array) -> PyTree:
+        def step(state: PyTree, key: Array) -> PyTree:
             mask = env.legal(state)
             action = jax.random.categorical(key, jnp.where(mask, 0.0, EXCLUDED))
             child = env.step(state, action)
@@ -270,10 +270,10 @@ def check(env: Environment, key: Array, *, num_trajectories: int = 64) -> None:
         )
 
 
-def _where(condition: Array, one: Any, other: Any) -> Any:
+def _where(condition: Array, one: object, other: object) -> Array:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
-def _shapes(tree: Any) -> list[str]:
+def _shapes(tree: PyTree) -> list[str]:
     leaves = jax.tree.leaves(jax.tree.map(lambda x: jax.eval_shape(jnp.asarray, x), tree))
     return [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]

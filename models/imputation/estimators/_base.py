@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jaxtyping import ArrayLike, PyTree
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -39,7 +40,7 @@ class SeriesEstimator(StoredEstimator):
             problems.append(f"method must be 'auto', 'importance' or 'smc', got {own['method']!r}")
         return problems
 
-    def _fit(self, X: Any, labels: np.ndarray | None) -> Self:
+    def _fit(self, X: ArrayLike, labels: np.ndarray | None) -> Self:
         """Train on series, with labels 0, 1, ... or None."""
         name = type(self).__name__
         self._refuse(self._checks())
@@ -95,7 +96,7 @@ class SeriesEstimator(StoredEstimator):
         key = jax.random.fold_in(jax.random.key(self._seed), 2)
         return programs(int(self.n_features_in_), **switches, key=key)
 
-    def _ready(self) -> tuple[Imputer, Any]:
+    def _ready(self) -> tuple[Imputer, PyTree]:
         """Programs and parameters."""
         if self._made is None:
             imputer, blank = self._programs(), self._blank()
@@ -109,7 +110,7 @@ class SeriesEstimator(StoredEstimator):
         labels = np.zeros(1, np.int32) if hasattr(self, "classes_") else None
         return Series(cells, cells == 0, times, np.ones((1, self.n_steps_), bool), labels)
 
-    def _given(self, X: Any) -> Given:
+    def _given(self, X: ArrayLike) -> Given:
         check_is_fitted(self, "_leaves")
         found = given(self, X, reset=False, least=self.n_steps_)
         if found.layout != self._layout:
@@ -159,7 +160,7 @@ class SeriesEstimator(StoredEstimator):
         found[..., rows, :, :] = np.where(holes, values, source.cells[rows])
         return found
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _state(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
         classes = getattr(self, "classes_", np.zeros(0))
         if classes.dtype == object:  # texts: other objects are no labels for scikit-learn
             classes = classes.astype(str)

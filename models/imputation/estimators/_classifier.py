@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float, PyTree
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -99,7 +99,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
         validation_fraction: float = 0.1,
         patience: int | None = 400,
         check_every: int = 50,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.missingness = missingness
         self.prior = prior
@@ -129,7 +129,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
             self.num_particles, self.num_steps, self.learning_rate, self.obs_dropout, self.weight_decay
         )  # fmt: skip
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: PyTree, y: ArrayLike) -> Self:
         """Train.
 
         Args:
@@ -156,7 +156,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
             )
         return self._fit(X, labels.astype(np.int32))
 
-    def predict_proba(self, X: Any) -> Float[np.ndarray, "rows classes"]:
+    def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "rows classes"]:
         """Probabilities of the classes, in the order of `classes_`.
 
         Args:
@@ -170,7 +170,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
         source = self._given(X)
         return np.concatenate([found.probs for _, found in self._imputations(source.data)])
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """The most probable class of each row.
 
         Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float, PyTree
 from scipy.special import logsumexp
 from sklearn.base import OneToOneFeatureMixin, TransformerMixin
 
@@ -95,7 +95,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
         validation_fraction: float = 0.1,
         patience: int | None = 400,
         check_every: int = 50,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.missingness = missingness
         self.prior = prior
@@ -118,7 +118,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
     def _recipe(self) -> Recipe:
         return Recipe(self.num_particles, self.num_steps, self.learning_rate)
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: PyTree, y: PyTree = None) -> Self:
         """Train.
 
         Args:
@@ -133,7 +133,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
         """
         return self._fit(X, None)
 
-    def transform(self, X: Any) -> Any:
+    def transform(self, X: ArrayLike) -> Any:
         """X with posterior means in its missing cells, in its form: an array of a table or of series, a list of arrays.
 
         Args:
@@ -148,7 +148,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
         rows, values = self._of_holes(source, lambda found: found.mean)
         return source.like(self._filled(source, values, rows))
 
-    def quantiles(self, X: Any, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> Any:
+    def quantiles(self, X: ArrayLike, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> Any:
         """Quantiles of the missing cells, [levels, *shape of X]; of a list, such an array for each series.
 
         Args:
@@ -167,7 +167,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
         rows, values = self._of_holes(source, lambda found: found.quantiles(levels), (len(levels),))
         return source.like(self._filled(source, values, rows))
 
-    def sample(self, X: Any, num_samples: int = 1, *, random_state: int = 0) -> Any:
+    def sample(self, X: ArrayLike, num_samples: int = 1, *, random_state: int = 0) -> PyTree:
         """Draws of the missing cells, [samples, *shape of X]; of a list, such an array for each series.
 
         Rows are drawn independently, all from the one law that was learned. A draw is one of the `num_draws` weighted ones of its
@@ -197,7 +197,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
             )
         rng = np.random.default_rng(random_state)
 
-        def drawn(found: Any) -> np.ndarray:
+        def drawn(found: PyTree) -> np.ndarray:
             size, num_series = found.weights[..., 0].size, found.weights.shape[-1]
             weights = found.weights.reshape(size, num_series)
             flat = found.x.reshape(size, *found.x.shape[2:])
@@ -208,7 +208,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
         rows, values = self._of_holes(source, drawn, (num_samples,), seed)
         return source.like(self._filled(source, values, rows))
 
-    def score_samples(self, X: Any) -> Float[np.ndarray, " rows"]:
+    def score_samples(self, X: ArrayLike) -> Float[np.ndarray, " rows"]:
         """Log-density of the observed cells of each row (with `missingness`, and of the mask), in nats and the unit of X.
 
         Args:
@@ -228,7 +228,7 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
         log_scale = np.log(self._standard.scale)
         return np.concatenate(found) - (np.asarray(source.data.observed) * log_scale).sum((1, 2))
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: PyTree, y: PyTree = None) -> float:
         """The mean of `score_samples`, nats per row; larger is better.
 
         Args:

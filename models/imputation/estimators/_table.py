@@ -11,11 +11,13 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ....ppl._checks import check_counts, is_integer
+from ....ppl._types import Key
 from ..tables import (
     Cells,
     Columns,
@@ -93,7 +95,7 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         num_draws: int = 100,
         num_chains: int = 4,
         max_sweeps: int = 20_000,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.categories = categories
         self.num_draws = num_draws
@@ -101,7 +103,7 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.max_sweeps = max_sweeps
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: PyTree, y: PyTree = None) -> Self:
         """Draw the parameters.
 
         Args:
@@ -137,7 +139,7 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self._look_at_residuals(found.last.x[0], found.last.c[0], np.isnan(x))
         return self
 
-    def transform(self, X: Any) -> Any:
+    def transform(self, X: ArrayLike) -> PyTree:
         """X with expectations in the holes of numbers, and the most probable level in those of categories; in its own form.
 
         For one table to look at or to predict from. What is estimated from it as if it had been observed has intervals that are
@@ -159,7 +161,7 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             c[part] = np.where(c[part] < 0, found.probs.mean(0).argmax(-1), c[part])
         return self._columns.filled(table, x, c)
 
-    def sample(self, X: Any, num_samples: int = 20, *, random_state: int = 0) -> Any:
+    def sample(self, X: ArrayLike, num_samples: int = 20, *, random_state: int = 0) -> PyTree:
         """Completed tables: a list of frames, or an array [samples, rows, columns].
 
         Each is from a draw of the parameters of its own. Analyse each as if it had been observed, and hand the estimates and
@@ -196,7 +198,7 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         tables = [self._columns.filled(table, *each) for each in zip(xs, cs, strict=True)]
         return tables if is_frame(X) else np.stack(tables)
 
-    def _read(self, X: Any, *, reset: bool) -> Any:
+    def _read(self, X: PyTree, *, reset: bool) -> Any:
         """X as a frame, or an array of numbers; its columns compared with those of `fit`."""
         if is_frame(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -217,7 +219,7 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         )
         return np.asarray(found)
 
-    def _given(self, X: Any) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
+    def _given(self, X: ArrayLike) -> tuple[PyTree, tuple[np.ndarray, np.ndarray]]:
         check_is_fitted(self, "_params")
         table = self._read(X, reset=False)
         return table, self._columns.arrays(table)
@@ -249,7 +251,7 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 stacklevel=3,
             )
 
-    def _completed(self, which: np.ndarray, x: np.ndarray, c: np.ndarray, keys: Any) -> Completion:
+    def _completed(self, which: np.ndarray, x: np.ndarray, c: np.ndarray, keys: Key) -> Completion:
         """Completions of rows under the draws `which` of the parameters, [draws, rows, ...]."""
         size = len(x)
         rows = np.resize(np.arange(size), max(LEAST_SIZE, 1 << (size - 1).bit_length()))
@@ -272,10 +274,10 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 def _complete(
     params: TableParameters,
     cells: Cells,
-    keys: Any,
+    keys: Key,
     number: int,
     levels: tuple[int, ...],
-    num_sweeps: Any,
+    num_sweeps: Array,
 ) -> Completion:
     """Completions from keys of their own for each row and number."""
     own = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
@@ -286,7 +288,7 @@ def _parts(rows: np.ndarray) -> list[np.ndarray]:
     return [rows[i : i + MOST_ROWS] for i in range(0, len(rows), MOST_ROWS)]
 
 
-def _row_keys(seed: int, numbers: Any) -> Any:
+def _row_keys(seed: int, numbers: list[int] | np.ndarray) -> Key:
     key = jax.random.key(seed)
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(
         jnp.asarray(np.asarray(numbers, np.uint32))

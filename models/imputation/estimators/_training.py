@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .... import ppl
 from ....inference import iwelbo
@@ -43,7 +43,7 @@ def bound(imputer: Imputer, recipe: Recipe) -> Any:
     )
 
 
-def optimizer(recipe: Recipe, has_classifier: bool) -> Any:
+def optimizer(recipe: Recipe, has_classifier: bool) -> PyTree:
     import optax  # on use: a tenth of a second
 
     warm = max(1, recipe.num_steps // 20)
@@ -56,13 +56,11 @@ def optimizer(recipe: Recipe, has_classifier: bool) -> Any:
     return {"classifier": optax.adamw(rate, weight_decay=recipe.weight_decay), "[!c]*": adam}
 
 
-def held_out_loss(
-    imputer: Imputer, held: Series, num_particles: int
-) -> Callable[[Any, Any], Array]:
+def held_out_loss(imputer: Imputer, held: Series, num_particles: int) -> Callable[..., PyTree]:
     """Minus the log-evidence estimate of the held-out series, or of their labels given the series; nats per series."""
 
     @jax.jit
-    def loss(params: Any, key: Array, held: Series) -> Array:
+    def loss(params: ppl.Params, key: Array, held: Series) -> Array:
         model, guide = imputer.model.bind(params), imputer.guide.bind(params)
         found = draws(model, guide, held._replace(labels=None), key, num_particles, 1)
         log_weights = found.log_weights[:, 0]
@@ -81,6 +79,6 @@ def shapes(imputer: Imputer, recipe: Recipe, data: Series) -> Any:
     return jax.eval_shape(lambda: dict(bound(imputer, recipe).init(jax.random.key(0), data)))
 
 
-def bind(imputer: Imputer, params: Any) -> tuple[ppl.Program, ppl.Program]:
+def bind(imputer: Imputer, params: PyTree) -> tuple[ppl.Program, ppl.Program]:
     """Model and guide with their parameters."""
     return imputer.model.bind(params), imputer.guide.bind(params)

@@ -12,14 +12,13 @@ Columns with fewer levels than the most are filled up with levels of probability
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
 from ....ppl._precision import full_precision
+from ....ppl._types import Key
 
 SCALE = 2.5
 INTERCEPT_SCALE = 10.0
@@ -38,7 +37,7 @@ def logits(
 
 @full_precision
 def draw_weights(
-    key: Any,
+    key: Key,
     weights: Float[Array, "levels p"],
     design: Float[Array, "rows p"],
     levels: Int[Array, " rows"],

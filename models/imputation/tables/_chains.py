@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
+from ....ppl._types import Key
 from ._sweep import Cells, Levels, TableParameters, TableState, start, sweep
 
 BLOCK = 8  # sweeps between parameters that may be kept
@@ -102,11 +104,13 @@ def run_chains(
 
 
 @functools.partial(jax.jit, static_argnames="levels")
-def _block(keys: Any, state: TableState, cells: Cells, levels: Levels) -> Any:
+def _block(
+    keys: Key, state: TableState, cells: Cells, levels: Levels
+) -> tuple[TableState, TableParameters, Array]:
     """TableState and parameters after `BLOCK` sweeps of each chain, and summaries [chains, sweeps, summaries]."""
 
-    def chain(key: Any, state: TableState) -> Any:
-        def step(carry: Any, key: Any) -> Any:
+    def chain(key: Key, state: TableState) -> tuple[TableState, TableParameters, Array]:
+        def step(carry: tuple[PyTree, ...], key: Key) -> PyTree:
             state, params, summaries = sweep(key, carry[0], cells, levels)
             return (state, params), summaries
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Self
 
 import numpy as np
+from jaxtyping import ArrayLike, PyTree
 
 MOST_LEVELS = 50
 ROWS_PER_LEVEL = 3
@@ -15,7 +16,7 @@ LEAST_ROWS = (
 )
 
 
-def is_frame(X: Any) -> bool:
+def is_frame(X: ArrayLike) -> bool:
     """Whether X is a frame of pandas."""
     return all(hasattr(X, name) for name in ("iloc", "dtypes", "columns"))
 
@@ -63,7 +64,7 @@ class Columns:
         return [*dummies, *(str(self.names[j]) for j in self.numbers)]
 
     @classmethod
-    def of(cls, X: Any, categories: Sequence[Hashable] | None) -> Self:
+    def of(cls, X: ArrayLike, categories: Sequence[Hashable] | None) -> Self:
         """Read off a table.
 
         Args:
@@ -105,7 +106,7 @@ class Columns:
         scale = np.array([np.nanstd(numeric[j]) for j in numbers])
         return cls(tuple(names), tuple(levels), numbers, constants, mean, scale)
 
-    def arrays(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+    def arrays(self, X: PyTree) -> tuple[np.ndarray, np.ndarray]:
         """Numbers in standard units with NaN, [rows, d], and levels with -1, [rows, k], where cells are missing.
 
         Raises:
@@ -161,7 +162,7 @@ class Columns:
         if problems:
             raise ValueError(f"TableImputer: {'; '.join(problems)}.")
 
-    def filled(self, X: Any, x: np.ndarray, c: np.ndarray) -> Any:
+    def filled(self, X: PyTree, x: np.ndarray, c: np.ndarray) -> PyTree:
         """X with its holes filled from numbers in standard units and levels; observed cells stay as they are."""
         units = x * self.scale + self.mean
         made = {j: units[:, i] for i, j in enumerate(self.numbers)}
@@ -183,15 +184,15 @@ class Columns:
         return found
 
 
-def _names(X: Any) -> list[Hashable]:
+def _names(X: PyTree) -> list[Hashable]:
     return list(X.columns) if is_frame(X) else list(range(X.shape[1]))
 
 
-def _column(X: Any, j: int) -> Any:
+def _column(X: PyTree, j: int) -> Any:
     return X.iloc[:, j] if is_frame(X) else X[:, j]
 
 
-def _read(column: Any, told: bool | None) -> tuple[tuple[Any, ...] | None, np.ndarray]:
+def _read(column: object, told: bool | None) -> tuple[tuple[PyTree, ...] | None, np.ndarray]:
     """Levels, or None, and values: numbers of levels or numbers. `told`: that it is of categories, None where nobody says."""
     kind = _kind(column)
     if kind == "number":
@@ -229,7 +230,7 @@ def _kind(column: Any) -> str:
     return "category"
 
 
-def _levels(column: Any) -> tuple[Any, ...]:
+def _levels(column: Any) -> tuple[PyTree, ...]:
     """The levels that were seen, in the order of a categorical column, else sorted."""
     missing = np.isnan(column) if isinstance(column, np.ndarray) else column.isna().to_numpy()
     seen = set(column[~missing].tolist())

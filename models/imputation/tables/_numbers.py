@@ -20,14 +20,13 @@ observed alone, so that it is found once for each pattern.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
 from ....ppl._precision import full_precision
+from ....ppl._types import Key
 
 # Of a column's sum of squares: columns that others determine keep a thousandth of their spread, so that roots are not singular.
 RIDGE = 1e-6
@@ -45,7 +44,7 @@ def root(design: Float[Array, "rows q"], x: Float[Array, "rows d"]) -> Float[Arr
 
 
 @full_precision
-def draw_parameters(key: Any, R: Float[Array, "q+d q+d"], rows: int, q: int) -> tuple[Array, Array]:
+def draw_parameters(key: Key, R: Float[Array, "q+d q+d"], rows: int, q: int) -> tuple[Array, Array]:
     """(B [q, d], L [d, d]) from their posterior given the root of a complete table of `rows` rows."""
     d = len(R) - q
     chi_key, below_key, mean_key = jax.random.split(key, 3)

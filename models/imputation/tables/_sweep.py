@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ....ppl._precision import full_precision
+from ....ppl._types import Key
 from ._categories import draw_weights, logits
 from ._numbers import draw_parameters, gains, given_seen, root
 
@@ -30,7 +31,7 @@ class Cells(NamedTuple):
         pattern: number of the combination of each row, [rows].
     """
 
-    x: Any
+    x: PyTree
     x_seen: Any
     c: Any
     c_seen: Any
@@ -62,15 +63,15 @@ class TableParameters(NamedTuple):
 
     coefficients: Any
     tril: Any
-    weights: Any
+    weights: PyTree
 
 
 class TableState(NamedTuple):
     """A completed table, and the weights of its categories."""
 
-    x: Any
+    x: PyTree
     c: Any
-    weights: Any
+    weights: PyTree
 
 
 class Completion(NamedTuple):
@@ -83,7 +84,7 @@ class Completion(NamedTuple):
         probs: probabilities of the levels, [rows, k, most levels].
     """
 
-    x: Any
+    x: PyTree
     c: Any
     mean: Any
     probs: Any
@@ -102,7 +103,7 @@ def start(rng: np.random.Generator, cells: Cells, levels: Levels) -> TableState:
 
 @full_precision
 def sweep(
-    key: Any, state: TableState, cells: Cells, levels: Levels
+    key: Key, state: TableState, cells: Cells, levels: Levels
 ) -> tuple[TableState, TableParameters, Float[Array, " summaries"]]:
     """The table and the weights after one sweep, the parameters drawn on the way, and `summaries` of the table before."""
     keys = jax.random.split(key, 3)
@@ -118,7 +119,7 @@ def sweep(
     if levels:
         own, exists = _own(d, levels)
 
-        def column(c: Array, inputs: Any) -> tuple[Array, Array]:
+        def column(c: Array, inputs: PyTree) -> tuple[Array, Array]:
             k, key, weights, own, exists = inputs
             features = _features(x, c, levels) * own
             weight_key, cell_key = jax.random.split(key)
@@ -135,7 +136,7 @@ def sweep(
 
 @full_precision
 def completed(
-    params: TableParameters, cells: Cells, keys: Any, levels: Levels, num_sweeps: Any
+    params: TableParameters, cells: Cells, keys: Key, levels: Levels, num_sweeps: PyTree
 ) -> Completion:
     """Rows completed under known parameters, each from its own key.
 
@@ -148,7 +149,7 @@ def completed(
     gain = gains(params.tril, cells.patterns)[cells.pattern] if d else x
     num_sweeps = num_sweeps if levels else 1
 
-    def round_(number: Array, carry: Any) -> Any:
+    def round_(number: Array, carry: tuple[Array, ...]) -> tuple[Array, Array, Array, Array]:
         x, c, mean, probs = carry
         row_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys)
         counts = number >= num_sweeps // 2

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from .... import inference
 from ....inference.diagnostics import EvidenceBracket
@@ -65,7 +64,7 @@ class Annealed:
     distillation: Distilled
     bracket: EvidenceBracket
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         one, two = (float(x) for x in self.log_evidence)
         facts = self.bracket._facts()
         return {
@@ -86,13 +85,13 @@ def anneal(
     num_particles: int = 16_384,
     num_moves: int = 2,
     target_ess: float = 0.8,
-    temperatures: Any = None,
+    temperatures: object = None,
     num_steps: int = 3_000,
     batch: int = 512,
     remember: bool = True,
     rate: float = 1e-2,
     progress: bool = False,
-    **options: Any,
+    **options: PyTree,
 ) -> Annealed:
     """Learn a law p = f / Z known up to its constant from tempered particles: the steps 1 to 5 of the module's text.
 

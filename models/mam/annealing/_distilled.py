@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from .... import inference
 from ....ppl._checks import check_counts
@@ -51,7 +50,7 @@ class Distilled:
         """Root mean square of l(x_S) less the chain's log-probability over held-out rows and prefixes S, nats."""
         return float(self.errors[:, 1].min())
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         best = int(self.errors[self.errors[:, 1].argmin(), 0])
         return {
             "error": f"{self.error:.3g} nats rms on held-out rows, at step {best}",
@@ -177,13 +176,13 @@ def distilled(
     return Distilled(start.with_params(best.params), np.asarray(best.losses, float), reason)
 
 
-def _held_out_error(networks: Pair, table: list[Array]) -> Callable[[Any, Array], Array]:
+def _held_out_error(networks: Pair, table: list[Array]) -> Callable[[PyTree, Array], Array]:
     """The root mean square error over all prefixes of the held-out rows."""
     tokens, orders, log_steps = table[0] + 1, *table[1:]
     size = networks.num_variables
 
     @eqx.filter_jit
-    def error(params: Any, key: Array) -> Array:
+    def error(params: PyTree, key: Array) -> Array:
         fitted = networks.with_params(params)
 
         def row(tokens: Array, order: Array, log_steps: Array) -> Array:

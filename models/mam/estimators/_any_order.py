@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import ArrayLike, Float, Int, PyTree
 from sklearn.base import DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -90,7 +90,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         validation_fraction: float = 0.1,
         patience: int | None = 600,
         check_every: int = 100,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.width = width
         self.depth = depth
@@ -104,7 +104,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         self.check_every = check_every
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: PyTree, y: PyTree = None) -> Self:
         """Learn the joint law of the columns.
 
         Args:
@@ -144,7 +144,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         self._made = networks.with_params(params)
         return self
 
-    def score_samples(self, X: Any) -> Float[np.ndarray, " rows"]:
+    def score_samples(self, X: ArrayLike) -> Float[np.ndarray, " rows"]:
         """Log p of the known cells of each row, nats.
 
         Args:
@@ -155,7 +155,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         orders = random_orders(key, jnp.zeros((self.num_orders, wanted.shape[1]), bool))
         return by_parts(functools.partial(log_prob, self._ready(), orders), wanted)
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: PyTree, y: PyTree = None) -> float:
         """Mean of `score_samples`.
 
         Args:
@@ -164,7 +164,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         """
         return float(self.score_samples(X).mean())
 
-    def conditional(self, X: Any, column: Any) -> Float[np.ndarray, "rows levels"]:
+    def conditional(self, X: ArrayLike, column: object) -> Float[np.ndarray, "rows levels"]:
         """Probabilities of the values of one column, given the known cells of the others; in the order of `levels_`.
 
         Args:
@@ -178,7 +178,12 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         found = by_parts(functools.partial(conditionals, self._ready()), seen)[:, number]
         return np.exp(found[:, : len(self.levels_[number])]).astype(float)
 
-    def sample(self, n_samples: int = 1, given: Any = None, random_state: Any = None) -> Any:
+    def sample(
+        self,
+        n_samples: int = 1,
+        given: object = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> PyTree:
         """Whole rows, with the columns in random order.
 
         Args:
@@ -231,14 +236,14 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
             self._made = networks.with_params(jax.tree.unflatten(treedef, self._leaves))
         return self._made
 
-    def _read(self, X: Any, *, reset: bool) -> np.ndarray:
+    def _read(self, X: PyTree, *, reset: bool) -> np.ndarray:
         table: Any = cells(X)
         validate_data(
             self, X if hasattr(X, "columns") else table, reset=reset, skip_check_array=True
         )
         return table
 
-    def _tokens(self, X: Any) -> Int[np.ndarray, "rows columns"]:
+    def _tokens(self, X: PyTree) -> Int[np.ndarray, "rows columns"]:
         check_is_fitted(self, "_leaves")
         return tokens(type(self).__name__, self._read(X, reset=False), self.levels_, self._names())
 
@@ -246,7 +251,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         named = getattr(self, "feature_names_in_", None)
         return [repr(n) for n in (range(self.n_features_in_) if named is None else named)]
 
-    def _number(self, column: Any) -> int:
+    def _number(self, column: object) -> int:
         check_is_fitted(self, "_leaves")
         names = list(getattr(self, "feature_names_in_", ()))
         numbers = range(-self.n_features_in_, self.n_features_in_)
@@ -264,7 +269,7 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
         tags.input_tags.categorical = tags.input_tags.string = True
         return tags
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _state(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
         state, arrays = super()._state()
         for name, values in zip(self._names(), self.levels_, strict=True):
             if strange := {

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
 
-def cells(X: Any) -> np.ndarray:
+def cells(X: PyTree) -> np.ndarray:
     """The cells of a table or frame as Python's objects, [rows, columns]; None where they are missing.
 
     Raises:

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .. import _chain
 from .._orders import random_orders
@@ -39,11 +39,11 @@ def arguments(seen: Int[np.ndarray, "rows columns"]) -> tuple[np.ndarray, np.nda
     return np.maximum(seen - 1, 0), seen > 0
 
 
-def held_out_loss(objective: Any, held: np.ndarray, params: Any, key: Array) -> Array:
+def held_out_loss(objective: Any, held: np.ndarray, params: PyTree, key: Array) -> Array:
     return -objective.value(params, key, *arguments(held)) / len(held)
 
 
-def by_parts(fn: Callable[[Array], Any], rows: np.ndarray) -> np.ndarray:
+def by_parts(fn: Callable[[Array], PyTree], rows: np.ndarray) -> np.ndarray:
     """`fn` on parts of one size, so that any number of rows is compiled once."""
     found = []
     for start in range(0, len(rows), PART):

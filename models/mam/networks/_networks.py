@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from .... import ppl
+from ....ppl._types import ParamMap
 
 
 class Networks(eqx.Module):
@@ -97,7 +98,7 @@ class Pair(Networks):
         start = Gathered(eqx.tree_at(last, self.conditional, blank))
         return dataclasses.replace(self, marginal=start)
 
-    def with_params(self, params: Mapping[str, Any]) -> Pair:
+    def with_params(self, params: ParamMap) -> Pair:
         """The networks with fitted parameters, those of "marginal", of "conditional", or both (`Fit.params`).
 
         Convolutions take the parameters of a grid of another size too.
@@ -121,7 +122,7 @@ class Pair(Networks):
         return fitted
 
 
-def pair_of(make: Callable[..., Any], num_variables: int, num_values: int, key: Array) -> Pair:
+def pair_of(make: Callable[..., PyTree], num_variables: int, num_values: int, key: Array) -> Pair:
     """A `Pair` of two separate networks of one kind, `make(num_outputs, is_summed=, key=)` with outputs at each variable."""
     marginal_key, conditional_key = jax.random.split(key)
     return Pair(

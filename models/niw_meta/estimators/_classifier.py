@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 from sklearn.base import ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -108,7 +108,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         validation_fraction: float = 0.2,
         patience: int | None = 400,
         check_every: int = 50,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.shots = shots
         self.ways = ways
@@ -126,7 +126,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         self.check_every = check_every
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Learn from many classes.
 
         Args:
@@ -182,7 +182,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         self._support = None
         return self
 
-    def adapt(self, X: Any, y: Any) -> Self:
+    def adapt(self, X: ArrayLike, y: ArrayLike) -> Self:
         """The classifier of new classes; this one stays as it is.
 
         Args:
@@ -203,7 +203,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         other.classes_, other._support = classes, (self._in_units(X), number.astype(np.int32))
         return other
 
-    def predict_proba(self, X: Any) -> Float[np.ndarray, "rows classes"]:
+    def predict_proba(self, X: PyTree) -> Float[np.ndarray, "rows classes"]:
         """Probabilities of the classes of `adapt`, in the order of `classes_`.
 
         Args:
@@ -231,7 +231,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
             parts.append(jax.nn.softmax(scores[:, 0, : len(part)] / self.temperature_, -1).mean(0))
         return np.concatenate(parts).astype(float)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """The most probable class of each row.
 
         Args:
@@ -240,7 +240,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         found = self.predict_proba(X).argmax(1)
         return self.classes_[found]
 
-    def _data(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _data(self, X: PyTree, y: PyTree, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y, reset=reset)
         check_classification_targets(y)
         return X, y
@@ -259,7 +259,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         return bound.with_plate_sizes({"episodes": math.inf})
 
     def _scores(
-        self, ways: int, params: Any, key: Array, episodes: Episodes
+        self, ways: int, params: PyTree, key: Array, episodes: Episodes
     ) -> tuple[Array, Array | None]:
         """Draws of the queries' scores, and their log-densities where the labels are known."""
         model, guide = (program.bind(params) for program in self._programs(ways))
@@ -276,7 +276,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
             self._compiled = {}
         return self._made
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _state(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
         state, arrays = super()._state()
         state["temperature"] = self.temperature_
         arrays |= {"mean": self._mean, "scale": self._scale}
@@ -292,9 +292,9 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         if "classes" in arrays:
             self.classes_, self._support = arrays["classes"], (arrays["support"], arrays["labels"])
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, PyTree]:
         return super().__getstate__() | ({"_compiled": {}} if hasattr(self, "_compiled") else {})
 
 
-def _loss(run: Callable[..., Any], checks: Episodes, params: Any, key: Array) -> Array:
+def _loss(run: Callable[..., PyTree], checks: Episodes, params: PyTree, key: Array) -> Array:
     return -jnp.mean(run(params, key, checks)[1])

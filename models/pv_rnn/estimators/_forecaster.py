@@ -9,7 +9,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -88,7 +88,7 @@ class SeriesForecaster(StoredEstimator):
         validation_fraction: float = 0.1,
         patience: int | None = 400,
         check_every: int = 50,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.layers = layers
         self.beta = beta
@@ -103,7 +103,7 @@ class SeriesForecaster(StoredEstimator):
         self.check_every = check_every
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: PyTree, y: PyTree = None) -> Self:
         """Train.
 
         Args:
@@ -147,7 +147,9 @@ class SeriesForecaster(StoredEstimator):
         self._made = frozen(params, network)
         return self
 
-    def predict(self, X: Any, horizon: int = 1) -> Float[np.ndarray, "series horizon features"]:
+    def predict(
+        self, X: ArrayLike, horizon: int = 1
+    ) -> Float[np.ndarray, "series horizon features"]:
         """Means of the steps that follow each series.
 
         Args:
@@ -157,7 +159,7 @@ class SeriesForecaster(StoredEstimator):
         return self.sample(X, horizon).mean(0)
 
     def quantiles(
-        self, X: Any, q: ArrayLike, horizon: int = 1
+        self, X: ArrayLike, q: ArrayLike, horizon: int = 1
     ) -> Float[np.ndarray, "quantiles series horizon features"]:
         """Quantiles of the steps that follow each series.
 
@@ -169,7 +171,7 @@ class SeriesForecaster(StoredEstimator):
         return np.quantile(self.sample(X, horizon), np.atleast_1d(q), axis=0)
 
     def sample(
-        self, X: Any, horizon: int = 1
+        self, X: ArrayLike, horizon: int = 1
     ) -> Float[np.ndarray, "draws series horizon features"]:
         """Joint draws of the steps that follow each series.
 
@@ -185,7 +187,7 @@ class SeriesForecaster(StoredEstimator):
             parts.append(np.moveaxis(drawn, -2, 0)[:, : found.size])
         return self._standard.undo(np.concatenate(parts, 1))
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: PyTree, y: PyTree = None) -> float:
         """Log-density of each step given those before it, nats, on average over steps all of whose cells are seen.
 
         Args:
@@ -210,7 +212,7 @@ class SeriesForecaster(StoredEstimator):
         scores = np.concatenate(parts) - np.log(self._standard.scale).sum()
         return float(scores[seen].mean())
 
-    def _read(self, X: Any, *, reset: bool) -> Series:
+    def _read(self, X: ArrayLike, *, reset: bool) -> Series:
         source = given(self, X, reset=reset)
         if source.layout == "table":
             raise ValueError(
@@ -219,7 +221,7 @@ class SeriesForecaster(StoredEstimator):
             )
         return source.data
 
-    def _given(self, X: Any) -> Series:
+    def _given(self, X: ArrayLike) -> Series:
         check_is_fitted(self, "_leaves")
         return self._read(X, reset=False)
 
@@ -257,7 +259,7 @@ class SeriesForecaster(StoredEstimator):
         )  # fmt: skip
         return inferred(regression, self._standard.apply(data), self._seed)
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _state(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
         state, arrays = super()._state()
         state["n_steps"] = int(self.n_steps_)
         return state, {**arrays, "mean": self._standard.mean, "scale": self._standard.scale}
@@ -279,5 +281,5 @@ def _arguments(data: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.asarray(data.values), np.arange(len(data.values)), np.asarray(data.observed)
 
 
-def _loss(bound: Any, held: tuple[np.ndarray, ...], params: Any, key: Array) -> Array:
+def _loss(bound: Any, held: tuple[np.ndarray, ...], params: PyTree, key: Array) -> Array:
     return -bound.value(params, key, *held) / len(held[0])

@@ -36,6 +36,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
+from ..._types import Key
 from ._grouped_student_t import GroupedStudentT
 from ._groups import Groups
 from ._mean_and_scale import MeansAndScales
@@ -124,7 +125,7 @@ class GroupedNormalInverseGamma(dist.Distribution):
         mean, scale = self.unpack(value)
         return dist.Normal(mean, self.groups.spread(scale)).to_event(1)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Packed draws, shape [*sample_shape, *batch, d + G]."""
         key_scale, key_mean = jax.random.split(key)
         shape = (*sample_shape, *self.batch_shape, self.groups.count)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from ..._types import Key
 from ..mends import log_gamma_ratio
 from ._groups import Groups
 
@@ -72,7 +72,7 @@ class GroupedStudentT(dist.Distribution):
         self.scale = jnp.broadcast_to(scale, (*batch, d))
         super().__init__(batch, (d,), validate_args=validate_args)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws, shape [*sample_shape, *batch, d]."""
         key_normal, key_gamma = jax.random.split(key)
         shape = (*sample_shape, *self.batch_shape, self.groups.count)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import LowerCholeskyTransform, Transform, biject_to
 
@@ -31,7 +32,7 @@ class _MeanAndCholesky(SingletonConstraint):
 
     event_dim = 2
 
-    def __call__(self, x: Array) -> Any:
+    def __call__(self, x: Array) -> PyTree:
         return constraints.lower_cholesky(x[..., 1:])
 
     def feasible_like(self, prototype: Array) -> Array:
@@ -53,7 +54,7 @@ class MeansAndScales(constraints.Constraint):
     def __init__(self, num_means: int, num_scales: int) -> None:
         self.num_means, self.num_scales = num_means, num_scales
 
-    def __call__(self, x: Array) -> Any:
+    def __call__(self, x: Array) -> PyTree:
         if x.shape[-1] != self.num_means + self.num_scales:
             return jnp.zeros(x.shape[:-1], bool)
         return (x[..., self.num_means :] > 0).all(-1)
@@ -62,7 +63,7 @@ class MeansAndScales(constraints.Constraint):
         ones = jnp.arange(self.num_means + self.num_scales) >= self.num_means
         return jnp.broadcast_to(ones.astype(prototype.dtype), jnp.shape(prototype))
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> PyTree:
         return (), ((), {"num_means": self.num_means, "num_scales": self.num_scales})
 
     def eq(self, other: object, static: bool = False) -> bool:
@@ -80,7 +81,7 @@ mean_and_cholesky = _MeanAndCholesky()
 class _Free(Transform):
     """Abstract: a transform without parameters."""
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> PyTree:
         return (), ((), {})
 
     def eq(self, other: object, static: bool = False) -> bool:
@@ -99,7 +100,7 @@ class _PackScale(_Free):
     def _inverse(self, y: Array) -> Array:
         return jnp.stack([y[..., 0], jnp.log(y[..., 1])], -1)
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree = None) -> Array:
         return x[..., 1]
 
 
@@ -123,10 +124,10 @@ class _PackScales(Transform):
         d = self.packed.num_means
         return jnp.concatenate([y[..., :d], jnp.log(y[..., d:])], -1)
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree = None) -> Array:
         return x[..., self.packed.num_means :].sum(-1)
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> PyTree:
         return (), ((), {"packed": self.packed})
 
     def eq(self, other: object, static: bool = False) -> bool:
@@ -147,7 +148,7 @@ class _PackCholesky(_Free):
     def _inverse(self, y: Array) -> Array:
         return jnp.concatenate([y[..., 0], self.tril.inv(y[..., 1:])], -1)
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Any:
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree = None) -> PyTree:
         return self.tril.log_abs_det_jacobian(x[..., _dimension(x.shape[-1]) :], y[..., 1:])
 
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
+from ..._types import Key
 from ..mends import log_gamma_kernel
 from ._mean_and_scale import mean_and_scale
 
@@ -107,7 +108,7 @@ class NormalInverseGamma(dist.Distribution):
         """The normal law of a variable given its packed mean and scale."""
         return dist.Normal(value[..., 0], value[..., 1])
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Packed draws, shape [*sample_shape, *batch, 2]."""
         shape = (*sample_shape, *self.batch_shape)
         key_scale, key_mean = jax.random.split(key)

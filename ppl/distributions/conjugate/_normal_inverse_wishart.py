@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -14,6 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
 from ..._precision import full_precision
+from ..._types import Key
 from ._mean_and_scale import mean_and_cholesky
 from ._normal_inverse_gamma import LOG_2PI, ExpectedNormal
 
@@ -111,7 +110,7 @@ class NormalInverseWishart(dist.Distribution):
         return 2 * _log_diagonal(self.scale_tril).sum(-1)
 
     @full_precision
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Packed draws, shape [*sample_shape, *batch, d, d + 1]."""
         d = self._dimension
         shape = (*sample_shape, *self.batch_shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, biject_to
 
@@ -34,16 +35,16 @@ class TriangularTransform(Transform):
         """The set of vectors."""
         return self.constraint
 
-    def _solved(self, u: Any, x: Any) -> tuple[Array, Array, Array]:
+    def _solved(self, u: PyTree, x: PyTree) -> tuple[Array, Array, Array]:
         return solved(self.constraint.stages, len(self.constraint.names), u, x)
 
-    def __call__(self, x: Any) -> Array:
+    def __call__(self, x: Array) -> Array:
         return self._solved(x, None)[1]
 
-    def _inverse(self, y: Any) -> Array:
+    def _inverse(self, y: ArrayLike) -> Array:
         return self._solved(None, y)[0]
 
-    def log_abs_det_jacobian(self, x: Any, y: Any, intermediates: Any = None) -> Array:
+    def log_abs_det_jacobian(self, x: Array, y: ArrayLike, intermediates: PyTree = None) -> Array:
         return self._solved(x, None)[2].sum(-1)
 
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -52,7 +53,7 @@ class TriangularTransform(Transform):
     def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], self.constraint.num_free)
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> PyTree:
         return (), ((), {"constraint": self.constraint})
 
     def eq(self, other: object, static: bool = False) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from numpyro.distributions import constraints
 
 from ..._precision import full_precision
@@ -76,8 +77,8 @@ class LinearConstraints(constraints.Constraint):
     @classmethod
     def from_matrix(
         cls,
-        weights: Any,
-        bounds: Any,
+        weights: np.ndarray,
+        bounds: list[float] | np.ndarray,
         *,
         names: Sequence[str] | None = None,
         order: Sequence[str] | None = None,
@@ -117,7 +118,7 @@ class LinearConstraints(constraints.Constraint):
         """How many coordinates equalities leave."""
         return sum(len(stage.coordinates) for stage in self.stages if isinstance(stage, Stage))
 
-    def bounds(self, x: Any) -> tuple[Array, Array]:
+    def bounds(self, x: Array) -> tuple[Array, Array]:
         """The ends between which each coordinate lies, given those before it.
 
         Args:
@@ -139,7 +140,7 @@ class LinearConstraints(constraints.Constraint):
             high = high.at[..., stage.coordinates].set(ends[1])
         return low, high
 
-    def project(self, x: Any) -> Array:
+    def project(self, x: Array) -> Array:
         """Clamp one coordinate after the other between its bounds, given the clamped ones before it.
 
         Args:
@@ -162,7 +163,7 @@ class LinearConstraints(constraints.Constraint):
         return x
 
     @full_precision
-    def shortfall(self, x: Any) -> Array:
+    def shortfall(self, x: Array) -> Array:
         """By how much statements fail, beyond what rounding explains.
 
         Args:
@@ -182,20 +183,20 @@ class LinearConstraints(constraints.Constraint):
         margin = 8 * jnp.finfo(x.dtype).eps * (np.abs(constants) + jnp.abs(x) @ np.abs(weights).T)
         return jnp.maximum(gap - margin, 0.0)
 
-    def __call__(self, x: Any) -> Array:
+    def __call__(self, x: Array) -> Array:
         """Whether vectors of shape (..., D) keep all statements, up to rounding."""
         x = jnp.asarray(x)
         if x.ndim < 1 or x.shape[-1] != len(self.names):
             return jnp.zeros(x.shape[:-1], bool)
         return (self.shortfall(x) == 0).all(-1) & jnp.isfinite(x).all(-1)
 
-    def feasible_like(self, prototype: Any) -> Array:
+    def feasible_like(self, prototype: Array) -> Array:
         """What the bijection makes of zeros."""
         zeros = jnp.zeros(self.num_free, jnp.result_type(float, prototype))
         _, inside, _ = solved(self.stages, len(self.names), zeros, None)
         return jnp.broadcast_to(inside, jnp.shape(prototype))
 
-    def _vector(self, x: Any) -> Array:
+    def _vector(self, x: Array) -> Array:
         x = jnp.asarray(x, jnp.result_type(float, x))
         if x.ndim < 1 or x.shape[-1] != len(self.names):
             raise ValueError(
@@ -209,7 +210,7 @@ class LinearConstraints(constraints.Constraint):
         shown = texts if len(texts) <= 6 else [*texts[:5], f"... {len(texts) - 5} more"]
         return f"LinearConstraints({', '.join(shown)})"
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> PyTree:
         return (), (
             (),
             {"names": self.names, "rows": self.rows, "order": self.order, "stages": self.stages},

@@ -7,9 +7,9 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 # In a tuple: weights by name, relation, constant.
 Statement = str | tuple[Mapping[str, float], str, float]
@@ -37,7 +37,7 @@ class Row:
     text: str
 
 
-def exact(number: Any) -> Fraction:
+def exact(number: PyTree) -> Fraction:
     """The number that its shortest decimal says: 0.1 is a tenth."""
     return Fraction(str(float(number)))
 
@@ -66,7 +66,9 @@ def rows_of(statements: Sequence[Statement], names: Sequence[str]) -> list[Row]:
     return found
 
 
-def rows_of_matrix(weights: Any, bounds: Any, names: Sequence[str]) -> list[Row]:
+def rows_of_matrix(
+    weights: np.ndarray, bounds: list[float] | np.ndarray, names: Sequence[str]
+) -> list[Row]:
     """Rows of W x >= c."""
     weights, bounds = np.asarray(weights, float), np.asarray(bounds, float)
     if weights.ndim != 2 or bounds.shape != weights.shape[:1] or weights.shape[1] != len(names):

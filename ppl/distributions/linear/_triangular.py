@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._bounds import KINDS, Fixed, Stage
 
@@ -55,7 +55,7 @@ def solved(
     return jnp.concatenate([empty, *frees], -1), made, jnp.concatenate([empty, *slopes], -1)
 
 
-def _forward(kinds: Any, u: Array, low: Array, high: Array) -> Array:
+def _forward(kinds: np.ndarray, u: Array, low: Array, high: Array) -> Array:
     # From the nearer end, so that values do not round onto the other one.
     between = jnp.where(
         u < 0, low + (high - low) * jax.nn.sigmoid(u), high - (high - low) * jax.nn.sigmoid(-u)
@@ -64,7 +64,7 @@ def _forward(kinds: Any, u: Array, low: Array, high: Array) -> Array:
     return jnp.select([kinds == kind for kind in range(len(KINDS))], cases)
 
 
-def _backward(kinds: Any, x: Array, low: Array, high: Array) -> Array:
+def _backward(kinds: object, x: Array, low: Array, high: Array) -> Array:
     def unsoftplus(y: Array) -> Array:
         return y + jnp.log(-jnp.expm1(-y))
 
@@ -76,7 +76,7 @@ def _backward(kinds: Any, x: Array, low: Array, high: Array) -> Array:
     return jnp.select([kinds == kind for kind in range(len(KINDS))], cases)
 
 
-def _log_slope(kinds: Any, u: Array, low: Array, high: Array) -> Array:
+def _log_slope(kinds: np.ndarray, u: Array, low: Array, high: Array) -> Array:
     rising, falling = jax.nn.log_sigmoid(u), jax.nn.log_sigmoid(-u)
     width = jnp.log(jnp.where(kinds == _BOTH, high - low, 1.0))
     cases = [jnp.zeros_like(u), rising, falling, width + rising + falling]

@@ -10,6 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from ..._types import Key
 from ._bounds import KINDS, Fixed
 from ._constraint import LinearConstraints
 
@@ -51,7 +52,11 @@ class TruncatedInTurn(dist.Distribution):
     pytree_aux_fields = ("constraint",)
 
     def __init__(
-        self, base: Any, constraint: LinearConstraints, *, validate_args: bool | None = None
+        self,
+        base: dist.Distribution,
+        constraint: LinearConstraints,
+        *,
+        validate_args: bool | None = None,
     ) -> None:
         num = len(constraint.names)
         if type(base) not in _BASES:
@@ -89,7 +94,7 @@ class TruncatedInTurn(dist.Distribution):
             ends["high"] = high
         return dist.TruncatedDistribution(law, **ends, validate_args=False)
 
-    def _walk(self, x: Array, key: Any) -> tuple[Array, Array]:
+    def _walk(self, x: Array, key: Key | None) -> tuple[Array, Array]:
         """Draw the coordinates in turn, or with `key=None` score those of x: vectors and log-density."""
         total = jnp.zeros(x.shape[:-1], x.dtype)
         for stage in self.constraint.stages:
@@ -115,14 +120,14 @@ class TruncatedInTurn(dist.Distribution):
                     total = total + law.log_prob(within).sum(-1)
         return x, total
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """By inverse distribution functions, one stage of coordinates after the other."""
         start = jnp.zeros(
             (*sample_shape, *self.batch_shape, *self.event_shape), self.base.mean.dtype
         )
         return self._walk(start, key)[0]
 
-    def log_prob(self, value: Any) -> Array:
+    def log_prob(self, value: Array) -> Array:
         """The sum of the truncated laws' log-densities; -inf where a statement fails."""
         value = jnp.asarray(value, jnp.result_type(float, value))
         shape = jnp.broadcast_shapes(value.shape, (*self.batch_shape, *self.event_shape))

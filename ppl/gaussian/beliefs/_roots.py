@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..._precision import full_precision
 
@@ -36,7 +36,7 @@ def orthogonal_triangular(a: Array) -> tuple[Array, Array]:
 
 @orthogonal_triangular.defjvp
 @full_precision
-def _(primals: Any, tangents: Any) -> Any:
+def _(primals: PyTree, tangents: PyTree) -> PyTree:
     """With M = Q' A' R^-1, W its strict lower part less that part's transpose: Q' = Q (W - M) + A' R^-1, R' = (M - W) R."""
     (a,), (da,) = primals, tangents
     q, r = orthogonal_triangular(a)
@@ -89,7 +89,7 @@ def _compressed(a: Array, top: int) -> tuple[Array, Array]:
 
 @_compressed.defjvp
 @full_precision
-def _(top: int, primals: Any, tangents: Any) -> Any:
+def _(top: int, primals: PyTree, tangents: PyTree) -> PyTree:
     """The root that moves without turning, L' = A' Q, or turns just so that its upper right block stays 0.
 
     With an antisymmetric T that has L_11 T_12 = -(A' Q)_12 and zeros elsewhere: L' = A' Q + L T. For derivatives of this one,
@@ -131,7 +131,7 @@ def free_log_det(root: Array) -> Array:
 
 
 @free_log_det.defjvp
-def _(primals: Any, tangents: Any) -> Any:
+def _(primals: PyTree, tangents: PyTree) -> PyTree:
     (root,), (moved,) = primals, tangents
     slope = jnp.trace(free_solved(root, moved), axis1=-2, axis2=-1)
     return free_log_det(root), slope

@@ -17,7 +17,7 @@ mean, it may have made.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -191,7 +191,7 @@ def _ended(law: Law, noise: Array | None) -> Array:
     return jnp.zeros(())
 
 
-def _ended_back(saved: tuple[Law, Array | None], _: Any) -> tuple[Law, None]:
+def _ended_back(saved: tuple[Law, Array | None], _: Array) -> tuple[Law, None]:
     (mean, root, error, away), noise = saved
     # Nothing comes after: u' ~ N(0, 1), or a draw of it.
     unit = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)

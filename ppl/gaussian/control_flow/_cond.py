@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..._compat import no_handlers
+from ..._types import Equation
 from ...traces import cond
 from .._forms import Beyond, is_certain
 from .._lift import holds_statement
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from .._integrator import Integrator
 
 
-def run_cond(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
+def run_cond(outer: Integrator, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
     """The results of a choice between branches, which hold no statement that meets the sites.
 
     Raises:
@@ -30,9 +32,11 @@ def run_cond(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
     for branch in branches:
         probe = outer.inner(is_dry=True)
         probe.belief = outer.belief
-        outs: list[Any] = []
+        outs: list[PyTree] = []
 
-        def run(branch: Any = branch, probe: Integrator = probe, outs: list[Any] = outs) -> None:
+        def run(
+            branch: PyTree = branch, probe: Integrator = probe, outs: list[PyTree] = outs
+        ) -> None:
             outs.extend(kind_of(x) for x in probe.run(branch, operands, is_read))
 
         with no_handlers():
@@ -47,8 +51,8 @@ def run_cond(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
         return [Beyond("a branch chosen by it")] * len(kinds)
     columns = outer.size
 
-    def taken(branch: Any) -> Callable[[], Any]:
-        def fn() -> list[Any]:
+    def taken(branch: PyTree) -> Callable[[], PyTree]:
+        def fn() -> list[PyTree]:
             inner = outer.inner()
             inner.belief = outer.belief
             return as_arrays(inner.run(branch, operands, is_read), kinds, columns)

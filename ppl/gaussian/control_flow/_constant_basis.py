@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ...traces import scan as scan_statements
 from .._forms import Beyond, Form
@@ -13,18 +14,18 @@ from ._kinds import as_arrays, as_values, rows_of_step
 from ._scan import Scan
 
 
-def pushed(scan: Scan) -> list[Any]:
+def pushed(scan: Scan) -> list[PyTree]:
     """The results of a scan."""
     # A value const + sum_d coefs_d basis_d with a fixed basis is the pair (const, coefs [columns, *shape]): both are carried.
     outer, num_carry, columns = scan.outer, len(scan.init), scan.outer.size
     kinds = [*scan.kinds, *scan.y_kinds]
 
-    def given(old: Any, new: Any) -> Any:
+    def given(old: PyTree, new: PyTree) -> PyTree:
         if isinstance(old, Form):
             return Form(new[0], new[1], rows_of_step(old.rows))
         return old if new is None else new
 
-    def step(carry: Any, x: Any) -> Any:
+    def step(carry: PyTree, x: Any) -> PyTree:
         inner = outer.inner()
         inner.belief = outer.belief
         xs = [given(old, new) for old, new in zip(scan.xs, x, strict=True)]
@@ -32,7 +33,7 @@ def pushed(scan: Scan) -> list[Any]:
         made = as_arrays(outs, kinds, columns)
         return made[:num_carry], made[num_carry:]
 
-    def in_steps(x: Any) -> Any:
+    def in_steps(x: Any) -> PyTree:
         # const [T, ...] and coefs [columns, T, ...] -> [T, columns, ...]: both are sliced along time.
         if isinstance(x, Form):
             return x.const, jnp.moveaxis(x.coefs, 1, 0)

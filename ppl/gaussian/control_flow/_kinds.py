@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._forms import Beyond, Form, RowsMeet
 
@@ -14,7 +15,7 @@ Array = jax.Array
 Kind = Any  # of a value: None (certain), the axes of its rows (a form), or Beyond
 
 
-def kind_of(value: Any) -> Kind:
+def kind_of(value: PyTree) -> Kind:
     """What a value is."""
     return value.rows if isinstance(value, Form) else value if isinstance(value, Beyond) else None
 
@@ -28,7 +29,7 @@ def either(a: Kind, b: Kind) -> Kind:
     return a if isinstance(a, Beyond) else b if isinstance(b, Beyond) else Beyond("different rows")
 
 
-def as_arrays(values: Sequence[Any], kinds: Sequence[Kind], columns: int) -> list[Any]:
+def as_arrays(values: Sequence[PyTree], kinds: Sequence[Kind], columns: int) -> list[PyTree]:
     """Values as what JAX's control flow takes: a form is its constant and its coefficients, what is beyond None."""
     return [
         _pair(x, columns) if isinstance(k, tuple) else None if isinstance(k, Beyond) else x
@@ -36,7 +37,7 @@ def as_arrays(values: Sequence[Any], kinds: Sequence[Kind], columns: int) -> lis
     ]
 
 
-def as_values(arrays: Sequence[Any], kinds: Sequence[Kind]) -> list[Any]:
+def as_values(arrays: Sequence[PyTree], kinds: Sequence[Kind]) -> list[PyTree]:
     """The values that `as_arrays` has taken apart."""
     return [
         Form(x[0], x[1], k) if isinstance(k, tuple) else k if isinstance(k, Beyond) else x
@@ -52,7 +53,7 @@ def rows_of_step(rows: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis - 1 for axis in rows)
 
 
-def _pair(value: Any, columns: int) -> tuple[Array, Array]:
+def _pair(value: Array, columns: int) -> tuple[Array, Array]:
     """Constant and coefficients of a value."""
     if isinstance(value, Form):
         return value.const, value.wide(columns)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ..._compat import no_handlers
 from .._arranged import Shaped, unflat
@@ -20,8 +21,8 @@ Array = jax.Array
 
 
 def step_maps(
-    scan: Scan, certain: Sequence[Any], x: Sequence[Any], made: dict[str, Array] | None
-) -> tuple[list[Any], Step]:
+    scan: Scan, certain: Sequence[PyTree], x: Sequence[PyTree], made: dict[str, Array] | None
+) -> tuple[list[PyTree], Step]:
     """A step as affine maps of what is handed to it."""
     collect = scan.outer.emit.collector
     assert collect is not None  # `integrate` and `propose` set it
@@ -92,7 +93,7 @@ def why_lost(scan: Scan) -> Beyond | None:
 
 def joined_results(
     scan: Scan, certain: Any, maps: Step, start: Belief | None, ys: Sequence[Any]
-) -> list[Any]:
+) -> list[PyTree]:
     """The results, in a basis of what is handed to the first step and of the noise of all."""
     outer = scan.outer
     start = no_belief(scan.rows) if start is None else start

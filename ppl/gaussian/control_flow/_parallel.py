@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.handlers
+from jaxtyping import PyTree
 
-from ..._compat import handler_stack, no_handlers
+from ..._compat import Jaxpr, handler_stack, no_handlers
 from ...jaxprs import inner_jaxprs
 from ...traces import Recorder, Runner, all_steps
 from .._chains import NotCollected, filtered
@@ -47,12 +48,12 @@ def is_parallel(scan: Scan) -> bool:
     )
 
 
-def together(scan: Scan) -> list[Any]:
+def together(scan: Scan) -> list[PyTree]:
     """The results of a scan, with the beliefs of all steps found in parallel."""
     num_carry, start, xs = len(scan.init), scan.start(), scan.slices()
     length = scan.length
 
-    def known(certain: Any, x: Any) -> Any:
+    def known(certain: PyTree, x: PyTree) -> PyTree:
         outs, _ = step_maps(scan, certain, x, None)
         return scan.certain(outs[:num_carry]), certain
 
@@ -64,7 +65,7 @@ def together(scan: Scan) -> list[Any]:
     beliefs = None if start is None else filtered(maps, start)
     at = lambda index: jax.tree.map(lambda x: x[index], beliefs)
 
-    def step(now: Any) -> list[Any]:
+    def step(now: PyTree) -> list[PyTree]:
         outs, _ = scan.filter_step(scan.outer.inner(), *now)
         return [y for y in outs[num_carry:] if is_certain(y)]
 
@@ -75,7 +76,7 @@ def together(scan: Scan) -> list[Any]:
     return scan.results(certain, at(-1), ys)
 
 
-def _observed(jaxpr: Any) -> Iterator[str]:
+def _observed(jaxpr: Jaxpr) -> Iterator[str]:
     """The names of observed statements."""
     for eqn in jaxpr.eqns:
         statement = eqn.params.get("statement")
@@ -96,7 +97,7 @@ def _is_data_kept(names: Iterable[str]) -> bool:
     return not (is_given or is_unknown or is_drawn)
 
 
-def _made_at_once(step: Callable[[Any], Any], xs: Any, length: int) -> Any:
+def _made_at_once(step: Callable[[PyTree], PyTree], xs: PyTree, length: int) -> Any:
     """The results of a step for all steps, and their statements."""
     stack = handler_stack()
     if not stack or any(isinstance(h, Recorder) for h in stack):

@@ -12,7 +12,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
+from ..._types import Equation
 from ...traces import scan as scan_statements
 from .._forms import is_certain
 from ._constant_basis import pushed
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from .._integrator import Integrator
 
 
-def run_scan(outer: Integrator, eqn: Any, args: list[Any]) -> list[Any]:
+def run_scan(outer: Integrator, eqn: Equation, args: list[PyTree]) -> list[Any]:
     """The results of a scan."""
     scan = Scan(outer, eqn, args)
     if not scan.is_changed:
@@ -42,7 +44,7 @@ def _filtered(scan: Scan) -> list[Any]:
 
     # The carry of the loop is (certain values, N(mean, root root^T) of the uncertain ones); a step predicts and conditions, and
     # makes the statements of its observations.
-    def step(carry: Any, x: Any) -> Any:
+    def step(carry: tuple[PyTree, ...], x: list[Array]) -> PyTree:
         certain, belief = carry
         inner = outer.inner()
         outs, belief = scan.filter_step(inner, certain, belief, x)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from ..._compat import no_handlers, scan_counts
+from ..._types import Equation
 from ...traces import first_step
 from .._arranged import Shaped, unit_forms
 from .._forms import Beyond, Form, is_certain
@@ -42,7 +44,7 @@ class Scan:
         args: its arguments.
     """
 
-    def __init__(self, outer: Integrator, eqn: Any, args: list[Any]) -> None:
+    def __init__(self, outer: Integrator, eqn: Equation, args: list[PyTree]) -> None:
         self.outer, self.eqn, self.body = outer, eqn, eqn.params["jaxpr"]
         num_consts, num_carry = scan_counts(eqn.params)
         self.consts, self.init = args[:num_consts], args[num_consts : num_consts + num_carry]
@@ -93,7 +95,7 @@ class Scan:
                 return probe.has_changed
             self.kinds = joined
 
-    def first(self, x: Any) -> Any:
+    def first(self, x: PyTree) -> PyTree:
         """The slice of what is scanned over that stands for all of them; zeros where there are none."""
         if isinstance(x, Beyond):
             return x
@@ -111,8 +113,8 @@ class Scan:
         return first_step(x)
 
     def step(
-        self, inner: Integrator, carry: list[Any], kept: dict[int, Form], xs: list[Any]
-    ) -> list[Any]:
+        self, inner: Integrator, carry: list[PyTree], kept: dict[int, Form], xs: list[PyTree]
+    ) -> list[PyTree]:
         """What the body of the scan makes of carried values and a slice."""
         consts = [kept.get(id(x), x) for x in self.consts]
         inner.open.append((kept, set(kept)))
@@ -130,8 +132,8 @@ class Scan:
         return [*carried, *map(Shaped.of, self.kept.values())]
 
     def open_step(
-        self, inner: Integrator, carry: Sequence[Any] | None = None, belief: Belief | None = None
-    ) -> tuple[list[Any], dict[int, Form]]:
+        self, inner: Integrator, carry: Sequence[PyTree] | None = None, belief: Belief | None = None
+    ) -> tuple[list[PyTree], dict[int, Form]]:
         """The carried values and those kept, in a step; the belief of the step is that of them all."""
         # The basis of a step are the n numbers that are handed to it: each value is its own entries of that vector, a form with
         # const 0 and unit coefficients, coefs [n, *value.shape].
@@ -143,8 +145,8 @@ class Scan:
         return self.values(self.certain(self.init) if carry is None else carry, forms)
 
     def values(
-        self, certain: Sequence[Any], forms: Sequence[Form]
-    ) -> tuple[list[Any], dict[int, Form]]:
+        self, certain: Sequence[PyTree], forms: Sequence[Form]
+    ) -> tuple[list[PyTree], dict[int, Form]]:
         """The carried values and those kept."""
         sure, uncertain = iter(certain), iter(forms)
         values = [
@@ -153,7 +155,7 @@ class Scan:
         ]
         return values, dict(zip(self.kept, uncertain, strict=True))
 
-    def certain(self, values: Sequence[Any]) -> list[Any]:
+    def certain(self, values: Sequence[PyTree]) -> list[PyTree]:
         """Those carried values that are certain."""
         return [x for x, k in zip(values, self.kinds, strict=False) if k is None]
 
@@ -166,24 +168,30 @@ class Scan:
         """Whether a belief is handed on, be it of nothing but with what is known of it later."""
         return bool(self.handed_on()) or self.outer.emit.smoothing is not None
 
-    def slices(self) -> list[Any]:
+    def slices(self) -> list[PyTree]:
         """What of the scanned arrays is certain."""
         return [None if not is_certain(x) else x for x in self.xs]
 
-    def given(self, x: Sequence[Any]) -> list[Any]:
+    def given(self, x: Sequence[Array]) -> list[PyTree]:
         """A slice of what is scanned over, with what of it is uncertain."""
         return [self.first(a) if b is None else b for a, b in zip(self.xs, x, strict=True)]
 
     def filter_step(
-        self, inner: Integrator, certain: Sequence[Any], belief: Belief | None, x: Sequence[Any]
-    ) -> tuple[list[Any], Belief | None]:
+        self,
+        inner: Integrator,
+        certain: Sequence[Array],
+        belief: Belief | None,
+        x: Sequence[PyTree],
+    ) -> tuple[list[PyTree], Belief | None]:
         """One step, and the belief of what it hands on."""
         values, kept = self.open_step(inner, certain, belief)
         outs = self.step(inner, values, kept, self.given(x))
         carry = outs[: len(self.init)]
         return outs, self.belief_of(inner, carry, kept) if self.has_belief else None
 
-    def results(self, certain: Any, belief: Belief | None, ys: Sequence[Any]) -> list[Any]:
+    def results(
+        self, certain: list[Array], belief: Belief | None, ys: Sequence[PyTree]
+    ) -> list[Array | Beyond | Form]:
         """The results, in a basis of what is handed on."""
         outer = self.outer
         outer.has_changed, outer.belief = True, belief
@@ -191,7 +199,9 @@ class Scan:
         outer.replace(kept)
         return [*values, *self.stacked(ys)]
 
-    def belief_of(self, inner: Integrator, values: Sequence[Any], kept: dict[int, Form]) -> Belief:
+    def belief_of(
+        self, inner: Integrator, values: Sequence[PyTree], kept: dict[int, Form]
+    ) -> Belief:
         """The belief of what is handed on."""
         # N(mean, root root^T) of the vector of what is handed on: the step's belief pushed through the affine forms of these
         # values, with a square root of size n x n whatever the number of columns that the step has added.
@@ -200,7 +210,7 @@ class Scan:
         inner.tell(kept)
         return inner.law_of(self.forms(values, kept), is_square=True)
 
-    def forms(self, values: Sequence[Any], kept: dict[int, Form]) -> list[Form]:
+    def forms(self, values: Sequence[PyTree], kept: dict[int, Form]) -> list[Form]:
         """What is handed on."""
         carried = [x for x, k in zip(values, self.kinds, strict=False) if isinstance(k, tuple)]
         forms = []
@@ -213,7 +223,7 @@ class Scan:
             forms.append(value)
         return forms
 
-    def stacked(self, ys: Sequence[Any], forms: Sequence[Form] = ()) -> list[Any]:
+    def stacked(self, ys: Sequence[PyTree], forms: Sequence[Form] = ()) -> list[Any]:
         """The stacked results: certain ones, and those that are read."""
         found, read = iter(ys), iter(forms)
         return [
