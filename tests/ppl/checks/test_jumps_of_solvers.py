@@ -8,7 +8,7 @@ import pytest
 from jax.experimental.ode import odeint
 
 from lapilli import inference, ppl
-from lapilli.ppl.jaxprs import is_continuous_call, solver_in
+from lapilli.ppl.jaxprs import is_continuous_call, solver_in, tolerances_of
 
 KEY = jax.random.key(0)
 TIMES = jnp.array([0.0, 0.7, 1.5])
@@ -50,19 +50,19 @@ def test_a_smooth_solution_has_the_gradient_of_the_exact_one():
 
 
 @pytest.mark.slow
-def test_what_reads_it_outside_of_its_domain_is_refused_with_the_remedy():
-    def model(guard):
+def test_what_lies_within_the_error_of_the_solver_passes_and_a_jump_behind_it_is_refused():
+    """By a coarse solver, whose logarithm jumps by more than 1 where the solution is small; and by a fine one."""
+
+    def model(read, tolerance):
         rate = ppl.sample("rate", dist.LogNormal(0.0, 0.5))
-        level = guard(solved(rate, tolerance=0.1))
-        ppl.sample("y", dist.LogNormal(jnp.log(level), 0.3).to_event(1), obs=Y)
+        location = read(solved(rate, tolerance))
+        ppl.sample("y", dist.LogNormal(location, 0.3).to_event(1), obs=Y)
 
     start = {"loc": jnp.asarray(0.1)}
-    guarded = inference.elbo(lambda: model(lambda z: jnp.maximum(z, 1e-6)), guide)
-    assert "nothing suspected" in str(guarded.plan(start))
-    with pytest.raises(
-        ValueError, match=r"operation: log.*odeint.*jnp.log\(jnp.maximum.*check_jumps=False"
-    ):
-        inference.elbo(lambda: model(lambda z: z), guide).value(start, KEY)
+    inference.elbo(lambda: model(jnp.log, 0.1), guide).plan(start)
+    jumping = inference.elbo(lambda: model(lambda z: jnp.where(z > 0.5, 0.0, 1.0), 1e-5), guide)
+    with pytest.raises(ValueError, match=r"jumps by.*operation: gt.*odeint.*check_jumps=False"):
+        jumping.plan(start)
 
 
 FIELDS = {
@@ -85,6 +85,8 @@ def test_only_smooth_fields_are_solutions(name):
     closed = jax.make_jaxpr(lambda w: odeint(field, jnp.ones(1), TIMES, w))(0.7)
     calls = [eqn for eqn in closed.jaxpr.eqns if is_continuous_call(eqn)]
     assert len(calls) == is_smooth
+    # In the first step's length, and in the error of a step.
+    assert [len([*tolerances_of(eqn)]) for eqn in calls] == [2] * is_smooth
     assert solver_in(closed.jaxpr) == "jax.experimental.ode.odeint"
 
 
