@@ -75,23 +75,36 @@ def _log_gamma_tail(y: Array, a: Array, sign: Array) -> Array:
     )
     t = sign[..., None] * length[..., None] * nodes
     drop = (y - a)[..., None] * t + y[..., None] * _excess(t)
-    return log_gamma_kernel(y, jnp.log(y), a) + jnp.log((weights * jnp.exp(-drop)).sum(-1) * length)
+    return jnp.log((weights * jnp.exp(-drop)).sum(-1) * length)
 
 
-def _gammas(y: Array, a: Array) -> Logs:
+def _gammas(y: Array, a: Array) -> tuple[Logs, Logs]:
+    """The logarithms of both tails, and those of the density over each."""
     floor = 1e3 * float(jnp.finfo(y.dtype).tiny)
     is_large = a >= _FROM
     below, beyond = (f(jnp.where(is_large, 1, a), y) for f in (gammainc, gammaincc))
     is_up = y > a
     sign = jnp.where(is_up, 1.0, -1.0).astype(y.dtype)
     is_far = is_large | (jnp.where(is_up, beyond, below) <= floor)
-    tail = _log_gamma_tail(
+    kernel = log_gamma_kernel(y, jnp.log(y), a)
+    integral = _log_gamma_tail(
         jnp.where(is_far, y, 2.0), jnp.where(is_far, a, 1.0), jnp.where(is_far, sign, 1)
     )
+    tail = jnp.where(is_far, kernel + integral, -1.0)
     rest = _log_rest(tail)
     near = (jnp.log(jnp.where(is_far | (p <= floor), 1, p)) for p in (below, beyond))
     far = jnp.where(is_up, rest, tail), jnp.where(is_up, tail, rest)
-    return tuple(jnp.where(is_far, f, n) for f, n in zip(far, near, strict=True))  # pyright: ignore[reportReturnType]
+    below, beyond = (jnp.where(is_far, f, n) for f, n in zip(far, near, strict=True))
+    return (below, beyond), _ratios(kernel, below, beyond, ~is_up, is_far, integral)
+
+
+def _ratios(
+    kernel: Array, below: Array, beyond: Array, is_below: Array, is_far: Array, integral: Array
+) -> Logs:
+    """Of the density over each tail: of one that is integrated by the integral, and no difference of large logarithms."""
+    ratios = kernel - below, kernel - beyond
+    by = is_far & is_below, is_far & ~is_below
+    return jnp.where(by[0], -integral, ratios[0]), jnp.where(by[1], -integral, ratios[1])
 
 
 def bernoulli_excess(p: Array, t: Array) -> Array:
@@ -142,48 +155,48 @@ def _last(a: Array, b: Array) -> Array:
     return stop(jnp.minimum((a + 4 * jnp.sqrt(a) + 5) / (a + b), _NEAR))
 
 
-def _beta_series(x: Array, rest: Array, a: Array, b: Array) -> Logs:
-    """Of small parameters, each tail by its series where its point is not near 1, and else by the other."""
-    kernel = log_beta_kernel(x, rest, a, b)
-    most_low, most_high = _last(a, b), _last(b, a)
-    has_low, has_high = x < most_low, rest < most_high
-    low = jnp.where(has_low, kernel + _log_beta_series(jnp.minimum(x, most_low), a, b), 0)
-    high = jnp.where(has_high, kernel + _log_beta_series(jnp.minimum(rest, most_high), b, a), 0)
-    most = np.log(_MOST)
-    by_low = has_low & ((low < most) | ~has_high)
-    by_high = has_high & ((high < most) | ~has_low)
-    return jnp.where(by_low, low, _log_rest(high)), jnp.where(by_high, high, _log_rest(low))
-
-
 def _log_rest(log_p: Array) -> Array:
     return log1mexp(-jnp.minimum(log_p, -jnp.finfo(log_p.dtype).tiny))
 
 
-def _betas(x: Array, rest: Array, a: Array, b: Array) -> Logs:
-    is_plain = a + b < _FROM
-    plain = tuple(jnp.where(is_plain, v, 1.0) for v in (a, b))
-    near = _beta_series(jnp.where(is_plain, x, 0.5), jnp.where(is_plain, rest, 0.5), *plain)
+def _betas(x: Array, rest: Array, a: Array, b: Array) -> tuple[Logs, Logs]:
     # The smaller parameter first.
     is_turned = a > b
     a, b = jnp.where(is_turned, b, a), jnp.where(is_turned, a, b)
-    a, b = (jnp.where(is_plain, _FROM, v) for v in (a, b))
     x, rest = jnp.where(is_turned, rest, x), jnp.where(is_turned, x, rest)
-    x, rest = jnp.where(is_plain, 0.4, x), jnp.where(is_plain, 0.6, rest)
-    kernel = log_beta_kernel(x, rest, a, b)
-    is_small = a < _FROM
+    kernel, most = log_beta_kernel(x, rest, a, b), np.log(_MOST)
+    low = _by_series(kernel, x, a, b, a < _FROM)
+    high = _by_series(kernel, rest, b, a, a + b < _FROM)
+    # Which of the two is known, the one below by the first parameter or the other.
+    is_low = jnp.where(
+        a < _FROM, (low < most) | (low < 0) & (high == 0) & (a + b < _FROM), rest * a > x * b
+    )
+    is_far = jnp.where(is_low, low, high) == 0
+    is_first = is_low | ~is_far
+    point = jnp.where(is_first, x, rest), jnp.where(is_first, rest, x)
+    first, second = jnp.where(is_first, a, b), jnp.where(is_first, b, a)
+    safe = (
+        jnp.where(is_far, v, w)
+        for v, w in zip((*point, first, second), (0.4, 0.6, _FROM, _FROM), strict=True)
+    )
+    integral = _log_beta_tail(*safe)
+    tail = jnp.where(is_far, kernel + integral, jnp.where(is_low, low, high))
+    is_below, more = is_low ^ is_turned, _log_rest(tail)
+    below, beyond = jnp.where(is_below, tail, more), jnp.where(is_below, more, tail)
+    return (below, beyond), _ratios(kernel, below, beyond, is_below, is_far, integral)
+
+
+def _by_series(kernel: Array, x: Array, a: Array, b: Array, is_asked: Array) -> Array:
+    """The logarithm of what is below x, 0 where the series is not asked for or x is too large for it."""
     last = _last(a, b)
-    log_series = jnp.where(x < last, kernel + _log_beta_series(jnp.minimum(x, last), a, b), 0)
-    is_low = jnp.where(is_small, log_series < np.log(_MOST), rest * a > x * b)
-    is_first = is_low & ~is_small
-    ends = jnp.where(is_first, x, rest), jnp.where(is_first, rest, x)
-    tail = kernel + _log_beta_tail(*ends, jnp.where(is_first, a, b), jnp.where(is_first, b, a))
-    tail = jnp.where(is_low & is_small, log_series, tail)
-    is_below = is_low ^ is_turned
-    far = jnp.where(is_below, tail, _log_rest(tail)), jnp.where(is_below, _log_rest(tail), tail)
-    return tuple(jnp.where(is_plain, n, f) for n, f in zip(near, far, strict=True))  # pyright: ignore[reportReturnType]
+    has = is_asked & (x < last)
+    found = kernel + _log_beta_series(
+        jnp.minimum(x, last), jnp.where(has, a, 1), jnp.where(has, b, 1)
+    )
+    return jnp.where(has, jnp.minimum(found, -jnp.finfo(x.dtype).tiny), 0)
 
 
-def _by_density(logs: Any, kernel: Any, move: Any) -> Any:
+def _by_density(logs: Any, move: Any) -> Any:
     """Logarithms of two tails, with derivatives in the point by the density, and in parameters through `logs`.
 
     `move`: (point, its tangents) -> how far it moves where the density is with respect to that.
@@ -191,21 +204,21 @@ def _by_density(logs: Any, kernel: Any, move: Any) -> Any:
 
     @jax.custom_jvp
     def tails(point: tuple[Array, ...], parameters: tuple[Array, ...]) -> Logs:
-        return logs(*point, *parameters)
+        return logs(*point, *parameters)[0]
 
     def jvp(primals: Any, tangents: Any) -> Any:
         (point, parameters), (of_point, of_parameters) = primals, tangents
-        below, beyond = tails(point, parameters)
+        (below, beyond), ratios = logs(*point, *parameters)
         moved: Any = (jnp.zeros_like(below), jnp.zeros_like(beyond))
         if not all(isinstance(t, SymbolicZero) for t in of_point):
-            density, step = kernel(*point, *parameters), move(point, of_point)
-            moved = tuple(s * step * jnp.exp(density - x) for s, x in ((1, below), (-1, beyond)))
+            step = move(point, of_point)
+            moved = (step * jnp.exp(ratios[0]), -step * jnp.exp(ratios[1]))
         if not all(isinstance(t, SymbolicZero) for t in of_parameters):
             given = tuple(
                 jnp.zeros_like(p) if isinstance(t, SymbolicZero) else t
                 for p, t in zip(parameters, of_parameters, strict=True)
             )
-            by = jax.jvp(lambda *p: logs(*point, *p), parameters, given)[1]
+            by = jax.jvp(lambda *p: logs(*point, *p)[0], parameters, given)[1]
             moved = tuple(a + b for a, b in zip(moved, by, strict=True))
         return (below, beyond), moved
 
@@ -217,11 +230,9 @@ def _of(tangent: Any, like: Array) -> Array:
     return jnp.zeros_like(like) if isinstance(tangent, SymbolicZero) else tangent
 
 
-_gamma_tails = _by_density(
-    _gammas, lambda y, a: log_gamma_kernel(y, jnp.log(y), a), lambda point, of: of[0] / point[0]
-)
+_gamma_tails = _by_density(_gammas, lambda point, of: of[0] / point[0])
 _beta_tails = _by_density(
-    _betas, log_beta_kernel,
+    _betas,
     lambda point, of: _of(of[0], point[0]) / point[0] - _of(of[1], point[1]) / point[1],
 )  # fmt: skip
 

@@ -57,6 +57,17 @@ def stirling(a: Array) -> Array:
     return jnp.where(is_large, _polynomial(_STIRLING, 1 / large**2) / large, rest)
 
 
+def stirlings(*a: Array) -> Array:
+    """Those of several, along the first axis: one formula is traced and compiled for all."""
+    return stirling(jnp.stack(jnp.broadcast_arrays(*a)))
+
+
+def log_quotients(log_y: tuple[Array, Array], a: tuple[Array, Array], off: Array) -> Array:
+    """The values log(y / a) of two numbers whose differences y - a are `off` and -off, along the first axis."""
+    arrays = jnp.broadcast_arrays(*log_y, *a, off)
+    return log_quotient(*(jnp.stack(x) for x in (arrays[:2], arrays[2:4], (arrays[4], -arrays[4]))))
+
+
 @continuous
 def log_quotient(log_y: Array, a: Array, off: Array) -> Array:
     """The value log(y / a), given log y and off = y - a: to the relative precision of `off` where that is small."""
@@ -93,14 +104,15 @@ def log_beta_kernel(x: Array, rest: Array, a: Array, b: Array) -> Array:
     """Of x, 1 - x, a and b: a log x + b log(1 - x) - log Beta(a, b)."""
     total = a + b
     off = x * b - rest * a  # total * x - a, and minus that of the other
-    log_x, log_rest = (
-        jnp.where(rest < x, jnp.log1p(-rest), jnp.log(x)),
-        jnp.where(x < rest, jnp.log1p(-x), jnp.log(rest)),
-    )
-    scaled = a * log_quotient(log_x + jnp.log(total), a, off)
-    scaled = scaled + b * log_quotient(log_rest + jnp.log(total), b, -off)
-    half = 0.5 * (jnp.log(a) + jnp.log(b) - jnp.log(total)) - HALF_LOG_2PI
-    return scaled + half - stirling(a) - stirling(b) + stirling(total)
+    is_low = x < rest
+    small = jnp.where(is_low, x, rest)
+    logs = jnp.log(small), jnp.log1p(-small)
+    logs = jnp.where(is_low, *logs), jnp.where(is_low, *logs[::-1])
+    log_total = jnp.log(total)
+    of_a, of_b = log_quotients((logs[0] + log_total, logs[1] + log_total), (a, b), off)
+    half = 0.5 * (jnp.log(a) + jnp.log(b) - log_total) - HALF_LOG_2PI
+    first, second, both = stirlings(a, b, total)
+    return a * of_a + b * of_b + half - first - second + both
 
 
 @continuous
@@ -108,10 +120,11 @@ def log_binomial(k: Array, m: Array, x: Array, rest: Array, log_x: Array, log_re
     """Logarithm of (k + m)! / (k! m!) x^k (1 - x)^m, given x and 1 - x and their logarithms."""
     a, b = k + 1, m + 1
     total, off = a + b, x * b - rest * a
-    scaled = times(k, log_quotient(log_x + jnp.log(total), a, off))
-    scaled = scaled + times(m, log_quotient(log_rest + jnp.log(total), b, -off))
-    half = 1.5 * jnp.log(total) - 0.5 * (jnp.log(a) + jnp.log(b)) - jnp.log(total - 1)
-    inside = scaled + half - HALF_LOG_2PI - stirling(a) - stirling(b) + stirling(total)
+    log_total = jnp.log(total)
+    of_a, of_b = log_quotients((log_x + log_total, log_rest + log_total), (a, b), off)
+    half = 1.5 * log_total - 0.5 * (jnp.log(a) + jnp.log(b)) - jnp.log(total - 1)
+    first, second, both = stirlings(a, b, total)
+    inside = times(k, of_a) + times(m, of_b) + half - HALF_LOG_2PI - first - second + both
     is_end = (k == 0) | (m == 0)
     return jnp.where(is_end, times(k, log_x) + times(m, log_rest), inside)
 
@@ -134,7 +147,8 @@ def log_negative_binomial(
 def log_gamma_ratio(a: Array, k: Array) -> Array:
     """The difference log Gamma(a + k) - log Gamma(a), k >= 0."""
     grown = (a - 0.5) * jnp.log1p(k / a) + k * jnp.log(a + k) - k
-    return grown + stirling(a + k) - stirling(a)
+    after, before = stirlings(a + k, a)
+    return grown + after - before
 
 
 def log_dirichlet(x: Array, log_x: Array, a: Array) -> Array:

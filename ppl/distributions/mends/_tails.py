@@ -68,8 +68,8 @@ def _by_tails_or_quadrature(
     @continuous
     def log_window(low: Array, high: Array, width: Array, *shape: Array) -> Array:
         low, high = _mirrored(low, high)
-        below = log_cdf(high, *shape)
-        gap = below - log_cdf(low, *shape)
+        below, before = log_cdf(jnp.stack([high, low]), *shape)
+        gap = below - before
         is_narrow = gap < _NARROW
         wide = below + log1mexp(jnp.where(is_narrow, 1, gap))
         start, step = jnp.where(is_narrow, low, 0), jnp.where(is_narrow, width, 1)
@@ -264,7 +264,7 @@ def _log_student_tail(far: Array, df: Array) -> Array:
 def _log_student_cdf(z: Array, df: Array) -> Array:
     end, size = 5.0 * jnp.ones_like(z), jnp.abs(z)
     is_far = size > 4.9
-    log_far = _log_student_tail(jnp.where(is_far, size, end), df)
+    beyond = _log_student_tail(jnp.where(is_far, size, end), df)
     root = jnp.sqrt(df)[..., None]
     start = jnp.arcsinh(jnp.where(is_far, 0, size)[..., None] / root)
     length = jnp.arcsinh(end[..., None] / root) - start
@@ -272,7 +272,7 @@ def _log_student_cdf(z: Array, df: Array) -> Array:
     heights = log_student_density(root * jnp.sinh(angles), df[..., None])
     heights = heights + jnp.log(root * jnp.cosh(angles) * length)
     between = jax.nn.logsumexp(heights, -1, b=_MORE_WEIGHTS.astype(z.dtype))
-    tail = jnp.where(is_far, log_far, jnp.logaddexp(between, _log_student_tail(end, df)))
+    tail = jnp.where(is_far, beyond, jnp.logaddexp(between, beyond))
     is_high = z > 0
     return jnp.where(is_high, jnp.log1p(-jnp.exp(jnp.where(is_high, tail, -1))), tail)
 
