@@ -15,6 +15,7 @@ Without noise
 
 Starts
     AutoWhitenedNormal      the guide of a model alone: a Normal that begins near the best one, and in its units
+    AutoMeanField           that of very many coordinates: one vector without correlations, begun at the prior's median
     pathfinder              parameters near the Normal that Pathfinder finds (BlackJAX)
 
 Callbacks
@@ -35,7 +36,10 @@ from ._fixed_draws import FixedDrawsFit as FixedDrawsFit, fit_fixed_draws as fit
 from ._keep_best import KeepBest as KeepBest
 from ._nonfinite import NonFiniteError as NonFiniteError
 from ._pathfinder import pathfinder as pathfinder
-from ._whitened import AutoWhitenedNormal as AutoWhitenedNormal
+from ._whitened import (
+    AutoMeanField as AutoMeanField,
+    AutoWhitenedNormal as AutoWhitenedNormal,
+)
 from .stationarity import Averaging as Averaging, settling as settling
 
 __all__ = [
@@ -45,6 +49,7 @@ __all__ = [
     "fit_fixed_draws",
     "FixedDrawsFit",
     "AutoWhitenedNormal",
+    "AutoMeanField",
     "pathfinder",
     "EarlyStopping",
     "KeepBest",

@@ -9,9 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro
-from numpyro.infer import init_to_median
-from numpyro.infer.autoguide import AutoNormal
 
 from ... import ppl
 from ...ppl.language import Program
@@ -21,7 +18,7 @@ from .._observed import check_branches, check_none, check_observed, readers, tel
 from .._runs import abstract_run, check_run, tried_run
 from ..objectives import elbo
 from ._optimizer import leaf_names, memory_of
-from ._whitened import AutoWhitenedNormal
+from ._whitened import AutoMeanField, AutoWhitenedNormal
 from .stationarity import MAX_STEPS, MOST_NATS
 
 # Coordinates up to which all correlations are trained, and up to which they are those of the start; of more, there are none.
@@ -97,11 +94,10 @@ def choose_objective(
 def _guide(program: Program, size: int, missing: tuple[str, ...]) -> tuple[Any, str]:
     """The guide, and what is told of it."""
     if size > FACTOR_UP_TO:
-        seen = numpyro.handlers.block(program, hide=list(missing)) if missing else program
-        guide: Any = AutoNormal(seen, init_loc_fn=init_to_median(num_samples=15))
+        guide: Any = AutoMeanField(program, hidden=missing)
         return (
             guide,
-            f"AutoNormal, for {size} coordinates (more than {FACTOR_UP_TO}), without correlations",
+            f"AutoMeanField, for {size} coordinates (more than {FACTOR_UP_TO}), without correlations",
         )
     is_full = size <= TRAINED_UP_TO
     guide = AutoWhitenedNormal(program, rank="full" if is_full else "diagonal", hidden=missing)
@@ -179,12 +175,30 @@ def default_optimizer(
     import optax
 
     def adam(rate: float) -> Any:
-        return optax.adam(optax.cosine_decay_schedule(rate, num_steps) if num_steps else rate)
+        return optax.chain(optax.scale_by_adam(), _cosine(rate)) if num_steps else optax.adam(rate)
 
     base = lambda n: ARRAY_RATE if hasattr(params[n], "dtype") else MODULE_RATE
     rates = [base(n) * (parts or {}).get(n, 1.0) for n in leaf_names(params)]
     labels = jax.tree.unflatten(jax.tree.structure(params), rates)
     return optax.partition({rate: adam(rate) for rate in set(rates)}, labels)
+
+
+def _cosine(rate: float) -> Any:
+    """Descent at `optax.cosine_decay_schedule` of a length that the update is told: runs of any length are one program."""
+    import optax
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, num_steps: Any, **extra: Any
+    ) -> Any:
+        at = jnp.minimum(jnp.asarray(state.count, float), num_steps)
+        step = -rate * 0.5 * (1 + jnp.cos(jnp.pi * at / num_steps))
+        count = optax.safe_increment(state.count)
+        return jax.tree.map(lambda u: step.astype(u.dtype) * u, updates), state._replace(
+            count=count
+        )
+
+    init = lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def rule_of(objective: Any, *, has_minibatches: bool) -> dict[str, Any]:

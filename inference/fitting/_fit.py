@@ -91,7 +91,8 @@ def fit(
         objective: what to fit, e.g. `inference.elbo(model, guide)`. Or a model alone, anything that `ppl.as_program` takes: then
             `elbo` with a Normal guide (`fitting.AutoWhitenedNormal`) that begins at the best Normal which Newton's steps from
             dispersed points find, and in its units; all correlations are trained for at most 30 coordinates, those of the start
-            stay for at most 400, and for more the guide is mean field. Discrete sites are summed out, missing cells come from
+            stay for at most 400, and for more the guide is mean field
+            (`fitting.AutoMeanField`). Discrete sites are summed out, missing cells come from
             the model.
         optimizer: default Adam, 0.02 for arrays and 0.001 for the weights of modules, along a cosine over `num_steps`. An optax
             transformation; or a dict from fnmatch patterns on parameter names to a transformation or "frozen".

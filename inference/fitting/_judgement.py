@@ -78,7 +78,7 @@ def judged(fit: Any, key: Any, *, is_chosen: bool) -> tuple[GuideWorth, str | No
     mass that no draw has met.
     """
     starts = _starts(fit)
-    make = lambda number, key: _draws(fit, key, number, starts)
+    make = lambda number, key: _draws(fit, key, number)
     total, worth, text = weighed(make, key, is_chosen=is_chosen)
     broken = ~(total.log_weights < np.inf)
     if starts is not None and broken.any():
@@ -152,19 +152,17 @@ def _starts(fit: Any) -> Starts | None:
     return guide.starts if isinstance(guide, AutoWhitenedNormal) else None
 
 
-def _draws(fit: Any, key: Any, number: int, starts: Starts | None) -> WeightedDraws:
-    if starts is None:
+def _draws(fit: Any, key: Any, number: int) -> WeightedDraws:
+    guide = getattr(getattr(fit.objective, "guide", None), "fn", None)
+    landscape = getattr(guide, "landscape", None)
+    if guide is None or landscape is None:
         drawn = fit.posterior(key, number, batch_size=100)
         return WeightedDraws(drawn.log_weights.astype(float), _by_coordinate(drawn.choices))
-    mean, factor = _normal(fit)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    noise = rng.standard_normal((number, len(mean)))
-    u = mean + noise @ factor.T
-    log_q = -0.5 * (noise**2 + math.log(2 * math.pi)).sum(1) - np.linalg.slogdet(factor)[1]
-    choices = starts.landscape.choices(u)
-    return WeightedDraws(
-        starts.landscape.values(u, keep_nan=True) - log_q, _by_coordinate(choices), u
-    )
+    noise = rng.standard_normal((number, landscape.space.dimension))
+    u, log_q = guide.draws(fit.params, noise)
+    points = _by_coordinate(landscape.choices(u))
+    return WeightedDraws(landscape.values(u, keep_nan=True) - log_q, points, u)
 
 
 def _by_coordinate(choices: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

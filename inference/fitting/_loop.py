@@ -69,7 +69,9 @@ def strong(tree: Any) -> Any:
         leaf = jnp.asarray(leaf)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
-        return jnp.array(leaf, dtype=leaf.dtype, copy=True)
+        if leaf.weak_type:
+            leaf = jax.lax.convert_element_type(leaf, leaf.dtype)
+        return jax.device_put(leaf, may_alias=False)  # without a compiled copy
 
     return jax.tree.map(convert, tree)
 
@@ -101,13 +103,14 @@ def step_args(config: Config, key: jax.Array, data: Any, index: Any, step: Any) 
 
 
 def compile_steps(config: Config, donate: bool) -> Any:
-    """The function `(carry, keys, first_step, num_steps, data) -> (carry, values, num_taken, is_bad)`, compiled on first use.
+    """The function of a device call's steps, compiled on first use.
 
-    `values` has shape [max_steps] or [max_steps, seeds]; entries from num_taken on are zero. `is_bad` (scalar or per seed)
-    belongs to the last step taken. With `donate` the memory of the carry is reused: the caller must not keep it.
+    It is `(carry, keys, first_step, num_steps, run_steps, data) -> (carry, values, num_taken, is_bad)`. `values` has shape [max_steps] or [max_steps, seeds]; entries from num_taken on are zero. `is_bad` (scalar or per seed)
+    belongs to the last step taken. `run_steps` is the length of the run. With `donate` the memory of the carry is reused: the
+    caller must not keep it.
     """
 
-    def run(carry, keys, first_step, num_steps, data):
+    def run(carry, keys, first_step, num_steps, run_steps, data):
         _, _, step_keys, order_keys = config.over_seeds(run_keys)(keys)
         seed_shape = () if config.num_seeds is None else (config.num_seeds,)
         values = jnp.zeros((config.max_steps, *seed_shape), jnp.result_type(float))
@@ -135,7 +138,8 @@ def compile_steps(config: Config, donate: bool) -> Any:
                 args = config.source.batch(data, order, index, first_step + index)
                 step = first_step + index
                 weight = config.source.weight(data)
-                return _step(config, carry, jax.random.fold_in(key, step), step, args, weight)
+                key = jax.random.fold_in(key, step)
+                return _step(config, carry, key, step, args, weight, run_steps)
 
             return jax.lax.while_loop(lambda s: (s[0] < end) & ~is_over(s), step, loop)
 
@@ -155,13 +159,17 @@ def compile_steps(config: Config, donate: bool) -> Any:
     return shared_jit(run, donate_argnums=(0,) if donate else (), most_folded=_MOST_FOLDED)
 
 
-def _step(config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple, weight: float):
+def _step(
+    config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple, weight: float, run_steps: Any
+):  # fmt: skip
     params = carry.params
     with known_data():
         value, grads, state = config.objective.step(params, carry.state, key, *args)
     if weight != 1:
         grads = jax.tree.map(lambda g: weight * g, grads)
-    moved, opt_state = apply(config.optimizer, params, carry.opt_state, grads, value, config.sign)
+    moved, opt_state = apply(
+        config.optimizer, params, carry.opt_state, grads, value, config.sign, run_steps
+    )
     average = carry.average
     if config.average == "stationary":
         average = with_iterate(average, moved, step, settled_at(opt_state), config.num_steps)

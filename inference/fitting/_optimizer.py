@@ -144,7 +144,9 @@ def _match(groups: Mapping[str, Any], names: list[str]) -> dict[str, str]:
     return {name: patterns[0] for name, patterns in found.items()}
 
 
-def apply(optimizer: Optimizer, params: Any, opt_state: Any, grads: Any, value: Any, sign: float):
+def apply(
+    optimizer: Optimizer, params: Any, opt_state: Any, grads: Any, value: Any, sign: float, num_steps: Any = math.inf
+):  # fmt: skip
     """One update.
 
     Args:
@@ -154,6 +156,7 @@ def apply(optimizer: Optimizer, params: Any, opt_state: Any, grads: Any, value: 
         grads: gradient of `value`.
         value: the objective in nats.
         sign: +1 to minimise `value`, -1 to maximise it.
+        num_steps: of the run.
 
     Returns:
         New parameters, frozen leaves untouched to the bit, and the new state.
@@ -162,7 +165,8 @@ def apply(optimizer: Optimizer, params: Any, opt_state: Any, grads: Any, value: 
 
     descent = jax.tree.map(lambda g: sign * g, grads)
     # `value` reaches transformations that ask for it, such as reduce_on_plateau.
-    updates, opt_state = optimizer.transform.update(descent, opt_state, params, value=sign * value)
+    more = {"value": sign * value, "num_steps": num_steps}
+    updates, opt_state = optimizer.transform.update(descent, opt_state, params, **more)
     moved = optax.apply_updates(params, updates)
     return keep_frozen(optimizer, params, moved), opt_state
 

@@ -9,6 +9,7 @@ that length.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -140,7 +141,8 @@ class Training:
         data, num_steps = self._config.source.load(self._next_length())
         if num_steps == 0:
             return False
-        result = self._run(self._carry, self._keys, self._step, num_steps, data)
+        run_steps = float(self._config.num_steps or math.inf)
+        result = self._run(self._carry, self._keys, self._step, num_steps, run_steps, data)
         self._carry, values, num_taken, is_bad = result
         with self._config.source.waiting():
             num_taken, is_bad = int(num_taken), np.asarray(is_bad)

@@ -1,7 +1,11 @@
-"""The guide of a model alone: a Normal that is trained in coordinates in which the posterior is nearly the standard one."""
+"""The guides of a model alone: Normals, with all correlations or with none.
+
+The first is trained in coordinates in which the posterior is nearly the standard one, the second for very many coordinates.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -10,14 +14,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions.transforms import LowerCholeskyAffine
-from numpyro.infer.autoguide import AutoContinuous
+from numpyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal
 
 from ...ppl import constrain
 from ...ppl._compat import is_concrete, no_handlers
 from ...ppl._precision import full_precision
 from ...ppl._shared_jit import shared_jit
 from ...ppl.language import Keywords, as_program
-from .starts import Space, Starts, find_starts
+from .starts import Landscape, Space, Starts, find_starts, start_without_search
 
 Array = jax.Array
 
@@ -81,10 +85,7 @@ class AutoWhitenedNormal(AutoContinuous):
         self._init_latent = _single(np.zeros(self.latent_dim) if best is None else best.center)
         self._init_factor = _single(identity if best is None else best.factor)
         self._unpack_latent = self.space.unravel
-        self.prototype_trace = {
-            name: {"type": "sample", "name": name, "is_observed": False, "fn": fn}
-            for name, fn in self.space.laws.items()
-        }
+        self.prototype_trace = _prototypes(self.space)
 
     @property
     def trained(self) -> tuple[str, str]:
@@ -116,6 +117,16 @@ class AutoWhitenedNormal(AutoContinuous):
         affine = LowerCholeskyAffine(center + factor @ loc, jnp.tril(factor @ inner))
         return dist.TransformedDistribution(self.get_base_dist(), affine)
 
+    @property
+    def landscape(self) -> Landscape | None:
+        """The compiled log-density, where the guide met its model with data."""
+        return None if self.starts is None else self.starts.landscape
+
+    def draws(self, params: dict[str, Any], noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points u [n, d] of standard Normal noise [n, d], and the logarithm of their density, nats."""
+        mean, factor = self.normal(params)
+        return mean + noise @ factor.T, _log_prob(noise) - np.linalg.slogdet(factor)[1]
+
     def normal(self, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Mean [d] and lower triangular factor [d, d] of u, of unconstrained parameters."""
 
@@ -136,6 +147,65 @@ class AutoWhitenedNormal(AutoContinuous):
         for _ in range(jnp.ndim(latent_sample) - 1):
             each = jax.vmap(each)
         return each(latent_sample)
+
+
+class AutoMeanField(AutoDiagonalNormal):
+    """A Normal without correlations on the unconstrained values of all continuous sites of a model, one vector of them.
+
+    It begins at the median of prior draws, where the density is finite there, with standard deviations of 0.1. Parameters are
+    "auto_loc" and "auto_scale". What it computes does not grow with the number of sites, as that of `AutoNormal` does.
+
+    Args:
+        model: a program whose latent sites are continuous.
+        hidden: continuous sites that are left to the model (missing cells).
+        prefix: of the names of its parameters and of its site.
+
+    Attributes:
+        landscape: the compiled log-density, where the guide met its model with data in this process; else None.
+    """
+
+    landscape: Landscape | None = None
+
+    def __init__(self, model: Any, *, hidden: tuple[str, ...] = (), prefix: str = "auto") -> None:
+        self.hidden = hidden
+        super().__init__(as_program(model), prefix=prefix)
+
+    meet = AutoWhitenedNormal.meet
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        key = numpyro.prng_key()
+        args = (*args, Keywords(kwargs)) if kwargs else args
+        with no_handlers():
+            self.space = Space(self.model, args, self.hidden)
+            point = np.zeros(self.space.dimension)
+            if is_concrete((args, key)):
+                self.landscape, point = start_without_search(self.space, args, key)
+        self.latent_dim, self._init_latent = self.space.dimension, _single(point)
+        self._unpack_latent = self.space.unravel
+        self.prototype_trace = _prototypes(self.space)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"landscape": None}  # compiled functions and data
+
+    _unpack_and_constrain = AutoWhitenedNormal._unpack_and_constrain
+
+    def draws(self, params: dict[str, Any], noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As those of `AutoWhitenedNormal`."""
+        found = shared_jit(lambda params: self.get_posterior(constrain(params)))(params)
+        loc, scale = np.asarray(found.loc, float), np.asarray(found.scale, float)
+        return loc + noise * scale, _log_prob(noise) - np.log(scale).sum()
+
+
+def _log_prob(noise: np.ndarray) -> np.ndarray:
+    return -0.5 * (noise**2 + math.log(2 * math.pi)).sum(1)
+
+
+def _prototypes(space: Space) -> dict[str, Any]:
+    """What NumPyro's autoguides look up of sites."""
+    return {
+        name: {"type": "sample", "name": name, "is_observed": False, "fn": fn}
+        for name, fn in space.laws.items()
+    }
 
 
 def _single(x: np.ndarray) -> Array:

@@ -112,7 +112,7 @@ def check_initial(params: Params) -> Params:
         ValueError: naming the parameter.
     """
     for name, value in params.items():
-        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(value)):
+        if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(value)):
             raise ValueError(
                 f"Parameter '{name}': its initial value is not finite or does not satisfy the constraint "
                 f"{params.constraints[name]}. Give an initial value inside the constraint."

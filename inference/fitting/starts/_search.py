@@ -118,6 +118,25 @@ def find_starts(
     Raises:
         ValueError: the log-density is not finite at any of the points; the message names a site.
     """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        return _found(space, args, key, num_paths, max_steps)
+
+
+def start_without_search(space: Space, args: tuple, key: Any) -> tuple[Landscape, np.ndarray]:
+    """The compiled log-density, and the first of these that has one: the median of prior draws, the likeliest of them, others.
+
+    Raises:
+        ValueError: as `find_starts`.
+    """
+    size = max([*(int(np.size(x)) for x in jax.tree.leaves(args) if is_array(x)), 100])
+    landscape = Landscape(space, args, 4 * _PRIOR_DRAWS, 1, size)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    return landscape, _dispersed(landscape, args, key, rng, 1)[1][0]
+
+
+def _found(space: Space, args: tuple, key: Any, num_paths: int, max_steps: int) -> Starts:
     size = max([*(int(np.size(x)) for x in jax.tree.leaves(args) if is_array(x)), 100])
     num_paths = int(np.clip(_WORK / (size * space.dimension**2), min(2, num_paths), num_paths))
     landscape = Landscape(space, args, max(_TRIED * num_paths, 4 * _PRIOR_DRAWS), num_paths, size)

@@ -127,15 +127,19 @@ class Space:
 
         Labels are places along axes of equal length K (means of a mixture), and sites whose names differ by their last number.
         """
-        choices = {n: np.asarray(x) for n, x in self.choices(jnp.asarray(u, float)).items()}
+        shapes = jax.eval_shape(self.choices, jax.ShapeDtypeStruct(u.shape, jnp.result_type(float)))
         families: dict[str, list[str]] = {}
-        for name in sorted(choices, key=lambda n: (len(n), n)):
+        for name in sorted(shapes, key=lambda n: (len(n), n)):
             if (stem := name.rstrip("0123456789")) != name:
                 families.setdefault(stem, []).append(name)
-        sizes = {size for x in choices.values() for size in x.shape}
+        sizes = {size for x in shapes.values() for size in x.shape}
         sizes |= {len(names) for names in families.values()}
+        sizes = sorted(k for k in sizes if 2 <= k <= _MOST_LABELS)
+        if not sizes:
+            return []
+        choices = {n: np.asarray(x) for n, x in self.choices(jnp.asarray(u, float)).items()}
         found = []
-        for size in sorted(k for k in sizes if 2 <= k <= _MOST_LABELS):
+        for size in sizes:
             for order in list(itertools.permutations(range(size)))[1 : most + 1]:
                 moved = {
                     n: x[np.ix_(*(order if k == size else range(k) for k in x.shape))]
@@ -224,8 +228,8 @@ class Landscape:
         """Value [n], gradient [n, d] and Hessian [n, d, d] of v -> log p(center + factor v) at 0."""
         found = self._in_parts(self._derivatives[0], self.num_paths, center, factor)
         is_known, is_whole = (np.isfinite(x).all(tuple(range(1, x.ndim))) for x in found[1:])
-        if (is_known & ~is_whole).any() and len(self._derivatives) > 1:
-            # Second derivatives that do not exist, or are NaN where the first are not.
+        if 4 * (is_known & ~is_whole).sum() > len(is_known) and len(self._derivatives) > 1:
+            # Second derivatives that do not exist, or are NaN where the first are not; at few points they overflow.
             del self._derivatives[0]
             return self.derivatives(center, factor)
         return found
@@ -253,13 +257,14 @@ class Landscape:
 
     def draws(self, key: Any, number: int) -> np.ndarray:
         """Draws of the prior, [number, d]; those that are finite."""
-        u = np.asarray(self._draws((jax.random.split(key, number),), self._arrays)).astype(float)
+        run = shared_jit(lambda key, arrays: self._draws((jax.random.split(key, number),), arrays))
+        u = np.asarray(run(key, self._arrays)).astype(float)
         return u[np.isfinite(u).all(1)]
 
 
 def _single(x: np.ndarray) -> Array:
     with np.errstate(over="ignore"):  # a point that is too far has no density there
-        return jnp.asarray(x, jnp.result_type(float))
+        return jnp.asarray(np.asarray(x, jnp.result_type(float)))  # without a compiled conversion
 
 
 def _hessian(fn: Any, x: Array, at_once: int) -> Array:

@@ -115,7 +115,7 @@ def test_many_coordinates_keep_the_starts_correlations_very_many_have_none_and_n
     inference.fit(wide(31), unobserved="allow", **settings)
     assert "for 31 coordinates (more than 30), correlations as at" in capsys.readouterr().out
     inference.fit(wide(401), unobserved="allow", **settings)
-    assert "AutoNormal, for 401 coordinates (more than 400)" in capsys.readouterr().out
+    assert "AutoMeanField, for 401 coordinates (more than 400)" in capsys.readouterr().out
     fit = inference.fit(none, **settings)
     assert "none, since no continuous site is latent" in capsys.readouterr().out
     assert fit.params["mean"] > 1.5
