@@ -233,7 +233,8 @@ def fit(
     if isinstance(args, tuple) and (is_model or mesh is not None and not subsample):
         # An autoguide starts where its first call says: with all data, as without a mesh, and not where plates are looked for.
         objective.init(run_keys(keys if num_seeds is None else keys[0])[0], *args)
-    scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch)
+    order_key = run_keys(keys)[3] if num_seeds is None and subsample else None
+    scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch, order_key)
     init_args = source.first()
     if not is_model:
         whole_args = args if isinstance(args, tuple) else init_args

@@ -105,8 +105,9 @@ def step_args(config: Config, key: jax.Array, data: Any, index: Any, step: Any) 
 def compile_steps(config: Config, donate: bool) -> Any:
     """The function of a device call's steps, compiled on first use.
 
-    It is `(carry, keys, first_step, num_steps, run_steps, data) -> (carry, values, num_taken, is_bad)`. `values` has shape [max_steps] or [max_steps, seeds]; entries from num_taken on are zero. `is_bad` (scalar or per seed)
-    belongs to the last step taken. `run_steps` is the length of the run. With `donate` the memory of the carry is reused: the
+    It is `(carry, keys, first_step, num_steps, run_steps, data) -> (carry, values, num_taken, is_bad)`. `values` has shape
+    [max_steps] or [max_steps, seeds]; entries from num_taken on are zero. `is_bad` (scalar or per seed) belongs to the last step
+    taken. `run_steps` is the length of the run. With `donate` the memory of the carry is reused: the
     caller must not keep it.
     """
 

@@ -1,4 +1,4 @@
-"""Random minibatches of data in memory."""
+"""Random minibatches of data in memory, and of files that are mapped into it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
+from ....ppl._shared_jit import shared_jit
 from ..._arguments import Arguments, shapes
 from ._interface import UNBOUNDED, Source
 from ._reshuffling import draw_order, entries
 from ._sharding import check_divisible, constrain, put
+
+MOST_STEPS, MOST_BYTES = 1024, 2**25  # of a device call, of rows that are read from a file
 
 
 class Minibatches(Source):
@@ -55,7 +59,10 @@ class Minibatches(Source):
             # Each device holds its share of the rows, where these can be shared out evenly, and hands over those of a batch.
             is_shared = [p is not None and plate_sizes[p] % mesh.size == 0 for p in self._plate_of]
             arrays = put(arrays, mesh, is_shared, PartitionSpec(mesh.axis_names))
-        self._data = [jnp.asarray(array) for array in arrays]
+        self._data = self._held(arrays)
+
+    def _held(self, arrays: list[Any]) -> list[Any]:
+        return [jnp.asarray(array) for array in arrays]
 
     def load(self, num_steps: int) -> tuple[Any, int]:
         return self._data, num_steps
@@ -70,10 +77,7 @@ class Minibatches(Source):
         return order, valid
 
     def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
-        rows = {}
-        for name, (size, batch) in self._plates.items():
-            start = step % (size // batch) * batch
-            rows[name] = entries(order[name], size, start, batch)
+        rows = self._rows(order, step)
         arrays = [
             # The indices are of a permutation: in bounds and distinct.
             array.at[rows[plate]].get(mode="promise_in_bounds", unique_indices=True)
@@ -83,13 +87,94 @@ class Minibatches(Source):
         ]
         return self.split.join(constrain(arrays, self._mesh, self._plate_of))
 
+    def _rows(self, order: Any, step: Any) -> dict[str, jax.Array]:
+        """Plate -> numbers of its rows in a step."""
+        return {
+            name: entries(order[name], size, step % (size // batch) * batch, batch)
+            for name, (size, batch) in self._plates.items()
+        }
+
     def first(self) -> tuple:
         """The first rows of the data, not shuffled: arguments for initialisation and for checks."""
         arrays = [
-            array[: self._plates[plate][1]] if plate else array
+            jnp.asarray(array[: self._plates[plate][1]]) if plate else array
             for array, plate in zip(self._data, self._plate_of, strict=True)
         ]
         return self.split.join(arrays)
 
     def resume(self, state: Any, num_steps: int) -> None:
         """Nothing to do: the rows depend on the step alone."""
+
+
+class MappedMinibatches(Minibatches):
+    """The same rows of data that stay on the host: `numpy.memmap`, of which a device call reads the rows of its steps.
+
+    Args:
+        order_key: key of the order of the data, see `run_keys`.
+        args, batch_sizes, plate_sizes, plate_of: as of `Minibatches`.
+    """
+
+    def __init__(
+        self,
+        order_key: jax.Array,
+        args: tuple,
+        batch_sizes: Mapping[str, int],
+        plate_sizes: Mapping[str, int],
+        plate_of: Sequence[str | None],
+    ):
+        super().__init__(args, batch_sizes, plate_sizes, None, plate_of)
+        size = sum(array.nbytes for array, p in zip(self.first_arrays, plate_of, strict=True) if p)
+        self.steps_per_call = int(np.clip(MOST_BYTES // max(size, 1), 1, MOST_STEPS))
+        self._key, self._step = order_key, 0
+        self._rows_of_steps = shared_jit(self._numbers)
+
+    def _held(self, arrays: list[Any]) -> list[Any]:
+        return [a if p else jnp.asarray(a) for a, p in zip(arrays, self._plate_of, strict=True)]
+
+    @property
+    def first_arrays(self) -> list[Any]:
+        """The arrays of `first`."""
+        return self.split.arrays(self.first())
+
+    def _numbers(self, key: jax.Array, first_step: Any) -> dict[str, jax.Array]:
+        """Plate -> numbers of the rows in the steps of a device call, [steps, batch]."""
+        own = lambda step: self._rows(Minibatches.segment(self, key, step)[0], step)
+        return jax.vmap(own)(first_step + jnp.arange(self.steps_per_call))
+
+    def load(self, num_steps: int) -> tuple[Any, int]:
+        num_steps = min(num_steps, self.steps_per_call)
+        numbers = self._rows_of_steps(self._key, np.int32(self._step))
+        rows = {plate: np.asarray(x)[:num_steps] for plate, x in numbers.items()}
+        self._step += num_steps
+        return [
+            self._read(array, rows[plate]) if plate else array
+            for array, plate in zip(self._data, self._plate_of, strict=True)
+        ], num_steps
+
+    def _read(self, array: np.ndarray, rows: np.ndarray) -> jax.Array:
+        """The rows of all steps; of one shape, so that calls are one program."""
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        found = np.zeros((self.steps_per_call, rows.shape[1], *array.shape[1:]), dtype)
+        found[: len(rows)] = array[rows]
+        return jnp.asarray(found)
+
+    def segment(self, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
+        return (), jnp.int32(UNBOUNDED)
+
+    def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
+        arrays = [
+            array[index] if plate else array
+            for array, plate in zip(data, self._plate_of, strict=True)
+        ]
+        return self.split.join(arrays)
+
+    def resume(self, state: Any, num_steps: int) -> None:
+        """The rows depend on the step alone."""
+        self._step = num_steps
+
+
+def is_mapped(array: Any) -> bool:
+    """Whether an array is a view of a file."""
+    while array is not None and not isinstance(array, np.memmap):
+        array = getattr(array, "base", None)
+    return array is not None

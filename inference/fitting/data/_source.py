@@ -22,7 +22,7 @@ from ..._rows import Met, rows_of
 from ._batches import Batches, is_iterable_of_batches
 from ._full import FullData
 from ._interface import Source
-from ._minibatches import Minibatches
+from ._minibatches import MappedMinibatches, Minibatches, is_mapped
 
 
 def make_source(
@@ -32,8 +32,12 @@ def make_source(
     plate_sizes: Mapping[str, float] | None,
     mesh: jax.sharding.Mesh | None,
     prefetch: int = 0,
+    order_key: jax.Array | None = None,
 ) -> tuple[Any, Source]:
-    """The objective with its plates' full sizes declared, and the source of its arguments."""
+    """The objective with its plates' full sizes declared, and the source of its arguments.
+
+    `order_key` is that of the order of the rows, of one run; without it files that are mapped into memory are read whole.
+    """
     if is_iterable_of_batches(args):
         return _from_iterable(objective, args, subsample, plate_sizes, mesh, prefetch)
     if plate_sizes is not None:
@@ -47,12 +51,14 @@ def make_source(
                 f"Argument 'subsample' is {subsample!r}, not a dict from plate to batch size. Write e.g. "
                 "subsample={'rows': 256}."
             )
-        return _from_subsample(objective, args, dict(subsample), mesh)
+        return _from_subsample(objective, args, dict(subsample), mesh, order_key)
     sizes = objective.plate_sizes(*args) if mesh is not None else {}
     return objective, FullData(args, mesh, sizes)
 
 
-def _from_subsample(objective: Any, args: tuple, subsample: dict[str, int], mesh: Any):
+def _from_subsample(
+    objective: Any, args: tuple, subsample: dict[str, int], mesh: Any, order_key: Any
+):  # fmt: skip
     full = dict(objective.plate_sizes(*args))
     arrays = Arguments(args).arrays(args)
     problems = _unknown(subsample, full)
@@ -72,7 +78,11 @@ def _from_subsample(objective: Any, args: tuple, subsample: dict[str, int], mesh
     if problems:
         raise ValueError("Argument 'subsample': " + ";\n".join(problems) + ".")
     subsample = {name: int(batch) for name, batch in subsample.items()}
-    source = Minibatches(args, subsample, full, mesh, _plates_of(objective, args, named))
+    plate_of = _plates_of(objective, args, named)
+    if mesh is None and order_key is not None and any(map(is_mapped, arrays)):
+        source: Minibatches = MappedMinibatches(order_key, args, subsample, full, plate_of)
+    else:
+        source = Minibatches(args, subsample, full, mesh, plate_of)
     _check_plates_follow(objective.plate_sizes(*source.first()), full, subsample)
     _check_no_local_parameters(objective, args, source.first())
     return objective.with_plate_sizes(named), source

@@ -185,7 +185,7 @@ class Landscape:
         template = jnp.zeros(space.dimension, jnp.result_type(float))
 
         def of_program(fn: Any) -> Any:
-            short = stacked(lambda x, *arrays: [fn(x, *split.join(arrays))])
+            short = stacked(lambda x, *arrays: [fn(x, *split.join(list(arrays)))])
             return lambda x, arrays: short(x, *arrays)[0]
 
         density, draw = of_program(space.log_prob), of_program(space.draw)
@@ -228,7 +228,7 @@ class Landscape:
         """Value [n], gradient [n, d] and Hessian [n, d, d] of v -> log p(center + factor v) at 0."""
         found = self._in_parts(self._derivatives[0], self.num_paths, center, factor)
         is_known, is_whole = (np.isfinite(x).all(tuple(range(1, x.ndim))) for x in found[1:])
-        if 4 * (is_known & ~is_whole).sum() > len(is_known) and len(self._derivatives) > 1:
+        if 4 * (is_known & ~is_whole).sum() > len(center) and len(self._derivatives) > 1:
             # Second derivatives that do not exist, or are NaN where the first are not; at few points they overflow.
             del self._derivatives[0]
             return self.derivatives(center, factor)

@@ -138,6 +138,9 @@ def _loader_state(header: dict[str, Any]) -> LoaderState | None:
     return LoaderState(state, header["loader_read"])
 
 
+_PART = 2**26  # bytes
+
+
 def fingerprint(arrays: Any) -> list[str]:
     """A hash of each array's values: data of the same shape are not the same data."""
     return [_hash(array) for array in arrays]
@@ -146,8 +149,13 @@ def fingerprint(arrays: Any) -> list[str]:
 def _hash(array: Any) -> str:
     if not getattr(array, "is_fully_addressable", True):
         return "spread over processes"
-    raw = np.ascontiguousarray(to_raw(jnp.asarray(array)))
-    return hashlib.blake2b(raw.view(np.uint8).data if raw.size else b"", digest_size=8).hexdigest()
+    found = hashlib.blake2b(digest_size=8)
+    # In parts, of which a file that is mapped into memory is read one at a time.
+    num_parts = array.nbytes // _PART + 1 if isinstance(array, np.ndarray) and array.ndim else 1
+    for part in np.array_split(array, num_parts) if num_parts > 1 else [array]:
+        raw = np.ascontiguousarray(to_raw(jnp.asarray(part)))
+        found.update(raw.view(np.uint8).data if raw.size else b"")
+    return found.hexdigest()
 
 
 def _check_fits(path: Any, header: dict, carry: Any, run: dict[str, Any], resume: str) -> None:
