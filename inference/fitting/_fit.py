@@ -108,7 +108,8 @@ def fit(
         subsample: plate name -> batch size n. Every array leaf whose leading axis goes with the plate's N rows is cut down to n
             rows by random reshuffling (each epoch a fresh permutation, its last N mod n rows left out), and the plate's terms
             are scaled by N / n. The program must take the plate's size from the sliced argument. An array as long as the plate
-            that could be longer by itself, since the program looks up in it what the data name, stays whole.
+            that could be longer by itself, since the program looks up in it what the data name, stays whole. Of a `numpy.memmap`
+            each device call reads the rows of its steps, under one seed, one device and an objective of your own.
         plate_sizes: for an iterable of batches, plate name -> full size N, for each plate that a batch holds only in part; {}
             if every batch is all the data. N may be `math.inf`: see `Objective.with_plate_sizes`.
         params: parameters to start from, same names and shapes as `objective.init` gives (for several seeds, optionally with a
