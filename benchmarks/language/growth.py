@@ -190,7 +190,7 @@ def of_states(num: int) -> Measured:
 
 
 def series(ys: jax.Array) -> None:
-    def step(z: jax.Array, y: jax.Array) -> Any:
+    def step(z: Any, y: jax.Array) -> Any:
         z = ppl.sample("z", dist.Normal(0.9 * z, 1.0))
         ppl.sample("y", dist.Normal(z, 0.5), obs=y)
         return z, None
@@ -268,7 +268,7 @@ def families(is_smoke: bool) -> Iterator[tuple[str, list[int], Callable[[int], M
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="small sizes")
     parser.add_argument("--only", nargs="+", default=[""], help="families whose names begin so")
     options = parsed(parser)

@@ -187,9 +187,8 @@ def _cosine(rate: float) -> Any:
     """Descent at `optax.cosine_decay_schedule` of a length that the update is told: runs of any length are one program."""
     import optax
 
-    def update(
-        updates: Any, state: Any, params: Any = None, *, num_steps: Any, **extra: Any
-    ) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        num_steps = extra["num_steps"]
         at = jnp.minimum(jnp.asarray(state.count, float), num_steps)
         step = -rate * 0.5 * (1 + jnp.cos(jnp.pi * at / num_steps))
         count = optax.safe_increment(state.count)
