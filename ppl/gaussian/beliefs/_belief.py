@@ -225,6 +225,7 @@ class Belief:
 
     def _rounded_by(self, meeting: Meeting, root: Array) -> tuple[Array, Array]:
         """What rounding has added to the numbers when they are met, as `error`, and made in the new root, as `rounding`."""
+        assert not isinstance(meeting, OneByOne)
         if not isinstance(meeting, ManyNumbers):
             return jnp.zeros_like(self.error), meeting.turned_squares(self.root, self.rounding)
         added = _product(jax.lax.stop_gradient(self.root), meeting.added(self._coordinates))
