@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from ..ppl.language import Program, joined, parted
 from ..ppl.traces import SiteInfo, Trace
@@ -59,7 +59,7 @@ def readers(program: Program, site: str, trace: Trace, args: tuple) -> list[str]
     """Sites whose log-probs depend on the value of a latent site, itself included."""
     zeros = {n: jnp.zeros(x.shape, x.dtype) for n, x in trace.choices.items()}
 
-    def log_probs(value: Any) -> dict[str, Any]:
+    def log_probs(value: Array) -> dict[str, PyTree]:
         return program.trace({**zeros, site: value}, *args).log_probs
 
     closed, shapes = jax.make_jaxpr(log_probs, return_shape=True)(zeros[site])
@@ -122,7 +122,7 @@ def _stand_ins(program: Program, trace: Trace, args: tuple) -> Iterable[tuple[st
             yield f"'{name}'{jax.tree_util.keystr(path[1:])}", found
 
 
-def _observed_now(program: Program, latent: Mapping[str, Any], args: tuple) -> list[str]:
+def _observed_now(program: Program, latent: Mapping[str, object], args: tuple) -> list[str]:
     try:
         sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
     except Exception:  # an array of this shape is not what the argument is for

@@ -9,7 +9,7 @@ HOUSE = Path(__file__).resolve().parents[1] / ".ci" / "house.py"
 
 # Counts of .ci/house.py that may only fall, and those that may only rise. A change that makes one better writes it here.
 AT_MOST = {
-    "Any per 1,000 lines": 16.8,
+    "Any per 1,000 lines": 15.5,
     "class names in two files": 1,
     "import circles": 0,
     "functions of more than ten parameters": 30,

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._compat import jaxpr_as_fun
@@ -43,10 +43,10 @@ class Target:
 
     program: ppl.Program
     args: tuple
-    arrays: list[Any]
+    arrays: list[PyTree]
     sites: tuple[str, ...]
     dimension: int
-    log_density: Callable[[Array, list[Any]], Array]
+    log_density: Callable[[Array, list[PyTree]], Array]
     choices: Callable[[Array], dict[str, Array]]
     names: tuple[str, ...]
 
@@ -81,7 +81,7 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     def choices(u: Array) -> dict[str, Array]:
         return maps(parts(u))[1]
 
-    def log_density(u: Array, arrays: list[Any]) -> Array:
+    def log_density(u: Array, arrays: list[Array]) -> Array:
         free = parts(u)
         transforms, x = maps(free)
         run = program.trace(x, *split.join(arrays))
@@ -104,7 +104,7 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     )  # fmt: skip
 
 
-def _nothing(u: Array, arrays: list[Any]) -> Array:
+def _nothing(u: Array, arrays: list[PyTree]) -> Array:
     return jnp.zeros(())
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +163,7 @@ class _Rounded(Evaluator):
         )
 
 
-def _in_single_range(x: Array) -> Any:
+def _in_single_range(x: Array) -> Array:
     """`x` with infinity and 0 where numbers of single precision end."""
     info = jnp.finfo(jnp.result_type(x))
     return jax.lax.reduce_precision(x, min(8, info.nexp), info.nmant)

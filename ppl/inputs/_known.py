@@ -185,6 +185,7 @@ def _counter(
     is_sum = made is not None and made.primitive.name == "add" and carry in made.invars
     if not is_sum or first is None or carry.aval.shape or first.depth not in (0, deepest):
         return None
+    assert made is not None  # it is a sum
     (step,) = [v for v in made.invars if v is not carry] or [carry]
     if not isinstance(step, Literal):
         return None

@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, PyTree
 
 from .._compat import own_caches, typed_key
 from .._foreign import named_errors
 from .._table import table
+from .._types import Choices, Key, ParamMap
 from ..traces import (
     BoundParams,
     EngineRecorder,
@@ -53,8 +55,8 @@ class Program:
 
     def __init__(
         self,
-        fn: Callable[..., Any],
-        params: Mapping[str, Any] | None = None,
+        fn: Callable[..., PyTree],
+        params: Mapping[str, PyTree] | None = None,
         site_weights: Any = None,
     ) -> None:
         self.fn = fn
@@ -64,7 +66,7 @@ class Program:
         self._seen: dict[str, Any] = {}
         functools.update_wrapper(self, fn, updated=[])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: PyTree, **kwargs: PyTree) -> ArrayLike | None:
         if self.site_weights is not None:
             raise TypeError(
                 f"{self!r}: its site weights are factors on the log-probs of its own traces, and would be lost where another "
@@ -73,7 +75,7 @@ class Program:
             )
         return self.run(*args, **kwargs)
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
         """What the function returns, its statements met by the handlers outside; site weights are left to them.
 
         Args:
@@ -86,7 +88,9 @@ class Program:
         with BoundParams(self.params):
             return self._called(args, kwargs)
 
-    def _called(self, args: Any, kwargs: Any) -> Any:
+    def _called(
+        self, args: tuple[PyTree, ...], kwargs: dict[str, Array]
+    ) -> Array | dict[str, Array] | None:
         try:
             return self.fn(*args, **kwargs)
         except TypeError as err:
@@ -102,7 +106,7 @@ class Program:
                 "that: set it once. Give a function that calls itself an end, or use ppl.scan."
             ) from err
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, PyTree]:
         state = {name: x for name, x in vars(self).items() if name != "__wrapped__"}
         return state | {"fn": by_name(self.fn)}
 
@@ -110,7 +114,7 @@ class Program:
         vars(self).update(state | {"fn": of_name(state["fn"])})
         self.__wrapped__ = self.fn
 
-    def bind(self, params: Mapping[str, Any]) -> Program:
+    def bind(self, params: ParamMap) -> Program:
         """The program with unconstrained parameters fixed to `params` (others in the dict are ignored)."""
         bound = Program(self.fn, params, self.site_weights)
         bound._seen = self._seen
@@ -144,7 +148,7 @@ class Program:
         weighted._seen = self._seen
         return weighted
 
-    def simulate(self, key: Any, *args: Any, **kwargs: Any) -> Trace:
+    def simulate(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Trace:
         """Run the program with draws from the prior.
 
         Args:
@@ -163,7 +167,7 @@ class Program:
         return self._run(Runner(typed_key(key)), args, kwargs)
 
     def generate(
-        self, key: Any, constraints: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, key: Key, constraints: Mapping[str, Array], *args: PyTree, **kwargs: PyTree
     ) -> tuple[Trace, Array]:
         """Run the program with some latent sites fixed and the others drawn from the prior.
 
@@ -190,7 +194,7 @@ class Program:
         )
         return trace, weight
 
-    def trace(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def trace(self, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Trace:
         """The trace of the run in which every latent site takes its value from `choices`.
 
         Args:
@@ -204,7 +208,7 @@ class Program:
         """
         return compared_with_draws(self._traced(choices, *args, **kwargs), drawn_before())
 
-    def _traced(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _traced(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         check_set_up(self)
         engine = running_engine()
         runner = Runner(None, arrays(choices), defer_imputed=engine is not None)
@@ -212,7 +216,7 @@ class Program:
         check_used(runner, choices, self)
         return trace
 
-    def log_density(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Array:
+    def log_density(self, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Array:
         """Log-density of `choices` together with the program's observations and factors (scalar, nats).
 
         A value outside its site's support gives -inf.
@@ -228,7 +232,7 @@ class Program:
         return self.trace(choices, *args, **kwargs).log_density
 
     def estimate_log_density(
-        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> Array:
         """`log_density`, which is exact here; programs whose density is only estimated use `key` (`ppl.marginal`).
 
@@ -241,7 +245,7 @@ class Program:
         return self.log_density(choices, *args, **kwargs)
 
     def predict(
-        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
+        self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, Array]:
         """Draw every site that latent `choices` do not give; returns drawn, observed and deterministic sites by name.
 
@@ -263,9 +267,7 @@ class Program:
         trace = self.predict_trace(key, choices, *args, **kwargs)
         return predictions(trace, choices)
 
-    def predict_trace(
-        self, key: Any, choices: Mapping[str, Any], *args: Any, **kwargs: Any
-    ) -> Trace:
+    def predict_trace(self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Trace:
         """The whole trace behind `predict`: given and drawn latent sites, redrawn observations.
 
         Args:
@@ -277,7 +279,7 @@ class Program:
         return self.forecast_trace(key, choices, None, *args, **kwargs)
 
     def forecast_trace(
-        self, key: Any, choices: Mapping[str, Any], num_seen: int | None, *args: Any, **kwargs: Any
+        self, key: Key, choices: Choices, num_seen: int | None, *args: PyTree, **kwargs: PyTree
     ) -> Trace:
         """`predict_trace` with the observations of the first `num_seen` steps of scans; None: of those that `choices` have.
 
@@ -301,8 +303,8 @@ class Program:
         return trace
 
     def propose(
-        self, key: Any, choices: Mapping[str, Any], keep: Any, *args: Any, draw: Any = None,
-        runner: Callable[..., Runner] = Runner, **kwargs: Any,
+        self, key: Key, choices: Choices, keep: object, *args: PyTree, draw: object = None,
+        runner: Callable[..., Runner] = Runner, **kwargs: PyTree,
     ) -> Trace:  # fmt: skip
         """Run the program with draws from the prior, except that `choices` are kept where `keep` (a boolean scalar) is true.
 
@@ -317,7 +319,7 @@ class Program:
         check_used(recorder, [name for name in choices if not is_limit(name)], self)
         return trace
 
-    def init(self, key: Any, *args: Any, **kwargs: Any) -> Params:
+    def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Params:
         """Initial unconstrained parameters of every param and module statement the program meets.
 
         Args:
@@ -330,7 +332,7 @@ class Program:
             lambda: self.run(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
         )
 
-    def _draw(self, *args: Any, **kwargs: Any) -> Trace:
+    def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         """What `ppl.draw` does with this program."""
         check_set_up(self)
         collector = EngineRecorder()
@@ -338,11 +340,11 @@ class Program:
             retval = self.run(*args, **kwargs)
         return remember_draw(self._remember(collector, trace_of(collector, retval)))
 
-    def _score(self, choices: Mapping[str, Any], *args: Any, **kwargs: Any) -> Trace:
+    def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         """What `ppl.score` does with this program."""
         return self._traced(choices, *args, **kwargs)
 
-    def _run(self, recorder: Recorder, args: Any, kwargs: Any) -> Trace:
+    def _run(self, recorder: Recorder, args: PyTree, kwargs: dict[str, PyTree]) -> Trace:
         with repeatable(self, args, kwargs):
             with own_caches(), recorder, named_errors(recorder, self):
                 retval = self.run(*args, **kwargs)
@@ -389,7 +391,7 @@ class Program:
         return f"<Program {name_of(self)}{bound}>"
 
 
-def model(fn: Callable[..., Any]) -> Program:
+def model(fn: Callable[..., PyTree]) -> Program:
     """Turn a Python function of sample statements into a `Program`.
 
     Args:
@@ -429,7 +431,9 @@ def as_program(fn: Any) -> Program:
     return Program(fn)
 
 
-def _is_of_the_call(err: TypeError, fn: Any, args: Any, kwargs: Any) -> bool:
+def _is_of_the_call(
+    err: TypeError, fn: Callable[..., PyTree], args: tuple[PyTree, ...], kwargs: dict[str, Array]
+) -> bool:
     """Whether a function was called with arguments that it does not take, perhaps by a wrapper around it."""
     if err.__traceback__ is None or err.__traceback__.tb_next is None:
         return True
@@ -442,7 +446,7 @@ def _is_of_the_call(err: TypeError, fn: Any, args: Any, kwargs: Any) -> bool:
     return False
 
 
-def draw(program: Program | Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
+def draw(program: Program | Callable[..., PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
     """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
 
     Args:

@@ -264,7 +264,7 @@ def param(
     return numpyro.param(name, init, constraint=constraint, **options)
 
 
-def module(name: str, module: object) -> Any:
+def module(name: str, module: object) -> PyTree:
     """Declare the floating-point arrays of a network as the parameter `name`; returns the network to call.
 
     Args:

@@ -388,7 +388,7 @@ def first_step(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0] if len(x) else _blank(x), tree)
 
 
-def _blank(x: Array) -> Any:
+def _blank(x: Array) -> Array:
     """One step's worth of an array of no steps."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(x)), x.shape[1:])

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ..._compat import Mixture, remixed, validate_sample
 
 _BY_LOGITS = Mixture.log_prob
 
 
-def softplus(x: Any) -> Any:
+def softplus(x: Array) -> ArrayLike:
     """log(1 + e^x), all of it through |x|, whatever JAX takes its derivative at 0 to be: both parts are seen from the same side.
 
     No comparison, which the search for jumps would have to look into.
@@ -33,7 +34,7 @@ def softplus(x: Any) -> Any:
     return 0.5 * (x + size) + jnp.log1p(jnp.exp(-size))
 
 
-def bernoulli_loss(x: Any, y: Any) -> Any:
+def bernoulli_loss(x: PyTree, y: ArrayLike) -> Array:
     """Minus the log-probability of y (0 or 1) at logits x, infinite ones too."""
     is_finite = jnp.isfinite(x)
     finite = jnp.where(is_finite, x, 0)
@@ -41,13 +42,13 @@ def bernoulli_loss(x: Any, y: Any) -> Any:
 
 
 @validate_sample
-def binomial_log_prob(self: Any, value: Any) -> Any:
+def binomial_log_prob(self: Any, value: Array) -> Any:
     n = jnp.asarray(self.total_count, jnp.result_type(float))
     log_ways = gammaln(n + 1) - gammaln(value + 1) - gammaln(n - value + 1)
     return log_ways + value * self.logits - n * softplus(self.logits)
 
 
-def clamped(probs: Any) -> Any:
+def clamped(probs: ArrayLike) -> Array:
     """Probabilities brought inside of (0, 1), those of [0, 1] by a line of slope 1 - eps."""
     finfo = jnp.finfo(jnp.result_type(probs, float))
     inside = 2 * finfo.tiny + (1 - finfo.eps) * jnp.asarray(probs)
@@ -57,14 +58,16 @@ def clamped(probs: Any) -> Any:
 
 
 @jax.custom_jvp
-def _mixed(log_probs: Any, weights: Any) -> Any:
+def _mixed(log_probs: object, weights: Array) -> Any:
     """log(sum(weights * exp(log_probs))) over the last axis, differentiable in weights of exactly 0."""
     log_weights = dist.CategoricalProbs(weights, validate_args=False).logits
     return jax.nn.logsumexp(log_probs + log_weights, axis=-1)
 
 
 @_mixed.defjvp
-def _mixed_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+def _mixed_jvp(
+    primals: tuple[PyTree, PyTree], tangents: tuple[PyTree, PyTree]
+) -> tuple[PyTree, PyTree]:
     log_probs, weights = primals
     total = _mixed(log_probs, weights)
     # A component of weight 0 may be denser than the mixture by any factor, another by 1 / weight at most.
@@ -74,7 +77,7 @@ def _mixed_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any
 
 
 @validate_sample
-def mixture_log_prob(self: Any, value: Any, intermediates: Any = None) -> Any:
+def mixture_log_prob(self: Any, value: Array, intermediates: PyTree = None) -> Any:
     mixing = self.mixing_distribution
     if not isinstance(mixing, dist.CategoricalProbs):
         return _BY_LOGITS(self, value, intermediates)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 import numpyro
+from jaxtyping import PyTree
 
 from ...._workarounds import Workaround
 
@@ -41,15 +41,15 @@ class Mend:
     def __init__(
         self,
         name: str,
-        owner: Any,
+        owner: object,
         attribute: str,
-        ours: Callable[..., Any],
-        probe: Callable[..., Any],
+        ours: Callable[..., PyTree],
+        probe: Callable[..., PyTree],
         exact: tuple[float, float],
         fault: str,
         *,
         order: int = 1,
-        also: Sequence[tuple[Any, str, Callable[..., Any]]] = (),
+        also: Sequence[tuple[PyTree, str, Callable[..., PyTree]]] = (),
         tolerance: float = 1e-6,
         faulty: frozenset[str] = FAULTY,
     ) -> None:
@@ -63,14 +63,14 @@ class Mend:
         for index, (place, name, _) in enumerate(self.places):
             setattr(place, name, self._first(index))
 
-    def _first(self, index: int) -> Callable[..., Any]:
+    def _first(self, index: int) -> Callable[..., PyTree]:
         @functools.wraps(self.theirs[index])
-        def first(*args: Any, **kwargs: Any) -> Any:
+        def first(*args: PyTree, **kwargs: PyTree) -> PyTree:
             return self.decide(index)(*args, **kwargs)
 
         return first
 
-    def decide(self, index: int = 0) -> Callable[..., Any]:
+    def decide(self, index: int = 0) -> Callable[..., PyTree]:
         """Put the right functions in their places, once; returns one of them."""
         if self.is_ours is None:
             is_faulty = self.found is None and numpyro.__version__ in self.faulty

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpyro.distributions as dist
+from jaxtyping import Array, PyTree
 
 from ..._compat import validate_sample
 from ._tails import STANDARD, Window, is_known
@@ -22,23 +23,23 @@ def window_of(law: Any) -> Window:
     return Window(law.base_dist, getattr(law, "low", None), getattr(law, "high", None))
 
 
-def _log_prob(owner: Any) -> Callable[..., Any]:
+def _log_prob(owner: type) -> Callable[..., PyTree]:
     theirs = owner.log_prob
 
     @validate_sample
-    def log_prob(self: Any, value: Any) -> Any:
+    def log_prob(self: PyTree, value: Array) -> PyTree:
         return self.base_dist.log_prob(value) - window_of(self).log_mass()
 
-    def either(self: Any, value: Any) -> Any:
+    def either(self: PyTree, value: Array) -> PyTree:
         return (log_prob if is_known(self.base_dist) else theirs)(self, value)
 
     return either
 
 
-def _function(owner: Any, name: str) -> Callable[..., Any]:
+def _function(owner: type, name: str) -> Callable[..., PyTree]:
     theirs = getattr(owner, name)
 
-    def either(self: Any, argument: Any) -> Any:
+    def either(self: PyTree, argument: PyTree) -> PyTree:
         is_ours = is_known(self.base_dist)
         if name == "icdf":
             is_ours = is_ours and STANDARD[type(self.base_dist)].quantile is not None

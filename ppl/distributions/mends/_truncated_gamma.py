@@ -17,17 +17,17 @@ Array = Any
 
 
 @validate_sample
-def gamma_from_below(self: Any, value: Any) -> Any:
+def gamma_from_below(self: Any, value: Array) -> Any:
     return self.base_dist.log_prob(value) - log_probabilities(self.base_dist, self.low)[1]
 
 
 @validate_sample
-def gamma_to_above(self: Any, value: Any) -> Any:
+def gamma_to_above(self: Any, value: Array) -> Any:
     return self.base_dist.log_prob(value) - log_probabilities(self.base_dist, self.high)[0]
 
 
 @validate_sample
-def gamma_between(self: Any, value: Any) -> Any:
+def gamma_between(self: Any, value: Array) -> Any:
     return self.base_dist.log_prob(value) - log_between(self.base_dist, self.low, self.high)
 
 
@@ -41,7 +41,7 @@ def log_power(x: Array, alpha: Array, low: Array, high: Array) -> Array:
 
 
 @validate_sample
-def power_between(self: Any, value: Any) -> Any:
+def power_between(self: Any, value: Array) -> Any:
     return log_power(*arrays(value, self.alpha, self.low, self.high))
 
 
@@ -60,7 +60,7 @@ def log_polya_gamma(x: Array) -> Array:
 
 
 @validate_sample
-def polya_gamma(self: Any, value: Any) -> Any:
+def polya_gamma(self: Any, value: Array) -> Any:
     return log_polya_gamma(*arrays(value))
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._precision import full_precision
-from ._meetings import MAX_AWAY, MAX_ERROR, FewNumbers, ManyNumbers, Meeting, OneByOne
+from ._meetings import MAX_AWAY, MAX_ERROR, FewNumbers, ManyNumbers, Meeting, OneByOne, OneNumber
 from ._noise import Noise
 from ._roots import compressed, times, turned_root
 from ._smoothing import Read, Smoothed, Turn
@@ -223,7 +223,9 @@ class Belief:
             jnp.eye(size, dtype=self.root.dtype), (*self.mean.shape[:-1], size, size)
         )
 
-    def _rounded_by(self, meeting: Meeting, root: Array) -> tuple[Array, Array]:
+    def _rounded_by(
+        self, meeting: OneNumber | FewNumbers | ManyNumbers, root: Array
+    ) -> tuple[Array, Array]:
         """What rounding has added to the numbers when they are met, as `error`, and made in the new root, as `rounding`."""
         assert not isinstance(meeting, OneByOne)
         if not isinstance(meeting, ManyNumbers):
