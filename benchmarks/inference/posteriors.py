@@ -256,7 +256,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def record(found: dict[str, dict[str, float]], names: int, keys: int) -> None:
     """The figures, for the page of figures: of columns with a run for each posterior."""
-    whole = {column: row for column, row in found.items() if row["runs"] >= names}
+    texts = {
+        column: " / ".join(str(int(row[v])) for v in VERDICTS)
+        + f" of {int(row['runs'])}; {row['seconds']:.1f} s"
+        for column, row in found.items()
+        if row["runs"] >= names
+    }
     sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
     from _record import record_figure
 
@@ -264,11 +269,9 @@ def record(found: dict[str, dict[str, float]], names: int, keys: int) -> None:
         "posteriors/posteriordb",
         what=f"{names} posteriors of posteriordb, nothing chosen: right in silence / right and warned of / wrong and warned of / "
         "wrong in silence / error, of so many runs, and median processor seconds",
-        value={
-            column: " / ".join(str(int(row[v])) for v in VERDICTS)
-            + f" of {int(row['runs'])}; {row['seconds']:.1f} s"
-            for column, row in whole.items()
-        },
+        value={column: told for column, told in texts.items() if column in OURS},
+        claim={column: told for column, told in texts.items() if column in PEERS},
+        claimed_by="in the same run",
         seeds=", ".join(map(str, range(keys))),
         measures=["inference", "benchmarks/inference/_posteriordb"],
         packages=["blackjax"],

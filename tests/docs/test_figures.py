@@ -113,7 +113,7 @@ def test_another_number_in_the_readme_is_found(old, new):
 
 
 def test_the_readme_is_short():
-    assert len(README.splitlines()) <= 120
+    assert len(README.splitlines()) <= 110
 
 
 def test_links_of_the_readme_lead_somewhere():
