@@ -29,6 +29,7 @@ BATCH = 8
 SHARE_OF_SET = 3  # a set of numbers gets a third of the paths that a source of its size gets
 MOST_OTHERS = 4  # paths that are tried to see whether anything is sure
 DEFAULT = JumpSearch()
+_TURNS = 64  # of a `while` loop, of which nothing is known
 
 
 class LargestJumps(NamedTuple):
@@ -213,10 +214,11 @@ def _has_loop(jaxpr: Jaxpr) -> bool:
 
 
 def work_of(jaxpr: Jaxpr) -> float:
-    """How many numbers one evaluation computes."""
+    """How many numbers one evaluation computes, `while` loops taken to turn 64 times."""
     total = 0.0
     for eqn in jaxpr.eqns:
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        times = _TURNS if eqn.primitive.name == "while" else times
         inner = sum(work_of(j) for j in inner_jaxprs(eqn))
         total += times * inner or sum(math.prod(shape_of(v)) for v in eqn.outvars)
     return total

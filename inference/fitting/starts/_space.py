@@ -226,13 +226,21 @@ class Landscape:
 
     def derivatives(self, center: np.ndarray, factor: np.ndarray) -> Any:
         """Value [n], gradient [n, d] and Hessian [n, d, d] of v -> log p(center + factor v) at 0."""
-        found = self._in_parts(self._derivatives[0], self.num_paths, center, factor)
-        is_known, is_whole = (np.isfinite(x).all(tuple(range(1, x.ndim))) for x in found[1:])
-        if 4 * (is_known & ~is_whole).sum() > len(center) and len(self._derivatives) > 1:
+        if len(self._derivatives) == 1:
+            return self._in_parts(self._derivatives[0], self.num_paths, center, factor)
+        try:
+            found = self._in_parts(self._derivatives[0], self.num_paths, center, factor)
+        except (
+            TypeError
+        ):  # a derivative of its own (`jax.custom_vjp`, as of `odeint`) has no second one
+            found = None
+        if found is not None:
+            is_known, is_whole = (np.isfinite(x).all(tuple(range(1, x.ndim))) for x in found[1:])
             # Second derivatives that do not exist, or are NaN where the first are not; at few points they overflow.
-            del self._derivatives[0]
-            return self.derivatives(center, factor)
-        return found
+            if 4 * (is_known & ~is_whole).sum() <= len(center):
+                return found
+        del self._derivatives[0]
+        return self.derivatives(center, factor)
 
     def _in_parts(self, fn: Any, rows: int, *inputs: np.ndarray) -> list[np.ndarray]:
         """`fn(inputs, arrays)` in calls of equally many rows, so that it is compiled once."""

@@ -108,3 +108,23 @@ def test_discrete_sites_have_no_coordinates():
 
     with pytest.raises(ValueError, match=r"\['z'\] are discrete.*Sum them out"):
         Space(ppl.as_program(coin), (0.5,))
+
+
+@jax.custom_vjp
+def doubled(x):
+    """A function with a derivative of its own, and no second one, as a solver of differential equations."""
+    return 2.0 * x
+
+
+doubled.defvjp(lambda x: (2.0 * x, None), lambda _, g: (2.0 * g,))
+
+
+def test_a_derivative_that_has_no_derivative_itself_is_differenced():
+    def solved(y):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(doubled(z), 1.0), obs=y)
+
+    args = (jnp.asarray(1.5),)
+    best = find_starts(Space(ppl.as_program(solved), args), args, jax.random.key(0)).best
+    np.testing.assert_allclose(best.center, 2 * 1.5 / 5, atol=1e-3)
+    np.testing.assert_allclose(best.factor, 0.2**0.5, atol=1e-3)
