@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..ppl._compat import CALLS, Jaxpr, Literal, Var, scan_counts
-from ..ppl._types import Equation
+from ..ppl._compat import CALLS, Equation, Jaxpr, Literal, Var, scan_counts
 from ..ppl.jaxprs import inner_jaxpr
 
 

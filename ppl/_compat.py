@@ -22,6 +22,7 @@ from jax.custom_derivatives import SymbolicZero as SymbolicZero, linear_call as 
 from jax.extend.core import (
     ClosedJaxpr as ClosedJaxpr,
     Jaxpr as Jaxpr,
+    JaxprEqn,
     Literal as Literal,
     Primitive as Primitive,
     Var as Var,
@@ -33,7 +34,11 @@ from jax.interpreters import batching, partial_eval
 from jaxtyping import Array, PyTree
 
 from ._handler_stack import HandlerStack, give_each_thread_its_own
-from ._types import Equation, Key, Message
+from ._types import Key, Message
+
+# An equation of a jaxpr, and what it reads: a variable or a constant.
+type Equation = JaxprEqn
+type Atom = Var | Literal
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike as ArrayLike

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from numpyro.distributions import kl
 
 from .._workarounds import Workaround
-from ._types import Equation
+from ._compat import Equation
 
 HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jax.extend.core import JaxprEqn, Literal, Var
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 # One typed PRNG key, jax.random.key(seed); where a docstring says so, an array of them.
@@ -29,6 +28,3 @@ type LogWeights = Float[Array, " particles"]
 type StepFn = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 # NumPyro's message of one statement, which handlers change on its way.
 type Message = dict[str, Any]
-# An equation of a jaxpr, and what it reads: a variable or a constant.
-type Equation = JaxprEqn
-type Atom = Var | Literal

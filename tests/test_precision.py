@@ -35,6 +35,7 @@ FILES = sorted(f for p in ("ppl", "inference", "models") for f in (ROOT / p).rgl
 # NumPy's products, in files that have JAX's arrays elsewhere.
 HOST = {
     "inference/fitting/_judgement.py",
+    "inference/fitting/_whitened.py",
     "inference/fitting/starts/_search.py",
     "inference/posteriors/_mixture.py",
     "inference/posteriors/_modes.py",

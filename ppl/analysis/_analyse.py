@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
-from .._compat import ClosedJaxpr, Jaxpr, Literal, own_caches
+from .._compat import Atom, ClosedJaxpr, Jaxpr, Literal, own_caches
 from .._foreign import named_errors
-from .._types import Atom
 from ..enumeration import (
     Dimensions,
     Reader,

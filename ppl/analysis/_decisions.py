@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Tracer, bind
-from .._types import Equation, Key
+from .._compat import JITS, ClosedJaxpr, Equation, Jaxpr, Literal, Tracer, bind
+from .._types import Key
 from ..distributions import LAWS
 from ..evaluation import draws
 from ..jaxprs import (

@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._compat import CALLS, Jaxpr, Literal, Var
-from .._types import Equation
+from .._compat import CALLS, Equation, Jaxpr, Literal, Var
 from ..jaxprs import (
     CUTS,
     DOMAINS,

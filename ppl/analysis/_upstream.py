@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .._compat import Var
-from .._types import Atom
+from .._compat import Atom, Var
 from ..jaxprs import Analysis, Relations, compose, join, mixed
 from ..strategies import StrategySite
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._compat import ClosedJaxpr, Jaxpr
-from .._types import Equation
+from .._compat import ClosedJaxpr, Equation, Jaxpr
 
 GAMMA = "random_gamma"
 QUANTILE = "erf_inv"

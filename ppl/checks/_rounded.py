@@ -22,8 +22,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, PyTree
 
-from .._compat import CALLS, ClosedJaxpr, Var, bind, while_counts
-from .._types import Equation, Key
+from .._compat import CALLS, ClosedJaxpr, Equation, Var, bind, while_counts
+from .._types import Key
 from ..evaluation import Evaluator, Forced
 from ..jaxprs import called, tolerances_of
 

@@ -18,9 +18,9 @@ import numpy as np
 import numpyro.handlers
 from jaxtyping import PyTree
 
-from .._compat import ClosedJaxpr, is_concrete, no_handlers, own_caches
+from .._compat import Atom, ClosedJaxpr, is_concrete, no_handlers, own_caches
 from .._precision import full_precision
-from .._types import Atom, ParamMap
+from .._types import ParamMap
 from ..analysis import relations_of
 from ..enumeration import Factor, Kind, Structure, digits, states, structure_of, sum_product
 from ..estimation import Sweep

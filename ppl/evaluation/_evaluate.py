@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._compat import ClosedJaxpr, Jaxpr, Var
-from .._types import Equation, Key
+from .._compat import ClosedJaxpr, Equation, Jaxpr, Var
+from .._types import Key
 from ..jaxprs import Interpreter, holds_marker, inner_jaxprs, key_p, scan_again, site_p
 
 

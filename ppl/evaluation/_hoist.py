@@ -19,8 +19,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._compat import JITS, ClosedJaxpr, Jaxpr, Literal, Var, is_counter_based, scan_counts
-from .._types import Equation, Key
+from .._compat import (
+    JITS,
+    ClosedJaxpr,
+    Equation,
+    Jaxpr,
+    Literal,
+    Var,
+    is_counter_based,
+    scan_counts,
+)
+from .._types import Key
 from ..jaxprs import (
     Interpreter,
     called,

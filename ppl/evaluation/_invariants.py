@@ -15,8 +15,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from .._compat import ClosedJaxpr, Var
-from .._types import Atom, Equation
+from .._compat import Atom, ClosedJaxpr, Equation, Var
 from ..jaxprs import inner_jaxprs, needed, site_p
 from ._evaluate import is_replaced_whole, sites_in
 from ._optimised import Given, Optimised

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from .._compat import JITS, ClosedJaxpr, Var, bind
-from .._types import Atom, Equation, Key
+from .._compat import JITS, Atom, ClosedJaxpr, Equation, Var, bind
+from .._types import Key
 from ..jaxprs import called, holds_marker, shape_of
 from ._evaluate import Evaluator, Forced
 from ._passes import is_on

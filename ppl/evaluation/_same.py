@@ -21,8 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from .._compat import bind
-from .._types import Equation
+from .._compat import Equation, bind
 from ..jaxprs import ELEMENTWISE
 
 Array = jax.Array

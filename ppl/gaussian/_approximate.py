@@ -21,9 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._compat import bind
+from .._compat import Equation, bind
 from .._precision import full_precision
-from .._types import Equation
 from ._arranged import flat, matrix_of, unflat
 from ._forms import Form, PointValues, rows_of
 from .beliefs import Belief

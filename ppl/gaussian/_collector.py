@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import PyTree
 
+from .._compat import Equation
 from .._precision import full_precision
-from .._types import Equation, Key
+from .._types import Key
 from ._arranged import flat, matrix_of
 from ._chains import Affine, NotCollected, Step
 from ._forms import Beyond, Form

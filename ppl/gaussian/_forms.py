@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._compat import bind
+from .._compat import Equation, bind
 from .._precision import at_full_precision
-from .._types import Equation
 from ..jaxprs import Relations, aligned, relations_of_axes
 
 Array = jax.Array

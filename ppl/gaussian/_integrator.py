@@ -20,9 +20,9 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import ArrayLike, PyTree
 
-from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, no_handlers
+from .._compat import CALLS, CUSTOM, ClosedJaxpr, Equation, bind, no_handlers
 from .._precision import full_precision
-from .._types import Equation, Key
+from .._types import Key
 from ..jaxprs import Interpreter, called, has_other_derivative, name_of
 from ._approximate import at_points, is_smooth, linearised, mean_of
 from ._arranged import flat, matrix_of, spread, unflat

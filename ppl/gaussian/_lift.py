@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 from numpyro.primitives import Messenger
 
-from .._compat import Jaxpr, Literal, Primitive, ShapedArray, Var
-from .._types import Equation, Message
+from .._compat import Equation, Jaxpr, Literal, Primitive, ShapedArray, Var
+from .._types import Message
 from ..jaxprs import inner_jaxprs
 from ..traces import Noiseless, scales_of
 

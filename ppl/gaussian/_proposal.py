@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpyro
 from jaxtyping import PyTree
 
-from .._compat import CALLS, CUSTOM, ClosedJaxpr, bind, scan_counts
+from .._compat import CALLS, CUSTOM, ClosedJaxpr, Equation, bind, scan_counts
 from .._precision import full_precision
-from .._types import Equation
 from ..jaxprs import Interpreter, called
 from ..traces import scan
 from ._arranged import flat, unflat

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, bind, scan_counts, while_counts
-from .._types import Equation, Key
+from .._compat import CALLS, ClosedJaxpr, Equation, Jaxpr, Literal, bind, scan_counts, while_counts
+from .._types import Key
 from ..jaxprs import inner_jaxpr, inner_jaxprs
 
 _ELEMENTWISE: dict[str, Callable[..., PyTree]] = {

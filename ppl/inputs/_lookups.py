@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._compat import CALLS, ClosedJaxpr, while_counts
-from .._types import Equation, Key
+from .._compat import CALLS, ClosedJaxpr, Equation, while_counts
+from .._types import Key
 from ..jaxprs import Interpreter, called, inner_jaxpr, scan_again
 from ._known import Known, walk
 

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from .._compat import (
     CALLS,
     ClosedJaxpr,
+    Equation,
     Jaxpr,
     Literal,
     Tracer,
@@ -28,7 +29,6 @@ from .._compat import (
     scan_counts,
     without_dead_code,
 )
-from .._types import Equation
 from ..jaxprs import inner_jaxpr, inner_jaxprs
 
 _OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._compat import Jaxpr, Literal, Var
-from .._types import Atom
+from .._compat import Atom, Jaxpr, Literal, Var
 from ._axis_rules import shape_of
 from ._dependence import Analysis
 from ._integers import IntegerRanges

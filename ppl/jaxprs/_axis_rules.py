@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from .._types import Equation
+from .._compat import Equation
 from ._relation import Relations, causal, join, move
 
 Rule = Callable[[Any, list[Relations]], list[Relations]]

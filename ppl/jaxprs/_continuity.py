@@ -24,8 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._compat import CALLS, Var
-from .._types import Atom, Equation
+from .._compat import CALLS, Atom, Equation, Var
 from ._ranges import REALS, Range, number, range_of_constant, ranges_of, union
 from ._relation import PARAMS, Relations, join
 from ._seams import Expression, agree_on_seam, is_idle

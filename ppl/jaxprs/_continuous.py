@@ -21,8 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .._compat import CALLS, Jaxpr, Literal, files_of
-from .._types import Equation
+from .._compat import CALLS, Equation, Jaxpr, Literal, files_of
 from ..distributions import CONTINUOUS as OURS
 from ._continuity import EVERYWHERE, is_complex, is_real
 from ._jaxprs import inner_jaxprs

@@ -19,8 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxtyping import PyTree
 
-from .._compat import CALLS, ClosedJaxpr, Jaxpr, Literal, Var, scan_counts, while_counts
-from .._types import Equation
+from .._compat import CALLS, ClosedJaxpr, Equation, Jaxpr, Literal, Var, scan_counts, while_counts
 from ._axis_rules import relations_of_axes, shape_of
 from ._continuity import NOTHING, Fact, constant, facts_of, join_facts, merged, silent
 from ._continuous import is_continuous_call

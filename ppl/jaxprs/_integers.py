@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._compat import Jaxpr, Literal, Var
-from .._types import Atom, Equation
+from .._compat import Atom, Equation, Jaxpr, Literal, Var
 from ._axis_rules import shape_of
 from ._primitive import site_p
 

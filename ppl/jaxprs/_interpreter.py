@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, PyTree
 
-from .._compat import CALLS, ClosedJaxpr, Literal, Var, bind, scan_counts
-from .._types import Atom, Equation, Key
+from .._compat import CALLS, Atom, ClosedJaxpr, Equation, Literal, Var, bind, scan_counts
+from .._types import Key
 from ._jaxprs import needed
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from jaxtyping import PyTree
 
-from .._compat import ClosedJaxpr, Jaxpr, Literal, Var
-from .._types import Equation
+from .._compat import ClosedJaxpr, Equation, Jaxpr, Literal, Var
 from ._primitive import MARKERS
 
 

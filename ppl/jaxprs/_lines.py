@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._compat import bind
-from .._types import Equation
+from .._compat import Equation, bind
 from ._axis_rules import shape_of
 
 Array = jax.Array

@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 from .._compat import (
     CUSTOM,
     ClosedJaxpr,
+    Equation,
     Jaxpr,
     Literal,
     jaxpr_as_fun,
@@ -29,7 +30,6 @@ from .._compat import (
     scan_counts,
     while_counts,
 )
-from .._types import Equation
 from ._jaxprs import inner_jaxpr, inner_jaxprs, needed
 from ._primitive import site_p
 from ._stabilisers import stabilisers

@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 from numpyro.distributions import constraints
 
-from .._compat import Tracer
-from .._types import Equation
+from .._compat import Equation, Tracer
 from ._axis_rules import shape_of
 
 MAX_SIZE = 1_000_000  # of a constant whose smallest and largest element are looked up

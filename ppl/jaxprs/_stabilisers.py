@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .._compat import Jaxpr, Literal, Var
-from .._types import Equation
+from .._compat import Equation, Jaxpr, Literal, Var
 from ._axis_rules import shape_of
 
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ....ppl._compat import JITS, ClosedJaxpr, Literal, Var, bind
-from ....ppl._types import Atom, Equation, Key
+from ....ppl._compat import JITS, Atom, ClosedJaxpr, Equation, Literal, Var, bind
+from ....ppl._types import Key
 from ....ppl.jaxprs import Interpreter, called
 from ....ppl.traces import FOLD_ADDRESS
 from ..population import Batch, in_batches

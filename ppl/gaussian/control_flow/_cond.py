@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..._compat import no_handlers
-from ..._types import Equation
+from ..._compat import Equation, no_handlers
 from ...traces import cond
 from .._forms import Beyond, is_certain
 from .._lift import holds_statement

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..._types import Equation
+from ..._compat import Equation
 from ...traces import scan as scan_statements
 from .._forms import is_certain
 from ._constant_basis import pushed

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..._compat import no_handlers, scan_counts
-from ..._types import Equation
+from ..._compat import Equation, no_handlers, scan_counts
 from ...traces import first_step
 from .._arranged import Shaped, unit_forms
 from .._forms import Beyond, Form, is_certain
