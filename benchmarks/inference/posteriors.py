@@ -254,7 +254,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def record(found: dict[str, dict[str, float]], names: int, keys: int) -> None:
+def record(
+    found: dict[str, dict[str, float]], names: int, keys: int, rows: list[dict[str, Any]]
+) -> None:
     """The figures, for the page of figures: of columns with a run for each posterior."""
     texts = {
         column: " / ".join(str(int(row[v])) for v in VERDICTS)
@@ -273,6 +275,7 @@ def record(found: dict[str, dict[str, float]], names: int, keys: int) -> None:
         claim={column: told for column, told in texts.items() if column in PEERS},
         claimed_by="in the same run",
         seeds=", ".join(map(str, range(keys))),
+        time=f"{sum(row.get('seconds', 0.0) for row in rows) / 60:.0f} minutes of processor time",
         measures=["inference", "benchmarks/inference/_posteriordb"],
         packages=["blackjax"],
     )  # fmt: skip
@@ -317,7 +320,7 @@ def main() -> None:
         cells = "".join(f"{row[v]:>15.0f}" for v in (*VERDICTS, "runs"))
         print(f"{column:<22}{cells}{row['seconds']:>15.1f}")
     if options.record:
-        record(found, len(names), options.keys)
+        record(found, len(names), options.keys, rows)
 
 
 if __name__ == "__main__":
