@@ -272,8 +272,7 @@ def record(
         what=f"{names} posteriors of posteriordb, nothing chosen: right in silence / right and warned of / wrong and warned of / "
         "wrong in silence / error, of so many runs, and median processor seconds",
         value={column: told for column, told in texts.items() if column in OURS},
-        claim={column: told for column, told in texts.items() if column in PEERS},
-        claimed_by="in the same run",
+        claim=", ".join(f"{column} {told}" for column, told in texts.items() if column in PEERS),
         seeds=", ".join(map(str, range(keys))),
         time=f"{sum(row.get('seconds', 0.0) for row in rows) / 60:.0f} minutes of processor time",
         measures=["inference", "benchmarks/inference/_posteriordb"],
