@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
+from _long_programs import chain, size_of_gradient
 
-from lapilli import inference, ppl
+from lapilli import inference
 from lapilli.ppl.evaluation import passes, stacked
 from lapilli.ppl.evaluation._stacked import (
     StackedSum,
@@ -15,13 +15,6 @@ from lapilli.ppl.evaluation._stacked import (
     order_of,
     run_stacked,
 )
-
-
-def count(jaxpr):
-    inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()))]
-    inner = [getattr(x, "jaxpr", x) for x in inner]
-    return len(jaxpr.eqns) + sum(count(x) for x in inner if hasattr(x, "eqns"))
-
 
 OPERATIONS = (
     jnp.tanh,
@@ -82,26 +75,11 @@ def test_draws_are_the_same_to_the_bit():
 
 
 def sites(num):
-    def model(y):
-        z = 0.0
-        for i in range(num):
-            z = ppl.sample(f"z{i}", dist.Normal(z, 1.0))
-            ppl.sample(f"y{i}", dist.Normal(jnp.tanh(z), 1.0), obs=y)
-
-    def guide(y):
-        for i in range(num):
-            scale = ppl.param(f"s{i}", 0.5, constraint=dist.constraints.positive)
-            ppl.sample(f"z{i}", dist.Normal(ppl.param(f"m{i}", 0.1), scale))
-
-    return inference.elbo(model, guide, check_jumps=False)
+    return inference.elbo(*chain(num), check_jumps=False)
 
 
 def test_a_gradient_has_few_equations_more_for_a_site_more():
-    def size(num):
-        objective = sites(num)
-        params = objective.init(jax.random.key(0), 0.5)
-        return count(jax.make_jaxpr(objective.value_and_grad)(params, jax.random.key(0), 0.5).jaxpr)
-
+    size = lambda num: size_of_gradient(sites(num))
     assert (size(40) - size(20)) / 20 < 12
     with passes():
         assert (size(40) - size(20)) / 20 > 50
