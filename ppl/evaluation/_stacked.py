@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._compat import CUSTOM, ClosedJaxpr, Literal, Var, bind, is_concrete
+from .._compat import CUSTOM, Atom, ClosedJaxpr, Literal, Var, bind, is_concrete
 from ..jaxprs import Interpreter, holds_marker, inner_jaxprs, needed
 from ._passes import is_on
 
@@ -68,8 +68,8 @@ def stacked(fn: Callable[..., list[PyTree]]) -> Callable[..., list[PyTree]]:
 
 
 def run_stacked(
-    closed: ClosedJaxpr, inputs: Sequence[PyTree], order: list[list[Any]]
-) -> list[PyTree]:
+    closed: ClosedJaxpr, inputs: Sequence[Array], order: list[list[Any]]
+) -> list[Array]:
     """The outputs of a program whose equations run in groups."""
     run = _Stacks(closed, inputs)
     for members in order:
@@ -99,7 +99,7 @@ class StackedSum(NamedTuple):
     effects: frozenset[Any] = frozenset()
 
 
-def _with_long_sums(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[PyTree]:
+def _with_long_sums(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
     """The equations with each chain whose partial sums nobody else reads as one."""
     variables = lambda atoms: [v for v in atoms if not isinstance(v, Literal)]
     readers = collections.Counter(v for eqn in eqns for v in variables(eqn.invars))
@@ -183,7 +183,7 @@ def _kinds(eqns: Sequence[Any], makers: dict[Any, int]) -> list[int]:
     texts: dict[int, tuple[Any, Any]] = {}
     own = _numbered([_signature(eqn, texts) or i for i, eqn in enumerate(eqns)])
 
-    def source(atom: PyTree) -> int:
+    def source(atom: Atom) -> int:
         return -2 if isinstance(atom, Literal) else found[makers[atom]] if atom in makers else -1
 
     found = own
@@ -254,14 +254,12 @@ class _Stacks(Interpreter):
         env: variable -> value, or `_StackedRow`.
     """
 
-    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[PyTree]) -> None:
+    def __init__(self, closed: ClosedJaxpr, inputs: Sequence[Array]) -> None:
         super().__init__(closed, inputs)
-        self._apart: dict[
-            int, tuple[Any, Any]
-        ] = {}  # stacks, behind which XLA does not look for what made a single row
-        self._length: dict[
-            Var, int
-        ] = {}  # of the longest chain of single equations that ends at a variable
+        # Stacks, behind which XLA does not look for what made a single row.
+        self._apart: dict[int, tuple[Array, Array]] = {}
+        # Of the longest chain of single equations that ends at a variable.
+        self._length: dict[Var, int] = {}
 
     def read(self, atom: Any) -> Any:
         found = self._short(atom)
@@ -329,12 +327,12 @@ class _Stacks(Interpreter):
     def _in_order(
         self,
         members: list[Any],
-        atoms_of: Callable[[PyTree], list[PyTree]] = lambda eqn: eqn.invars,
-    ) -> list[PyTree]:
+        atoms_of: Callable[[Any], list[Any]] = lambda eqn: eqn.invars,
+    ) -> list[Any]:
         """Members whose operands are rows of one stack side by side."""
         numbers: dict[int, int] = {}
 
-        def place(member: PyTree) -> PyTree:
+        def place(member: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
             rows = [x for x in map(self._short, atoms_of(member)) if isinstance(x, _StackedRow)]
             stacks = tuple(numbers.setdefault(id(x.stack), len(numbers)) for x in rows)
             return len(rows), stacks, tuple(x.at for x in rows)
@@ -350,7 +348,7 @@ class _Stacks(Interpreter):
             return whole[starts[0] : starts[0] + size * len(starts)].reshape(len(starts), size)
         return _rows(whole, starts[:, None] + np.arange(size))
 
-    def _column(self, atoms: list[Any]) -> tuple[PyTree, int | None]:
+    def _column(self, atoms: list[Any]) -> tuple[ArrayLike, int | None]:
         """An operand of all members, and its axis of members; None where it is one for all."""
         found = [self._short(a) for a in atoms]
         if all(isinstance(a, Literal) for a in atoms):
@@ -378,7 +376,7 @@ class _Stacks(Interpreter):
         return stack if np.array_equal(rows, np.arange(len(stack))) else _rows(stack, rows)
 
 
-def _is_same(x: Array, y: ArrayLike) -> bool:
+def _is_same(x: ArrayLike | _StackedRow, y: ArrayLike | _StackedRow) -> bool:
     if isinstance(x, _StackedRow) and isinstance(y, _StackedRow):
         return x.stack is y.stack and x.at == y.at
     return x is y
@@ -402,6 +400,6 @@ def _barrier(x: Array) -> Any:
     return x if is_key else jax.lax.optimization_barrier(x)
 
 
-def _is_equal(x: PyTree, y: PyTree) -> bool:
+def _is_equal(x: ArrayLike, y: ArrayLike) -> bool:
     x, y = np.asarray(x), np.asarray(y)
     return np.array_equal(x, y, equal_nan=np.issubdtype(x.dtype, np.inexact))

@@ -107,7 +107,7 @@ class Minibatches(Source):
 
 
 class MappedMinibatches(Minibatches):
-    """The same rows of data that stay on the host: `numpy.memmap`, of which a device call reads the rows of its steps.
+    """The rows that `Minibatches` takes, of data on the host: of a `numpy.memmap` a device call reads those of its steps.
 
     Args:
         order_key: key of the order of the data, see `run_keys`.

@@ -122,7 +122,10 @@ def bernoulli_excess(p: Array, t: Array) -> Array:
 
 
 def _log_beta_tail(x: Array, rest: Array, a: Array, b: Array) -> Array:
-    """Of Beta(a, b) below x = 1 - rest, for x below the mean, or a large a."""
+    """The logarithm of the share of Beta(a, b) below x = 1 - rest, over x^a rest^b / Beta(a, b).
+
+    For x below the mean, or a large a.
+    """
     nodes, weights, nats = _nodes(x.dtype)
     total, off = a + b, rest * a - x * b
     slope, curvature = jnp.maximum(stop(off), 0), stop(total * x * rest)
@@ -141,7 +144,11 @@ def _log_beta_tail(x: Array, rest: Array, a: Array, b: Array) -> Array:
 
 
 def _log_beta_series(x: Array, a: Array, b: Array) -> Array:
-    """The same for a small a, by x^a (1 - x)^b / a / Beta(a, b) sum_k (a + b) ... (a + b + k) / ((a + 1) ... (a + 1 + k)) x^k."""
+    """The logarithm of what `_log_beta_tail` integrates, for a small a, by its series.
+
+    The share of Beta(a, b) below x, over x^a (1 - x)^b / Beta(a, b), is (1 + sum_k c_k x^(k + 1)) / a with
+    c_k = (a + b) ... (a + b + k) / ((a + 1) ... (a + 1 + k)).
+    """
 
     def term(i: Array, total: Array) -> Array:
         k = (_TERMS - 1 - i).astype(x.dtype)

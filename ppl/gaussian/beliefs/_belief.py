@@ -85,7 +85,7 @@ class Belief:
 
     @full_precision
     def _compressed(self) -> Belief:
-        """The same law of numbers that are not fresh, by a triangular root."""
+        """This law, of numbers that are not fresh, by a triangular root."""
         rounded = (self.root**2).sum(-1) + self.rounding.sum(-1)
         error = self.error + self._apart(rounded)
         if self.later is None:
