@@ -35,7 +35,7 @@ from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import kalman
-from _common import parsed, record_figure
+from _common import interleaved, parsed, record_figure
 
 KEY = jax.random.key(0)
 Measured = dict[str, float]
@@ -143,9 +143,9 @@ def of_rows(num: int, steps: int = 4000) -> Measured:
         )  # fmt: skip
         return time.process_time() - start
 
-    run(1)
-    few = float(np.median([run(1) for _ in range(3)]))
-    return {"us a step": (run(steps) - few) / steps * 1e6, "set-up s": few}
+    run(1), run(steps)
+    few, many = (float(np.median([run(n) for _ in range(3)])) for n in (1, steps))
+    return {"us a step": (many - few) / steps * 1e6, "set-up s": few}
 
 
 def of_steps(num: int) -> Measured:
@@ -230,10 +230,14 @@ def of_particles(num: int) -> Measured:
     found, ours = compiled(run, KEY, ys)
     other, hand = compiled(lambda key, ys: by_hand(key, ys, num), KEY, ys)
     first = lambda measured: measured["trace s"] + measured["compile s"]
+    calls = {
+        "ours": lambda i: ours(jax.random.key(i), ys),
+        "hand": lambda i: hand(jax.random.key(i), ys),
+    }
+    steady = {name: 1e4 * float(np.median(t)) for name, t in interleaved(calls, 60).steady.items()}
     return {
         "first s": first(found), "first, hand": first(other), "MB": found["MB"],
-        "us a step": seconds_of(lambda: ours(KEY, ys)) * 1e4,
-        "us, by hand": seconds_of(lambda: hand(KEY, ys)) * 1e4,
+        "us a step": steady["ours"], "us, by hand": steady["hand"],
     }  # fmt: skip
 
 

@@ -126,20 +126,21 @@ def _scan(
     frames: list[RegionState] = []
 
     def body(carry: Array, inputs: tuple[PyTree, ...]) -> tuple[PyTree, PyTree]:
-        t, forced, x = inputs
-        _push(
-            recorders,
-            "scan",
-            [None if k is None else jax.random.fold_in(k, t) for k in keys],
-            forced,
-        )
+        t, keys_now, forced, x = inputs
+        _push(recorders, "scan", keys_now, forced)
         carry, y = step(carry, x)
         for recorder in recorders:
             recorder.end_step(carry, t)
         frames[:], numbers = _pop(recorders)
         return carry, (y, numbers)
 
-    inputs = jnp.arange(length), slices, xs
+    # Keys of all steps at once: the hash of one inside of a step costs as much as some sites.
+    steps = jnp.arange(length)
+    of_steps = [
+        None if k is None else jax.vmap(lambda t, k=k: jax.random.fold_in(k, t))(steps)
+        for k in keys
+    ]
+    inputs = steps, of_steps, slices, xs
     if is_parallel:
         carry, (ys, numbers) = jax.vmap(lambda x: body(init, x))(inputs)
     else:

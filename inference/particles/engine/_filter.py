@@ -244,14 +244,14 @@ class _FilterRun:
         retained = {name: self.kept[name] for name in made.values() if name in self.kept}
 
         def step(cloud: Cloud, inputs: tuple[PyTree, ...]) -> tuple[Cloud, PyTree]:
-            t, shared = inputs
+            t, key, shared = inputs
 
             def move(chosen: Resampled) -> Moved:
                 state, out = move_all(pair.in_slots(chosen.particles), shared, t)
                 return Moved(state, out.log_weights, out.seen, out.log_probs, out.kept, out.made())
 
             return settings.step(
-                first + t, jax.random.fold_in(self.key, first + t), cloud, move,
+                first + t, key, cloud, move,
                 states=lambda state: {**state["model"], "after": []},
                 retained=None if future is None else Retained(future, retained, t),
             )  # fmt: skip
@@ -260,8 +260,10 @@ class _FilterRun:
         seen = None if watched is None else self.machine.values.per_particle(watched.start)
         state, seen = settings.place.split((pair.initial(), seen))
         steps = jnp.arange(pair.target.length, dtype=jnp.int32)
+        # All steps' keys at once: a step of few particles costs less than the hash of its key.
+        keys = jax.vmap(lambda t: jax.random.fold_in(self.key, first + t))(steps)
         cloud, (record, kept, filtered) = shared_scan(
-            step, self.cloud._replace(particles=state, seen=seen), (steps, pair.shared_xs())
+            step, self.cloud._replace(particles=state, seen=seen), (steps, keys, pair.shared_xs())
         )
         if filtered:
             self.segments.append(Segment(values, Filter(make_future, *filtered)))

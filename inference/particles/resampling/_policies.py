@@ -81,8 +81,8 @@ class _EssBelow:
     fraction: float
 
     def __call__(self, step: Array, log_weights: Array) -> Array:
-        log_ess = -jax.nn.logsumexp(2 * log_weights)
-        return log_ess < jnp.log(self.fraction * len(log_weights))
+        # 1 / ESS; the log-weights are normalised, so that no weight exceeds 1 and the sum needs no largest one taken out.
+        return jnp.exp(2 * log_weights).sum() > 1 / (self.fraction * len(log_weights))
 
 
 @dataclasses.dataclass(frozen=True)
