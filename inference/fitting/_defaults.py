@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -246,6 +247,18 @@ def warn_of_short_memory(
             "are ten. Give it a longer memory, e.g. optax.adam(rate) or optax.rmsprop(rate, decay=0.999).",
             stacklevel=3,
         )
+
+
+def warn_of_interrupt(steps: int, checkpoint: str | os.PathLike | None) -> None:
+    """Say what Ctrl-C has done, since the script that called goes on."""
+    goes_on = "Pass checkpoint=PATH, and the same call goes on where such a run ended."
+    if checkpoint is not None:
+        goes_on = f"The same call goes on at this step from '{os.fspath(checkpoint)}'."
+    warnings.warn(
+        f"fit: Ctrl-C after step {steps:,}. The fit of these steps is returned and the script goes on; where half a fit must "
+        f"not be used, test fit.interrupted. {goes_on} Ctrl-C twice ends the script.",
+        stacklevel=3,
+    )
 
 
 def warn_if_unsettled(fit: Any) -> None:

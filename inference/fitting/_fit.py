@@ -35,6 +35,7 @@ from ._defaults import (
     rule_of,
     slower,
     warn_if_unsettled,
+    warn_of_interrupt,
     warn_of_short_memory,
     warn_of_verdict,
 )
@@ -350,6 +351,8 @@ def fit(
         num_steps, tuple(callbacks), callback_every, checkpoint, checkpoint_every, run, progress
     )
     result = Training(config, plan, keys, carry, step, values, make_fit).finish()
+    if result.interrupted:
+        warn_of_interrupt(result.steps, checkpoint)
     warn_if_unsettled(result)
     if k_hat == "warn" and is_judged(
         result, is_chosen=is_model, has_minibatches=subsample is not None

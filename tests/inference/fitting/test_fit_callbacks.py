@@ -111,7 +111,8 @@ def test_log_every_prints_when_it_has_crossed_its_interval():
 
 def test_ctrl_c_returns_what_there_is():
     press = lambda record: os.kill(os.getpid(), signal.SIGINT) if record.step == 20 else None
-    result = run(callbacks=[press])
+    with pytest.warns(UserWarning, match="Ctrl-C after step 20.*fit.interrupted.*checkpoint=PATH"):
+        result = run(callbacks=[press])
     assert result.interrupted and result.stop_reason == "interrupt"
     assert result.steps == 20 and len(result.history["value"]) == 20
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -120,14 +121,15 @@ def test_ctrl_c_returns_what_there_is():
 def test_ctrl_c_between_device_calls_is_prompt():
     press = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
     press.start()
-    result = fit(
-        Objective(),
-        optax.sgd(1e-6),
-        (X,),
-        num_steps=3_000_000,
-        key=jax.random.key(0),
-        progress=False,
-    )
+    with pytest.warns(UserWarning, match="Ctrl-C after step"):
+        result = fit(
+            Objective(),
+            optax.sgd(1e-6),
+            (X,),
+            num_steps=3_000_000,
+            key=jax.random.key(0),
+            progress=False,
+        )
     assert result.interrupted and 0 < result.steps < 3_000_000
 
 
@@ -140,11 +142,12 @@ def test_a_second_ctrl_c_ends_the_program():
         run(callbacks=[press])
 
 
-def test_an_interrupt_raised_by_a_callback_returns_what_there_is():
+def test_an_interrupt_raised_by_a_callback_returns_what_there_is(tmp_path):
     def interrupt(record):
         raise KeyboardInterrupt
 
-    assert run(callbacks=[interrupt]).interrupted
+    with pytest.warns(UserWarning, match="goes on at this step from '.*run.npz'"):
+        assert run(callbacks=[interrupt], checkpoint=tmp_path / "run.npz").interrupted
 
 
 def test_the_parameters_with_the_least_validation_loss_are_kept():

@@ -170,7 +170,8 @@ def test_ctrl_c_in_a_loader_ends_the_run_as_elsewhere(prefetch):
         yield from [(X[:4],)] * 20
         raise KeyboardInterrupt
 
-    result = run(pressed(), num_steps=30, plate_sizes={"rows": 12}, prefetch=prefetch)
+    with pytest.warns(UserWarning, match="Ctrl-C after step"):
+        result = run(pressed(), num_steps=30, plate_sizes={"rows": 12}, prefetch=prefetch)
     assert result.interrupted and (result.steps == 20 or prefetch == 0)
 
 
@@ -185,7 +186,8 @@ def test_ctrl_c_while_a_loader_is_slow():
         yield (X[:4],)
 
     try:
-        result = run(slow(), num_steps=30, plate_sizes={"rows": 12})
+        with pytest.warns(UserWarning, match="Ctrl-C after step"):
+            result = run(slow(), num_steps=30, plate_sizes={"rows": 12})
     finally:
         signal.signal(signal.SIGINT, before)
     assert result.interrupted and result.steps <= 3
