@@ -61,6 +61,8 @@ def predicted(
     also = {n for n, s in sites.items() if s.kind == "deterministic"}
     if has_auxiliary and any(n in sites for n in choices):
         also |= {n for n in choices if n not in sites}
+    # Cells that were missing belong to data that these arguments do not have.
+    also |= {f"{n}_unobserved" for n in sites if f"{n}_unobserved" not in sites}
     choices = {name: x for name, x in choices.items() if name not in also}
     if keep is not None:
         choices = _kept(method, choices, [keep] if isinstance(keep, str) else list(keep))

@@ -476,3 +476,20 @@ def test_draws_of_groups_are_of_any_rows():
             groups, draws, KEY, np.zeros(3, np.float32), *args, num_samples=50
         )
         np.testing.assert_allclose(found["y"].mean(), 3.0, atol=0.1)
+
+
+def test_cells_that_were_missing_belong_to_data_that_a_prediction_without_data_does_not_have(key):
+    """Draws of a posterior with holes predict where neither data nor mask are given: all cells are drawn from their law."""
+    y, seen = np.array([3.0, 0.0, 5.0]), np.array([True, False, True])
+
+    def model(y=None, seen=None):
+        rate = ppl.sample("rate", dist.Gamma(2.0, 1.0))
+        with ppl.plate("rows", 3):
+            ppl.sample("y", dist.Poisson(rate), obs=y, obs_mask=seen)
+
+    draws = {"rate": jnp.full(2000, 4.0), "y_unobserved": jnp.full((2000, 3), 99.0)}
+    new = inference.predict(model, draws, key, num_samples=2000)["y"]
+    assert new.shape == (2000, 3)
+    # 6,000 Poisson draws of mean and variance 4
+    assert abs(new.mean() - 4) < 5 * 2 / 6000**0.5 and abs(new.var() - 4) < 0.5
+    assert set(inference.predict(model, draws, key, y, seen, num_samples=10, keep="*")) >= {"y"}
