@@ -281,6 +281,36 @@ def particles(y: Array) -> Found:
     return {"log_z": run.log_evidence}
 
 
+# Linear constraints: the condition number is that of the size of two coordinates to the room between them.
+
+
+def rooms(rng: np.random.Generator, condition: float) -> Sequence[Any]:
+    """A room, and two numbers that are no further apart."""
+    size, sign = 10.0 ** rng.uniform(-2, 2), rng.choice([-1, 1])
+    near = sign * size * rng.uniform(1, 2)
+    room = np.float32(size / condition)
+    x = np.array([room, near, near + room * rng.uniform(-0.9, 0.9)], np.float32)
+    x[2] = np.clip(x[2], x[1] - x[0], x[1] + x[0])
+    return x, np.float32(size)
+
+
+def inside() -> Any:
+    statements = ["room >= 0", "0.1 * a - 0.1 * room <= 0.1 * b", "b <= a + room"]
+    return ppl.distributions.LinearConstraints(statements, names=["room", "a", "b"])
+
+
+def in_turn(x: Array, size: Array) -> Found:
+    law = dist.Normal(jnp.zeros_like(x), size * jnp.ones_like(x))
+    return {"log_z": ppl.distributions.TruncatedInTurn(law, inside()).log_prob(x)}
+
+
+def bijection(x: Array, size: Array) -> Found:
+    """From free numbers, of which that of the room is negative."""
+    move = dist.biject_to(inside())
+    u = jnp.stack([jnp.log(jnp.expm1(x[0])), x[1], x[1] / size])
+    return {"log_z": move.log_abs_det_jacobian(u, move(u))}
+
+
 PARTS = {
     "regression, rows in a plate": Part(lambda *a: moments(regression, ["beta"], *a), design),
     "regression, row by row": Part(lambda *a: moments(by_rows(1), ["beta"], *a), design),
@@ -299,6 +329,8 @@ PARTS = {
     "GroupedNormalInverseGamma": Part(grouped, alike),
     "local_laplace, hessian": Part(laplace("hessian"), design),
     "local_laplace, gauss_newton": Part(laplace("gauss_newton"), design),
+    "TruncatedInTurn": Part(in_turn, rooms),
+    "LinearConstraints, bijection": Part(bijection, rooms),
     "hidden Markov chain": Part(hidden, chain),
     "smc, sums of weights": Part(particles, sums),
 }

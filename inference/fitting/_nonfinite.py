@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ...ppl.densities import Eliminated, lost_digits
 from .._arguments import Arguments
 from ._loop import Config
 from ._optimizer import leaf_names
@@ -112,12 +113,23 @@ def _first_bad_site(objective: object, params: PyTree, key: jax.Array, args: tup
         log_prob, value = _host(record["log_prob"]), _host(record["value"])
         is_bad_value = value.dtype.kind in "fc" and not np.all(np.isfinite(value))
         if is_bad_value or not np.all(np.isfinite(log_prob)):
+            lost = "" if is_bad_value else _lost_digits(objective, params, dict(report), args)
             return (
                 name,
-                f"site '{name}' broke first: log_prob {_range(log_prob)}, value {_range(value)}.",
+                f"site '{name}' broke first: log_prob {_range(log_prob)}, value {_range(value)}.{lost}",
                 _remedy(name, log_prob, is_bad_value),
             )
     return None
+
+
+def _lost_digits(objective: object, params: PyTree, report: dict[str, dict], args: tuple) -> str:
+    """What the model has to say of NaN in it where sites of it are integrated out."""
+    if not isinstance(model := getattr(objective, "model", None), Eliminated):
+        return ""
+    program = model.bind(params) if params else model
+    left = jax.eval_shape(lambda: program.simulate(jax.random.key(0), *args).choices)
+    choices = {name: report[f"model.{name}"]["value"] for name in left if f"model.{name}" in report}
+    return lost_digits(program, choices, args, {})
 
 
 def _remedy(name: str, log_prob: np.ndarray, is_bad_value: bool) -> str:

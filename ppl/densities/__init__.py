@@ -11,6 +11,7 @@ Programs
 
 from ._eliminate import Eliminated as Eliminated, eliminate as eliminate
 from ._kalman_proposal import KalmanProposal as KalmanProposal, kalman_proposal as kalman_proposal
+from ._lost_digits import has_nan as has_nan, lost_digits as lost_digits
 from ._marginal import Marginal as Marginal, marginal as marginal
 from ._normalize import Normalized as Normalized, normalize as normalize
 from ._stochastic import (

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import PyTree
 
@@ -15,6 +16,7 @@ from ..gaussian import APPROXIMATIONS
 from ..language import Program, as_program
 from ..traces import Params, Runner, Trace
 from ._integrated import Integrated
+from ._lost_digits import has_nan, warn_of_nan
 from ._outside import supports_of
 from ._sums import Summed
 
@@ -86,6 +88,18 @@ class Eliminated(Program):
         made._seen, made.params = self._seen, self.params
         return made
 
+    def integrated(self, *args: PyTree, **kwargs: PyTree) -> tuple[str, ...]:
+        """The names of the sites that are integrated out."""
+        self.made(*args, **kwargs)
+        continuous = self._continuous[_signature(args, kwargs)]
+        return tuple(name for name in self.sites if name in continuous)
+
+    def log_density(self, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Array:
+        """Log-density of the choices that are left and the observations; NaN, with a warning, where no digits are left."""
+        found = super().log_density(choices, *args, **kwargs)
+        warn_of_nan(self, "the log-density", found, choices, args, kwargs)
+        return found
+
     def is_summed(self, *args: PyTree, **kwargs: PyTree) -> bool:
         """Whether discrete sites are summed out."""
         return isinstance(self.made(*args, **kwargs), Summed)
@@ -139,10 +153,13 @@ class Eliminated(Program):
             kwargs: its keyword arguments.
         """
         made = self.made(*args, **kwargs)
-        if num_samples is None:
-            return _drawn(made, typed_key(key), choices, args, kwargs)
         draw = lambda key: _drawn(made, key, choices, args, kwargs)
-        return jax.vmap(draw)(jax.random.split(typed_key(key), num_samples))
+        if num_samples is None:
+            found = draw(typed_key(key))
+        else:
+            found = jax.vmap(draw)(jax.random.split(typed_key(key), num_samples))
+        warn_of_nan(self, "posterior", found, choices, args, kwargs)
+        return found
 
     def posterior_probs(
         self, choices: Choices, *args: PyTree, **kwargs: PyTree
@@ -161,7 +178,7 @@ class Eliminated(Program):
         """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape.
 
         For a series these are the smoothed means and standard deviations. NaN where rounding may have made more than 1 % of a
-        scale (`docs/limits.md`); so are draws.
+        scale (`docs/limits.md`), and a warning says at which condition number; so are draws.
         """
         made = self.made(*args, **kwargs)
         if isinstance(made, Summed):
@@ -175,7 +192,10 @@ class Eliminated(Program):
                 f"those of {list(made.sites)}. Draw them, posterior(key, choices, *args, num_samples=...), or name all in one "
                 "call."
             )
-        return made.posterior_marginals(choices, *args, **kwargs)
+        found = made.posterior_marginals(choices, *args, **kwargs)
+        moments = [(law.loc, law.scale) for law in found.values()]
+        warn_of_nan(self, "posterior_marginals", moments, choices, args, kwargs)
+        return found
 
     def mode(
         self, choices: Choices, *args: PyTree, **kwargs: PyTree
@@ -198,6 +218,9 @@ class Eliminated(Program):
         while isinstance(program, Integrated):  # the mode of a joint normal law, part by part
             found |= program.means({**choices, **found}, *args, **kwargs)
             program = program.program
+        warn_of_nan(self, "mode", found, choices, args, kwargs)
+        if has_nan(found):
+            return found, jnp.full((), jnp.nan)
         return found, program.log_density({**choices, **found}, *args, **kwargs)
 
     def predict_trace(self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Trace:

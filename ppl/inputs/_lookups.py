@@ -6,7 +6,7 @@ In a program that is written that is meant; in data it is a missing code, or a g
 Input: a jaxpr and the values of its arguments. Output: each place where an index (of `gather`, `dynamic_slice`, and of `scatter`,
 which writes) is out of range. What is clipped, filled, dropped or wrapped on purpose (`mode=`) is not, unless JAX takes a
 negative number from the end first; nor is a negative constant, `x[-1]`, unless it has numbers twice, or more of them than what
-it indexes: an array of data that the program closes over. What is read
+it indexes, or numbers of 8 or 16 bits: an array of data that the program closes over. What is read
 so may not count, as in `jnp.where(g >= 0, e[g], 0.0)`: `heard` runs the program with other elements there.
 """
 
@@ -130,7 +130,9 @@ def _judged(eqn: PyTree, raw: Known, wrap: Equation, axis: int, size: int) -> Lo
     numbers = eqn.params.get("dimension_numbers")
     is_batched = eqn.primitive.name == "gather" and axis not in numbers.collapsed_slice_dims
     is_filled = ("FILL" in mode or "CLIP" in mode) and not is_batched
-    is_data = bool(raw.inputs) or array.size > size or np.unique(array).size < array.size
+    is_code = array.ndim > 0 and array.dtype.itemsize < 4  # as pandas keeps those of categories
+    is_repeated = array.size > size or np.unique(array).size < array.size
+    is_data = bool(raw.inputs) or is_repeated or is_code
     least = 0 if is_data else -size
     if is_filled and wrap is None:
         return None

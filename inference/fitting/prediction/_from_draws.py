@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ....ppl._types import Choices, Key, ModelFn
-from ....ppl.densities import Eliminated
+from ....ppl.densities import Eliminated, has_nan, lost_digits
 from ....ppl.language import predictions
 from ..._arguments import outcome
 from ..._forward import check_given, forward_program, in_scan
@@ -92,7 +93,25 @@ def predicted(
         trace = program.forecast_trace(key, choices, num_seen, *args)
         return predictions(trace, choices)
 
-    return map_keys(draw, key, num_samples, batch_size, args, choices)
+    found = map_keys(draw, key, num_samples, batch_size, args, choices)
+    _tell_of_nan(method, program, found, choices, args)
+    return found
+
+
+def _tell_of_nan(
+    method: str,
+    program: ModelFn,
+    found: Mapping[str, np.ndarray],
+    choices: Mapping[str, PyTree],
+    args: tuple,
+) -> None:
+    """Say why predictions are NaN where an elimination has lost its digits."""
+    if isinstance(program, Eliminated) and has_nan(found):
+        numbers = [np.asarray(x).reshape(len(x), -1) for x in found.values()]
+        row = int(np.argmax(np.isnan(np.concatenate(numbers, 1)).any(1)))
+        one = {name: x[row] for name, x in choices.items()}
+        if why := lost_digits(program, one, args, {}):
+            warnings.warn(f"{method}: predictions hold NaN.{why}", UserWarning, stacklevel=4)
 
 
 def thinned(method: str, choices: Mapping[str, PyTree], num_samples: int) -> dict[str, PyTree]:

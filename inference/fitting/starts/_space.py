@@ -17,6 +17,7 @@ from .... import ppl
 from ....ppl._precision import full_precision
 from ....ppl._quiet import quiet
 from ....ppl._shared_jit import shared_jit
+from ....ppl.densities import lost_digits
 from ....ppl.evaluation import stacked
 from ....ppl.language import what_is_not_finite
 from ....ppl.traces import stand_ins
@@ -163,7 +164,8 @@ class Space:
                 trace, _ = self.program.generate(jax.random.key(0), choices, *args)
         except ValueError as err:
             return str(err)
-        return what_is_not_finite(trace, args)
+        found = what_is_not_finite(trace, args)
+        return found and found + lost_digits(self.program, choices, args, {})
 
 
 class Landscape:

@@ -14,6 +14,7 @@ from ._elimination import LinearBound, Solved
 
 Array = jax.Array
 KINDS = ("free", "lower", "upper", "both")
+MAX_LOST = 0.1  # nats that rounding of ends may make of a density
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,11 @@ class Stage:
         """Ends of shape (..., m) given x, of which coordinates of earlier stages are read; infinite where there is none."""
         return self._end(x, self.lower, -np.inf), self._end(x, self.upper, np.inf)
 
+    def rounding(self, x: Array) -> tuple[Array, Array]:
+        """What rounding may make of the ends, shape (..., m): of a sum half a unit in the last place of each term."""
+        x = jnp.abs(jax.lax.stop_gradient(x))
+        return tuple(self._end(x, _units(rows, x.dtype), 0.0) for rows in (self.lower, self.upper))  # pyright: ignore[reportReturnType]
+
     @full_precision
     def _end(self, x: Array, rows: tuple[np.ndarray, np.ndarray], none: float) -> Array:
         weights, constants = rows
@@ -41,7 +47,16 @@ class Stage:
         values = jnp.einsum("...d,mrd->...mr", x, weights.astype(x.dtype)) + constants.astype(
             x.dtype
         )
-        return values.max(-1) if none < 0 else values.min(-1)
+        return values.min(-1) if none > 0 else values.max(-1)
+
+
+def _units(rows: tuple[np.ndarray, np.ndarray], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of what rounding may make of rows; a constant by itself is rounded once, and that is known."""
+    weights, constants = rows
+    eps = 0.5 * float(jnp.finfo(dtype).eps)
+    constants = np.where(np.isfinite(constants), constants, 0.0)
+    alone = np.abs(constants - constants.astype(dtype))
+    return eps * np.abs(weights), np.where(weights.any(-1), eps * np.abs(constants), alone)
 
 
 @dataclass(frozen=True, eq=False)

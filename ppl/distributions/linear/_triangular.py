@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._bounds import KINDS, Fixed, Stage
+from ._bounds import KINDS, MAX_LOST, Fixed, Stage
 
 Array = jax.Array
 _FREE, _LOWER, _UPPER, _BOTH = range(len(KINDS))
@@ -50,7 +50,10 @@ def solved(
         else:
             free = _backward(kinds, made[..., where], low, high)
         frees.append(free)
-        slopes.append(_log_slope(kinds, free, low, high))
+        # An interval that is no wider than the rounding of its ends is not known.
+        lost = sum(stage.rounding(made)) / jnp.where(kinds == _BOTH, high - low, jnp.inf)
+        slope = _log_slope(kinds, free, low, high)
+        slopes.append(jnp.where((lost >= 0) & (lost <= MAX_LOST), slope, jnp.nan))
     empty = jnp.zeros((*batch, 0), given.dtype)
     return jnp.concatenate([empty, *frees], -1), made, jnp.concatenate([empty, *slopes], -1)
 

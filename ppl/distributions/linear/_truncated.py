@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from ..._types import Key
-from ._bounds import KINDS, Fixed
+from ._bounds import KINDS, MAX_LOST, Fixed
 from ._constraint import LinearConstraints
 
 Array = jax.Array
@@ -36,7 +36,8 @@ class TruncatedInTurn(dist.Distribution):
     Validity:
         Not the base given that the statements hold: that law has no closed normaliser, and its density is the base's under
         `ImproperUniform(constraint)`. The two differ by the product of the normalisers above, and in general with the order of
-        coordinates. The density is with respect to the coordinates that equalities leave.
+        coordinates. The density is with respect to the coordinates that equalities leave. It is NaN where rounding of bounds
+        makes a tenth of a nat of it, as in room of but some roundings: take double precision, or differences for coordinates.
 
     Example:
         >>> from lapilli import ppl
@@ -96,7 +97,7 @@ class TruncatedInTurn(dist.Distribution):
 
     def _walk(self, x: Array, key: Key | None) -> tuple[Array, Array]:
         """Draw the coordinates in turn, or with `key=None` score those of x: vectors and log-density."""
-        total = jnp.zeros(x.shape[:-1], x.dtype)
+        total = lost = jnp.zeros(x.shape[:-1], x.dtype)
         for stage in self.constraint.stages:
             if isinstance(stage, Fixed):
                 value = stage.values(x)
@@ -104,6 +105,7 @@ class TruncatedInTurn(dist.Distribution):
                     x = x.at[..., stage.coordinates].set(value)
                 continue
             low, high = stage.interval(x)
+            rounding = stage.rounding(x)
             for kind in np.unique(stage.kinds):
                 of_kind = np.flatnonzero(stage.kinds == kind)
                 where = stage.coordinates[of_kind]
@@ -118,7 +120,12 @@ class TruncatedInTurn(dist.Distribution):
                 else:
                     within = jnp.clip(x[..., where], low[..., of_kind], high[..., of_kind])
                     total = total + law.log_prob(within).sum(-1)
-        return x, total
+                    # The log-mass of a window moves with an end as the law's density there.
+                    for name, off in zip(("low", "high"), rounding, strict=True):
+                        if hasattr(law, name):
+                            end = jax.lax.stop_gradient(law.log_prob(getattr(law, name)))
+                            lost = lost + (jnp.exp(end) * off[..., of_kind]).sum(-1)
+        return x, jnp.where(lost <= MAX_LOST, total, jnp.nan)
 
     def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """By inverse distribution functions, one stage of coordinates after the other."""

@@ -7,11 +7,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.distributions import directional, discrete
+from numpyro.distributions import directional, discrete, transforms
 
 from ...._workarounds import Workaround
 from ..._compat import Mixture
-from . import _censored, _continuous, _counts, _discrete, _quantiles, _truncated, _truncated_gamma
+from . import (
+    _censored,
+    _continuous,
+    _correlations,
+    _counts,
+    _discrete,
+    _quantiles,
+    _truncated,
+    _truncated_gamma,
+)
 from ._mend import Mend
 
 SOFTPLUS = (0.5, 0.25)  # the first two derivatives of log(1 + e^x) at 0
@@ -152,6 +161,18 @@ _LAWS = (
 )  # fmt: skip
 
 
+def _factor(x: Any, zero: Any, one: Any) -> Any:
+    """A Cholesky factor of three rows, of the free numbers in each row."""
+    (a,), (b, c) = x
+    sech = lambda u: one / np.cosh(u)
+    rows = (
+        [one, zero, zero],
+        [np.tanh(a), sech(a), zero],
+        [np.tanh(b), np.tanh(c) * sech(b), sech(b) * sech(c)],
+    )
+    return jnp.stack([jnp.stack([one * x for x in row]) for row in rows])
+
+
 def _is_made(promote: Any, x: Any, zero: Any, one: Any) -> Any:
     """1 where the parts of two Beta laws go with five rows of both."""
     try:
@@ -213,6 +234,33 @@ MENDS = (
         order=0, tolerance=1e-3, also=_truncated_gamma.OURS[1:],
     ),
     *(Mend(*law, order=0, tolerance=1e-3) for law in _LAWS),
+    Mend(
+        "lkj", dist.LKJCholesky, "log_prob", _correlations.lkj_cholesky,
+        lambda f, x, zero, one: f(
+            dist.LKJCholesky(3, MILLION * (one + x)), _factor(((1e-3,), (1e-3, -1e-3)), zero, one)
+        ),
+        (16.00617, -1.500003),
+        "At large concentrations log-gamma functions of millions are subtracted; at small ones draws have 0 on their diagonals.",
+        order=0, tolerance=1e-3,
+        also=(
+            (dist.LKJCholesky, "_onion", _correlations.onion), (dist.LKJCholesky, "_cvine", _correlations.cvine),
+            (dist.LKJ, "log_prob", _correlations.lkj),
+        ),
+    ),
+    Mend(
+        "correlations", transforms.CorrCholeskyTransform, "log_abs_det_jacobian", _correlations.log_det,
+        lambda f, x, zero, one: f(
+            transforms.CorrCholeskyTransform(), jnp.stack([0.3 * one, 9 * one + x, 0.5 * one]),
+            _factor(((0.3,), (9.0, 0.5)), zero, one),
+        ),
+        (-25.24947, -3),
+        "Squares are taken from 1 where a row of a Cholesky factor is nearly full: its density is off, or infinite.",
+        order=0, tolerance=1e-3,
+        also=(
+            (transforms.CorrCholeskyTransform, "__call__", _correlations.factor),
+            (transforms.CorrCholeskyTransform, "_inverse", _correlations.free_numbers),
+        ),
+    ),
     Mend(
         "incomplete-gamma", *_quantiles.OF_GAMMA[0],
         lambda f, x, zero, one: f(dist.Gamma(MILLION * one, one), MILLION + 1e3 * x), (0.500133, 0.398942),
