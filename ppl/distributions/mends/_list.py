@@ -240,7 +240,7 @@ MENDS = (
             dist.LKJCholesky(3, MILLION * (one + x)), _factor(((1e-3,), (1e-3, -1e-3)), zero, one)
         ),
         (16.00617, -1.500003),
-        "At large concentrations log-gamma functions of millions are subtracted; at small ones draws have 0 on their diagonals.",
+        "At large concentrations log-gamma functions of millions are subtracted; at small ones draws pile up at 3e-4.",
         order=0, tolerance=1e-3,
         also=(
             (dist.LKJCholesky, "_onion", _correlations.onion), (dist.LKJCholesky, "_cvine", _correlations.cvine),
@@ -248,16 +248,15 @@ MENDS = (
         ),
     ),
     Mend(
-        "correlations", transforms.CorrCholeskyTransform, "log_abs_det_jacobian", _correlations.log_det,
-        lambda f, x, zero, one: f(
-            transforms.CorrCholeskyTransform(), jnp.stack([0.3 * one, 9 * one + x, 0.5 * one]),
-            _factor(((0.3,), (9.0, 0.5)), zero, one),
+        "correlations", transforms.CorrCholeskyTransform, "__call__", _correlations.factor,
+        lambda f, x, zero, one: jnp.log(
+            f(transforms.CorrCholeskyTransform(), jnp.stack([0.3 * one, 9 * one + x, 0.5 * one]))[2, 2]
         ),
-        (-25.24947, -3),
-        "Squares are taken from 1 where a row of a Cholesky factor is nearly full: its density is off, or infinite.",
+        (-8.426967, -1),
+        "Correlations beyond 1 - 1e-7 are taken for that, and squares from 1: diagonals, log-determinants and inverses are off.",
         order=0, tolerance=1e-3,
         also=(
-            (transforms.CorrCholeskyTransform, "__call__", _correlations.factor),
+            (transforms.CorrCholeskyTransform, "log_abs_det_jacobian", _correlations.log_det),
             (transforms.CorrCholeskyTransform, "_inverse", _correlations.free_numbers),
         ),
     ),
