@@ -8,15 +8,18 @@ argument stands for.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
+from ..ppl._compat import ClosedJaxpr, is_concrete, jaxpr_as_fun
+from ..ppl._types import Key
 from ..ppl.language import Program, joined, parted
-from ..ppl.traces import SiteInfo, Trace
-from ._arguments import outcome
+from ..ppl.traces import SiteInfo, Trace, stand_ins
+from ._arguments import Arguments, leaf_names, outcome
 from ._depends import depends
 
 
@@ -48,6 +51,58 @@ def check_branches(method: str, trace: Trace) -> None:
                 "is no posterior density of it. Draw it before the branch and use it inside, which tells the same, or use "
                 "inference.smc."
             )
+
+
+def check_numbers(method: str, program: Program, args: tuple) -> None:
+    """Refuse data that are no numbers, where an observation is one or has no density for them; those under a mask are never read.
+
+    Cost: a run of the program with and one without them, and none where all data are numbers.
+
+    Raises:
+        ValueError: with the site's and the arguments' names.
+    """
+    split, names = Arguments(args), leaf_names(program, args)
+    arrays, key = split.arrays(args), jax.random.key(0)
+
+    def observed(key: Key, arrays: list[Array]) -> dict[str, Array]:
+        """Which sites have a value, or a density, that is no number."""
+        with stand_ins():
+            trace = program.simulate(key, *split.join(arrays))
+        found = {}
+        for name, x in trace.observed.items():
+            log_prob = trace.log_probs[name]  # 0 under a mask
+            is_lost = _is_real(x) & jnp.isnan(x).any() & ~jnp.isfinite(log_prob).all()
+            found[name] = jnp.isnan(log_prob).any() | is_lost
+        return found
+
+    if not is_concrete(arrays):
+        return
+    closed, shapes = jax.make_jaxpr(observed, return_shape=True)(key, arrays)
+    counts = [int(np.isnan(x).sum()) if _is_real(x) else 0 for x in (*closed.consts, *arrays)]
+    if not any(counts):
+        return
+
+    def met(change: Callable[[Array], Array]) -> set[str]:
+        consts, given = [change(x) for x in closed.consts], [change(x) for x in arrays]
+        found = jax.jit(jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts)))(key, *given)
+        return {n for n, is_met in zip(sorted(shapes), found, strict=True) if is_met}
+
+    without = met(lambda x: jnp.where(jnp.isnan(x), 0, x) if _is_real(x) else x)
+    if sites := sorted(met(lambda x: x) - without):
+        own = [repr(n) for n, is_array in zip(names, split.is_array, strict=True) if is_array]
+        where = [*["constants"] * len(closed.consts), *own]
+        held = ", ".join(
+            f"{count} in {name}" for count, name in zip(counts, where, strict=True) if count
+        )
+        raise ValueError(
+            f"{method}: site '{sites[0]}' of {program!r} meets numbers that are NaN, and has no density there ({held}). Remove "
+            "such rows, or mark the cells as missing, of a predictor as of an outcome: x = ppl.sample('x', law, obs=x, "
+            "obs_mask=~np.isnan(x))."
+        )
+
+
+def _is_real(x: PyTree) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", np.dtype(int)), jnp.floating)
 
 
 def tells(sites: Mapping[str, SiteInfo]) -> bool:

@@ -200,6 +200,24 @@ def unchecked(fn: PyTree) -> PyTree:
     return fn
 
 
+def checked_again(fn: PyTree) -> PyTree:
+    """`fn` with NumPyro's check that a value lies in its support, which a law loses on its way through a pytree.
+
+    There the setting becomes None, which is neither the user's True nor False: an observation outside of a law's support, whose
+    bounds may be what is to be learned, would have a density.
+    """
+    base = getattr(fn, "base_dist", None)
+    new = None if base is None else checked_again(base)
+    if fn._validate_args is not None and new is base:
+        return fn
+    fn = copy.copy(fn)
+    if fn._validate_args is None:
+        fn._validate_args = type(fn)._validate_args
+    if new is not None:
+        fn.base_dist = new
+    return fn
+
+
 def inverted(transform: Any) -> Any:
     """The transform of which this one is the inverse; None where it was not made by inversion."""
     return transform._inv if isinstance(transform, _dist.transforms._InverseTransform) else None

@@ -15,7 +15,7 @@ from ... import ppl
 from ...ppl.language import Program
 from .._abstract_objective import ObjectiveSum
 from .._arguments import outcome
-from .._observed import check_branches, check_none, check_observed, readers, tells
+from .._observed import check_branches, check_none, check_numbers, check_observed, readers, tells
 from .._runs import abstract_run, check_run, tried_run
 from ..objectives import elbo
 from ._optimizer import leaf_names, memory_of
@@ -62,6 +62,7 @@ def choose_objective(
     if not may_be_prior:
         check_observed("fit", program, is_told=tells(trace.sites), more=_ON_PURPOSE)
         check_none("fit", program, trace, args, _ON_PURPOSE.strip())
+    check_numbers("fit", program, args)
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     missing = [name for name in trace.choices if trace.sites[name].is_imputed]
     latent = {name: x for name, x in trace.choices.items() if name not in missing}

@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._types import Key
+from ..fitting.prediction import map_keys
 from ._certificate import Attempt, Certificate, Method
 from ._chains import Chains, ChainSettings, run_chains
 from ._double import doubled, is_coarse, precision, singled
@@ -122,6 +123,10 @@ class Search:
             if form is plain or simulated(form.program, self.problem.args).choices:
                 return None
         each = np.zeros((self.num_samples, 0))
+        evidence = lambda key, _, *args: {"": form.program.simulate(key, *args).log_density}
+        found = map_keys(evidence, self.draw_key, 1, 1, self.problem.args, each[:1])
+        if not np.isfinite(found[""]).all():
+            return None  # data that are impossible, or a number that rounding has lost
         draw = lambda key: completed(self.problem, form.program, key, each, lambda _: {})
         return Found("exact", Verdict({}, ()), form, draw)
 

@@ -267,6 +267,19 @@ def _():
     assert c.mask_of(dist.Normal()) is None
 
 
+@row("checked_again")
+def _():
+    for fn in (dist.Exponential(1.0), dist.Gamma(2.0, 1.0).expand([2]).to_event(1)):
+        lost = jax.tree.unflatten(*reversed(jax.tree.flatten(fn)))
+        outside = jnp.full(fn.event_shape, -1.0)
+        assert lost.log_prob(outside) != -jnp.inf  # if NumPyro keeps its check, this row goes
+        with pytest.warns(UserWarning, match="Out-of-support"):
+            assert c.checked_again(lost).log_prob(outside) == -jnp.inf
+        assert c.checked_again(fn) is fn
+    loose = dist.Exponential(1.0, validate_args=False)
+    assert c.checked_again(loose) is loose
+
+
 @row("unchecked")
 def _():
     law = dist.Exponential(1.0, validate_args=True)

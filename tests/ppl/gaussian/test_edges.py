@@ -268,3 +268,46 @@ def test_draws_of_seen_and_missing_cells_together():
     variance = np.diag(exact.covariance)
     bound = 4.5 * np.sqrt(2 / 4000) * np.sqrt(np.outer(variance, variance))
     assert (np.abs(np.cov(flat.T) - exact.covariance) < bound).all()
+
+
+BOUNDED = {  # a law of scale b, a value inside of its support and one outside
+    "uniform": (lambda b: dist.Uniform(0.0, b), 0.5, 3.0),
+    "exponential": (lambda b: dist.Exponential(b), 0.5, -0.5),
+    "log-normal": (lambda b: dist.LogNormal(0.0, b), 0.5, -0.5),
+    "truncated": (lambda b: dist.TruncatedNormal(0.0, b, low=0.2), 0.5, 0.1),
+    "mixture": (
+        lambda b: dist.MixtureSameFamily(
+            dist.Categorical(jnp.ones(2) / 2), dist.Gamma(2.0, jnp.stack([b, 2 * b]))
+        ),
+        0.5,
+        -0.5,
+    ),
+    "event": (lambda b: dist.Uniform(0.0, b).expand([2]).to_event(1), [0.5, 0.6], [0.5, 3.0]),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("is_in_scan", [False, True])
+@pytest.mark.filterwarnings("ignore:Out-of-support")
+def test_what_lies_outside_of_a_support_has_no_density_beside_an_integrated_site(name, is_in_scan):
+    """Bounds may be what is to be learned: a law that was carried as a pytree keeps NumPyro's check of its support."""
+    law, inside, outside = BOUNDED[name]
+
+    def model(b, value):
+        def step(z, _):
+            z = ppl.sample("z", dist.Normal(z, 1.0))
+            ppl.sample("y", dist.Normal(z, 1.0), obs=0.3)
+            ppl.sample("beside", law(b), obs=value)
+            return z, None
+
+        if is_in_scan:
+            ppl.scan(step, 0.0, None, length=1)
+        else:
+            step(0.0, None)
+
+    found = jax.jit(lambda b, value: ppl.eliminate(model, "z").log_density({}, b, value))
+    exact = dist.Normal(0.0, np.sqrt(2.0)).log_prob(0.3) + law(jnp.array(2.0)).log_prob(
+        jnp.array(inside)
+    )
+    np.testing.assert_allclose(found(2.0, jnp.array(inside)), exact, rtol=1e-5)
+    assert found(2.0, jnp.array(outside)) == -np.inf

@@ -1,0 +1,66 @@
+"""Data that are no numbers are refused before anything is computed, by site and argument; under a mask nobody reads them."""
+
+import warnings
+
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from lapilli import inference, ppl
+
+CALLS = {
+    "fit": lambda model, *args: inference.fit(model, args=args, num_steps=1, progress=False),
+    "infer": lambda model, *args: inference.infer(model, args=args, progress=False),
+    "nuts": lambda model, *args: inference.nuts(model, args=args, progress=False),
+}
+
+
+def line(x, y, seen=True):
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", 5), numpyro.handlers.mask(mask=seen):
+        ppl.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def data(seed, in_x, in_y):
+    """A predictor and an outcome with holes at one random row each."""
+    rng = np.random.default_rng(seed)
+    x, y, row = rng.normal(size=5), rng.normal(size=5), rng.integers(5)
+    x[row] = np.nan if in_x else x[row]
+    y[row] = np.nan if in_y else y[row]
+    return x, y, np.arange(5) != row
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(("in_x", "in_y"), [(True, False), (False, True), (True, True)])
+def test_numbers_that_are_none_are_refused_by_site_and_argument(call, in_x, in_y):
+    x, y, _ = data(0, in_x, in_y)
+    names = ", ".join(f"1 in '{n}'" for n, has in (("x", in_x), ("y", in_y)) if has)
+    with pytest.raises(ValueError, match=rf"{call}: site 'y'.*NaN.*\({names}\).*obs_mask"):
+        CALLS[call](line, x, y)
+
+
+def test_constants_of_a_program_are_data():
+    x, y, _ = data(1, True, False)
+    with pytest.raises(ValueError, match=r"infer: site 'y'.*\(1 in constants\)"):
+        CALLS["infer"](lambda: line(x, y))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_mask_leaves_out_may_be_anything(seed):
+    """Exact posterior of the slope from the rows that count: precision 1 + sum x^2."""
+    x, y, seen = data(seed, False, True)
+    draws = CALLS["infer"](line, x, y, seen).choices["slope"]
+    precision = 1 + (x[seen] ** 2).sum()
+    assert abs(draws.mean() - (x * y)[seen].sum() / precision) < 5 / (precision * len(draws)) ** 0.5
+
+
+def test_data_that_are_impossible_are_never_exact():
+    def model(y):
+        loc = ppl.sample("loc", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(loc, 1.0), obs=y)
+        ppl.sample("waited", dist.Exponential(1.0), obs=-1.0)
+
+    with warnings.catch_warnings(), pytest.raises((ValueError, RuntimeError), match="log-density"):
+        warnings.simplefilter("ignore")  # NumPyro's own, of the value
+        inference.infer(model, args=(0.3,), progress=False)
