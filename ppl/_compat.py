@@ -179,6 +179,9 @@ CatTransform: Any = getattr(_dist.transforms, "CatTransform", _Absent)
 Mixture: Any = _dist.mixtures._MixtureBase
 SingletonConstraint: Any = _dist.constraints._SingletonConstraint
 validate_sample: Callable[..., PyTree] = _dist.util.validate_sample
+# The numbers below a diagonal, as a vector, row by row.
+matrix_to_tril_vec: Callable[..., Array] = _dist.util.matrix_to_tril_vec
+vec_to_tril_matrix: Callable[..., Array] = _dist.util.vec_to_tril_matrix
 
 
 def asymmetric_laplace(fn: Callable[..., PyTree]) -> Any:

@@ -267,6 +267,13 @@ def _():
     assert c.mask_of(dist.Normal()) is None
 
 
+@row("matrix_to_tril_vec", "vec_to_tril_matrix")
+def _():
+    matrix = jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [2.0, 3.0, 0.0]])
+    np.testing.assert_array_equal(c.matrix_to_tril_vec(matrix, diagonal=-1), [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(c.vec_to_tril_matrix(jnp.arange(1.0, 4.0), diagonal=-1), matrix)
+
+
 @row("checked_again")
 def _():
     for fn in (dist.Exponential(1.0), dist.Gamma(2.0, 1.0).expand([2]).to_event(1)):

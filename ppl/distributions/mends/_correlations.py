@@ -12,9 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
-from numpyro.distributions.util import matrix_to_tril_vec, vec_to_tril_matrix
 
-from ..._compat import validate_sample
+from ..._compat import matrix_to_tril_vec, validate_sample, vec_to_tril_matrix
 from ..._precision import full_precision
 from ._special import continuous, log_gamma_ratio
 
