@@ -20,7 +20,7 @@ from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
 from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
 from ..ppl.traces import Trace, stand_ins
 from ._arguments import Arguments, leaf_names
-from ._improper import check_proper
+from ._improper import UNNORMALISED, check_proper, improper_sites
 from ._noise import check_noise
 
 _DEPTH = 3  # of calls, in which arrays are looked for
@@ -74,6 +74,13 @@ def whole(program: Any) -> Program | None:
     program = program.program if isinstance(program, Eliminated) else program
     is_plain = type(program) is Program and not isinstance(program.fn, AutoGuide)
     return program if is_plain else None
+
+
+def evidence_of(program: object, args: tuple | None) -> str | None:
+    """What is to be said of a program's log evidence beside its number; None where nothing is, or nothing is known."""
+    run = None if args is None else tried_run(program, args)
+    found = [] if run is None else improper_sites(run.trace.sites)
+    return f"{UNNORMALISED} ({', '.join(found)})" if found else None
 
 
 def check_run(method: str, run: TracedRun) -> None:

@@ -13,6 +13,18 @@ def is_integer(value: float) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def check_seconds(label: str, seconds: float | None) -> None:
+    """Refuse a limit of time that is no positive number, or None; `label` is the function that was called.
+
+    Raises:
+        ValueError: with the value.
+    """
+    if seconds is not None and not seconds > 0:
+        raise ValueError(
+            f"{label}: max_seconds must be positive, got {seconds!r}. Give seconds, or None for as long as it takes."
+        )
+
+
 def check_counts(label: str, least: int = 1, /, **counts: PyTree) -> None:
     """Refuse what is no integer of at least `least`; `label` is the function that was called.
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NUM_DRAWS = 4000
+NUM_DRAWS, MOST_SECONDS = 4000, 600.0
 MEAN_OFF, SD_RATIO = 0.3, 1.43
 OURS = ("infer", "fit", "nuts", "tempered")
 PEERS = ("NumPyro NUTS", "NumPyro AutoNormal", "BlackJAX Pathfinder", "BlackJAX multi-path")
@@ -66,7 +66,7 @@ def by_nuts(posterior: Any, args: dict[str, Any], key: Any) -> Found:
 def by_tempered(posterior: Any, args: dict[str, Any], key: Any) -> Found:
     from lapilli import inference
 
-    run = inference.tempered_smc(summed(posterior), key, *args.values())
+    run = inference.tempered_smc(summed(posterior), key, *args.values(), max_seconds=MOST_SECONDS)
     weights = np.exp(np.asarray(run.log_weights, float))
     return Found(run.particles, weights / weights.sum())
 

@@ -78,8 +78,10 @@ def importance_diagnostics(
         evidence, so `log_evidence` is too low by about half its squared standard error; that error is first order in 1 / S.
         Where k_hat exceeds `k_threshold`, neither ess, log_evidence nor a weighted mean can be trusted at this S; above 1 the
         mean weight need not settle at any S. A small k_hat does not show that q covers p: a region that no draw has met leaves
-        no trace. k_hat is -inf where the largest weights agree within 0.1% (an exact guide), and NaN for fewer than 30
-        draws or where most of the largest weights are ties.
+        no trace. Under an improper prior (`ImproperUniform`) the evidence is that of a density without a total: log_evidence
+        has no meaning of its own, nor have differences to models with other improper sites. k_hat is -inf where the largest
+        weights agree within 0.1% (an exact guide), and NaN for fewer than 30 draws or where most of the
+        largest weights are ties.
 
     Example:
         >>> import numpy as np

@@ -15,6 +15,7 @@ from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
 from ...ppl.language import labelled_as
+from .._runs import evidence_of
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting._fit_result import Fit, Posterior
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
@@ -147,6 +148,8 @@ def to_arviz(
     content.data["constant_data"] = dict(constant_data or {})
     if diagnostics is not None:
         content.attrs["sample_stats"] = _attributes(diagnostics)
+        if (text := evidence_of(source.model, source.args)) is not None:
+            content.attrs["sample_stats"]["evidence"] = text
     tree = build_tree(base, content, coords or {}, dims or {})
     if path is not None:
         tree.to_netcdf(path)
@@ -279,8 +282,8 @@ def _check_options(
     particles = PMMHResult | ParticleGibbsResult | PARTICLES
     if not (own or isinstance(result, Mapping | ppl.Trace | Posterior | particles)):
         raise TypeError(
-            f"to_arviz: argument 'result' is a {type(result).__name__}. Pass a Fit, a mapping from site to draws, "
-            "a batch of traces, a Posterior, an SMC or PMMH result, or a NumPyro MCMC."
+            f"to_arviz: argument 'result' is a {type(result).__name__}. Pass a Fit, the Draws of infer or nuts, "
+            "a mapping from site to draws, a batch of traces, a Posterior, an SMC or PMMH result, or a NumPyro MCMC."
         )
     weighted = log_weights is not None or isinstance(result, Posterior)
     if own and (weighted or model is not None or group != "posterior"):

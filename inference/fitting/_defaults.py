@@ -70,16 +70,17 @@ def choose_objective(
     size = sum(math.prod(x.shape) for x in latent.values() if is_float(x))
     reasons = {}
     _refuse_read_cells(program, missing, trace, args)
+    check_branches("fit", trace)
     if discrete and missing:
-        raise ValueError(
-            f"fit: {program!r} has discrete sites {discrete} and missing cells {missing}, for which together there is no "
-            "default. Write a guide and choose strategies: fit(inference.elbo(model, guide, strategies='auto'), args=...), or "
-            "use inference.smc."
+        # All that reads these cells is missing, too: together they integrate to one.
+        zeros = {n: jnp.zeros(x.shape, x.dtype) for n, x in trace.choices.items() if n in missing}
+        reasons["missing"] = (
+            f"{', '.join(missing)} left out, since nothing that was seen reads them"
         )
+        program, missing = ppl.intervene(program, zeros), []
     if discrete:
         program = _summed(program, discrete, args)
         reasons["discrete"] = f"{', '.join(discrete)} summed out, exactly (ppl.eliminate)"
-    check_branches("fit", trace)
     if size == 0:
         reasons["guide"] = "none, since no continuous site is latent"
         return ChosenObjective(

@@ -19,7 +19,7 @@ from ...ppl._types import ModelFn, ParamMap
 from ...ppl.language import Keywords, check_proposed_cells, labelled_as, misses, parted
 from ...ppl.traces import check_match, strong
 from .._abstract_objective import AbstractObjective
-from .._runs import check_new
+from .._runs import check_new, evidence_of
 from ._judgement import GuideWorth
 from .prediction import map_keys, predict_batches, predictive
 from .stationarity import Averaging
@@ -33,7 +33,8 @@ class Posterior(NamedTuple):
     Attributes:
         choices: latent values by site, NumPy arrays of shape [num_samples, *site shape].
         log_weights: log p(choices, data) - log q(choices), nats, shape [num_samples]. Not normalised: the mean of their
-            exponentials estimates the evidence without bias, and they feed k-hat and importance resampling.
+            exponentials estimates the evidence without bias (under improper priors: up to their constant, so that it has no
+            meaning of its own), and they feed k-hat and importance resampling.
     """
 
     choices: dict[str, np.ndarray]
@@ -98,6 +99,7 @@ class Fit:
             "steps": f"{self.steps}{f' ({skipped} skipped)' if skipped else ''}, {_ENDS[self.stop_reason]}",
             "seeds": self.num_seeds,
             "worth": None if self.worth is None else str(self.worth),
+            "evidence": evidence_of(getattr(self.objective, "model", None), self.args),
             "params": self.params,
             "averaged": self._averaged(is_averaged),
             "noise": None if self.averaging is None else self.averaging.noise_text(),

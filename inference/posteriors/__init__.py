@@ -7,8 +7,8 @@ with all attempts.
 
     _search.py        the ladder: which form and method comes next, by what the last one showed
     _elimination.py   which sites go, exactly;  _noncentred.py  which are shifted and scaled
-    _chains.py        runs of NUTS until their verdict is good;  _sampler.py  NumPyro's kernel, compiled once
-    _modes.py, _tempered.py, _fitted.py    chains begun in modes, tempered particles, weighted draws of a fit
+    _chains.py        runs of NUTS until their verdict is good;  _sampler.py  NumPyro's kernel, compiled once; _clock.py
+    _modes.py, _weighted.py    chains begun in modes; weighted draws of a fit or a flow (_flow.py), tempered particles
 """
 
 from ._certificate import Attempt as Attempt, Certificate as Certificate

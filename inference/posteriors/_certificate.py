@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from ...ppl._show import shown
 
-Method = Literal["exact", "nuts", "importance", "tempered", "fit"]
+Method = Literal["exact", "nuts", "importance", "tempered", "fit", "flow"]
 
 
 class Attempt(NamedTuple):
@@ -40,8 +40,8 @@ class Certificate:
 
     Attributes:
         method: what made the draws: "exact" (independent draws of the posterior itself), "nuts", "importance"
-            (draws of a mixture that is fitted to chains in several modes, resampled by their weights), "tempered" (SMC) or "fit"
-            (draws of a fitted guide, resampled by their weights).
+            (draws of a mixture that is fitted to chains in several modes, resampled by their weights), "tempered" (SMC), "fit"
+            (draws of a fitted guide, resampled by their weights) or "flow" (of a flow that was trained from it).
         is_certified: whether nothing that was looked at speaks against them.
         problems: what does, in words.
         seen: what was measured, by name: r_hat, ess_bulk, ess_tail, divergences, e_bfmi of chains (the worst over all sampled

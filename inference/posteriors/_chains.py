@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from ...ppl.language import told_of_nan
 from ._certificate import Attempt
+from ._clock import Clock, TimeUpError
 from ._judged import Verdict, of_chains
 from ._sampler import CHUNK, Frame, Run, Sampler, frame_of, is_finite
 from ._target import Target
@@ -25,6 +26,7 @@ from ._target import Target
 _TRIED = 100  # draws of a place to start for each chain
 _STIFF = 500  # leapfrog steps of a trajectory, on average
 _SMALLEST = 0.99  # acceptance of the smallest steps that are tried
+_FEWEST = 10  # draws of a chain that can be judged
 NEGLIGIBLE = 15.0  # nats of evidence below the best place: a share of 3e-7
 
 
@@ -60,6 +62,7 @@ def run_chains(
     starts: np.ndarray | None = None, frame: Frame | None = None,
     tell: Callable[[Attempt], None] = lambda attempt: None, label: str = "",
     is_hopeless: Callable[[Run, Verdict], bool] = lambda run, verdict: False,
+    clock: Clock | None = None,
 ) -> Chains:  # fmt: skip
     """The first run that is certified, or else the one with the fewest problems.
 
@@ -68,31 +71,35 @@ def run_chains(
         target: what is sampled.
         key: PRNG key.
         settings: of the chains.
-        starts: points [chains, d]; default uniform on (-2, 2), as NumPyro's.
+        starts: points [chains, d]; those that are NaN, or without a finite density, are uniform on (-2, 2), as NumPyro's.
         frame: coordinates of the first run.
         tell: told of each run.
         label: of the form of the model, for what is told.
         is_hopeless: whether chains that do not suffice shall not be run again.
+        clock: ends a run where its time does; draws until then are judged as they are.
 
     Raises:
         ValueError: no place was found where the log-density and its gradient are finite.
+        TimeUpError: the time is spent, and no run has draws.
     """
+    clock = clock or Clock()
     sampler = Sampler(
         target.log_density, target.arrays, target.dimension,
         num_chains=settings.num_chains, num_warmup=settings.num_warmup, is_dense=settings.is_dense,
+        clock=clock,
     )  # fmt: skip
     frame = sampler.frame() if frame is None else frame
     best, accepts, again = None, list(settings.accepts), label
-    while accepts:
+    while accepts and not (best is not None and clock.is_over()):
         accept, began = accepts.pop(0), time.perf_counter()
-        key, start_key = jax.random.split(key)
-        if starts is None:
-            state = _started(method, sampler, target, start_key, frame, accept)
-        else:
-            state = sampler.begin(start_key, starts, frame, accept)
-        run, verdict = _run(sampler, target, state, frame, accept, settings)
         words = ", ".join(filter(None, ["nuts", again, f"acceptance {accept:g}"]))
+        clock.check(words)
+        key, start_key = jax.random.split(key)
+        state = _started(method, sampler, target, start_key, frame, accept, starts)
+        run, verdict = _run(sampler, target, state, frame, accept, settings)
         tell(Attempt(words, time.perf_counter() - began, verdict.outcome, verdict.seen))
+        if run.u.shape[1] < _FEWEST:
+            break
         if best is None or verdict.rank < best[1].rank:
             best = run, verdict
         if verdict.is_certified or verdict.is_stiff or is_hopeless(run, verdict):
@@ -110,7 +117,8 @@ def run_chains(
         if not verdict.is_apart or len(counts) < len(run.u):
             frame = frame_of(kept.reshape(-1, target.dimension), is_dense=settings.is_dense)
         starts = _ends(kept, len(run.u))
-    assert best is not None
+    if best is None:
+        raise TimeUpError(clock.why)
     return Chains(_thinned(best[0], settings.num_samples), best[1])
 
 
@@ -122,25 +130,41 @@ def _run(
     accept: float,
     settings: ChainSettings,
 ) -> tuple[Run, Verdict]:
-    """One run with its verdict; few draws, where trajectories stay so long that coordinates must be wrong."""
-    for _ in range(-(-settings.num_warmup // CHUNK)):
-        state, warm = sampler.advance(state, frame, accept, CHUNK)
-    if settings.longer and (steps := warm.num_steps.mean()) > _STIFF:
-        run = Run(*(x[:, : settings.num_samples] for x in warm))
+    """One run with its verdict; few draws, where trajectories stay so long that coordinates must be wrong, or time is spent."""
+    state, warm = sampler.advance(state, frame, accept, settings.num_warmup, "warm-up transitions")
+    if (done := warm.u.shape[1]) < settings.num_warmup:
+        run = Run(*(x[:, done // 2 :] for x in warm))
+        return run, _cut(target, run, f"{done} of {settings.num_warmup} warm-up transitions")
+    if settings.longer and (steps := warm.num_steps[:, -CHUNK:].mean()) > _STIFF:
+        run = Run(*(x[:, -CHUNK:][:, : settings.num_samples] for x in warm))
         verdict = judged(target, run)
         text = (
             f"trajectories of {steps:.0f} steps at the end of the warm-up: the chains hardly move"
         )
         return run, verdict._replace(problems=(text, *verdict.problems), is_stiff=True)
     state, run = sampler.advance(state, frame, accept, settings.num_samples)
+    if (done := run.u.shape[1]) < settings.num_samples:
+        after = f"{done} of {settings.num_samples} draws of each chain"
+        if done < _FEWEST:
+            run = Run(*(x[:, settings.num_warmup // 2 :] for x in warm))
+            after += ", and those of the warm-up are in their place"
+        return run, _cut(target, run, after)
     verdict = judged(target, run)
     for _ in range(settings.longer):
-        if not verdict.is_short:
+        if not verdict.is_short or sampler.clock.is_over():
             break
         state, more = sampler.advance(state, frame, accept, run.u.shape[1])
         run = Run(*(np.concatenate(x, 1) for x in zip(run, more, strict=True)))
         verdict = judged(target, run)
     return run, verdict
+
+
+def _cut(target: Target, run: Run, after: str) -> Verdict:
+    """The verdict on a run that ended before it had what was asked for."""
+    verdict = judged(target, run) if run.u.shape[1] >= _FEWEST else Verdict({}, ())
+    return verdict._replace(
+        problems=(f"the chains were cut short after {after}", *verdict.problems), is_short=False
+    )
 
 
 def _that_count(run: Run) -> np.ndarray:
@@ -177,12 +201,15 @@ def judged(target: Target, run: Run) -> Verdict:
 
 
 def _started(
-    method: str, sampler: Sampler, target: Target, key: jax.Array, frame: Frame, accept: float
-) -> PyTree:
-    """Chains at points uniform on (-2, 2) with a finite density."""
+    method: str, sampler: Sampler, target: Target, key: jax.Array, frame: Frame, accept: float,
+    starts: np.ndarray | None,
+) -> PyTree:  # fmt: skip
+    """Chains at these points, or points uniform on (-2, 2), with a finite density."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
     shape = (sampler.num_chains, target.dimension)
     points, good = rng.uniform(-2, 2, shape), np.zeros(shape[0], bool)
+    if starts is not None:
+        points = np.where(np.isfinite(starts).all(1, keepdims=True), starts, points)
     for number in range(_TRIED):
         state = sampler.begin(jax.random.fold_in(key, number), points, frame, accept)
         good = is_finite(state)
@@ -197,6 +224,7 @@ def _started(
 
 
 def _thinned(run: Run, num: int) -> Run:
-    """`num` draws of each chain, evenly."""
+    """`num` draws of each chain, evenly; all of them, if there are fewer."""
+    num = min(num, run.u.shape[1])
     rows = (np.arange(num) * run.u.shape[1]) // num
     return Run(*(x[:, rows] for x in run))

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 from ... import ppl
 from .._arguments import Arguments, outcome
 from .._depends import depends
+from .._observed import check_branches
 
 _NORMAL = ("Normal", "MultivariateNormal")
 CHEAP, DEAR = 1e4, 1e6  # work of an evaluation that is spent at once, and where chains need it
@@ -29,11 +30,12 @@ def without_discrete(
     """The program with its discrete latent sites summed out, and their names.
 
     Raises:
-        ValueError: they cannot be; `method` is who asks.
+        ValueError: they cannot be, or a continuous site stands in a branch; `method` is who asks.
     """
     names = [n for n, x in trace.choices.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
     if not names:
         return program, ()
+    check_branches(method, trace)
     try:
         summed = ppl.eliminate(program, names)
         simulated(summed, args)

@@ -10,16 +10,17 @@ import jax
 from jaxtyping import PyTree
 
 from ...ppl._calls import checked_call, did_you_mean
-from ...ppl._checks import check_counts
+from ...ppl._checks import check_counts, check_seconds
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
 from ._certificate import Attempt
 from ._chains import ChainSettings, run_chains
+from ._clock import MAX_SECONDS, Clock, TimeUpError
 from ._draws import Draws
 from ._elimination import without_discrete
 from ._problem import posed
 from ._sampler import DENSE_UP_TO
-from ._search import METHODS, ModelForm, Search, chains_found, make_draws
+from ._search import KNOWN, METHODS, ModelForm, Search, chains_found, make_draws
 from ._target import make_target
 
 
@@ -32,6 +33,7 @@ def infer(
     num_samples: int = 4000,
     num_chains: int = 8,
     methods: Sequence[str] = METHODS,
+    max_seconds: float | None = MAX_SECONDS,
     uncertified: Literal["warn", "raise"] = "warn",
     progress: bool = True,
 ) -> Draws:
@@ -42,13 +44,15 @@ def infer(
     1. *eliminate*: discrete sites are summed out; normal ones are integrated out where `ppl.eliminate` can: all of them, if
        nothing is left then, and the draws are independent and exact; else those whose law moves with other latent values, if
        that is cheap. They are drawn afterwards, given the rest.
-    2. *nuts*: NumPyro's NUTS, chains side by side from dispersed points. Chains of places whose share of the posterior is
+    2. *nuts*: NumPyro's NUTS, chains side by side from dispersed points; after a fit, half of them from its weighted draws, and
+       all in the coordinates of its guide. Chains of places whose share of the posterior is
        nothing are begun again in the others; chains that break off or hardly move are run in better coordinates with smaller
        steps, in double precision where single is too coarse, with sites shifted and scaled (not centred), with more sites
        integrated out. Modes that no chain crosses are weighed by importance draws of a mixture that is fitted to the chains, and
        looked for by Newton's steps from further points.
-    3. *tempered*: `tempered_smc` from the prior, judged by its islands and by what its moves still change.
-    4. *fit*: `fit` with its default guide, whose draws are resampled by Pareto-smoothed weights.
+    3. *fit*: `fit` with its default guide, whose draws are resampled by Pareto-smoothed weights.
+    4. *tempered*: `tempered_smc` from the prior, judged by its islands and by what its moves still change; where that does not
+       do, or the prior is improper, around the draws of the fit, unless chains have ended at different places.
 
     Args:
         model: anything that `ppl.as_program` takes. `fit` trains objectives, and models with parameters.
@@ -56,9 +60,13 @@ def infer(
         key: PRNG key; default `jax.random.key(0)`.
         num_samples: draws S, rounded up to a multiple of `num_chains` where chains make them.
         num_chains: chains of NUTS. More of them see more modes.
-        methods: which of "eliminate", "nuts", "tempered", "fit" may be used, in the order in which they are tried.
+        methods: which of "eliminate", "nuts", "fit", "flow", "tempered" may be used, in the order in which they are tried; "flow"
+            by demand only: a flow (six couplings, 4,000 steps) is trained from the fitted guide, and judged as that is.
+        max_seconds: time after which nothing more begins, ten minutes; None: as long as it takes. It is looked at between device
+            calls of some seconds, not while a program is compiled. The best draws until then are judged as they are, and the
+            certificate says what was not finished. Ctrl-C does the same.
         uncertified: what to do where no draws are certified: "warn" and return the best ones, or "raise".
-        progress: print a line for each attempt.
+        progress: print a line for each attempt, and every 15 seconds how far it is.
 
     Returns:
         `Draws`: equally weighted, with `Draws.certificate`.
@@ -68,7 +76,8 @@ def infer(
         ValueError: the model observes nothing, has parameters to be learned or a plate that draws its rows; discrete sites
             cannot be summed out; a support moves within a scan or with a discrete draw; no place with a finite log-density is
             found; data are wrong (as `fit` says).
-        RuntimeError: nothing is certified, with `uncertified="raise"`.
+        RuntimeError: nothing is certified, with `uncertified="raise"`; there are no draws at all, by these methods or within
+            `max_seconds`.
 
     Validity:
         Certified are chains with R-hat (rank-normalised, split, folded) of at most 1.01 and effective sample sizes of bulk and
@@ -93,12 +102,13 @@ def infer(
     """
     check_counts("infer", num_samples=num_samples)
     check_counts("infer", 2, num_chains=num_chains)
+    check_seconds("infer", max_seconds)
     _check_methods(methods)
+    say = _say("infer", progress)
+    clock = Clock(max_seconds, say)
     key = jax.random.key(0) if key is None else typed_key(key)
     problem = posed("infer", model, args)
-    search = Search(
-        "infer", problem, key, num_samples, num_chains, methods, _say("infer", progress)
-    )
+    search = Search("infer", problem, key, num_samples, num_chains, methods, say, clock)
     draws = search.draws()
     told("infer", draws, uncertified)
     return draws
@@ -115,6 +125,7 @@ def nuts(
     num_warmup: int = 1000,
     target_accept: float = 0.8,
     is_dense: bool | None = None,
+    max_seconds: float | None = MAX_SECONDS,
     uncertified: Literal["warn", "raise"] = "warn",
     progress: bool = True,
 ) -> Draws:
@@ -132,6 +143,7 @@ def nuts(
         num_warmup: transitions of each chain that adapt step size and mass matrix, and are dropped.
         target_accept: acceptance that the step size is adapted to; nearer to 1 makes smaller steps.
         is_dense: whether the mass matrix has correlations; default, up to 50 coordinates.
+        max_seconds: as of `infer`.
         uncertified: what to do where the chains do not suffice: "warn", or "raise".
         progress: print a line with what was seen.
 
@@ -141,7 +153,7 @@ def nuts(
     Raises:
         TypeError: as `infer`.
         ValueError: as `infer`.
-        RuntimeError: the chains do not suffice, with `uncertified="raise"`.
+        RuntimeError: the chains do not suffice, with `uncertified="raise"`; `max_seconds` were spent before they had draws.
 
     Validity: as for the chains of `infer`.
 
@@ -149,10 +161,13 @@ def nuts(
     """
     check_counts("nuts", num_samples=num_samples, num_warmup=num_warmup)
     check_counts("nuts", 2, num_chains=num_chains)
+    check_seconds("nuts", max_seconds)
     if not 0 < target_accept < 1:
         raise ValueError(
             f"nuts: target_accept must lie between 0 and 1, got {target_accept!r}. Give a probability such as 0.9."
         )
+    say = _say("nuts", progress)
+    clock = Clock(max_seconds, say)
     key = jax.random.key(0) if key is None else typed_key(key)
     problem = posed("nuts", model, args)
     program, gone = without_discrete("nuts", problem.program, problem.trace, problem.args)
@@ -169,13 +184,19 @@ def nuts(
         num_chains, -(-num_samples // num_chains), num_warmup, (target_accept,), 0, bool(is_dense)
     )
     attempts: list[Attempt] = []
-    say = _say("nuts", progress)
 
     def tell(attempt: Attempt) -> None:
         attempts.append(attempt)
         say(str(attempt))
 
-    chains = run_chains("nuts", target, chain_key, settings, tell=tell)
+    try:
+        chains = run_chains("nuts", target, chain_key, settings, tell=tell, clock=clock)
+    except TimeUpError as err:
+        if clock.is_interrupted:
+            raise KeyboardInterrupt from err
+        raise RuntimeError(
+            f"nuts: {err} before the chains of {program!r} had draws that can be judged. Raise max_seconds."
+        ) from err
     form = ModelForm("", program, gone)
     found = chains_found(problem, target, chains, form)
     draws = make_draws(problem, found, draw_key, tuple(attempts))
@@ -202,8 +223,8 @@ def told(method: str, draws: Draws, uncertified: str) -> None:
     if certificate.is_certified:
         return
     advice = {
-        "infer": "More chains or draws, stronger priors or another parametrisation may do",
-        "nuts": "inference.infer tries other ways; a target_accept nearer to 1 and a longer num_warmup may do",
+        "infer": "More time (max_seconds=), chains or draws, stronger priors or another parametrisation may do",
+        "nuts": "inference.infer tries other ways; a longer max_seconds, target_accept nearer to 1, longer num_warmup may do",
     }
     text = (
         f"{method}: these draws are NOT certified as the posterior's ({certificate.method}): {'; '.join(certificate.problems)}. "
@@ -215,10 +236,10 @@ def told(method: str, draws: Draws, uncertified: str) -> None:
 
 
 def _check_methods(methods: Sequence[str]) -> None:
-    if unknown := [m for m in methods if m not in METHODS]:
+    if unknown := [m for m in methods if m not in KNOWN]:
         raise ValueError(
-            f"infer: methods has {unknown}, of which none is known.{did_you_mean(unknown[0], METHODS)} Choose from "
-            f"{list(METHODS)}."
+            f"infer: methods has {unknown}, of which none is known.{did_you_mean(unknown[0], KNOWN)} Choose from "
+            f"{list(KNOWN)}."
         )
     if not set(methods) - {"eliminate"}:
         raise ValueError(

@@ -23,6 +23,7 @@ from ..particles.moves import transforms_of
 
 Array = jax.Array
 Maps = Callable[[Mapping[str, Array]], tuple[dict[str, Any], dict[str, Array]]]
+Inverse = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
 def maps_of(
@@ -32,8 +33,8 @@ def maps_of(
     template: Mapping[str, Array],
     *,
     has_steps: bool,
-) -> tuple[dict[str, tuple[int, ...]], Maps]:
-    """Site -> shape of its unconstrained values; and a function of these that returns each site's transform and value.
+) -> tuple[dict[str, tuple[int, ...]], Maps, Inverse]:
+    """Site -> shape of its unconstrained values; a function of these that returns each site's transform and value; its inverse.
 
     `has_steps`: whether some of the sites stand in a scan or a branch, where supports that move cannot be read.
 
@@ -50,12 +51,13 @@ def maps_of(
             ) from err
         return _moving(program, args, template, err)
     shapes = {n: jax.eval_shape(fixed[n].inv, x).shape for n, x in template.items()}
-    return shapes, lambda free: (fixed, {n: fixed[n](x) for n, x in free.items()})
+    maps = lambda free: (fixed, {n: fixed[n](x) for n, x in free.items()})
+    return shapes, maps, lambda values: {n: fixed[n].inv(values[n]) for n in template}
 
 
 def _moving(
     program: ppl.Program, args: tuple, template: Mapping[str, Array], refusal: ValueError
-) -> tuple[dict[str, tuple[int, ...]], Maps]:
+) -> tuple[dict[str, tuple[int, ...]], Maps, Inverse]:
     def supports(key: Array, values: Mapping[str, Array]) -> dict[str, PyTree]:
         met = _SiteSupports(template)
 
@@ -87,7 +89,11 @@ def _moving(
             values = {n: found[n](x) for n, x in free.items()}
         return found, values
 
-    return {n: shape(n) for n in template}, maps
+    def inverse(values: Mapping[str, Array]) -> dict[str, Array]:
+        found = supports(key, {n: values[n] for n in template})
+        return {n: biject_to(found[n]).inv(values[n]) for n in template}
+
+    return {n: shape(n) for n in template}, maps, inverse
 
 
 class _SiteSupports(Messenger):

@@ -20,10 +20,10 @@ from ...ppl._types import Key
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ._certificate import Attempt
 from ._convergence import r_hat
-from ._fitted import of_weights
 from ._judged import APART, Verdict
 from ._sampler import Run, mean_and_root
 from ._target import Target
+from ._weighted import of_weights
 
 _FREEDOM = 7.0  # degrees of it
 _WIDER = 1.1

@@ -6,6 +6,7 @@ guide, goes into location and factor, which are inputs, so that a second run in 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,9 +20,11 @@ from ...ppl._compat import known_point
 from ...ppl._precision import full_precision
 from ...ppl._shared_jit import shared_jit
 from ...ppl._types import Key
+from ._clock import Clock
 
 Array = jax.Array
-CHUNK = 250  # transitions in one device call
+CHUNK = 250  # transitions in one device call, at most
+_SECONDS_PER_CALL = 3.0  # so that a limit of time and Ctrl-C are heeded
 DENSE_UP_TO = 50  # coordinates
 
 
@@ -60,15 +63,16 @@ class Sampler:
         num_chains: chains side by side.
         num_warmup: transitions that adapt.
         is_dense: whether the mass matrix has correlations.
+        clock: asked between device calls whether there is time for another one.
     """
 
     def __init__(
         self, log_density: Callable[..., Array], arrays: list[np.ndarray], dimension: int, *,
-        num_chains: int, num_warmup: int, is_dense: bool,
+        num_chains: int, num_warmup: int, is_dense: bool, clock: Clock | None = None,
     ) -> None:  # fmt: skip
         self._log_density, self._arrays = log_density, arrays
         self.dimension, self.num_chains, self.num_warmup = dimension, num_chains, num_warmup
-        self._is_dense = is_dense
+        self._is_dense, self.clock, self._length = is_dense, clock or Clock(), 0
         self._begun = shared_jit(jax.vmap(self._begin, (0, 0, None, None, None)))
         self._many = shared_jit(self._transitions)
 
@@ -87,19 +91,39 @@ class Sampler:
         return self._begun(keys, q, frame, target_accept, self._arrays)
 
     def advance(
-        self, state: PyTree, frame: Frame, target_accept: float, num: int,
-        told: Callable[[int], None] = lambda n: None,
-    ) -> tuple[PyTree, Run]:  # fmt: skip
-        """`num` transitions, rounded up to whole device calls."""
-        parts = []
-        for _ in range(-(-num // CHUNK)):
-            state, out = self._many(state, frame, target_accept, self._arrays)
-            parts.append(jax.tree.map(np.asarray, out))
-            told(CHUNK)
+        self, state: PyTree, frame: Frame, target_accept: float, num: int, what: str = "draws"
+    ) -> tuple[PyTree, Run]:
+        """`num` transitions, fewer where the time is spent or Ctrl-C was pressed; `what` they are, for progress."""
+        parts, done = [], 0
+        try:
+            while done < num:
+                size, began = min(max(self._length, 1), num - done), time.monotonic()
+                state, out = self._many(state, frame, target_accept, size, self._arrays)
+                parts.append(tuple(np.asarray(x)[:size] for x in out))
+                done += size
+                self._set_length(size, time.monotonic() - began)
+                self.clock.tell(f"{done} of {num} {what}")
+                if self.clock.is_over():
+                    break
+        except KeyboardInterrupt:
+            self.clock.interrupt()
+        if not parts:
+            shape = (self.num_chains, 0)
+            flags, numbers = np.zeros(shape, bool), np.zeros(shape)
+            return state, Run(np.zeros((*shape, self.dimension)), numbers, numbers, flags, numbers)
         q, potential, energy, is_diverging, num_steps = (
-            np.concatenate(x).swapaxes(0, 1)[:, :num] for x in zip(*parts, strict=True)
+            np.concatenate(x).swapaxes(0, 1) for x in zip(*parts, strict=True)
         )
         return state, Run(_to(frame, q), -potential, energy, is_diverging, num_steps)
+
+    def _set_length(self, size: int, seconds: float) -> None:
+        """How many transitions the next device call makes; the first one, which compiles, tells nothing."""
+        if not self._length:
+            self._length = 8
+            return
+        each = max(seconds, 1e-6) / size
+        wanted = min(_SECONDS_PER_CALL, self.clock.left) / each
+        self._length = int(np.clip(wanted, 1, min(8 * size, CHUNK)))
 
     @full_precision
     def _potential(self, q: Array, frame: Frame, arrays: list[Array]) -> Array:
@@ -128,25 +152,26 @@ class Sampler:
         return self._started(init, key, known_point(q, value, gradient), target_accept)
 
     def _transitions(
-        self, state: PyTree, frame: Frame, target: Array, arrays: list[Array]
+        self, state: PyTree, frame: Frame, target: Array, num: Array, arrays: list[Array]
     ) -> tuple[PyTree, tuple[Array, ...]]:
+        """The state after `num` transitions, `CHUNK` at most, and what is kept of each, [CHUNK, chains, ...]."""
         init, sample = self._kernel(frame, arrays)
         # NumPyro's kernel learns its options from the call that begins a chain; its result is not used here.
         point = known_point(state.z[0], state.potential_energy[0], state.z_grad[0])
         self._started(init, jax.random.key(0), point, target)
 
-        def step(state: PyTree, _: None) -> PyTree:
-            state = jax.vmap(sample)(state)
-            told = (
-                state.z,
-                state.potential_energy,
-                state.energy,
-                state.diverging,
-                state.num_steps,
-            )
-            return state, told
+        def told(state: PyTree) -> tuple[Array, ...]:
+            return state.z, state.potential_energy, state.energy, state.diverging, state.num_steps
 
-        return jax.lax.scan(step, state, None, length=CHUNK)
+        def step(i: Array, carry: tuple[PyTree, tuple[Array, ...]]) -> PyTree:
+            state, kept = carry
+            state = jax.vmap(sample)(state)
+            kept = tuple(x.at[i].set(new) for x, new in zip(kept, told(state), strict=True))
+            return state, kept
+
+        # The number is an input: calls of every length are one program.
+        kept = tuple(jnp.zeros((CHUNK, *x.shape), x.dtype) for x in told(state))
+        return jax.lax.fori_loop(0, num, step, (state, kept))
 
 
 def is_finite(state: PyTree) -> np.ndarray:

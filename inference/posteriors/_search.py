@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +18,14 @@ from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._types import Key
+from .._improper import improper_sites
 from ..fitting.prediction import map_keys
 from ._certificate import Attempt, Certificate, Method
 from ._chains import Chains, ChainSettings, run_chains
+from ._clock import Clock, TimeUpError
 from ._double import doubled, is_coarse, precision, singled
 from ._draws import Draws
 from ._elimination import CHEAP, DEAR, simulated, without_discrete, without_normal
-from ._fitted import run_fit
 from ._judged import Verdict
 from ._mixture import MOST_COORDINATES, weigh_modes
 from ._modes import starts_in_modes
@@ -33,9 +34,10 @@ from ._problem import Problem, completed
 from ._sampler import CHUNK, DENSE_UP_TO, Run
 from ._tails import heavy_tails
 from ._target import Target, make_target
-from ._tempered import run_tempered
+from ._weighted import FoundDraws, near_guide, run_fit, run_flow, run_tempered
 
-METHODS = ("eliminate", "nuts", "tempered", "fit")
+METHODS = ("eliminate", "nuts", "fit", "tempered")  # by default
+KNOWN = (*METHODS, "flow")
 
 
 class ModelForm(NamedTuple):
@@ -77,6 +79,7 @@ class Search:
         num_chains: of NUTS.
         methods: which of `METHODS` may be used, in this order.
         say: told of each attempt.
+        clock: ends the search where its time does.
     """
 
     method: str
@@ -86,10 +89,14 @@ class Search:
     num_chains: int
     methods: Sequence[str]
     say: Callable[[str], None]
+    clock: Clock
 
     def __post_init__(self) -> None:
         self.attempts: list[Attempt] = []
         self.found: list[Found] = []
+        self.ahead: list[str] = []
+        self.fitted: FoundDraws | None = None
+        self.is_apart = False  # whether chains ended at different places
         self.draw_key, self.run_key = jax.random.split(self.key)
 
     def draws(self) -> Draws:
@@ -102,17 +109,49 @@ class Search:
         if (exact := self._exact(plain)) is not None:
             self._tell(Attempt("exact", time.perf_counter() - began, "certified", {}))
             return self._made(exact)
-        first = self._without(plain, CHEAP, only_moving=True)
-        rungs = {"nuts": self._nuts, "tempered": self._tempered, "fit": self._fit}
-        for name in self.methods:
-            if name in rungs and rungs[name](first, plain):
-                break
+        try:
+            self._climb(plain)
+        except TimeUpError:
+            pass
+        except KeyboardInterrupt:
+            self.clock.interrupt()
+        return self._made(self._best())
+
+    def _best(self) -> Found:
+        """What was found with the fewest problems, the end of the time among them."""
+        if not self.found and self.clock.is_interrupted:
+            raise KeyboardInterrupt
         if not self.found:
             told = "; ".join(attempt.outcome.rstrip(".") for attempt in self.attempts)
+            told = "; ".join(filter(None, [self._unfinished(), told]))
+            remedy = "Raise max_seconds" if self.clock.why else "Add 'nuts' to them"
             raise RuntimeError(
-                f"{self.method}: {problem.program!r} has no draws by methods={list(self.methods)}: {told}. Add 'nuts' to them."
+                f"{self.method}: {self.problem.program!r} has no draws by methods={list(self.methods)}: {told}. {remedy}."
             )
-        return self._made(min(self.found, key=lambda found: found.verdict.rank))
+        best = min(self.found, key=lambda found: found.verdict.rank)
+        if not best.verdict.is_certified and (text := self._unfinished()):
+            verdict = best.verdict
+            best = best._replace(verdict=verdict._replace(problems=(text, *verdict.problems)))
+        return best
+
+    def _climb(self, plain: ModelForm) -> None:
+        """One rung after the other, until one is certified."""
+        first = self._without(plain, CHEAP, only_moving=True)
+        rungs = {
+            "nuts": self._nuts, "fit": self._fit, "flow": self._flow, "tempered": self._tempered,
+        }  # fmt: skip
+        self.ahead = [name for name in self.methods if name in rungs]
+        while self.ahead:
+            self.clock.check(name := self.ahead.pop(0))
+            if rungs[name](first, plain):
+                return
+
+    def _unfinished(self) -> str:
+        """What the end of the time left undone, in words."""
+        if not self.clock.why:
+            return ""
+        ahead = f", before {', '.join(self.ahead)} began" if self.ahead else ""
+        return f"{self.clock.why} during '{self.clock.running}'{ahead}"
 
     def _exact(self, plain: ModelForm) -> Found | None:
         """Independent draws, where nothing is left to approximate."""
@@ -154,7 +193,11 @@ class Search:
                 return True
             return verdict.is_apart and is_coarse_at(run)
 
-        chains = self._chains(first, (0.9, 0.95), is_hopeless=is_hopeless)
+        near = (None, None)
+        if self.fitted is not None:
+            near = near_guide(self._target(first), self.fitted, self.num_chains)
+        chains = self._chains(first, (0.9, 0.95), *near, is_hopeless=is_hopeless)
+        self.is_apart = chains.verdict.is_apart
         if chains.verdict.is_certified:
             return True
         is_hindered = chains.verdict.is_apart or chains.verdict.is_stiff
@@ -196,6 +239,7 @@ class Search:
         """The places of the chains weighed; or chains that begin in further modes, and theirs."""
         if self._weighed_modes(form, chains):
             return True
+        self.clock.check("modes")
         began = time.perf_counter()
         with precision(is_double=form.is_double):
             target = self._target(form)
@@ -217,6 +261,7 @@ class Search:
             target = self._target(form)
             if target.dimension > MOST_COORDINATES or chains.verdict.is_stiff:
                 return False
+            self.clock.check("importance")
             weighed = weigh_modes(target, chains.run, self._fresh(), self.num_samples)
         self._tell(weighed.attempt)
         draw = completing(self.problem, target, weighed.u, is_double=form.is_double)
@@ -245,26 +290,58 @@ class Search:
                 self._tell,
                 form.label,
                 is_hopeless,
+                self.clock,
             )
         self.found.append(chains_found(self.problem, target, chains, form))
         return chains
 
     def _tempered(self, first: ModelForm, plain: ModelForm) -> bool:
-        found = run_tempered(first.program, self.problem.args, self._fresh(), self.num_samples)
-        return self._weighed("tempered", first, found)
+        """From the prior; where that does not do, from the fit, unless chains have told of places that it may not know."""
+        starts: list[Mapping[str, np.ndarray] | None] = []
+        if not improper_sites(simulated(first.program, self.problem.args).sites):
+            starts.append(None)
+        if self.fitted is not None and self.fitted.guide and not self.is_apart:
+            starts.append(self.fitted.guide)
+        for start in starts or [None]:
+            self.clock.check("tempered")
+            found = run_tempered(
+                first.program, self.problem.args, self._fresh(), self.num_samples, self.clock, start
+            )
+            if self._weighed("tempered", first, found):
+                return True
+        return False
 
     def _fit(self, first: ModelForm, plain: ModelForm) -> bool:
-        found = run_fit(first.program, self.problem.args, self._fresh(), self.num_samples)
-        return self._weighed("fit", first, found)
+        self.fitted = run_fit(
+            first.program, self.problem.args, self._fresh(), self.num_samples, self.clock
+        )
+        return self._weighed("fit", first, self.fitted)
 
-    def _weighed(self, method: Method, form: ModelForm, found: Any) -> bool:
-        choices, verdict, attempt = found
+    def _flow(self, first: ModelForm, plain: ModelForm) -> bool:
+        """A flow trained from the fit, which is made here if it has not been."""
+        if self.fitted is None and self._fit(first, plain):
+            return True
+        assert self.fitted is not None
+        self.clock.check("flow")
+        target = self._target(first)
+        _, frame = near_guide(target, self.fitted, self.num_chains)
+        if frame is None:
+            self._tell(Attempt("flow", 0.0, "there is no fit to begin at", {}))
+            return False
+        u, verdict, attempt = run_flow(target, frame, self._fresh(), self.num_samples, self.clock)
         self._tell(attempt)
-        if choices is None:
+        if u is not None:
+            draw = completing(self.problem, target, u, is_double=False)
+            self.found.append(Found("flow", verdict, first, draw))
+        return verdict.is_certified
+
+    def _weighed(self, method: Method, form: ModelForm, found: FoundDraws) -> bool:
+        self._tell(found.attempt)
+        if (choices := found.choices) is None:
             return False
         draw = lambda key: completed(self.problem, form.program, key, choices, dict)
-        self.found.append(Found(method, verdict, form, draw))
-        return verdict.is_certified
+        self.found.append(Found(method, found.verdict, form, draw))
+        return found.verdict.is_certified
 
     def _target(self, form: ModelForm) -> Target:
         return make_target(self.method, form.program, self._args(form))

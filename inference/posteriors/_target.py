@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.flatten_util
@@ -38,6 +38,7 @@ class Target:
         dimension: number of coordinates d.
         log_density: (u [d], arrays) -> log-density with the Jacobian, nats.
         choices: u [d] -> latent site -> value.
+        point: its inverse.
         names: a name for each coordinate.
     """
 
@@ -48,6 +49,7 @@ class Target:
     dimension: int
     log_density: Callable[[Array, list[PyTree]], Array]
     choices: Callable[[Array], dict[str, Array]]
+    point: Callable[[Mapping[str, Array]], Array]
     names: tuple[str, ...]
 
 
@@ -64,10 +66,11 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     split = Arguments(args)
     arrays = split.arrays(args)
     zeros = {n: jnp.zeros(x.shape, x.dtype) for n, x in trace.choices.items()}
+    zero = jnp.zeros(0)
     if not sites:
-        return Target(program, args, arrays, (), 0, _nothing, lambda u: {}, ())
+        return Target(program, args, arrays, (), 0, _nothing, lambda u: {}, lambda x: zero, ())
     whole = program.program if isinstance(program, Eliminated) else program
-    shapes, maps = maps_of(
+    shapes, maps, inverse = maps_of(
         method, whole, args, {n: zeros[n] for n in sites},
         has_steps=any(trace.sites[n].regions for n in sites),
     )  # fmt: skip
@@ -80,6 +83,10 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
 
     def choices(u: Array) -> dict[str, Array]:
         return maps(parts(u))[1]
+
+    def point(values: Mapping[str, Array]) -> Array:
+        free = inverse(values)
+        return jnp.concatenate([zero, *(jnp.ravel(free[n]) for n in sites)])
 
     def log_density(u: Array, arrays: list[Array]) -> Array:
         free = parts(u)
@@ -100,7 +107,7 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     run = jaxpr_as_fun(closed)
     return Target(
         program, args, arrays, tuple(sites), dimension,
-        lambda u, arrays: run(u, *jax.tree.leaves(arrays))[0], choices, tuple(names),
+        lambda u, arrays: run(u, *jax.tree.leaves(arrays))[0], choices, point, tuple(names),
     )  # fmt: skip
 
 

@@ -328,7 +328,7 @@ def eliminate(
             law, or stands in an eliminated program called inside; more than 65,536 states (4,096 of a
             chain that remembers one step), or 2,048 normal numbers that are believed jointly; a statement that depends on normal
             sites and is no normal law with an affine mean, or stands in a branch; a normal site that is masked out; log-probs
-            scaled differently (subsampling) that meet in one sum;
+            scaled differently (subsampling) that meet in one sum; a continuous site in a branch that a summed site chooses;
             parallel=True under particles, or with a step in which sites are left or that has a scan or branch of its own; a
             program that subsamples a plate or uses `ppl.rng_key`; under NumPyro's inference, a support that is computed.
         TypeError: discrete sites are summed out and it is drawn inside an objective (as a guide); NumPyro's handlers around it.

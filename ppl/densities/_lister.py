@@ -37,7 +37,10 @@ class Kept(Constrained):
 
     def numbers_of(self, msg: Message) -> dict[str, PyTree]:
         self.scales[msg["name"]], scale = scales_of(msg, self.plates)
-        return super().numbers_of({**msg, "scale": scale})
+        numbers = super().numbers_of({**msg, "scale": scale})
+        if self.depth("cond") and not msg["is_observed"]:
+            numbers["active"] = jnp.ones(())  # zero where the branch is not taken
+        return numbers
 
 
 def _density_of(msg: Message, plates: Mapping[str, int], elements: Array) -> Array:

@@ -36,7 +36,7 @@ from ..evaluation import (
     optimised,
     whole_at,
 )
-from ..jaxprs import Analysis, Relation
+from ..jaxprs import Analysis, Relation, Relations
 from ..language import ChoiceMismatch, Program
 from ..strategies import StrategySite
 from ..traces import SiteInfo, SiteInfos, Trace, running_engine
@@ -272,6 +272,10 @@ def list_factors(
     if outer is not None and alarmed:
         outer.alarmed.add(label)
     relations: Any = {n: relations_of(facts, a, sites) for n, a in atoms.items()}
+    taken = {
+        n: relations_of(facts, t["active"], sites) for n, t in numbers.items() if "active" in t
+    }
+    _check_branches(label, infos, taken, sites, kept)
     ranks = {n: len(a.aval.shape) for n, a in atoms.items()}
     structure = structure_of(label, sites, relations, ranks)
     _check_scales(label, relations, given.scales, sites)
@@ -313,6 +317,27 @@ def _check_sites(
             missing,
             extra,
         )
+
+
+def _check_branches(
+    label: str,
+    infos: Mapping[str, SiteInfo],
+    taken: Mapping[str, Relations],
+    sites: Mapping[int, StrategySite],
+    kept: Mapping[str, Array],
+) -> None:
+    """Refuse sums over which branch is taken, where a continuous site that is left has a law in one of them only.
+
+    `taken`: kept site in a branch -> how that it is taken depends on the eliminated sites.
+    """
+    for name, relation in taken.items():
+        gone = sorted(sites[i].name for i in relation if isinstance(i, int))
+        if gone and jnp.issubdtype(kept[name].dtype, jnp.floating):
+            raise ValueError(
+                f"{label}: site '{name}' is drawn in a branch (ppl.cond) that {gone} choose, and has no law where that is not "
+                "taken: the sum over them would add densities of unlike spaces. Draw it before the branch and use it inside, "
+                "which tells the same, or keep them as choices."
+            )
 
 
 def _check_scales(

@@ -57,6 +57,7 @@ def test_a_bound_is_fitted_and_a_fit_is_a_start():
     fit = inference.fit(bound, args=(X, Y), key=KEY, num_steps=3000, progress=False, k_hat="skip")
     mean, sd = truth()
     assert (np.abs(fit.posterior(KEY, 1000).choices["b"].mean(0) - mean) < 0.5 * sd).all()
+    assert "evidence   not normalised" in repr(fit)
     result = inference.tempered_smc(flat, KEY, X, Y, start=fit, num_particles=400)
     assert (np.abs(np.asarray(result.particles["b"]).mean(0) - mean) < 0.5 * sd).all()
     new = fit.predict(KEY, X, num_samples=5)  # predictions of a posterior have draws
@@ -108,6 +109,16 @@ def test_a_posterior_without_a_total_is_refused_by_name(case, method):
             inference.tempered_smc(model, KEY, x, Y, start=start)
         else:
             getattr(inference, method)(model, args=(x, Y), key=KEY)
+
+
+def test_evidence_under_a_flat_prior_is_said_to_have_no_constant():
+    from lapilli.inference._runs import evidence_of
+
+    assert evidence_of(ppl.model(flat), (X, Y)) == (
+        "not normalised: up to the constant of its improper priors (b, s)"
+    )
+    proper = lambda y: ppl.sample("y", dist.Normal(ppl.sample("b", dist.Normal(0, 1)), 1), obs=y)
+    assert evidence_of(ppl.as_program(proper), (Y,)) is None is evidence_of(ppl.model(flat), None)
 
 
 def test_data_may_speak_of_it_through_another_site():

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ....ppl._shared_jit import shared_while_loop
 from ..population import StepWeights, evidence, reweight
 from ..resampling import resample
 from ._mixing import lags
@@ -114,7 +113,7 @@ def run_persistent(run: SamplerSettings, key: Array) -> dict[str, PyTree]:
         )
 
     scale = jnp.asarray(run.kernel.init_scale(run.target.dimension), float)
-    pool, _, record = shared_while_loop(go_on, step, (pool, scale, record))
+    pool, _, record = run.through(go_on, step, (pool, scale, record))
     n = pool.last
     last = pool.temperatures[n]
     weights = weigh(run, pool, jnp.ones(()))  # the last level's particles tell about Z, too

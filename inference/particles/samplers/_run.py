@@ -11,6 +11,7 @@ Invariant: with the tuning fixed every Z_m is unbiased, and so is Z.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
-from ....ppl._shared_jit import shared_while_loop
+from ....ppl._shared_jit import shared_jit, shared_while_loop
 from ..moves import Kernel, Standing
 from ..population import evidence, log_apart, reweight, uniform
 from ..programs import map_particles
@@ -58,7 +59,10 @@ class MovedPoints(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSettings:
-    """One run's settings; see `tempered_smc`. `num_moves` None: until particles have mixed, `MAX_MOVES` at most."""
+    """One run's settings; see `tempered_smc`. `num_moves` None: until particles have mixed, `MAX_MOVES` at most.
+
+    With `max_seconds` no temperature begins after so long a time, and the last one may be below 1.
+    """
 
     target: Static
     kernel: Kernel
@@ -73,6 +77,7 @@ class SamplerSettings:
     batch_size: int | None
     num_islands: int
     chain_length: int  # states that are kept of each chain
+    max_seconds: float | None = None
 
     def __call__(self, key: Array) -> TemperedResult:
         init_key, loop_key = jax.random.split(key)
@@ -92,7 +97,7 @@ class SamplerSettings:
         def step(state: PyTree) -> PyTree:
             return self._step(jax.random.fold_in(loop_key, state[0]), *state)
 
-        n, beta, points, _, _, _, record = shared_while_loop(go_on, step, start)
+        n, beta, points, _, _, _, record = self.through(go_on, step, start)
         record["temperatures"] = jnp.where(jnp.arange(size) < n, record["temperatures"], beta)
         log_z = jnp.cumsum(record.pop("log_z"), 0)
         totals = jax.nn.logsumexp(log_z, axis=1) - jnp.log(islands)
@@ -115,6 +120,26 @@ class SamplerSettings:
             | {"num_moves": record["num_moves"]},
             **record,
         )
+
+    def through(
+        self, go_on: Callable[[PyTree], Array], step: Callable[[PyTree], PyTree], state: PyTree
+    ) -> PyTree:
+        """The state after all steps; where time is limited, one step in a device call, until the time is spent.
+
+        Raises:
+            ValueError: time is limited, and the run is traced.
+        """
+        if self.max_seconds is None:
+            return shared_while_loop(go_on, step, state)
+        if not is_concrete(state):
+            raise ValueError(
+                "tempered_smc: max_seconds looks at the clock between temperatures, and the run is traced by jax.jit or another "
+                "transformation, where there is none. Leave it out there, and bound the run by max_steps."
+            )
+        end, one = time.monotonic() + self.max_seconds, shared_jit(step)
+        while bool(go_on(state)) and time.monotonic() < end:
+            state = jax.block_until_ready(one(state))
+        return state
 
     def record(self, points: Array) -> dict[str, Array]:
         """Empty records of what is known of each temperature's moves."""

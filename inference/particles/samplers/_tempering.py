@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._calls import checked_call
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, check_seconds
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._types import Key
 from ....ppl.language import told_of_nan
@@ -52,6 +52,7 @@ def tempered_smc(
     resampling: str | Scheme = "systematic",
     keep: Literal["last", "all", "persistent"] = "last",
     max_steps: int = 100,
+    max_seconds: float | None = None,
     batch_size: int | None = None,
     **kwargs: PyTree,
 ) -> TemperedResult:
@@ -95,6 +96,7 @@ def tempered_smc(
             temperatures, weighted as draws from the mixture of their targets: K (steps + 1) weighted particles, more for the
             same moves; memory in proportion, of `max_steps` under jit.
         max_steps: temperatures at most.
+        max_seconds: time after which no temperature begins; None: as long as it takes. Temperatures are then compiled one by one.
         batch_size: particles moved at once; None for all.
 
     Returns:
@@ -105,7 +107,7 @@ def tempered_smc(
             every draw; `start` without draws of a site, or together with another path; temperatures that do not increase to 1;
             wrong sizes; with `keep="all"` a K that `num_moves` + 1 does not divide, or a scheme that cannot draw fewer
             ancestors ("killing").
-        RuntimeError: `max_steps` were not enough (under jit particles, weights and evidence are NaN then).
+        RuntimeError: `max_steps` or `max_seconds` were not enough (under jit particles, weights and evidence are NaN then).
 
     Validity: E[exp(log_evidence)] = p(data) with `frozen`, whose numbers must come from an independent key, whatever `start`
     is. Adapted runs are consistent in K, with a bias of order 1 / K; so is "persistent" even with `frozen`, since the evidence
@@ -121,6 +123,7 @@ def tempered_smc(
     chain_length = 1 if keep != "all" else 1 + (CHAIN_MOVES if num_moves is None else num_moves)
     num_moves = num_moves if keep != "all" else chain_length - 1
     _check(num_particles, target_ess, temperatures, max_steps, num_moves, keep, batch_size)
+    check_seconds("tempered_smc", max_seconds)
     if frozen is not None and temperatures is not None:
         raise ValueError("tempered_smc: give temperatures or a frozen result, not both.")
     if start is not None and (isinstance(kernel, Gibbs) or data_axis is not None):
@@ -150,7 +153,7 @@ def tempered_smc(
     run = SamplerSettings(
         target, kernel, num_particles, num_moves, target_ess, schedule, frozen,
         as_scheme(resampling).ancestors, keep, max_steps, batch_size,
-        NUM_ISLANDS if is_split else 1, chain_length,
+        NUM_ISLANDS if is_split else 1, chain_length, max_seconds,
     )  # fmt: skip
     if keep == "persistent":
         whole = TemperedResult(**run_persistent(run, key), improper=target.improper)
@@ -167,6 +170,12 @@ def tempered_smc(
             chain_length=chain_length,
         )
     is_short = result.temperatures[-1] < 1
+    if max_seconds is not None and bool(is_short) and int(result.num_steps) < max_steps:
+        raise RuntimeError(
+            f"tempered_smc: max_seconds={max_seconds:g} were spent after {int(result.num_steps)} temperatures, at "
+            f"{float(result.temperatures[-1]):.3g} of 1. Raise max_seconds, use fewer particles, or begin nearer (start=, draws "
+            "of a fit)."
+        )
     if is_concrete(is_short) and bool(is_short):
         raise RuntimeError(
             f"tempered_smc: {max_steps} temperatures ended at {float(result.temperatures[-1]):.3g} of 1. Raise max_steps, lower "

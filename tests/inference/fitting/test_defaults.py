@@ -14,7 +14,7 @@ from _fit_fakes import Objective
 from lapilli import inference, ppl
 from lapilli.inference import fitting
 from lapilli.inference.fitting import settling
-from lapilli.inference.fitting._defaults import of_seeds
+from lapilli.inference.fitting._defaults import choose_objective, of_seeds
 from lapilli.inference.fitting._judgement import verdict_on
 from lapilli.inference.fitting.starts import _search
 from lapilli.inference.fitting.stationarity import is_done
@@ -493,3 +493,23 @@ def test_check_jumps_is_handed_to_the_objective_that_is_made():
     assert made.objective.check_jumps is False
     with pytest.raises(ValueError, match="check_jumps=False is for a model alone"):
         inference.fit(made.objective, args=args, num_steps=1, check_jumps=False)
+
+
+def test_missing_cells_beside_discrete_sites_cost_nothing():
+    """The default objective's model is that of the rows that were seen."""
+
+    def gappy(y, seen):
+        mean = ppl.sample("mean", dist.Normal(0.0, 2.0))
+        with ppl.plate("rows", len(y)):
+            k = ppl.sample("k", dist.Bernoulli(0.3))
+            ppl.sample("y", dist.Normal(mean + 2.0 * k, 1.0), obs=y, obs_mask=seen)
+
+    rng = np.random.default_rng(0)
+    y, seen = rng.normal(size=6), np.array([True, False, True, True, False, True])
+    found = choose_objective(gappy, (jnp.array(y), jnp.array(seen)), may_be_prior=False)
+    assert "y_unobserved" in found.reasons["missing"] and "k" in found.reasons["discrete"]
+    for mean in (0.3, -1.2):
+        at = {"mean": jnp.array(mean)}
+        own = found.objective.model.log_density(at, jnp.array(y), jnp.array(seen))
+        want = ppl.eliminate(gappy, "k").log_density(at, jnp.array(y[seen]), None)
+        np.testing.assert_allclose(own, want, rtol=1e-5)

@@ -485,3 +485,9 @@ def test_what_is_no_model_is_refused():
         inference.infer(line, args=(X, Y), methods=["eliminate"])
     with pytest.raises(ValueError, match="target_accept must lie between 0 and 1"):
         inference.nuts(line, args=(X, Y), target_accept=1.0)
+
+
+def test_nuts_needs_time_to_be_a_number_above_zero():
+    for call in (inference.infer, inference.nuts):
+        with pytest.raises(ValueError, match="max_seconds must be positive, got 0.*or None"):
+            call(line, args=(X, Y), max_seconds=0)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lapilli.inference.posteriors._chains import ChainSettings, run_chains
-from lapilli.inference.posteriors._fitted import of_weights
+from lapilli.inference.posteriors._clock import Clock
 from lapilli.inference.posteriors._judged import of_chains
 from lapilli.inference.posteriors._sampler import Run
+from lapilli.inference.posteriors._weighted import of_weights
 
 SHAPE = (4, 1000)
 
@@ -129,14 +130,14 @@ def test_long_trajectories_count_at_the_end_of_the_warm_up(monkeypatch, steps, i
     """Those before the mass matrix is learned say nothing."""
     rng, left = np.random.default_rng(0), list(steps)
 
-    def advance(state, frame, accept, num):
+    def advance(state, frame, accept, num, what="draws"):
         x, energy = rng.standard_normal((8, num, 1)), rng.standard_normal((8, num))
-        length = np.full((8, num), left.pop(0))
+        parts = 2 if "warm-up" in what else 1
+        length = np.repeat([[left.pop(0) for _ in range(parts)]], num // parts, 1).repeat(8, 0)
         return state, Run(x, energy, energy, np.zeros((8, num), bool), length)
 
-    sampler = types.SimpleNamespace(
-        frame=lambda: None, begin=lambda *of: None, advance=advance, num_chains=8
-    )
+    sampler = types.SimpleNamespace(frame=lambda: None, advance=advance, clock=Clock())
+    monkeypatch.setattr("lapilli.inference.posteriors._chains._started", lambda *of: None)
     monkeypatch.setattr(
         "lapilli.inference.posteriors._chains.Sampler", lambda *of, **options: sampler
     )

@@ -625,3 +625,48 @@ def test_the_mode_weighs_a_branch_that_is_not_taken_once():
     best, log_density = ppl.eliminate(branching, ["c", "k"]).mode({})
     assert int(best["c"]) == 0
     np.testing.assert_allclose(log_density, np.log(0.55), rtol=1e-5)
+
+
+def chosen_branch(chooser, y, flag):
+    """A continuous site of a branch that an eliminated site chooses, by itself or through others; or data do."""
+    k = ppl.sample("k", dist.Bernoulli(0.4))
+    j = ppl.sample("j", dist.Bernoulli(0.3 + 0.2 * k))
+    is_high = {"itself": k == 1, "another": k + j > 1, "data": flag}
+    high = lambda: ppl.sample("a", dist.Normal(2.0 + k, 1.0))
+    mean = ppl.cond(is_high[chooser], high, lambda: -1.0)
+    ppl.sample("y", dist.Normal(mean + j, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("chooser", ["itself", "another", "data"])
+def test_densities_of_unlike_spaces_are_not_added(chooser):
+    """With branches chosen by data the law inside may depend on the site: that is one space, and exact."""
+    program = ppl.eliminate(chosen_branch, ["k", "j"])
+    args, choices = (chooser, jnp.array(0.7), jnp.array(True)), {"a": jnp.array(0.4)}
+    if chooser == "data":
+        each = [
+            ppl.as_program(chosen_branch).log_density({**choices, "k": jnp.int32(k), "j": jnp.int32(j)}, *args)
+            for k in (0, 1)
+            for j in (0, 1)
+        ]  # fmt: skip
+        total = jax.nn.logsumexp(jnp.stack(each))
+        np.testing.assert_allclose(program.log_density(choices, *args), total, rtol=1e-5)
+        return
+    sites = r"\['k'\]" if chooser == "itself" else r"\['j', 'k'\]"
+    with pytest.raises(
+        ValueError, match=f"site 'a' is drawn in a branch .* that {sites} choose.*Draw it before"
+    ):
+        program.log_density(choices, *args)
+
+
+def test_a_step_whose_branch_a_state_chooses_is_no_exception():
+    def steps(y):
+        def step(k, y):
+            k = ppl.sample("k", dist.Bernoulli(0.2 + 0.5 * k))
+            jump = lambda: ppl.sample("jump", dist.Normal(0.0, 3.0))
+            ppl.sample("y", dist.Normal(ppl.cond(k == 1, jump, lambda: 0.0), 1.0), obs=y)
+            return k, None
+
+        ppl.scan(step, 0, y)
+
+    with pytest.raises(ValueError, match="site 'jump' is drawn in a branch"):
+        ppl.eliminate(steps, "k").log_density({"jump": jnp.zeros(3)}, jnp.ones(3))

@@ -1,5 +1,8 @@
 """Tempered SMC on closed forms, one of them asymmetric; kernels leave their target invariant."""
 
+import itertools
+import types
+
 import blackjax
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from scipy.stats import multivariate_normal
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles.samplers import _run
 
 COUNTS = np.array([1.0, 3.0, 5.0, 2.0], np.float32)
 KERNELS = {
@@ -272,6 +276,30 @@ def test_bad_input_is_refused_by_name(name, key):
 def test_too_few_temperatures_are_reported(key):
     with pytest.raises(RuntimeError, match="2 temperatures ended at .* of 1. Raise max_steps"):
         inference.tempered_smc(regression, key, DESIGN, RESPONSE, num_particles=100, max_steps=2)
+
+
+@pytest.mark.slow_for("persistent")
+@pytest.mark.parametrize("keep", ["last", "persistent"])
+def test_a_limit_of_time_is_kept_between_temperatures_or_told(keep, key, monkeypatch):
+    """A second at each look: two looks, one temperature; in more time the posterior is the same one."""
+    clock = types.SimpleNamespace(monotonic=itertools.count().__next__)
+    monkeypatch.setattr(_run, "time", clock)
+    options = {"num_particles": 400, "kernel": KERNELS["random walk"], "num_moves": 5, "keep": keep}
+    with pytest.raises(
+        RuntimeError, match="max_seconds=2 were spent after 1 temperatures, at 0.*of 1. Raise"
+    ):
+        inference.tempered_smc(rate, key, COUNTS, max_seconds=2, target_ess=0.9, **options)
+    result = inference.tempered_smc(rate, key, COUNTS, max_seconds=100, target_ess=0.9, **options)
+    assert float(result.temperatures[-1]) == 1 and int(result.num_steps) > 1
+    assert abs(float(result.log_evidence) - rate_evidence()) < 0.3  # standard error 0.05
+
+
+def test_a_limit_of_time_needs_a_clock_and_a_positive_number(key):
+    with pytest.raises(ValueError, match="max_seconds must be positive, got -1.*or None"):
+        inference.tempered_smc(rate, key, COUNTS, max_seconds=-1)
+    run = lambda key: inference.tempered_smc(rate, key, COUNTS, max_seconds=9, num_particles=20)
+    with pytest.raises(ValueError, match="max_seconds looks at the clock.*traced.*Leave it out"):
+        jax.eval_shape(lambda key: run(key).log_evidence, key)
 
 
 @pytest.mark.slow

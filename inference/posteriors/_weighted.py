@@ -1,0 +1,189 @@
+"""Draws without chains: of a fitted guide by their Pareto-smoothed weights, and particles that are tempered."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ... import ppl
+from ...ppl._shared_jit import shared_jit
+from ...ppl._types import Key
+from ..diagnostics._weights import importance_diagnostics, resampling_indices
+from ..fitting import Fit, fit
+from ..particles.samplers import tempered_smc
+from ._certificate import Attempt
+from ._clock import Clock
+from ._elimination import simulated
+from ._flow import NUM_STEPS, flow_draws
+from ._judged import LEAST_ESS, Verdict
+from ._sampler import DENSE_UP_TO, Frame, frame_of
+from ._target import Target
+
+_DRAWS = 4  # for each that is kept, so that few of these are copies
+_EVEN = 0.7  # nats between the largest and the mean weight
+_NEED_WEIGHTS = "draws need their weights"  # of a fit's verdict, which they get
+_OF_GUIDE = 1000  # draws that tell its coordinates
+_STEPS = 500  # of a fit between looks at the clock
+
+
+class FoundDraws(NamedTuple):
+    """What such a rung found.
+
+    Attributes:
+        choices: draws of the program's sites [S, ...], equally weighted; None if there are none.
+        verdict: on them.
+        attempt: in words.
+        guide: of a fit, draws of its guide without their weights.
+    """
+
+    choices: dict[str, np.ndarray] | None
+    verdict: Verdict
+    attempt: Attempt
+    guide: dict[str, np.ndarray] | None = None
+
+
+def run_fit(
+    program: ppl.Program, args: tuple, key: Key, num_samples: int, clock: Clock
+) -> FoundDraws:
+    """Draws of a fit's guide, resampled by their weights."""
+    began = time.perf_counter()
+    fit_key, draw_key, keep_key = jax.random.split(key, 3)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it finds is told here
+            fitted = fit(
+                program, args=args, key=fit_key, progress=False, callback_every=_STEPS,
+                callbacks=[lambda info: _watched(clock, info.step)],
+            )  # fmt: skip
+            drawn = fitted.posterior(draw_key, _DRAWS * num_samples, batch_size=500)
+    except (ValueError, RuntimeError, NotImplementedError) as err:
+        verdict = Verdict({}, (f"a fit is not for this program: {err}",))
+        attempt = Attempt("fit", time.perf_counter() - began, verdict.outcome, {})
+        return FoundDraws(None, verdict, attempt)
+    verdict = of_weights(drawn.log_weights)
+    if (text := _against(fitted, clock)) is not None:
+        verdict = verdict._replace(problems=(text, *verdict.problems))
+    attempt = Attempt("fit", time.perf_counter() - began, verdict.outcome, verdict.seen)
+    if not verdict.seen:
+        return FoundDraws(None, verdict, attempt)
+    log_weights = importance_diagnostics(drawn.log_weights).smoothed_log_weights
+    rows = resampling_indices(keep_key, log_weights)[::_DRAWS]
+    sites = simulated(program, args).choices
+    plain = {n: x for n, x in drawn.choices.items() if n in sites}
+    return FoundDraws({n: x[rows] for n, x in plain.items()}, verdict, attempt, plain)
+
+
+def _watched(clock: Clock, step: int) -> bool:
+    clock.tell(f"step {step}")
+    return clock.is_over()
+
+
+def _against(fitted: Fit, clock: Clock) -> str | None:
+    """What a fit itself has against its guide."""
+    if fitted.interrupted:
+        clock.interrupt()
+    if fitted.stop_reason != "settled":
+        return f"the fit ended after {fitted.steps} steps and had not settled"
+    if fitted.worth is not None and fitted.worth.verdict not in ("", _NEED_WEIGHTS):
+        return f"the fit says: {fitted.worth}"
+    return None
+
+
+def run_flow(
+    target: Target, frame: Frame, key: Key, num_samples: int, clock: Clock
+) -> tuple[np.ndarray | None, Verdict, Attempt]:
+    """Draws [S, d] of a flow that is trained from a fitted guide, resampled by their weights."""
+    began = time.perf_counter()
+    run_key, keep_key = jax.random.split(key)
+    drawn = flow_draws(target, frame, run_key, _DRAWS * num_samples, clock)
+    verdict = of_weights(drawn.log_weights)
+    if drawn.num_steps < NUM_STEPS:
+        text = f"the flow was trained for {drawn.num_steps} of {NUM_STEPS} steps"
+        verdict = verdict._replace(problems=(text, *verdict.problems))
+    attempt = Attempt("flow", time.perf_counter() - began, verdict.outcome, verdict.seen)
+    if not verdict.seen:
+        return None, verdict, attempt
+    log_weights = importance_diagnostics(drawn.log_weights).smoothed_log_weights
+    return drawn.u[resampling_indices(keep_key, log_weights)[::_DRAWS]], verdict, attempt
+
+
+def near_guide(
+    target: Target, found: FoundDraws, num_chains: int
+) -> tuple[np.ndarray | None, Frame | None]:
+    """Where chains begin after a fit [chains, d], and the coordinates in which its guide is round; None where it is of no use.
+
+    Every second one begins at a weighted draw, the others (NaN) apart from the fit, so that they can tell of a place that it has
+    not met.
+    """
+    if found.choices is None or found.guide is None or set(target.sites) - set(found.choices):
+        return None, None
+    points = shared_jit(lambda values: jax.vmap(target.point)(values))
+    of = lambda draws: {n: jnp.asarray(draws[n][:_OF_GUIDE]) for n in target.sites}
+    weighted, guide = (np.asarray(points(of(x)), float) for x in (found.choices, found.guide))
+    guide = guide[np.isfinite(guide).all(1)]
+    if len(guide) < 2 * target.dimension:
+        return None, None
+    starts = weighted[(np.arange(num_chains) * len(weighted)) // num_chains]
+    starts[1::2] = np.nan
+    return starts, frame_of(guide, is_dense=target.dimension <= DENSE_UP_TO)
+
+
+def of_weights(log_weights: np.ndarray) -> Verdict:
+    """The verdict on draws by their weights; nothing is seen where these are no numbers."""
+    if not np.isfinite(log_weights).any() or not (log_weights < np.inf).all():
+        return Verdict({}, ("the weights of a fitted guide's draws are no numbers",))
+    worth = importance_diagnostics(log_weights)
+    seen = {"k_hat": worth.k_hat, "ess": worth.ess}
+    problems = []
+    # The tail of weights that are all but equal may have any shape.
+    is_even = log_weights.max() - log_weights.mean() < _EVEN
+    if not (worth.k_hat <= worth.k_threshold or is_even):
+        problems.append(
+            f"k-hat is {worth.k_hat:.2f}, above {worth.k_threshold:.2f}: the fitted guide is no stand-in for the posterior"
+        )
+    if not worth.ess >= LEAST_ESS:
+        problems.append(f"the effective sample size is {worth.ess:.0f}, below {LEAST_ESS}")
+    return Verdict(seen, tuple(problems))
+
+
+def run_tempered(
+    program: ppl.Program, args: tuple, key: Key, num_samples: int, clock: Clock,
+    start: Mapping[str, np.ndarray] | None = None,
+) -> FoundDraws:  # fmt: skip
+    """Particles from the prior to the posterior, judged by the run itself: independent islands, moves that carry one way.
+
+    `start`: draws around which they begin, in place of the prior.
+    """
+    began = time.perf_counter()
+    run_key, keep_key = jax.random.split(key)
+    choices, name = None, "tempered" if start is None else "tempered from the fit"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it finds is told here
+            run = tempered_smc(
+                program, run_key, *args, start=start, num_particles=num_samples,
+                max_seconds=None if np.isinf(clock.left) else clock.left,
+            )  # fmt: skip
+    except (ValueError, RuntimeError, NotImplementedError) as err:
+        text = (
+            "tempering is not finished" if clock.is_over() else "tempering is not for this program"
+        )
+        verdict = Verdict({}, (f"{text}: {err}",))
+    else:
+        worst = [float(np.max(x)) for x in run.r_hat.values() if x.size]
+        evidence = np.asarray(run.island_log_evidence, float)
+        seen = {
+            "r_hat": max(worst, default=1.0),
+            "log_evidence_spread": float(np.ptp(evidence)),
+            "drift": float(run.drift),
+        }
+        verdict = Verdict(seen, run.problems)
+        choices = {n: np.asarray(x) for n, x in run.sample(keep_key, num_samples).items()}
+    attempt = Attempt(name, time.perf_counter() - began, verdict.outcome, verdict.seen)
+    return FoundDraws(choices, verdict, attempt)
