@@ -31,7 +31,7 @@ NEGLIGIBLE = 15.0  # nats of evidence below the best place: a share of 3e-7
 
 
 class ChainSettings(NamedTuple):
-    """The numbers that chains are run with.
+    """What chains are run with.
 
     Attributes:
         num_chains: side by side.
@@ -40,6 +40,7 @@ class ChainSettings(NamedTuple):
         accepts: target acceptance of each run, as many as may be tried.
         longer: how often the draws of a run may be doubled where nothing but their number is missing.
         is_dense: whether the mass matrix has correlations.
+        clock: ends a run where its time does; draws until then are judged as they are.
     """
 
     num_chains: int
@@ -48,6 +49,7 @@ class ChainSettings(NamedTuple):
     accepts: tuple[float, ...]
     longer: int
     is_dense: bool
+    clock: Clock | None = None
 
 
 class Chains(NamedTuple):
@@ -62,7 +64,6 @@ def run_chains(
     starts: np.ndarray | None = None, frame: Frame | None = None,
     tell: Callable[[Attempt], None] = lambda attempt: None, label: str = "",
     is_hopeless: Callable[[Run, Verdict], bool] = lambda run, verdict: False,
-    clock: Clock | None = None,
 ) -> Chains:  # fmt: skip
     """The first run that is certified, or else the one with the fewest problems.
 
@@ -76,13 +77,12 @@ def run_chains(
         tell: told of each run.
         label: of the form of the model, for what is told.
         is_hopeless: whether chains that do not suffice shall not be run again.
-        clock: ends a run where its time does; draws until then are judged as they are.
 
     Raises:
         ValueError: no place was found where the log-density and its gradient are finite.
         TimeUpError: the time is spent, and no run has draws.
     """
-    clock = clock or Clock()
+    clock = settings.clock or Clock()
     sampler = Sampler(
         target.log_density, target.arrays, target.dimension,
         num_chains=settings.num_chains, num_warmup=settings.num_warmup, is_dense=settings.is_dense,
@@ -98,7 +98,7 @@ def run_chains(
         state = _started(method, sampler, target, start_key, frame, accept, starts)
         run, verdict = _run(sampler, target, state, frame, accept, settings)
         tell(Attempt(words, time.perf_counter() - began, verdict.outcome, verdict.seen))
-        if run.u.shape[1] < _FEWEST:
+        if clock.why and run.u.shape[1] < _FEWEST:
             break
         if best is None or verdict.rank < best[1].rank:
             best = run, verdict
@@ -118,7 +118,7 @@ def run_chains(
             frame = frame_of(kept.reshape(-1, target.dimension), is_dense=settings.is_dense)
         starts = _ends(kept, len(run.u))
     if best is None:
-        raise TimeUpError(clock.why)
+        raise TimeUpError
     return Chains(_thinned(best[0], settings.num_samples), best[1])
 
 

@@ -10,7 +10,7 @@ _EVERY = 15.0  # seconds without a word
 
 
 class TimeUpError(Exception):
-    """Nothing more may begin."""
+    """Nothing more may begin; the clock says why."""
 
 
 class Clock:
@@ -62,7 +62,7 @@ class Clock:
             TimeUpError: there is none.
         """
         if self.is_over():
-            raise TimeUpError(self.why)
+            raise TimeUpError
         self.running = running
 
     def tell(self, text: str) -> None:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import PyTree
 
 from ...ppl._precision import full_precision
@@ -46,6 +45,8 @@ class FlowDraws(NamedTuple):
 
 def flow_draws(target: Target, frame: Frame, key: Key, num: int, clock: Clock) -> FlowDraws:
     """Draws of a flow that is trained from the Normal of a frame, at most `NUM_STEPS` steps."""
+    import optax
+
     rng = np.random.default_rng(0)  # of which coordinates move when; draws have the key
     d = target.dimension
     halves = [np.arange(d) % 2 == k % 2 for k in range(_LAYERS)]

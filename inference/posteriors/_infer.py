@@ -125,7 +125,6 @@ def nuts(
     num_warmup: int = 1000,
     target_accept: float = 0.8,
     is_dense: bool | None = None,
-    max_seconds: float | None = MAX_SECONDS,
     uncertified: Literal["warn", "raise"] = "warn",
     progress: bool = True,
 ) -> Draws:
@@ -143,17 +142,16 @@ def nuts(
         num_warmup: transitions of each chain that adapt step size and mass matrix, and are dropped.
         target_accept: acceptance that the step size is adapted to; nearer to 1 makes smaller steps.
         is_dense: whether the mass matrix has correlations; default, up to 50 coordinates.
-        max_seconds: as of `infer`.
         uncertified: what to do where the chains do not suffice: "warn", or "raise".
         progress: print a line with what was seen.
 
     Returns:
-        `Draws`, chain by chain.
+        `Draws`, chain by chain. After Ctrl-C those that there are, with the verdict on them.
 
     Raises:
         TypeError: as `infer`.
         ValueError: as `infer`.
-        RuntimeError: the chains do not suffice, with `uncertified="raise"`; `max_seconds` were spent before they had draws.
+        RuntimeError: the chains do not suffice, with `uncertified="raise"`.
 
     Validity: as for the chains of `infer`.
 
@@ -161,13 +159,11 @@ def nuts(
     """
     check_counts("nuts", num_samples=num_samples, num_warmup=num_warmup)
     check_counts("nuts", 2, num_chains=num_chains)
-    check_seconds("nuts", max_seconds)
     if not 0 < target_accept < 1:
         raise ValueError(
             f"nuts: target_accept must lie between 0 and 1, got {target_accept!r}. Give a probability such as 0.9."
         )
     say = _say("nuts", progress)
-    clock = Clock(max_seconds, say)
     key = jax.random.key(0) if key is None else typed_key(key)
     problem = posed("nuts", model, args)
     program, gone = without_discrete("nuts", problem.program, problem.trace, problem.args)
@@ -181,7 +177,13 @@ def nuts(
     chain_key, draw_key = jax.random.split(key)
     is_dense = target.dimension <= DENSE_UP_TO if is_dense is None else is_dense
     settings = ChainSettings(
-        num_chains, -(-num_samples // num_chains), num_warmup, (target_accept,), 0, bool(is_dense)
+        num_chains,
+        -(-num_samples // num_chains),
+        num_warmup,
+        (target_accept,),
+        0,
+        bool(is_dense),
+        Clock(None, say),
     )
     attempts: list[Attempt] = []
 
@@ -190,13 +192,9 @@ def nuts(
         say(str(attempt))
 
     try:
-        chains = run_chains("nuts", target, chain_key, settings, tell=tell, clock=clock)
-    except TimeUpError as err:
-        if clock.is_interrupted:
-            raise KeyboardInterrupt from err
-        raise RuntimeError(
-            f"nuts: {err} before the chains of {program!r} had draws that can be judged. Raise max_seconds."
-        ) from err
+        chains = run_chains("nuts", target, chain_key, settings, tell=tell)
+    except TimeUpError as err:  # by Ctrl-C, before there were draws
+        raise KeyboardInterrupt from err
     form = ModelForm("", program, gone)
     found = chains_found(problem, target, chains, form)
     draws = make_draws(problem, found, draw_key, tuple(attempts))
@@ -224,7 +222,7 @@ def told(method: str, draws: Draws, uncertified: str) -> None:
         return
     advice = {
         "infer": "More time (max_seconds=), chains or draws, stronger priors or another parametrisation may do",
-        "nuts": "inference.infer tries other ways; a longer max_seconds, target_accept nearer to 1, longer num_warmup may do",
+        "nuts": "inference.infer tries other ways; a target_accept nearer to 1 and a longer num_warmup may do",
     }
     text = (
         f"{method}: these draws are NOT certified as the posterior's ({certificate.method}): {'; '.join(certificate.problems)}. "

@@ -142,16 +142,17 @@ class Search:
         }  # fmt: skip
         self.ahead = [name for name in self.methods if name in rungs]
         while self.ahead:
-            self.clock.check(name := self.ahead.pop(0))
-            if rungs[name](first, plain):
+            self.clock.check(self.ahead[0])
+            if rungs[self.ahead.pop(0)](first, plain):
                 return
 
     def _unfinished(self) -> str:
         """What the end of the time left undone, in words."""
         if not self.clock.why:
             return ""
-        ahead = f", before {', '.join(self.ahead)} began" if self.ahead else ""
-        return f"{self.clock.why} during '{self.clock.running}'{ahead}"
+        during = f" during '{self.clock.running}'" * bool(self.clock.running)
+        ahead = f" before {', '.join(self.ahead)} began" * bool(self.ahead)
+        return f"{self.clock.why}{during}{',' * bool(during and ahead)}{ahead}"
 
     def _exact(self, plain: ModelForm) -> Found | None:
         """Independent draws, where nothing is left to approximate."""
@@ -277,7 +278,7 @@ class Search:
             target = self._target(form)
             settings = ChainSettings(
                 self.num_chains, -(-self.num_samples // self.num_chains), 2 * CHUNK, accepts, 2,
-                target.dimension <= DENSE_UP_TO,
+                target.dimension <= DENSE_UP_TO, self.clock,
             )  # fmt: skip
             key = self._fresh()
             chains = run_chains(
@@ -290,7 +291,6 @@ class Search:
                 self._tell,
                 form.label,
                 is_hopeless,
-                self.clock,
             )
         self.found.append(chains_found(self.problem, target, chains, form))
         return chains
