@@ -123,10 +123,14 @@ class Search:
             raise KeyboardInterrupt
         if not self.found:
             told = "; ".join(attempt.outcome.rstrip(".") for attempt in self.attempts)
-            told = "; ".join(filter(None, [self._unfinished(), told]))
-            remedy = "Raise max_seconds" if self.clock.why else "Add 'nuts' to them"
+            if self.clock.why:
+                raise RuntimeError(
+                    f"{self.method}: {self.problem.program!r} has no draws yet: {self._unfinished()}{'; ' * bool(told)}{told}. "
+                    "Raise max_seconds."
+                )
             raise RuntimeError(
-                f"{self.method}: {self.problem.program!r} has no draws by methods={list(self.methods)}: {told}. {remedy}."
+                f"{self.method}: {self.problem.program!r} has no draws by methods={list(self.methods)}: {told}. Add "
+                "'nuts' to them."
             )
         best = min(self.found, key=lambda found: found.verdict.rank)
         if not best.verdict.is_certified and (text := self._unfinished()):

@@ -344,10 +344,3 @@ def test_a_flow_without_an_inverse_is_exported():
     narrow = stats.multivariate_normal(draws.mean(0), 0.3 * np.cov(draws.T))
     ratio = np.exp(narrow.logpdf(draws) - tree["sample_stats"]["log_q"].values[0])
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / len(ratio) ** 0.5
-
-
-def test_what_is_no_result_is_refused_with_all_that_are_named():
-    with pytest.raises(
-        TypeError, match="argument 'result' is a float. Pass a Fit, the Draws of infer"
-    ):
-        inference.to_arviz(1.0)
