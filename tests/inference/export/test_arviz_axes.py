@@ -173,7 +173,9 @@ def test_impossible_draws_are_refused(draws, options, message):
 
 
 def test_a_result_of_another_kind_is_refused():
-    with pytest.raises(TypeError, match="'result' is a ndarray. Pass a Fit, a mapping"):
+    with pytest.raises(
+        TypeError, match="'result' is a ndarray. Pass a Fit, the Draws of infer or nuts, a mapping"
+    ):
         to_arviz(np.zeros(3))
 
 
