@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
+from numpyro.distributions.constraints import Constraint
 
 from .. import ppl
 from ..ppl._show import shown
@@ -166,7 +167,7 @@ class AbstractObjective(abc.ABC):
         """
         return None
 
-    def verdicts(self, result: Any, key: Any) -> list[str | None]:
+    def verdicts(self, result: Any, key: Key) -> list[str | None]:
         """What is wrong with each seed of a `Fit` with several: `verdict`, one after the other, with keys of their own.
 
         Args:
@@ -281,7 +282,7 @@ class ObjectiveSum(AbstractObjective):
     def init(self, key: Key, *args: PyTree) -> ppl.Params:
         """Initial parameters of all terms; where two terms have one, those of the first."""
         values: dict[str, PyTree] = {}
-        constraints: dict[str, Any] = {}
+        constraints: dict[str, Constraint] = {}
         for _, part in self.terms:
             own = part.init(key, *args)
             for name in own:

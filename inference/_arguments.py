@@ -8,14 +8,12 @@ the same static leaves.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..ppl._types import Key
 from ..ppl.language import parted
 from ..ppl.traces import stand_ins
 
@@ -68,7 +66,7 @@ class Arguments:
             if array
         ]
 
-    def join(self, arrays: list[Key] | tuple[PyTree, ...]) -> tuple:
+    def join(self, arrays: Sequence[PyTree]) -> tuple:
         """The tuple of arguments with `arrays` as its array leaves; the inverse of `arrays`."""
         rest = iter(arrays)
         leaves = [
@@ -133,8 +131,8 @@ def named_leaves(program: object, args: tuple) -> dict[str, np.ndarray]:
     return dict(zip(leaf_names(program, args, is_list), leaves_of(args)[0], strict=True))
 
 
-def _parameters(program: Any) -> list[inspect.Parameter]:
+def _parameters(program: object) -> list[inspect.Parameter]:
     try:
-        return list(inspect.signature(program).parameters.values())
+        return list(inspect.signature(program).parameters.values())  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):  # a callable of another language, or none
         return []

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from ..ppl._types import Choices, ModelFn
 from ..ppl.densities import Eliminated
 from ..ppl.language import Program
+from ..ppl.traces import SiteInfo
 from ._arguments import Arguments, outcome
 from ._depends import depends
 from ._noise import check_noise
@@ -24,7 +25,7 @@ from ._rows import met, rows_of, unbound
 
 
 def _check_cells(
-    method: str, program: Eliminated, sites: Mapping[str, Any], choices: Mapping[str, PyTree]
+    method: str, program: Eliminated, sites: Mapping[str, SiteInfo], choices: Mapping[str, PyTree]
 ) -> None:
     """Refuse to draw summed sites given cells that nobody gives."""
     cells = [
@@ -41,7 +42,7 @@ def _check_cells(
 def _check_shared(
     method: str,
     program: Eliminated,
-    sites: Mapping[str, Any],
+    sites: Mapping[str, SiteInfo],
     choices: Mapping[str, PyTree],
     args: tuple,
 ) -> None:
@@ -70,7 +71,7 @@ def _check_shared(
         )
 
 
-def in_scan(site: Any) -> bool:
+def in_scan(site: SiteInfo) -> bool:
     """Whether a site (its `SiteInfo`) stands in the steps of a scan."""
     return any(r.kind == "scan" for r in site.regions)
 

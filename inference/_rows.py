@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ class Rows:
         return _compared(self.axes, self.size, base, found, self.why)
 
 
-def met(program: Any, args: tuple) -> Met:
+def met(program: PyTree, args: tuple) -> Met:
     """Sites, parameters and plates with their shapes, as far as a run of the program comes."""
     seen: dict[tuple[str, str], tuple[int, ...]] = {}
     if isinstance(program, Eliminated):
@@ -119,7 +119,7 @@ def met(program: Any, args: tuple) -> Met:
     return Met({k: s for k, s in seen.items() if k[0] != "site" or k[1] in sites})
 
 
-def unbound(program: ModelFn) -> Any:
+def unbound(program: ModelFn) -> ModelFn:
     """The program with the initial values of its parameters, which have the shapes that its arguments ask for."""
     return program.bind({}) if isinstance(program, Program) and program.params else program
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from numpyro.infer.autoguide import AutoGuide
 
 from ..ppl._compat import ClosedJaxpr, is_concrete
-from ..ppl._types import Args, Key
+from ..ppl._types import Args, Key, ModelFn
 from ..ppl.densities import Eliminated
 from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
 from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
@@ -69,11 +69,12 @@ def tried_run(program: object, args: tuple) -> TracedRun | None:
         return None
 
 
-def whole(program: Any) -> Program | None:
+def whole(program: object) -> Program | None:
     """The program whose statements are run, with all its sites; None where that cannot be seen."""
     program = program.program if isinstance(program, Eliminated) else program
-    is_plain = type(program) is Program and not isinstance(program.fn, AutoGuide)
-    return program if is_plain else None
+    if type(program) is Program and not isinstance(program.fn, AutoGuide):
+        return program
+    return None
 
 
 def evidence_of(program: object, args: tuple | None) -> str | None:
@@ -156,7 +157,7 @@ def _refuse(method: str, program: Program, lookup: Lookup, names: list[str]) -> 
 
 
 def later_indices(
-    method: str, programs: Iterable[Any], first: tuple
+    method: str, programs: Iterable[ModelFn], first: tuple
 ) -> Callable[[int, tuple], None]:
     """A check of the arguments of a later batch, `check(number, args)`: `check_indices` of these programs.
 

@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike as ArrayLike
 else:
     ArrayLike = Any  # what jaxtyping can subscript: of NumPy 2.5 on, the alias is no class
+
+
+def aval_of(atom: Atom) -> ShapedArray:
+    """Shape and type of what an atom stands for."""
+    return cast(ShapedArray, atom.aval)
 
 
 def _join_lazy_modules() -> list[str]:

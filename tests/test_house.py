@@ -9,8 +9,8 @@ HOUSE = Path(__file__).resolve().parents[1] / ".ci" / "house.py"
 
 # Counts of .ci/house.py that may only fall, and those that may only rise. A change that makes one better writes it here.
 AT_MOST = {
-    "Any per 1,000 lines": 15.5,
-    "class names in two files": 1,
+    "Any per 1,000 lines": 7.7,
+    "class names in two files": 0,
     "import circles": 0,
     "functions of more than ten parameters": 30,
     "public names": 508,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import PyTree
@@ -34,7 +34,7 @@ class FitInfo:
     params: PyTree
     state: PyTree
     values: np.ndarray
-    num_skipped: Any
+    num_skipped: np.ndarray
     direction: Literal["max", "min"]
     seconds: float
 
@@ -70,12 +70,20 @@ def wants_stop(callbacks: Iterable[Callable[[FitInfo], PyTree]], info: FitInfo) 
     return stop
 
 
-def with_state(callbacks: Iterable[Any]) -> list[Any]:
+class Stateful(Protocol):
+    """A callback whose state goes into checkpoints."""
+
+    def __call__(self, info: FitInfo) -> object: ...
+    def get_state(self, params: PyTree) -> PyTree: ...
+    def set_state(self, state: PyTree) -> None: ...
+
+
+def with_state(callbacks: Iterable[Callable[..., PyTree]]) -> list[Any]:
     """The callbacks that have a state: methods `get_state(params)`, a tree of arrays, and `set_state(state)`."""
     return [c for c in callbacks if hasattr(c, "get_state") and hasattr(c, "set_state")]
 
 
-def labels(callbacks: Iterable[Any]) -> list[str]:
+def labels(callbacks: Iterable[Callable[..., PyTree]]) -> list[str]:
     """What tells the callbacks with a state apart in a checkpoint: class and name.
 
     Raises:

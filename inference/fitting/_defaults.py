@@ -6,14 +6,17 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
+from numpyro.infer.autoguide import AutoContinuous
 
 from ... import ppl
+from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.language import Program
-from .._abstract_objective import ObjectiveSum
+from .._abstract_objective import AbstractObjective, ObjectiveSum
 from .._arguments import outcome
 from .._observed import check_branches, check_none, check_numbers, check_observed, readers, tells
 from .._runs import abstract_run, check_run, tried_run
@@ -21,6 +24,9 @@ from ..objectives import elbo
 from ._optimizer import leaf_names, memory_of
 from ._whitened import AutoMeanField, AutoWhitenedNormal
 from .stationarity import MAX_STEPS, MOST_NATS
+
+if TYPE_CHECKING:
+    import optax
 
 # Coordinates up to which all correlations are trained, and up to which they are those of the start; of more, there are none.
 TRAINED_UP_TO, FACTOR_UP_TO = 30, 400
@@ -42,12 +48,12 @@ _ON_PURPOSE = " To fit what is not observed on purpose, say unobserved='allow'."
 class ChosenObjective(NamedTuple):
     """An objective, and what was chosen with why, by subject; nothing, if the objective was given."""
 
-    objective: Any
+    objective: AbstractObjective
     reasons: dict[str, str]
 
 
 def choose_objective(
-    model: Any, args: tuple, *, may_be_prior: bool, check_jumps: ppl.checks.CheckJumps = True
+    model: ModelFn, args: tuple, *, may_be_prior: bool, check_jumps: ppl.checks.CheckJumps = True
 ) -> ChosenObjective:
     """The evidence lower bound of a model with a Normal guide on all continuous sites; discrete ones are summed out.
 
@@ -94,10 +100,10 @@ def choose_objective(
     )
 
 
-def _guide(program: Program, size: int, missing: tuple[str, ...]) -> tuple[Any, str]:
+def _guide(program: Program, size: int, missing: tuple[str, ...]) -> tuple[AutoContinuous, str]:
     """The guide, and what is told of it."""
     if size > FACTOR_UP_TO:
-        guide: Any = AutoMeanField(program, hidden=missing)
+        guide: AutoContinuous = AutoMeanField(program, hidden=missing)
         return (
             guide,
             f"AutoMeanField, for {size} coordinates (more than {FACTOR_UP_TO}), without correlations",
@@ -112,7 +118,7 @@ def _guide(program: Program, size: int, missing: tuple[str, ...]) -> tuple[Any, 
     return guide, f"AutoWhitenedNormal, for {size} coordinates {kind}"
 
 
-def programs_of(objective: Any) -> list[Any]:
+def programs_of(objective: AbstractObjective) -> list[ModelFn]:
     """The models and guides of an objective and of those that it sums."""
     if isinstance(objective, ObjectiveSum):
         return [p for _, part in objective.terms for p in programs_of(part)]
@@ -120,7 +126,9 @@ def programs_of(objective: Any) -> list[Any]:
     return [program for program in found if program is not None]
 
 
-def check_programs(method: str, objective: Any, args: tuple, *, may_be_prior: bool) -> None:
+def check_programs(
+    method: str, objective: AbstractObjective, args: tuple, *, may_be_prior: bool
+) -> None:
     """Refuse a model that observes nothing, if the guide is to become its posterior, and what `check_run` refuses of both."""
     if isinstance(objective, ObjectiveSum):
         for _, part in objective.terms:
@@ -140,7 +148,7 @@ def check_programs(method: str, objective: Any, args: tuple, *, may_be_prior: bo
         check_run(method, run)
 
 
-def _refuse_read_cells(program: Program, missing: list[str], trace: Any, args: tuple) -> None:
+def _refuse_read_cells(program: Program, missing: list[str], trace: ppl.Trace, args: tuple) -> None:
     """Refuse to leave to their prior missing cells of which other statements tell."""
     for name in missing:
         if heard := [n for n in readers(program, name, trace, args) if n not in missing]:
@@ -169,15 +177,15 @@ def _summed(program: Program, discrete: list[str], args: tuple) -> Program:
 
 
 def default_optimizer(
-    params: Mapping[str, Any], num_steps: int | None, parts: Mapping[str, float] | None = None
-) -> Any:
+    params: ParamMap, num_steps: int | None, parts: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
     """Adam: faster for arrays than for the weights of modules; slowed down to a halt over `num_steps` if these are known.
 
     `parts` of these rates are for the parameters that it names.
     """
     import optax
 
-    def adam(rate: float) -> Any:
+    def adam(rate: float) -> optax.GradientTransformation:
         return optax.chain(optax.scale_by_adam(), _cosine(rate)) if num_steps else optax.adam(rate)
 
     base = lambda n: ARRAY_RATE if hasattr(params[n], "dtype") else MODULE_RATE
@@ -186,11 +194,13 @@ def default_optimizer(
     return optax.partition({rate: adam(rate) for rate in set(rates)}, labels)
 
 
-def _cosine(rate: float) -> Any:
+def _cosine(rate: float) -> optax.GradientTransformation:
     """Descent at `optax.cosine_decay_schedule` of a length that the update is told: runs of any length are one program."""
     import optax
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: PyTree
+    ) -> tuple[PyTree, PyTree]:
         num_steps = extra["num_steps"]
         at = jnp.minimum(jnp.asarray(state.count, float), num_steps)
         step = -rate * 0.5 * (1 + jnp.cos(jnp.pi * at / num_steps))
@@ -203,7 +213,7 @@ def _cosine(rate: float) -> Any:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def rule_of(objective: Any, *, has_minibatches: bool) -> dict[str, Any]:
+def rule_of(objective: AbstractObjective, *, has_minibatches: bool) -> dict[str, PyTree]:
     """Options of `settling` for an objective that was chosen: its bound is in nats of a posterior, or its guide has its units."""
     guide = getattr(getattr(objective, "guide", None), "fn", None)
     is_whitened = isinstance(guide, AutoWhitenedNormal)
@@ -212,7 +222,7 @@ def rule_of(objective: Any, *, has_minibatches: bool) -> dict[str, Any]:
     return {"most": MOST_NATS} | ({"watched": guide.trained} if is_whitened else {})
 
 
-def slower(objective: Any, share: float) -> dict[str, float]:
+def slower(objective: AbstractObjective, share: float) -> dict[str, float]:
     """Parameter -> part of the rate, for a guide that begins near its end and sees a share of the rows in each step.
 
     Noise of batches is sqrt(1 / share) times the gradient of a place that is one width off. That of scales it hits through the
@@ -234,7 +244,7 @@ def report(reasons: Mapping[str, str]) -> None:
 
 
 def warn_of_short_memory(
-    optimizer: Any, objective: Any, params: Mapping[str, Any], num_steps: int | None
+    optimizer: Any, objective: AbstractObjective, params: ParamMap, num_steps: int | None
 ) -> None:
     """Warn of an optimiser under which the noise of a guide's gradient shifts where the parameters come to rest."""
     if getattr(objective, "guide", None) is None or (num_steps is not None and num_steps < TRIAL):
@@ -298,7 +308,7 @@ def _is_whole(fit: Any) -> bool:
     return not fit.interrupted and fit.args is not None
 
 
-def warn_of_verdict(fit: Any, key: Any) -> None:
+def warn_of_verdict(fit: Any, key: Key) -> None:
     """Warn of what the objective has against its result; once, whatever the number of seeds."""
     if fit.num_seeds is None:
         text = fit.objective.verdict(fit, key)

@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 from numpyro.infer.autoguide import AutoGuide
 
 from ...ppl._checks import is_integer
 from ...ppl._compat import is_concrete, typed_key
+from ...ppl._types import ParamMap
 from ...ppl.checks import CheckJumps
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
 from .._runs import later_indices
-from ._callbacks import FitInfo, labels, with_state
+from ._callbacks import FitInfo, Stateful, labels, with_state
 from ._defaults import (
     RATES,
     check_programs,
@@ -39,7 +41,7 @@ from ._defaults import (
     warn_of_short_memory,
     warn_of_verdict,
 )
-from ._fit_result import Fit
+from ._fit_result import Fit, StopReason
 from ._initial import initial_params
 from ._judgement import judged
 from ._loop import Carry, Config, initial_carry, run_keys, strong
@@ -55,20 +57,20 @@ _MAX_STEPS_PER_CALL = 10_000  # length of the buffer of values on the device
 def fit(
     objective: Any,
     optimizer: Any = None,
-    args: tuple | Mapping[str, Any] | Iterable[Any] | None = None,
+    args: tuple | Mapping[str, PyTree] | Iterable[PyTree] | None = None,
     *,
     num_steps: int | None = None,
     key: jax.Array | None = None,
     subsample: Mapping[str, int] | None = None,
     plate_sizes: Mapping[str, float] | None = None,
-    params: Mapping[str, Any] | None = None,
+    params: ParamMap | None = None,
     num_seeds: int | None = None,
     average: float | Literal["polyak", "stationary"] | None = None,
     on_nonfinite: Literal["raise", "skip"] = "raise",
     k_hat: Literal["warn", "skip"] = "warn",
     check_jumps: CheckJumps | None = None,
     unobserved: Literal["raise", "allow"] = "raise",
-    callbacks: Sequence[Callable[[FitInfo], Any]] = (),
+    callbacks: Sequence[Callable[[FitInfo], object]] = (),
     callback_every: int = 100,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1000,
@@ -243,7 +245,7 @@ def fit(
         check_programs("fit", objective, whole_args, may_be_prior=unobserved == "allow")
     source.set_index_check(later_indices("fit", programs_of(objective), init_args))
     params = initial_params(scaled, params, keys, num_seeds, init_args)
-    one: Any = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
+    one: PyTree = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     is_given = optimizer is not None
     if optimizer is None:
         share = getattr(source, "share", 1.0)
@@ -307,7 +309,7 @@ def fit(
     )
     stored_args = args if isinstance(args, tuple) else None
 
-    def make_fit(carry: Carry, values: np.ndarray, step: int, reason: Any) -> Fit:
+    def make_fit(carry: Carry, values: np.ndarray, step: int, reason: StopReason) -> Fit:
         is_single = num_seeds is None
         params, averaging = carry.params, None
         if average == "stationary":
@@ -332,7 +334,7 @@ def fit(
             labels=names,
         )
 
-    def _noise(params: Any, averaging: Averaging) -> dict[str, tuple[float, float]]:
+    def _noise(params: PyTree, averaging: Averaging) -> dict[str, tuple[float, float]]:
         guide = getattr(objective, "guide", None)
         if not isinstance(guide, Program) or num_seeds is not None or averaging.start < 0:
             return {}
@@ -368,7 +370,7 @@ def fit(
     return result
 
 
-def _refuse_traced(*inputs: Any) -> None:
+def _refuse_traced(*inputs: PyTree) -> None:
     # Under jit whatever is computed is traced, arguments or not.
     if not is_concrete((inputs, jax.random.key(0))):
         raise TypeError(
@@ -475,7 +477,7 @@ def _check_values(
         raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
 
 
-def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -> dict[str, Any]:
+def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -> dict[str, object]:
     """What must be equal for a checkpoint to be resumed, besides the structure of the carry."""
     number = lambda size: size if math.isinf(size) else int(size)
     plain = lambda sizes: sizes if sizes is None else {k: number(sizes[k]) for k in sorted(sizes)}
@@ -492,12 +494,12 @@ def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -
 
 
 def _resume(
-    checkpoint: Any,
+    checkpoint: str | os.PathLike | None,
     carry: Carry,
     run: dict,
     num_steps: int | None,
     num_seeds: int | None,
-    callbacks: list[Any],
+    callbacks: Sequence[Stateful],
     resume: Literal["same", "changed"],
 ):
     """(carry, step, values, whether a callback had ended the run, state of the loader) to begin with."""

@@ -25,6 +25,8 @@ from .prediction import map_keys, predict_batches, predictive
 from .stationarity import Averaging
 from .storage import export_fit, load_fit, save_fit
 
+StopReason = Literal["num_steps", "settled", "callback", "interrupt", "data", "error"]
+
 
 @shown
 class Posterior(NamedTuple):
@@ -75,19 +77,19 @@ class Fit:
             or "error" (the fit inside a `NonFiniteError`).
     """
 
-    objective: Any
+    objective: AbstractObjective
     params: PyTree
-    last_params: Any
+    last_params: PyTree
     state: PyTree
     history: dict[str, np.ndarray]
     args: tuple | None
     steps: int
-    num_skipped: Any
+    num_skipped: int | np.ndarray
     num_seeds: int | None
-    stop_reason: Literal["num_steps", "settled", "callback", "interrupt", "data", "error"]
+    stop_reason: StopReason
     example: tuple | None = dataclasses.field(default=None, repr=False)
     averaging: Averaging | None = dataclasses.field(default=None, repr=False)
-    labels: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
+    labels: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict, repr=False)
     worth: GuideWorth | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, PyTree]:
@@ -113,7 +115,7 @@ class Fit:
         text = "params are the running average; the last iterate is last_params"
         return text if is_averaged else None
 
-    def _named_args(self) -> Any:
+    def _named_args(self) -> tuple | dict[str, PyTree] | None:
         if self.args is None:
             return None
         positional, keywords = parted(self.args)
@@ -195,7 +197,7 @@ class Fit:
             last_params=take(self.last_params),
             state=take(self.state),
             history={name: array[:, number] for name, array in self.history.items()},
-            num_skipped=int(self.num_skipped[number]),
+            num_skipped=int(np.asarray(self.num_skipped)[number]),
             num_seeds=None,
         )
 
@@ -358,7 +360,7 @@ class Fit:
     def predict_batches(
         self,
         key: jax.Array,
-        batches: Iterable[tuple | Mapping[str, Any]],
+        batches: Iterable[tuple | Mapping[str, PyTree]],
         *,
         num_samples: int,
         keep: str | Sequence[str] | None = None,

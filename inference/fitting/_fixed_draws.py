@@ -20,7 +20,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
@@ -31,6 +31,7 @@ from ...ppl.language import as_arguments
 from ...ppl.strategies import as_strategy
 from .._abstract_objective import AbstractObjective
 from .._arguments import Arguments
+from ..objectives import Objective
 from ._defaults import check_programs
 from ._fit_result import Fit
 
@@ -53,12 +54,12 @@ class FixedDrawsFit(Fit):
         values: where each start ended, nats, [num_starts]; the parameters are those of the best.
     """
 
-    key: Any = None
+    key: Key | None = None
     num_draws: int = 0
     gradient_norm: float = 0.0
     values: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
 
-    def standard_errors(self) -> Any:
+    def standard_errors(self) -> PyTree:
         """Standard error of each parameter, from S draws in place of infinitely many; the tree of `params`.
 
         The sandwich H^-1 C H^-1 / S, C the covariance of the gradients of single draws. Where it is not small beside what the
@@ -106,6 +107,7 @@ class FixedDrawsFit(Fit):
                 f"FixedDrawsFit: linear response is of the evidence lower bound, not of {self.objective.name}: only its top "
                 "moves with a tilt as the posterior's means do. Fit inference.elbo(model, guide)."
             )
+        assert isinstance(self.objective, Objective)
         plan = self.objective.plan(self.params, *(self.args or ()))
         summed = [s.site for s in plan.sites if as_strategy(s.strategy).kind == "enumerated"]
         if summed:
@@ -208,7 +210,7 @@ def fit_fixed_draws(
 class _FixedDrawsBound:
     """-L_S (or L_S, if it is minimised) and its derivatives."""
 
-    def __init__(self, objective: Any, args: tuple, key: Key, num_draws: int) -> None:
+    def __init__(self, objective: AbstractObjective, args: tuple, key: Key, num_draws: int) -> None:
         self.objective, self.split = objective, Arguments(args)
         self.arrays = [jnp.asarray(x) for x in self.split.arrays(args)]
         self.keys = jax.random.split(key, num_draws)
@@ -227,19 +229,19 @@ class _FixedDrawsBound:
             )
         return cls(fit.objective, fit.args, fit.key, fit.num_draws)
 
-    def one(self, params: PyTree, key: Key | None) -> Array:
+    def one(self, params: PyTree, key: Key) -> Array:
         return self.sign * self.objective.value(params, key, *self.split.join(self.arrays))
 
     def loss(self, params: PyTree) -> Array:
         return jax.vmap(lambda key: self.one(params, key))(self.keys).mean()
 
-    def gradients(self, flat: Array, unflatten: Any) -> Array:
+    def gradients(self, flat: Array, unflatten: Callable[[Array], PyTree]) -> Array:
         """Gradients of single draws, [S, parameters]."""
         grad = jax.grad(lambda flat, key: self.one(unflatten(flat), key))
         return jax.jit(jax.vmap(grad, (None, 0)))(flat, self.keys)
 
     @full_precision
-    def inverse_hessian(self, flat: Array, unflatten: Any) -> Array:
+    def inverse_hessian(self, flat: Array, unflatten: Callable[[Array], PyTree]) -> Array:
         if flat.size > _MAX_PARAMETERS:
             raise ValueError(
                 f"FixedDrawsFit: {flat.size} parameters are more than the {_MAX_PARAMETERS} of which a Hessian is made. Use a "
@@ -255,7 +257,9 @@ class _FixedDrawsBound:
         return jnp.asarray((vectors / values) @ vectors.T, flat.dtype)
 
 
-def climb(loss: Callable[[PyTree], Array], params: PyTree, max_steps: int, tolerance: float) -> Any:
+def climb(
+    loss: Callable[[PyTree], Array], params: PyTree, max_steps: int, tolerance: float
+) -> tuple[PyTree, ArrayLike, ArrayLike, ArrayLike, Array]:
     """(params, loss, norm of the gradient, steps, losses) after L-BFGS."""
     import optax
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
 from ...ppl._shared_jit import shared_jit
+from .._abstract_objective import AbstractObjective
 from .._arguments import shapes
 from ._loop import run_keys, strong
 
 
 def initial_params(
-    objective: Any,
+    objective: AbstractObjective,
     given: Mapping[str, object] | None,
     keys: jax.Array,
     num_seeds: int | None,

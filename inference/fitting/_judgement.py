@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ...ppl._show import shown
+from ...ppl._types import Key
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics
 from ._whitened import AutoWhitenedNormal
 from .starts import Start, Starts
@@ -52,7 +54,7 @@ class GuideWorth(NamedTuple):
         told = f"k-hat {self.k_hat:.2f} (at most {self.k_threshold:.2f}), {self.ess:.0f} of {self.num_draws} draws count"
         return f"{told}; {self.verdict}" if self.verdict else told
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, PyTree]:
         return self._asdict()
 
 
@@ -70,7 +72,7 @@ class WeightedDraws(NamedTuple):
     u: np.ndarray = np.zeros((0, 0))
 
 
-def judged(fit: Any, key: Any, *, is_chosen: bool) -> tuple[GuideWorth, str | None]:
+def judged(fit: Any, key: Key, *, is_chosen: bool) -> tuple[GuideWorth, str | None]:
     """What the guide of a fit is worth, and what there is against it.
 
     Weights tell by k-hat, of as many draws as it takes to tell it from its threshold, whether they can be trusted; where they
@@ -100,7 +102,7 @@ def judged(fit: Any, key: Any, *, is_chosen: bool) -> tuple[GuideWorth, str | No
 
 
 def weighed(
-    make: Callable[[int, Any], WeightedDraws], key: Any, *, is_chosen: bool = False
+    make: Callable[[int, Key], WeightedDraws], key: Key, *, is_chosen: bool = False
 ) -> tuple[WeightedDraws, GuideWorth, str | None]:
     """Draws of `make(number, key)`, as many as tell k-hat from its threshold, and `verdict_on` them."""
     total = WeightedDraws(np.zeros(0), {})
@@ -152,7 +154,7 @@ def _starts(fit: Any) -> Starts | None:
     return guide.starts if isinstance(guide, AutoWhitenedNormal) else None
 
 
-def _draws(fit: Any, key: Any, number: int) -> WeightedDraws:
+def _draws(fit: Any, key: Key, number: int) -> WeightedDraws:
     guide = getattr(getattr(fit.objective, "guide", None), "fn", None)
     landscape = getattr(guide, "landscape", None)
     if guide is None or landscape is None:

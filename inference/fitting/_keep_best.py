@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +86,7 @@ class KeepBest:
             "params": params if self._params is None else self._params,
         }
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, PyTree]) -> None:
         """Go on from there."""
         self._least, since = float(state["least"]), int(state["since"])
         self._since = None if since < 0 else since

@@ -12,14 +12,17 @@ loop after the step in which it was.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ...ppl._shared_jit import shared_jit
 from ...ppl.estimation import known_data
+from .._abstract_objective import AbstractObjective
 from .._arguments import shapes
 from ._optimizer import Optimizer, apply, average_step, trained_leaves
 from .data import Source
@@ -32,10 +35,10 @@ _MOST_FOLDED = 1024  # entries: a step may be a third faster where its program's
 class Carry(NamedTuple):
     """What one step hands to the next; with several seeds every leaf has a leading seed axis."""
 
-    params: Any
-    opt_state: Any
-    average: Any
-    state: Any
+    params: PyTree
+    opt_state: PyTree
+    average: PyTree
+    state: PyTree
     num_skipped: jax.Array
     num_skipped_in_row: jax.Array
 
@@ -43,7 +46,7 @@ class Carry(NamedTuple):
 class Config(NamedTuple):
     """The static choices of a run."""
 
-    objective: Any
+    objective: AbstractObjective
     optimizer: Optimizer
     source: Source
     average: float | str | None
@@ -57,12 +60,14 @@ class Config(NamedTuple):
     def sign(self) -> float:
         return -1.0 if self.objective.direction == "max" else 1.0
 
-    def over_seeds(self, fn: Any, in_axes: Any = 0) -> Any:
+    def over_seeds(
+        self, fn: Callable[..., PyTree], in_axes: int | tuple[int | None, ...] = 0
+    ) -> Callable[..., PyTree]:
         """`fn` for each seed."""
         return fn if self.num_seeds is None else jax.vmap(fn, in_axes)
 
 
-def strong(tree: Any) -> Any:
+def strong(tree: PyTree) -> PyTree:
     """A copy of every leaf as an array with a type of its own; weak types would compile the first step twice."""
 
     def convert(leaf):
@@ -81,7 +86,7 @@ def run_keys(key: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(jax.random.split(key, 4))
 
 
-def initial_carry(config: Config, key: jax.Array, params: Any, args: tuple) -> Carry:
+def initial_carry(config: Config, key: jax.Array, params: PyTree, args: tuple) -> Carry:
     """The carry of one run before its first step."""
     state = config.objective.init_state(params, run_keys(key)[1], *args)
     opt_state = config.optimizer.transform.init(params)
@@ -91,18 +96,18 @@ def initial_carry(config: Config, key: jax.Array, params: Any, args: tuple) -> C
     return Carry(params, opt_state, average, state, jnp.int32(0), jnp.int32(0))
 
 
-def step_key(key: jax.Array, step: Any) -> jax.Array:
+def step_key(key: jax.Array, step: ArrayLike) -> jax.Array:
     """The key of step number `step` of the run with `key`."""
     return jax.random.fold_in(run_keys(key)[2], step)
 
 
-def step_args(config: Config, key: jax.Array, data: Any, index: Any, step: Any) -> tuple:
+def step_args(config: Config, key: jax.Array, data: PyTree, index: int, step: int) -> tuple:
     """The arguments of one step, outside of the loop (to look into a step that went wrong)."""
     order, _ = config.source.segment(run_keys(key)[3], step)
     return config.source.batch(data, order, index, step)
 
 
-def compile_steps(config: Config, donate: bool) -> Any:
+def compile_steps(config: Config, donate: bool) -> Callable[..., tuple[Carry, Array, Array, Array]]:
     """The function of a device call's steps, compiled on first use.
 
     It is `(carry, keys, first_step, num_steps, run_steps, data) -> (carry, values, num_taken, is_bad)`. `values` has shape
@@ -161,7 +166,7 @@ def compile_steps(config: Config, donate: bool) -> Any:
 
 
 def _step(
-    config: Config, carry: Carry, key: jax.Array, step: Any, args: tuple, weight: float, run_steps: Any
+    config: Config, carry: Carry, key: jax.Array, step: Array, args: tuple, weight: float, run_steps: Array
 ):  # fmt: skip
     params = carry.params
     with known_data():
@@ -222,7 +227,7 @@ def _like(old: Carry, new: Carry) -> Carry:
     return jax.tree.map(_cast, new, old)
 
 
-def _cast(new: Any, old: Any) -> Any:
+def _cast(new: Array, old: Array) -> Array:
     if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
         return new
     return jax.lax.convert_element_type(new, old.dtype)

@@ -6,13 +6,14 @@ objective reports the log-probability of each site in program order.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from ...ppl.densities import Eliminated, lost_digits
+from .._abstract_objective import AbstractObjective
 from .._arguments import Arguments
 from ._loop import Config
 from ._optimizer import leaf_names
@@ -103,7 +104,7 @@ def _bad_names(config: Config, params: PyTree, grads: PyTree) -> tuple[str, ...]
     return tuple(dict.fromkeys(bad))
 
 
-def _first_bad_site(objective: object, params: PyTree, key: jax.Array, args: tuple):
+def _first_bad_site(objective: AbstractObjective, params: PyTree, key: jax.Array, args: tuple):
     """(site, description, remedy) of the first bad site, None if all are finite, or a string saying why that is not known."""
     try:
         report = _site_report(objective, params, key, args)
@@ -140,7 +141,7 @@ def _remedy(name: str, log_prob: np.ndarray, is_bad_value: bool) -> str:
 
 
 def _site_report(
-    objective: Any, params: PyTree, key: jax.Array, args: tuple
+    objective: AbstractObjective, params: PyTree, key: jax.Array, args: tuple
 ) -> list[tuple[str, dict]]:
     # Compiled like the step itself; eagerly, NumPyro would warn about every value outside its support. A list, since jit
     # sorts a dict and the first bad site is a matter of program order.

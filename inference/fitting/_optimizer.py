@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ...ppl._shared_jit import shared_jit
+from ...ppl._types import ParamMap
 from .stationarity import settling, watching
+
+if TYPE_CHECKING:
+    import optax
 
 FROZEN = "frozen"
 _ALL = "*"
@@ -20,12 +25,12 @@ _ALL = "*"
 class Optimizer(NamedTuple):
     """A gradient transformation and, for each leaf of the parameters, its name and whether it is trained."""
 
-    transform: Any
+    transform: optax.GradientTransformationExtraArgs
     names: list[str]
     is_trained: list[bool]
 
 
-def is_optimizer(value: Any) -> bool:
+def is_optimizer(value: object) -> bool:
     """Whether `value` follows optax's interface (those of numpyro.optim have the same methods, with other arguments)."""
     is_alike = callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
     return is_alike and not hasattr(value, "get_params")
@@ -33,11 +38,11 @@ def is_optimizer(value: Any) -> bool:
 
 def make_optimizer(
     optimizer: Any,
-    params: Any,
+    params: ParamMap,
     *,
     ending: Literal["settles", "watches"] | None = None,
     num_steps: int | None = None,
-    rule: Mapping[str, Any] | None = None,
+    rule: Mapping[str, PyTree] | None = None,
 ) -> Optimizer:
     """Match the groups of `optimizer` with the names in `params`.
 
@@ -68,7 +73,7 @@ def make_optimizer(
             f"Argument 'optimizer': every parameter is frozen: {list(params)}. Give at least one pattern a transformation."
         )
     if isinstance(optimizer, Mapping):
-        transforms: dict[Any, Any] = {
+        transforms: dict[Hashable, optax.GradientTransformation] = {
             pattern: optax.set_to_zero() if isinstance(group, str) else group
             for pattern, group in groups.items()
         }
@@ -83,7 +88,7 @@ def make_optimizer(
     return Optimizer(transform, names, is_trained)
 
 
-def memory_of(transform: Any, params: Any) -> float:
+def memory_of(transform: optax.GradientTransformation, params: PyTree) -> float:
     """Over how many gradients a transformation averages the squares that it divides by; inf where it does not, or none is seen.
 
     Optax calls the average `nu`. A gradient of one goes in and then a zero, which leaves the share 1 - 1 / memory of it. Scalars
@@ -112,7 +117,7 @@ def memory_of(transform: Any, params: Any) -> float:
     return min((1 / share for share in lost if share > 0), default=math.inf)
 
 
-def leaf_names(params: Mapping[str, Any]) -> list[str]:
+def leaf_names(params: ParamMap) -> list[str]:
     """The parameter name of each leaf, in the order of `jax.tree.leaves(params)`."""
     # By number, not by path: a dict subclass may be registered as a pytree with paths of its own.
     leaves, treedef = jax.tree.flatten(params)
@@ -124,7 +129,7 @@ def leaf_names(params: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _match(groups: Mapping[str, Any], names: list[str]) -> dict[str, str]:
+def _match(groups: Mapping[str, object], names: list[str]) -> dict[str, str]:
     found = {name: [p for p in groups if fnmatchcase(name, p)] for name in names}
     matched = {pattern for patterns in found.values() for pattern in patterns}
     problems = [f"pattern '{p}' matches no parameter" for p in groups if p not in matched]
@@ -145,8 +150,14 @@ def _match(groups: Mapping[str, Any], names: list[str]) -> dict[str, str]:
 
 
 def apply(
-    optimizer: Optimizer, params: Any, opt_state: Any, grads: Any, value: Any, sign: float, num_steps: Any = math.inf
-):  # fmt: skip
+    optimizer: Optimizer,
+    params: PyTree,
+    opt_state: PyTree,
+    grads: PyTree,
+    value: Array,
+    sign: float,
+    num_steps: ArrayLike = math.inf,
+) -> tuple[PyTree, PyTree]:
     """One update.
 
     Args:
@@ -171,19 +182,21 @@ def apply(
     return keep_frozen(optimizer, params, moved), opt_state
 
 
-def keep_frozen(optimizer: Optimizer, old: Any, new: Any) -> Any:
+def keep_frozen(optimizer: Optimizer, old: PyTree, new: PyTree) -> PyTree:
     """`new` with the frozen leaves of `old`."""
     treedef = jax.tree.structure(old)
     pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), optimizer.is_trained, strict=True)
     return jax.tree.unflatten(treedef, [n if trained else o for o, n, trained in pairs])
 
 
-def trained_leaves(optimizer: Optimizer, tree: Any) -> list[Any]:
+def trained_leaves(optimizer: Optimizer, tree: PyTree) -> list[Array]:
     """The leaves of `tree` (parameters or gradients) that are trained."""
     return [leaf for leaf, t in zip(jax.tree.leaves(tree), optimizer.is_trained, strict=True) if t]
 
 
-def average_step(optimizer: Optimizer, average: Any, params: Any, count: Any, decay: float | str):
+def average_step(
+    optimizer: Optimizer, average: PyTree, params: PyTree, count: ArrayLike, decay: float | str
+):
     """Add the iterate number `count` (from 1) to the running average.
 
     "polyak" is the uniform mean of all iterates; a number d is the exponential mean with weights d^(count - s), normalised to

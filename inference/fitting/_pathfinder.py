@@ -18,6 +18,7 @@ from ...ppl._compat import typed_key
 from ...ppl._precision import full_precision
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.language import as_arguments
+from .._abstract_objective import AbstractObjective
 from .._arguments import Arguments
 from ._fixed_draws import climb
 from .starts import Space
@@ -27,7 +28,7 @@ Array = jax.Array
 
 @checked_call
 def pathfinder(
-    objective: Any,
+    objective: AbstractObjective,
     args: tuple | Mapping[str, PyTree],
     *,
     key: Key,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
@@ -13,7 +12,10 @@ from tqdm.auto import tqdm
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-def progress_bar(num_steps: int | None, step: int, *, is_shown: bool) -> Any:
+type Bar = Lines | tqdm
+
+
+def progress_bar(num_steps: int | None, step: int, *, is_shown: bool) -> Bar:
     """An object with `update`, `set_postfix_str` and `close`, as a context."""
     if is_shown and not _can_redraw():
         return Lines(num_steps, step)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -19,11 +20,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ._callbacks import FitInfo, wants_stop, with_state
 from ._loop import MAX_CONSECUTIVE_SKIPS, Carry, Config, compile_steps, step_args, step_key
 from ._nonfinite import NonFiniteError, diagnose
-from ._progress import progress_bar
+from ._progress import Bar, progress_bar
 from .stationarity import is_done
 from .storage import Checkpoint, save
 
@@ -34,11 +36,11 @@ class HostPlan(NamedTuple):
     """What the host does and when."""
 
     num_steps: int | None
-    callbacks: Sequence[Callable[[FitInfo], Any]]
+    callbacks: Sequence[Callable[[FitInfo], object]]
     callback_every: int
-    checkpoint: Any
+    checkpoint: str | os.PathLike | None
     checkpoint_every: int
-    run: dict[str, Any]  # description for the checkpoint
+    run: dict[str, object]  # description for the checkpoint
     progress: bool
 
 
@@ -115,7 +117,7 @@ class Training:
             self._save(stopped=reason == "callback")
         return self._fit(reason)
 
-    def _loop(self, pressed: threading.Event, bar: Any) -> str:
+    def _loop(self, pressed: threading.Event, bar: Bar) -> str:
         num_steps = self._plan.num_steps
         while num_steps is None or self._step < num_steps:
             if self._is_settled():
@@ -135,7 +137,7 @@ class Training:
         done = is_done((self._carry.opt_state, self._carry.average))
         return done is not None and bool(np.all(np.asarray(done)))
 
-    def _advance(self, bar: Any) -> bool:
+    def _advance(self, bar: Bar) -> bool:
         """One device call; False if the data has ended."""
         began = time.monotonic()
         data, num_steps = self._config.source.load(self._next_length())
@@ -172,7 +174,7 @@ class Training:
         self._timing = self._timing.then(num_steps, seconds)
         self._length = self._timing.next_length()
 
-    def _show(self, bar: Any, values: np.ndarray) -> None:
+    def _show(self, bar: Bar, values: np.ndarray) -> None:
         gains = self._config.sign * values.mean(0)
         text = f"value={self._config.sign * np.min(gains):.6g}"
         num_skipped = int(np.sum(np.asarray(self._carry.num_skipped)))
@@ -225,7 +227,9 @@ class Training:
             "again (a list or a data loader, not a generator), or num_steps=None to train until the data ends."
         )
 
-    def _raise_nonfinite(self, data: Any, index: int, number: int, step: int | None = None) -> None:
+    def _raise_nonfinite(
+        self, data: PyTree, index: int, number: int, step: int | None = None
+    ) -> None:
         self._save()
         step = self._step if step is None else step
         take = self._of_seed(number)
@@ -236,7 +240,7 @@ class Training:
         seed = None if self._config.num_seeds is None else number
         raise NonFiniteError(diagnosis, step, seed, self._fit("error"))
 
-    def _of_seed(self, number: int) -> Callable[[Any], Any]:
+    def _of_seed(self, number: int) -> Callable[[PyTree], PyTree]:
         if self._config.num_seeds is None:
             return lambda tree: tree
         return lambda tree: jax.tree.map(lambda leaf: leaf[number], tree)
@@ -269,7 +273,7 @@ class Timing(NamedTuple):
         return min(max(least, wanted), 8 * self.num_steps)
 
 
-def _bar(plan: HostPlan, step: int) -> Any:
+def _bar(plan: HostPlan, step: int) -> Bar:
     return progress_bar(plan.num_steps, step, is_shown=plan.progress and jax.process_index() == 0)
 
 

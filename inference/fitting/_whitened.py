@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions.transforms import LowerCholeskyAffine
 from numpyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal
 
@@ -20,6 +21,7 @@ from ...ppl import constrain
 from ...ppl._compat import is_concrete, no_handlers
 from ...ppl._precision import full_precision
 from ...ppl._shared_jit import shared_jit
+from ...ppl._types import Message, ModelFn, ParamMap
 from ...ppl.language import Keywords, as_program
 from .starts import Landscape, Space, Starts, find_starts, start_without_search
 
@@ -52,7 +54,7 @@ class AutoWhitenedNormal(AutoContinuous):
 
     def __init__(
         self,
-        model: Any,
+        model: ModelFn,
         *,
         rank: Literal["full", "diagonal"] = "full",
         hidden: tuple[str, ...] = (),
@@ -61,12 +63,12 @@ class AutoWhitenedNormal(AutoContinuous):
         self.rank, self.hidden = rank, hidden
         super().__init__(as_program(model), prefix=prefix)
 
-    def meet(self, *args: Any, **kwargs: Any) -> None:
+    def meet(self, *args: PyTree, **kwargs: PyTree) -> None:
         """Learn the model's sites, and where to start."""
         self._setup_prototype(*args, **kwargs)
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        key = numpyro.prng_key()
+    def _setup_prototype(self, *args: PyTree, **kwargs: PyTree) -> None:
+        key: PyTree = numpyro.prng_key()
         args = (*args, Keywords(kwargs)) if kwargs else args
         with no_handlers():
             self.space = Space(self.model, args, self.hidden)
@@ -92,7 +94,7 @@ class AutoWhitenedNormal(AutoContinuous):
         """The parameters that gradients change, in units of the posterior."""
         return f"{self.prefix}_loc", f"{self.prefix}_scale" + "_tril" * (self.rank == "full")
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, PyTree]:
         return super().__getstate__() | {"starts": None}  # compiled functions and data
 
     def get_base_dist(self) -> dist.Distribution:
@@ -101,7 +103,7 @@ class AutoWhitenedNormal(AutoContinuous):
 
     @full_precision
     def _get_posterior(self) -> dist.Distribution:
-        def param(name: str, init: Any, **options: Any) -> Any:
+        def param(name: str, init: Array, **options: dist.constraints.Constraint) -> PyTree:
             return numpyro.param(f"{self.prefix}_{name}", init, **options)
 
         center = jax.lax.stop_gradient(param("center", self._init_latent))
@@ -110,7 +112,7 @@ class AutoWhitenedNormal(AutoContinuous):
         loc = param("loc", jnp.zeros_like(ones))
         if self.rank == "full":
             constraint = self.scale_tril_constraint
-            inner: Any = param("scale_tril", jnp.eye(self.latent_dim), constraint=constraint)
+            inner = param("scale_tril", jnp.eye(self.latent_dim), constraint=constraint)
         else:
             constraint = dist.constraints.softplus_positive
             inner = jnp.diag(param("scale", ones, constraint=constraint))
@@ -122,27 +124,27 @@ class AutoWhitenedNormal(AutoContinuous):
         """The compiled log-density, where the guide met its model with data."""
         return None if self.starts is None else self.starts.landscape
 
-    def draws(self, params: dict[str, Any], noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draws(self, params: ParamMap, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points u [n, d] of standard Normal noise [n, d], and the logarithm of their density, nats."""
         mean, factor = self.normal(params)
         return mean + noise @ factor.T, _log_prob(noise) - np.linalg.slogdet(factor)[1]
 
-    def normal(self, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def normal(self, params: ParamMap) -> tuple[np.ndarray, np.ndarray]:
         """Mean [d] and lower triangular factor [d, d] of u, of unconstrained parameters."""
 
-        def affine(params: Any) -> Any:
+        def affine(params: ParamMap) -> tuple[ArrayLike, ArrayLike]:
             found = self.get_transform(constrain(params))
             return found.loc, found.scale_tril
 
         loc, factor = shared_jit(affine)(params)
         return np.asarray(loc, float), np.asarray(factor, float)
 
-    def get_transform(self, params: dict[str, Any]) -> Any:
+    def get_transform(self, params: ParamMap) -> LowerCholeskyAffine:
         """The affine map from the standard Normal to u."""
-        posterior: Any = numpyro.handlers.substitute(self._get_posterior, params)
+        posterior: Any = numpyro.handlers.substitute(self._get_posterior, dict(params))
         return posterior().transforms[0]
 
-    def _unpack_and_constrain(self, latent_sample: Array, params: Any) -> dict[str, Array]:
+    def _unpack_and_constrain(self, latent_sample: Array, params: ParamMap) -> dict[str, Array]:
         each = self.space.choices
         for _ in range(jnp.ndim(latent_sample) - 1):
             each = jax.vmap(each)
@@ -166,14 +168,16 @@ class AutoMeanField(AutoDiagonalNormal):
 
     landscape: Landscape | None = None
 
-    def __init__(self, model: Any, *, hidden: tuple[str, ...] = (), prefix: str = "auto") -> None:
+    def __init__(
+        self, model: ModelFn, *, hidden: tuple[str, ...] = (), prefix: str = "auto"
+    ) -> None:
         self.hidden = hidden
         super().__init__(as_program(model), prefix=prefix)
 
     meet = AutoWhitenedNormal.meet
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        key = numpyro.prng_key()
+    def _setup_prototype(self, *args: PyTree, **kwargs: PyTree) -> None:
+        key: PyTree = numpyro.prng_key()
         args = (*args, Keywords(kwargs)) if kwargs else args
         with no_handlers():
             self.space = Space(self.model, args, self.hidden)
@@ -184,12 +188,12 @@ class AutoMeanField(AutoDiagonalNormal):
         self._unpack_latent = self.space.unravel
         self.prototype_trace = _prototypes(self.space)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, PyTree]:
         return super().__getstate__() | {"landscape": None}  # compiled functions and data
 
     _unpack_and_constrain = AutoWhitenedNormal._unpack_and_constrain
 
-    def draws(self, params: dict[str, Any], noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draws(self, params: ParamMap, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As those of `AutoWhitenedNormal`."""
         found = shared_jit(lambda params: self.get_posterior(constrain(params)))(params)
         loc, scale = np.asarray(found.loc, float), np.asarray(found.scale, float)
@@ -200,7 +204,7 @@ def _log_prob(noise: np.ndarray) -> np.ndarray:
     return -0.5 * (noise**2 + math.log(2 * math.pi)).sum(1)
 
 
-def _prototypes(space: Space) -> dict[str, Any]:
+def _prototypes(space: Space) -> dict[str, Message]:
     """What NumPyro's autoguides look up of sites."""
     return {
         name: {"type": "sample", "name": name, "is_observed": False, "fn": fn}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._types import ModelFn
 from ...ppl.densities import log_mean_exp
 from ._analytic_kl import analytic_elbo
 from ._objective import Objective, objective
@@ -29,8 +30,8 @@ Kl = Literal["sampled", "analytic"]
 
 @recreated
 def elbo(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     strategies: Mapping[str, PyTree] | str | None = None,
     num_replicates: int = 1,
@@ -108,12 +109,12 @@ def _analytic(kl: object, gradient: str) -> list[str]:
 
 @recreated
 def iwelbo(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     num_particles: int,
     per: str = "joint",
-    strategies: Mapping[str, Any] | str | None = None,
+    strategies: Mapping[str, object] | str | None = None,
     gradient: Literal["full", "stl", "dreg", "gdreg"] = "full",
     num_imputations: int = 1,
     num_replicates: int = 1,

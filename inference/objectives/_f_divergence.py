@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._types import ModelFn
 from ...ppl.densities import log_mean_exp
 from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
@@ -52,14 +53,14 @@ _SUPPORTS: dict[str, tuple[Inclusion, ...]] = {"reverse_kl": ("inside",), "helli
 
 @recreated
 def f_divergence(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     f: str | Callable[[Array], Array],
     log_scale: float = 0.0,
     num_particles: int = 1,
     per: str = "joint",
-    strategies: Mapping[str, Any] | str | None = None,
+    strategies: Mapping[str, object] | str | None = None,
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._types import ModelFn
 from ...ppl.traces import check_match
 from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
 from ._objective import Objective, objective
@@ -21,11 +20,11 @@ Array = jax.Array
 
 @recreated
 def log_variance(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     num_particles: int,
-    proposal: Any = None,
+    proposal: ModelFn | None = None,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """Half the variance of the log-weight: 1/2 Var_{z ~ r}[log p(x, z) - log q_phi(z)] (nats squared, minimised).

@@ -59,7 +59,7 @@ class Objective(AbstractObjective):
     fn: Callable[..., PyTree]
     model: ppl.Program
     guide: ppl.Program | None
-    strategies: Mapping[str, Any] | str | None = None
+    strategies: Mapping[str, object] | str | None = None
     num_replicates: int = 1
     direction: Direction = "max"
     name: str = "objective"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,13 +79,13 @@ def renyi(
 
 @recreated
 def cubo(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     order: float = 2.0,
     num_particles: int,
     per: str = "joint",
-    strategies: Mapping[str, Any] | str | None = None,
+    strategies: Mapping[str, object] | str | None = None,
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
@@ -129,13 +128,13 @@ def cubo(
 
 @recreated
 def chi(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     order: float = 2.0,
     log_scale: float = 0.0,
     num_replicates: int = 1,
-    strategies: Mapping[str, Any] | str | None = None,
+    strategies: Mapping[str, object] | str | None = None,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:
     """E_q[(w / c)^n] (no unit, minimised), n = `order` > 1, c = exp(`log_scale`): exp(n CUBO_n) up to the constant c^n.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._types import ModelFn
 from ...ppl.traces import Inclusion
 from ._objective import Objective, objective
 from ._recreated import recreated
@@ -22,14 +23,14 @@ Array = jax.Array
 
 @recreated
 def tvo(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     num_particles: int,
     per: str = "joint",
     betas: Sequence[float] = (0.0, 0.1, 0.3, 1.0),
     side: Literal["lower", "upper"] = "lower",
-    strategies: Mapping[str, Any] | str | None = None,
+    strategies: Mapping[str, object] | str | None = None,
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
 ) -> Objective:

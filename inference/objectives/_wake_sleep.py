@@ -17,7 +17,6 @@ law refuses them (`wake_theta`, `rws`, `log_variance`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._checks import check_counts
-from ...ppl._types import Message
+from ...ppl._types import Message, ModelFn
 from ...ppl.densities import log_mean_exp
 from ...ppl.language import score_at
 from ...ppl.traces import Inclusion, check_is_law, check_match, with_penalties
@@ -42,11 +41,11 @@ stop = jax.lax.stop_gradient
 
 @recreated
 def wake_phi(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     num_particles: int,
-    proposal: Any = None,
+    proposal: ModelFn | None = None,
     per: str = "joint",
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
@@ -89,11 +88,11 @@ def wake_phi(
 
 @recreated
 def forward_kl(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     num_particles: int,
-    proposal: Any = None,
+    proposal: ModelFn | None = None,
     per: str = "joint",
     num_replicates: int = 1,
     check_jumps: ppl.checks.CheckJumps = True,
@@ -134,8 +133,8 @@ def forward_kl(
 
 @recreated
 def wake_theta(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     num_particles: int,
     per: str = "joint",
@@ -181,8 +180,8 @@ def wake_theta(
 
 @recreated
 def rws(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     num_particles: int,
     per: str = "joint",
@@ -255,8 +254,8 @@ def rws(
 
 @recreated
 def sleep(
-    model: Any,
-    guide: Any,
+    model: ModelFn,
+    guide: ModelFn,
     *,
     data_args: Callable[..., tuple[PyTree, ...]],
     num_replicates: int = 1,

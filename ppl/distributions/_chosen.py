@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int, PyTree
@@ -57,7 +55,7 @@ class Chosen(dist.Distribution):
         super().__init__(shape, laws.event_shape, validate_args=validate_args)
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint | None:
         """That of the laws."""
         return self.laws.support
 

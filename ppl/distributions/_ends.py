@@ -12,7 +12,7 @@ from numpyro.distributions import transforms
 
 from .._compat import inverted, is_concrete
 
-Ends = tuple[Any, Any]
+Ends = tuple[ArrayLike, ArrayLike]
 
 
 def moved_ends(ends: Ends, transform: object) -> tuple[Ends, bool] | None:
@@ -57,7 +57,7 @@ def _affine(end: PyTree, loc: PyTree, scale: PyTree, inverse: bool) -> ArrayLike
     return (end - loc) / scale if inverse else loc + scale * end
 
 
-def _power(end: Any, exponent: ArrayLike) -> Any:
+def _power(end: PyTree, exponent: ArrayLike) -> ArrayLike:
     if is_concrete((end, exponent)):
         with np.errstate(all="ignore"):
             return np.power(np.asarray(end, float), exponent)
@@ -66,23 +66,23 @@ def _power(end: Any, exponent: ArrayLike) -> Any:
     return jnp.power(end, exponent)
 
 
-def _sigmoid(x: Array) -> Any:
+def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def _logit(x: Array) -> Any:
+def _logit(x: np.ndarray) -> np.ndarray:
     return np.log(x) - np.log1p(-x)
 
 
-def _softplus(x: Array) -> Any:
+def _softplus(x: np.ndarray) -> np.ndarray:
     return np.logaddexp(x, 0.0)
 
 
-def _inv_softplus(x: Array) -> Any:
+def _inv_softplus(x: np.ndarray) -> np.ndarray:
     return np.where(np.isinf(x), x, x + np.log(-np.expm1(-x)))
 
 
-def _inv_softplus_j(x: Array) -> Any:
+def _inv_softplus_j(x: Array) -> Array:
     return x + jnp.log(-jnp.expm1(-x))
 
 
@@ -91,7 +91,7 @@ def same_ends(a: Ends, b: Ends) -> bool:
     return is_concrete((a, b)) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _equal(x: ArrayLike, y: float) -> bool:
+def _equal(x: PyTree, y: PyTree) -> bool:
     try:
         return bool(np.all(np.equal(x, y)))
     except ValueError:  # bounds of rows of other numbers

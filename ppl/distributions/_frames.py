@@ -12,7 +12,6 @@ on frames they keep their own law, so that the density of v is that of W times n
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +90,7 @@ class FrameTransform(Transform):
         self.lengths = [d - i for i in range(n)]
 
     @property
-    def codomain(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def codomain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Frames."""
         return Orthonormal(self.d, self.n)
 
@@ -184,7 +183,7 @@ class UniformFrames(dist.Distribution):
         super().__init__((), (d, n), validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=2)  # pyright: ignore[reportArgumentType]
-    def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Frames."""
         return Orthonormal(self.d, self.n)
 

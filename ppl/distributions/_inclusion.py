@@ -10,7 +10,7 @@ Invariant: `is_outside(q, p)` is a proof. Unknown sets, unknown bounds and point
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -171,7 +171,7 @@ def _is_exact(fn: PyTree) -> bool:
     return True
 
 
-def _set_of(constraint: Any) -> Extent:
+def _set_of(constraint: PyTree) -> Extent:
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     if type(constraint) in _NAMED:

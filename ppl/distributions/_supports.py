@@ -203,7 +203,7 @@ def _union(laws: list[dist.Distribution]) -> Support:
     return Support(edges=edges, unknown=unknown)
 
 
-def _image(support: Support, transform: Any) -> Support:
+def _image(support: Support, transform: PyTree) -> Support:
     """The image of a set under one transform."""
     if isinstance(transform, transforms.ComposeTransform):
         for part in transform.parts:
@@ -234,7 +234,7 @@ def _image(support: Support, transform: Any) -> Support:
     return Support(edges=support.edges + _leaves(transform), unknown=support.unknown)
 
 
-def _onto(support: Support, transform: Any) -> Support | None:
+def _onto(support: Support, transform: transforms.Transform) -> Support | None:
     """The codomain, where the set is the transform's whole domain and every value of the codomain is reached."""
     inner = inverted(transform) or transform
     if isinstance(transform, transforms.AbsTransform) and support.is_unbounded:
@@ -282,7 +282,7 @@ def _declares_sets(transform: dist.transforms.Transform) -> bool:
     return own("domain") and own("codomain")
 
 
-def _of_unknown(support: Support, transform: Any) -> Support:
+def _of_unknown(support: Support, transform: transforms.Transform) -> Support:
     """The image of one point tells on what a user's transform depends, closures included."""
     name = type(transform).__name__
     try:
@@ -296,7 +296,7 @@ def _of_unknown(support: Support, transform: Any) -> Support:
     return Support(edges=edges, unknown=support.unknown)
 
 
-def _core(constraint: object) -> Any:
+def _core(constraint: constraints.Constraint | None) -> PyTree:
     while isinstance(constraint, _INDEPENDENT):
         constraint = constraint.base_constraint
     return constraint

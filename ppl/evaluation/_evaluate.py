@@ -11,7 +11,7 @@ Layout of a forced value: time axes of the enclosing scans (outermost first), th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Evaluator(Interpreter):
     """One evaluation of a program, or of the body of a loop in it; its arguments are those of `evaluate`."""
 
     def __init__(
-        self, closed: ClosedJaxpr, inputs: Sequence[PyTree], forced: Mapping[int, Any]
+        self, closed: ClosedJaxpr, inputs: Sequence[PyTree], forced: Mapping[int, PyTree]
     ) -> None:
         super().__init__(closed, inputs)
         self.forced = forced
@@ -59,7 +59,7 @@ class Evaluator(Interpreter):
                 draw = eqn.outvars[0]
                 self.env[draw] = self.replacement(forced[eqn.params["index"]], draw.aval)
 
-    def replacement(self, given: Any, aval: PyTree) -> Array:
+    def replacement(self, given: PyTree, aval: PyTree) -> Array:
         """The value of a site that is replaced everywhere."""
         return jnp.asarray(given.value, aval.dtype).reshape(aval.shape)
 
@@ -86,7 +86,9 @@ class Evaluator(Interpreter):
 
         return jax.lax.switch(args[0], [branch(b) for b in eqn.params["branches"]], *args[1:])
 
-    def inner(self, body: ClosedJaxpr, inputs: tuple[Array, ...], forced: Any) -> list[jax.Array]:
+    def inner(
+        self, body: ClosedJaxpr, inputs: tuple[Array, ...], forced: PyTree
+    ) -> list[jax.Array]:
         """The outputs of a loop's or branch's body as arrays."""
         return evaluate(body, inputs, forced)
 
@@ -96,7 +98,7 @@ class Evaluator(Interpreter):
         return {i: given for i, given in self.forced.items() if i in inside}
 
 
-def is_replaced_whole(eqn: Equation, forced: Mapping[int, Any]) -> bool:
+def is_replaced_whole(eqn: Equation, forced: Mapping[int, PyTree]) -> bool:
     """Whether the equation is a marker whose value is given everywhere, so that nothing before it counts."""
     given = forced.get(eqn.params["index"]) if eqn.primitive is site_p else None
     return given is not None and given.mask is None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -42,23 +41,23 @@ class Invariants(Optimised):
         twin.env, twin.is_fixed = dict(self.env), True
         return twin
 
-    def around(self, forced: Mapping[int, Given], read: Sequence[Atom]) -> dict[Var, Any]:
+    def around(self, forced: Mapping[int, Given], read: Sequence[Atom]) -> dict[Var, PyTree]:
         """The variables that an evaluation with sites replaced needs and no such site reaches, with their values.
 
         Equations with effects run in every evaluation, and so does what depends on them.
         """
-        moved, eqns = set[Any](), self.closed.jaxpr.eqns
+        moved, eqns = set[Var](), self.closed.jaxpr.eqns
         for eqn in eqns:
             if eqn.effects or _is_replaced(eqn, forced) or not moved.isdisjoint(_variables(eqn)):
                 moved.update(eqn.outvars)
         is_start = lambda eqn: moved.isdisjoint(eqn.outvars) or is_replaced_whole(eqn, forced)
         edge = needed(eqns, read, lambda eqn: () if is_start(eqn) else eqn.invars)[1] - moved
         if not self.is_fixed:
-            self.outputs(edge, self.pure)
+            self.outputs([*edge], self.pure)
         # In the order of the program: that of a set would make another program every time, compiled anew.
         return {v: self._value(v) for v in self.env if v in edge}
 
-    def _value(self, variable: Var) -> Any:
+    def _value(self, variable: Var) -> PyTree:
         value = self.env[variable]
         if not self.is_fixed:
             return value

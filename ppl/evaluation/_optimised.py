@@ -7,8 +7,7 @@ reference. `_passes.py` lists them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from ._split import Split
 from ._unrolled import NeedsLoop, Windows, elementwise, unrolled_scan
 
 Given = Forced | Windows | Uniform
-Apply = Callable[[Any, list[Any]], list[Any]]  # (equation, operands) -> results
+Apply = Callable[[Equation, list[PyTree]], list[PyTree]]  # (equation, operands) -> results
 
 
 def optimised(
@@ -32,7 +31,7 @@ def optimised(
     inputs: Sequence[Key],
     forced: Mapping[int, Given],
     read: Sequence[Atom] | None = None,
-    known: Mapping[Var, Any] | None = None,
+    known: Mapping[Var, PyTree] | None = None,
     apply: Apply = bind,
 ) -> list[Array | Split]:
     """What `evaluate` returns; what sees sites that are forced to `Windows` comes as a `Split`.
@@ -75,7 +74,7 @@ class Optimised(Evaluator):
             return Same(jnp.asarray(given.value, aval.dtype), aval.shape, given.states)
         return super().replacement(given, aval)
 
-    def results(self, eqn: Equation, args: list[PyTree]) -> list[Any]:
+    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         for rule in (self._at_all_steps, self._as_one_number, self._row_by_row):
             if (found := rule(eqn, args)) is not None:
                 return found
@@ -120,7 +119,7 @@ class Optimised(Evaluator):
             return None
         return self.call(eqn, args) if name in JITS else on_same(eqn, args)
 
-    def _row_by_row(self, eqn: Equation, args: list[PyTree]) -> list[Any] | None:
+    def _row_by_row(self, eqn: Equation, args: list[PyTree]) -> list[PyTree] | None:
         """Rows of a plate in front of enumerated states (`_steps.py`)."""
         if self.apply is bind or holds_marker(eqn):
             return None
@@ -129,5 +128,5 @@ class Optimised(Evaluator):
         return self.apply(eqn, [whole(a) for a in args])
 
 
-def _any(kind: type, values: Any) -> bool:
+def _any(kind: type, values: Iterable[object]) -> bool:
     return any(isinstance(x, kind) for x in values)

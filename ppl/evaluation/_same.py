@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from .._compat import Equation, bind
+from .._compat import Equation, aval_of, bind
 from ..jaxprs import ELEMENTWISE
 
 Array = jax.Array
@@ -52,7 +52,7 @@ class Same:
     states: States | None = None
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """The array's dtype."""
         return self.value.dtype
 
@@ -67,12 +67,12 @@ class Same:
         return jnp.broadcast_to(self.value, self.shape)
 
 
-def on_same(eqn: PyTree, args: list[PyTree]) -> list[Any] | None:
+def on_same(eqn: Equation, args: list[PyTree]) -> list[PyTree] | None:
     """An equation of which some operands are `Same`; None where it needs them whole."""
     name = eqn.primitive.name
     if len(eqn.outvars) > 1:
         return None
-    shape = tuple(eqn.outvars[0].aval.shape)
+    shape = tuple(aval_of(eqn.outvars[0]).shape)
     if name == "select_n":
         chosen = _selected(args)
         if chosen is not None and (isinstance(chosen, Same) or jnp.shape(chosen) == shape):
@@ -141,7 +141,7 @@ def _is_countable(dtype: DTypeLike) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
 
 
-def _numbers(x: Any) -> np.ndarray | None:
+def _numbers(x: PyTree) -> np.ndarray | None:
     """What an operand is in each state, or everywhere; None where that is not known."""
     if isinstance(x, Same):
         if x.states:
@@ -203,7 +203,7 @@ def _row(operand: Array, number: Array, axis: int) -> Array:
 
 def _gather(eqn: PyTree, operand: Array, indices: Same) -> Array | Same:
     """A slice that is the same everywhere: taken once, and repeated."""
-    numbers, shape = eqn.params["dimension_numbers"], tuple(eqn.outvars[0].aval.shape)
+    numbers, shape = eqn.params["dimension_numbers"], tuple(aval_of(eqn.outvars[0]).shape)
     batched = numbers.operand_batching_dims
     sizes = list(eqn.params["slice_sizes"])
     for axis in batched:

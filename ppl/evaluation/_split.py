@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree
 
 from ._same import whole
 
@@ -80,8 +80,8 @@ class Split:
         older: age -> the same, seen that many steps later. While a program is evaluated only.
     """
 
-    first: list[Any]
-    rest: Any
+    first: list[Array]
+    rest: PyTree
     length: int = dataclasses.field(metadata={"static": True})
     start: Start = dataclasses.field(default=(), metadata={"static": True})
     older: Callable[[int], Split] | None = dataclasses.field(
@@ -155,14 +155,14 @@ def relative(x: Array, axis: int, chains: Sequence[Chain], length: int) -> Split
     return Split([], _by_residue(jnp.moveaxis(x, axis, 0), chains, _age_order), length)
 
 
-def spread(x: Any, dims: Sequence[int], target: Sequence[int]) -> PyTree:
+def spread(x: PyTree, dims: Sequence[int], target: Sequence[int]) -> PyTree:
     """Add the dimensions of `target` that an array with `dims` does not have, of size 1."""
     front = isinstance(x, Split)
     missing = [front + a for a, dim in enumerate(target) if dim not in dims]
     return jax.tree.map(lambda x: jnp.expand_dims(x, missing), x)
 
 
-def at_dims(index: Sequence[Any], x: PyTree) -> Any:
+def at_dims(index: Sequence[slice | ArrayLike], x: PyTree) -> PyTree:
     """An array indexed along its enumeration dimensions."""
     front = (slice(None),) if isinstance(x, Split) else ()
     return jax.tree.map(lambda x: x[*front, *index], x)

@@ -21,15 +21,15 @@ from __future__ import annotations
 import collections
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._compat import CUSTOM, Atom, ClosedJaxpr, Literal, Var, bind, is_concrete
+from .._compat import CUSTOM, Atom, ClosedJaxpr, Equation, Literal, Var, aval_of, bind, is_concrete
 from ..jaxprs import Interpreter, holds_marker, inner_jaxprs, needed
 from ._passes import is_on
 
@@ -38,6 +38,9 @@ LEAST_MEMBERS = 8  # of a group
 MOST_ENTRIES = 256  # of an operand or result of one member
 MOST_FUSED = 8  # single equations in a row: XLA repeats such a chain for all that reads from it
 _ROUNDS = 3  # of surroundings
+type Member = Equation | StackedSum
+type Groups = list[list[Member]]  # in the order in which they run
+type Texts = dict[int, tuple[object, ClosedJaxpr]]  # id of a body -> what is equal for equal ones
 _ALONE = frozenset("scan while cond".split())
 _PICKS = frozenset("slice dynamic_slice gather".split())  # out of one array, which may be large
 
@@ -47,7 +50,7 @@ def stacked(fn: Callable[..., list[PyTree]]) -> Callable[..., list[PyTree]]:
 
     It is traced once for all calls with arrays of the same kinds, under whatever transformation.
     """
-    traced: dict[Any, tuple[ClosedJaxpr, list[list[Any]] | None]] = {}
+    traced: dict[tuple[object, ...], tuple[ClosedJaxpr, Groups | None]] = {}
 
     def run(*args: PyTree) -> list[PyTree]:
         if not is_on("stacks"):
@@ -67,9 +70,7 @@ def stacked(fn: Callable[..., list[PyTree]]) -> Callable[..., list[PyTree]]:
     return run
 
 
-def run_stacked(
-    closed: ClosedJaxpr, inputs: Sequence[Array], order: list[list[Any]]
-) -> list[Array]:
+def run_stacked(closed: ClosedJaxpr, inputs: Sequence[Array], order: Groups) -> list[Array]:
     """The outputs of a program whose equations run in groups."""
     run = _Stacks(closed, inputs)
     for members in order:
@@ -77,7 +78,7 @@ def run_stacked(
     return [run.read(v) for v in closed.jaxpr.outvars]
 
 
-def order_of(closed: ClosedJaxpr) -> list[list[Any]] | None:
+def order_of(closed: ClosedJaxpr) -> Groups | None:
     """The equations in an order in which they can be run, those side by side that can be run as one; None where few can."""
     eqns, _ = needed(closed.jaxpr.eqns, closed.jaxpr.outvars)
     if closed.jaxpr.effects or len(eqns) < LEAST_MEMBERS or _number(eqns) < LEAST_EQUATIONS:
@@ -86,7 +87,7 @@ def order_of(closed: ClosedJaxpr) -> list[list[Any]] | None:
     return order if len(order) <= len(eqns) // 2 else None
 
 
-def _number(eqns: Sequence[Any]) -> int:
+def _number(eqns: Sequence[Equation]) -> int:
     inner = (jaxpr for eqn in eqns for jaxpr in inner_jaxprs(eqn))
     return len(eqns) + sum(_number(jaxpr.eqns) for jaxpr in inner)
 
@@ -94,23 +95,22 @@ def _number(eqns: Sequence[Any]) -> int:
 class StackedSum(NamedTuple):
     """In place of a chain of additions of scalars."""
 
-    invars: list[Any]
-    outvars: list[Any]
-    effects: frozenset[Any] = frozenset()
+    invars: list[Atom]
+    outvars: list[Var]
+    effects: frozenset[object] = frozenset()
 
 
-def _with_long_sums(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
+def _with_long_sums(eqns: Sequence[Equation], outvars: Sequence[Atom]) -> list[Member]:
     """The equations with each chain whose partial sums nobody else reads as one."""
-    variables = lambda atoms: [v for v in atoms if not isinstance(v, Literal)]
-    readers = collections.Counter(v for eqn in eqns for v in variables(eqn.invars))
-    readers.update(variables(outvars))
-    terms: dict[Any, list[Any]] = {}  # result of an addition -> what it is the sum of
-    inside: dict[Any, list[Any]] = {}  # and the additions for that
+    readers = collections.Counter(v for eqn in eqns for v in _variables(eqn.invars))
+    readers.update(_variables(outvars))
+    terms: dict[Var, list[Atom]] = {}  # result of an addition -> what it is the sum of
+    inside: dict[Var, list[Var]] = {}  # and the additions for that
     for eqn in eqns:
-        out = eqn.outvars[0] if eqn.outvars else None
         if not _is_plain_sum(eqn):
             continue
-        partial = [v for v in variables(eqn.invars) if v in terms and readers[v] == 1]
+        out = eqn.outvars[0]
+        partial = [v for v in _variables(eqn.invars) if v in terms and readers[v] == 1]
         inside[out] = [out, *(w for v in partial for w in inside.pop(v))]
         terms[out] = [t for v in eqn.invars for t in (terms.pop(v) if v in partial else [v])]
     long = {v: found for v, found in terms.items() if len(found) >= LEAST_MEMBERS}
@@ -122,15 +122,19 @@ def _with_long_sums(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _is_plain_sum(eqn: Any) -> bool:
+def _variables(atoms: Sequence[Atom]) -> list[Var]:
+    return [v for v in atoms if not isinstance(v, Literal)]
+
+
+def _is_plain_sum(eqn: Equation) -> bool:
     return eqn.primitive.name in ("add", "add_any") and all(
-        v.aval.shape == () and v.aval.dtype == eqn.outvars[0].aval.dtype
-        and jnp.issubdtype(v.aval.dtype, jnp.floating)
+        aval_of(v).shape == () and aval_of(v).dtype == aval_of(eqn.outvars[0]).dtype
+        and jnp.issubdtype(aval_of(v).dtype, jnp.floating)
         for v in eqn.invars
     )  # fmt: skip
 
 
-def _scheduled(eqns: Sequence[Any]) -> list[list[Any]]:
+def _scheduled(eqns: Sequence[Member]) -> Groups:
     makers = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
     before = [
         {makers[v] for v in eqn.invars if not isinstance(v, Literal) and v in makers}
@@ -164,7 +168,7 @@ def _scheduled(eqns: Sequence[Any]) -> list[list[Any]]:
     for i, number in enumerate(waits):
         if not number:
             enter(i)
-    order: list[list[Any]] = []
+    order: Groups = []
     while whole or some:
         kind = whole.pop() if whole else heapq.heappop(some)[1]
         members = sorted(ready.pop(kind, []))  # none, where the kind was whole meanwhile
@@ -178,9 +182,9 @@ def _scheduled(eqns: Sequence[Any]) -> list[list[Any]]:
     return order
 
 
-def _kinds(eqns: Sequence[Any], makers: dict[Any, int]) -> list[int]:
+def _kinds(eqns: Sequence[Member], makers: dict[Var, int]) -> list[int]:
     """A number for each equation, equal for those that may run as one."""
-    texts: dict[int, tuple[Any, Any]] = {}
+    texts: Texts = {}
     own = _numbered([_signature(eqn, texts) or i for i, eqn in enumerate(eqns)])
 
     def source(atom: Atom) -> int:
@@ -192,12 +196,12 @@ def _kinds(eqns: Sequence[Any], makers: dict[Any, int]) -> list[int]:
     return found
 
 
-def _numbered(things: Sequence[Any]) -> list[int]:
-    numbers: dict[Any, int] = {}
+def _numbered(things: Sequence[Hashable]) -> list[int]:
+    numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(thing, len(numbers)) for thing in things]
 
 
-def _signature(eqn: Any, texts: dict[int, tuple[Any, Any]]) -> Any:
+def _signature(eqn: Member, texts: Texts) -> tuple[Hashable, ...] | None:
     """What alike equations have in common; None where one is to run as it stands."""
     if isinstance(eqn, StackedSum) or eqn.effects or holds_marker(eqn) or _holds(eqn, _ALONE):
         return None
@@ -206,15 +210,15 @@ def _signature(eqn: Any, texts: dict[int, tuple[Any, Any]]) -> Any:
         return None
     picks = name in _PICKS
     atoms = (*eqn.invars, *eqn.outvars)
-    if any(v.aval.size > MOST_ENTRIES for v in atoms[picks:]):
+    if any(aval_of(v).size > MOST_ENTRIES for v in atoms[picks:]):
         return None
     if name == "slice":
-        if len(eqn.invars[0].aval.shape) != 1 or params["strides"] is not None:
+        if len(aval_of(eqn.invars[0]).shape) != 1 or params["strides"] is not None:
             return None
         params = {}
     key = tuple((n, _hashable(params[n], texts)) for n in sorted(params))
     whole = eqn.invars[0] if picks and not isinstance(eqn.invars[0], Literal) else None
-    found = name, key, whole, *((v.aval, isinstance(v, Literal)) for v in atoms)
+    found = name, key, whole, *((aval_of(v), isinstance(v, Literal)) for v in atoms)
     try:
         hash(found)
     except TypeError:
@@ -222,13 +226,13 @@ def _signature(eqn: Any, texts: dict[int, tuple[Any, Any]]) -> Any:
     return found
 
 
-def _holds(eqn: Any, names: frozenset[str]) -> bool:
+def _holds(eqn: Equation, names: frozenset[str]) -> bool:
     return eqn.primitive.name in names or any(
         _holds(inner, names) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
     )
 
 
-def _hashable(param: object, texts: dict[int, tuple[Any, Any]]) -> Any:
+def _hashable(param: object, texts: Texts) -> object:
     """A parameter in a form that is equal for equal ones."""
     if not isinstance(param, ClosedJaxpr):
         return tuple(param) if isinstance(param, list) else param
@@ -243,7 +247,7 @@ def _hashable(param: object, texts: dict[int, tuple[Any, Any]]) -> Any:
 class _StackedRow(NamedTuple):
     """One member's part of a stack."""
 
-    stack: Any
+    stack: Array
     at: int
 
 
@@ -261,60 +265,61 @@ class _Stacks(Interpreter):
         # Of the longest chain of single equations that ends at a variable.
         self._length: dict[Var, int] = {}
 
-    def read(self, atom: Any) -> Any:
+    def read(self, atom: Atom) -> PyTree:
         found = self._short(atom)
-        if isinstance(found, _StackedRow):
+        if isinstance(found, _StackedRow) and isinstance(atom, Var):
             if id(found.stack) not in self._apart:
                 self._apart[id(found.stack)] = found.stack, _barrier(found.stack)
             _, stack = self._apart[id(found.stack)]
             found = self.env[atom] = jax.lax.index_in_dim(stack, found.at, keepdims=False)
         return found
 
-    def _short(self, atom: Any) -> Any:
+    def _short(self, atom: Atom) -> PyTree:
         return atom.val if isinstance(atom, Literal) else self.env[atom]
 
-    def group(self, members: list[Any]) -> None:
+    def group(self, members: list[Member]) -> None:
         """Run equations as one; a single one as it stands."""
         if len(members) == 1:
             self._single(members[0])
             return
-        members = self._in_order(members)
-        first = members[0]
+        eqns = [eqn for eqn in members if not isinstance(eqn, StackedSum)]  # which run alone
+        eqns = self._in_order(eqns, lambda eqn: eqn.invars)
+        first = eqns[0]
         if first.primitive.name == "slice":
-            found = [self._slices(members)]
+            found = [self._slices(eqns)]
         else:
-            columns = [[eqn.invars[k] for eqn in members] for k in range(len(first.invars))]
+            columns = [[eqn.invars[k] for eqn in eqns] for k in range(len(first.invars))]
             operands = [self._column(column) for column in columns]
             if all(axis is None for _, axis in operands):
                 found = bind(first, [x for x, _ in operands])
-                for eqn in members:
+                for eqn in eqns:
                     self.env.update(zip(eqn.outvars, found, strict=True))
                 return
             axes = tuple(axis for _, axis in operands)
             found = jax.vmap(lambda *args: bind(first, list(args)), axes)(*(x for x, _ in operands))
-        for at, eqn in enumerate(members):
+        for at, eqn in enumerate(eqns):
             self.env.update(
                 {v: _StackedRow(x, at) for v, x in zip(eqn.outvars, found, strict=True)}
             )
 
-    def _single(self, eqn: Any) -> None:
+    def _single(self, eqn: Member) -> None:
         if isinstance(eqn, StackedSum):
             found = [self._sum(eqn.invars)]
         elif eqn.primitive.name == "stack" and eqn.params["axis"] == 0:
             found = [jnp.concatenate([self._joined(part) for part in self._parts(eqn.invars)])]
-        elif eqn.primitive.name == "concatenate" and len(eqn.outvars[0].aval.shape) == 1:
+        elif eqn.primitive.name == "concatenate" and len(aval_of(eqn.outvars[0]).shape) == 1:
             rows = (self._joined(part) for part in self._parts(eqn.invars))
             found = [jnp.concatenate([x.reshape(-1) for x in rows])]
         else:
             found = bind(eqn, [self.read(v) for v in eqn.invars])
-        variables = [v for v in eqn.invars if not isinstance(v, Literal)]
+        variables = _variables(eqn.invars)
         length = 1 + max((self._length.get(v, 0) for v in variables), default=0)
         if length > MOST_FUSED:
             found, length = [_barrier(x) for x in found], 0
         self._length.update(dict.fromkeys(eqn.outvars, length))
         self.env.update(zip(eqn.outvars, found, strict=True))
 
-    def _sum(self, terms: list[Any]) -> Any:
+    def _sum(self, terms: list[Atom]) -> ArrayLike:
         rows = self._in_order([[v] for v in terms], lambda atoms: atoms)
         parts = list(self._parts([v for [v] in rows]))
         single = [part[0] for part in parts if not isinstance(part[0], _StackedRow)]
@@ -324,51 +329,47 @@ class _Stacks(Interpreter):
         stacks = [part for part in parts if isinstance(part[0], _StackedRow)]
         return sum([jnp.sum(self._joined(part)) for part in stacks] + found)
 
-    def _in_order(
-        self,
-        members: list[Any],
-        atoms_of: Callable[[Any], list[Any]] = lambda eqn: eqn.invars,
-    ) -> list[Any]:
+    def _in_order[M](self, members: list[M], atoms_of: Callable[[M], list[Atom]]) -> list[M]:
         """Members whose operands are rows of one stack side by side."""
         numbers: dict[int, int] = {}
 
-        def place(member: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        def place(member: M) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
             rows = [x for x in map(self._short, atoms_of(member)) if isinstance(x, _StackedRow)]
             stacks = tuple(numbers.setdefault(id(x.stack), len(numbers)) for x in rows)
             return len(rows), stacks, tuple(x.at for x in rows)
 
         return sorted(members, key=place)
 
-    def _slices(self, members: list[Any]) -> Any:
+    def _slices(self, members: list[Equation]) -> Array:
         """Pieces of one vector, as rows."""
         whole = self.read(members[0].invars[0])
         starts = np.array([eqn.params["start_indices"][0] for eqn in members])
-        size = members[0].outvars[0].aval.shape[0]
+        size = aval_of(members[0].outvars[0]).shape[0]
         if size and (np.diff(starts) == size).all():
             return whole[starts[0] : starts[0] + size * len(starts)].reshape(len(starts), size)
         return _rows(whole, starts[:, None] + np.arange(size))
 
-    def _column(self, atoms: list[Any]) -> tuple[ArrayLike, int | None]:
+    def _column(self, atoms: list[Atom]) -> tuple[ArrayLike, int | None]:
         """An operand of all members, and its axis of members; None where it is one for all."""
         found = [self._short(a) for a in atoms]
         if all(isinstance(a, Literal) for a in atoms):
             if all(_is_equal(x, found[0]) for x in found):
                 return found[0], None
             return np.stack(
-                [np.asarray(x, a.aval.dtype) for x, a in zip(found, atoms, strict=True)]
+                [np.asarray(x, aval_of(a).dtype) for x, a in zip(found, atoms, strict=True)]
             ), 0
         if all(_is_same(x, found[0]) for x in found):
             return self.read(atoms[0]), None
         return jnp.concatenate([self._joined(part) for part in self._parts(atoms)]), 0
 
-    def _parts(self, atoms: Sequence[Any]) -> Iterator[list[Any]]:
+    def _parts(self, atoms: Sequence[Atom]) -> Iterator[list[PyTree]]:
         """Values that follow each other, rows of one stack together."""
         stack = lambda x: id(x.stack) if isinstance(x, _StackedRow) else None
         for kind, values in itertools.groupby(map(self._short, atoms), stack):
             found = list(values)
             yield from [found] if kind else [[x] for x in found]
 
-    def _joined(self, part: list[Any]) -> Any:
+    def _joined(self, part: list[PyTree]) -> Array:
         """Such values with an axis of theirs in front."""
         if not isinstance(part[0], _StackedRow):
             return jnp.expand_dims(part[0], 0)
@@ -382,7 +383,7 @@ def _is_same(x: ArrayLike | _StackedRow, y: ArrayLike | _StackedRow) -> bool:
     return x is y
 
 
-def _rows(stack: Any, rows: np.ndarray) -> Any:
+def _rows(stack: Array, rows: np.ndarray) -> Array:
     if (
         rows.ndim == 1
         and len(rows)
@@ -395,7 +396,7 @@ def _rows(stack: Any, rows: np.ndarray) -> Any:
     return stack.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-def _barrier(x: Array) -> Any:
+def _barrier(x: Array) -> Array:
     is_key = jnp.issubdtype(x.dtype, jax.dtypes.extended)
     return x if is_key else jax.lax.optimization_barrier(x)
 

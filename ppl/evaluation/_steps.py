@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from ..jaxprs import ELEMENTWISE
 from ._same import Same, Uniform
 
 Array = jax.Array
-Step = Callable[[list[Any], list[Any]], list[Array]]
+Step = Callable[[list[PyTree], list[PyTree]], list[Array]]
 
 steps_p = Primitive("lapilli_steps")
 steps_p.multiple_results = True
@@ -52,7 +51,9 @@ def at_all_steps(
     return _steps(lambda m, s: fn(moving_of(m), still_of(s)), size, moving, still, traces)
 
 
-def row_by_row(size: int, batched: Sequence[Any]) -> Callable[[PyTree, list[PyTree]], list[PyTree]]:
+def row_by_row(
+    size: int, batched: Sequence[bool]
+) -> Callable[[PyTree, list[PyTree]], list[PyTree]]:
     """How to evaluate an equation so that other dimensions stand behind the rows of its result, if it has `size` of them.
 
     Args:

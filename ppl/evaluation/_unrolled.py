@@ -14,14 +14,15 @@ cannot be done without a loop, `NeedsLoop` is raised, and the whole evaluation s
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from .._compat import Literal, bind, scan_counts
+from .._compat import Atom, Equation, Jaxpr, Literal, Var, aval_of, bind, scan_counts
 from ..jaxprs import ELEMENTWISE, inner_jaxprs, needed, site_p
 from ._evaluate import Evaluator, Forced
 from ._same import Same, States, Uniform, whole
@@ -29,6 +30,7 @@ from ._split import Split, Start, repeated
 from ._steps import at_all_steps
 
 Array = jax.Array
+type Values = Callable[[list[Atom]], list[PyTree]]  # of atoms of a body
 
 
 class NeedsLoop(Exception):
@@ -56,7 +58,7 @@ class Windows(NamedTuple):
         return Forced(jnp.stack(self.values)[jnp.arange(length) % len(self.values)])
 
 
-def elementwise(eqn: Any, args: list[Any]) -> list[Any]:
+def elementwise(eqn: Equation, args: list[PyTree]) -> list[Split]:
     """An equation that keeps the leading axis, on split operands, part by part.
 
     Raises:
@@ -64,7 +66,7 @@ def elementwise(eqn: Any, args: list[Any]) -> list[Any]:
     """
     if eqn.primitive.name not in ELEMENTWISE or len(eqn.outvars) > 1:
         raise NeedsLoop
-    shape = eqn.outvars[0].aval.shape
+    shape = aval_of(eqn.outvars[0]).shape
     if any(not isinstance(a, Split) and jnp.shape(a) not in ((), shape) for a in args):
         raise NeedsLoop
     split = [a for a in args if isinstance(a, Split)]
@@ -94,7 +96,7 @@ def _merged(starts: Sequence[Start]) -> Start:
     return tuple(sorted(merged))
 
 
-def _steps(x: Any, start: int, stop: int) -> Any:
+def _steps(x: PyTree, start: int, stop: int) -> Array:
     """Steps of an operand; those of a scalar are itself."""
     if isinstance(x, Split):
         return whole(x.steps(start, stop))
@@ -102,12 +104,12 @@ def _steps(x: Any, start: int, stop: int) -> Any:
 
 
 def unrolled_scan(
-    eqn: Any,
-    args: list[Any],
-    forced: dict[int, Any],
+    eqn: Equation,
+    args: list[PyTree],
+    forced: dict[int, PyTree],
     evaluator: type[Evaluator],
     wanted: Sequence[bool],
-) -> list[Any]:
+) -> list[Split | None]:
     """The outputs of a scan that are wanted, split.
 
     Args:
@@ -131,9 +133,9 @@ class _UnrolledLoop:
 
     def __init__(
         self,
-        eqn: Any,
-        args: list[Any],
-        forced: dict[int, Any],
+        eqn: Equation,
+        args: list[PyTree],
+        forced: dict[int, PyTree],
         evaluator: type[Evaluator],
         wanted: Sequence[bool],
     ) -> None:
@@ -159,9 +161,9 @@ class _UnrolledLoop:
         self._enters = functools.cache(self._entering)
         self.start = self._known_start()
 
-    def outputs(self, age: int = 0, wanted: Sequence[int] | None = None) -> list[Any]:
+    def outputs(self, age: int = 0, wanted: Sequence[int] | None = None) -> list[Split | None]:
         """The outputs that are wanted (else None), seen `age` steps later."""
-        found: list[Any] = [None] * len(self.read)
+        found: list[Split | None] = [None] * len(self.read)
         wanted = list(self.depths) if wanted is None else wanted
         for depth in {self.depths[n] for n in wanted}:
             members = [n for n in wanted if self.depths[n] == depth]
@@ -181,9 +183,11 @@ class _UnrolledLoop:
         return found
 
     def _older(self, output: int, age: int, more: int) -> Split:
-        return self.outputs(age + more, [output])[output]
+        found = self.outputs(age + more, [output])[output]
+        assert found is not None
+        return found
 
-    def _needed_xs(self, outputs: list[int]) -> list[Any]:
+    def _needed_xs(self, outputs: list[int]) -> list[PyTree]:
         """The inputs of the steps that outputs depend on, None in place of others."""
         needed = set[int]().union(*(self.needs[n] for n in outputs))
         return [x if self.num_carry + k in needed else None for k, x in enumerate(self.xs)]
@@ -221,7 +225,7 @@ class _UnrolledLoop:
         states = np.flatnonzero(before.states.numbers == init)
         return (site, int(states[0])) if age == 1 and len(states) == 1 else None
 
-    def _entering(self, carry: int, start: int, stop: int, age: int) -> Any:
+    def _entering(self, carry: int, start: int, stop: int, age: int) -> PyTree:
         """A carry that enters the steps from `start` to before `stop`, or one where all are the same."""
         if carry in self.constant or start == 0 and not self.start:
             dtype = self.variables[carry].aval.dtype
@@ -231,7 +235,7 @@ class _UnrolledLoop:
             return self._at([carry], 0, 1, age + 1)[0]
         return self._at([carry], start - 1, stop - 1, age + 1)[0]
 
-    def _at(self, outputs: list[int], start: int, stop: int, age: int) -> list[Any]:
+    def _at(self, outputs: list[int], start: int, stop: int, age: int) -> list[PyTree]:
         """Outputs of the body at the steps from `start` to before `stop`; once where they are the same at all of them."""
         size = stop - start
         read = [self.read[n] for n in outputs]
@@ -259,7 +263,7 @@ class _UnrolledLoop:
         # inputs: [steps, ...], or [1, ...] where they are the same at all steps.
         moves = [x is not None and size > 1 and len(x) == size for x in inputs]
 
-        def once(read: list[Any]) -> list[Any]:
+        def once(read: list[Atom]) -> list[PyTree]:
             here = jax.tree.map(lambda x: x[0], given)
             now = [None if x is None else x[0] for x in inputs]
             found = self.evaluator(self.body, [*self.consts, *now], fixed | here).outputs(read)
@@ -270,15 +274,17 @@ class _UnrolledLoop:
                 for x in found
             ]
 
-        def each(read: list[Any]) -> list[Array]:
+        def each(read: list[Atom]) -> list[Array]:
             still = [None if m or x is None else x[0] for x, m in zip(inputs, moves, strict=True)]
             moving = [x if m else None for x, m in zip(inputs, moves, strict=True)]
 
-            def one(moving: Any, still: Any) -> list[Array]:
+            def one(moving: PyTree, still: PyTree) -> list[Array]:
                 moving, given = moving
                 consts, still, fixed = still
                 inputs = [s if m is None else m for m, s in zip(moving, still, strict=True)]
-                found = self.evaluator(self.body, [*consts, *inputs], fixed | given).outputs(read)
+                found = self.evaluator(self.body, [*consts, *inputs], {**fixed, **given}).outputs(
+                    read
+                )
                 return [jnp.asarray(whole(x)) for x in found]
 
             held = self.consts, still, fixed
@@ -290,7 +296,7 @@ class _UnrolledLoop:
         return _sorted(read, _dependents(self.body.jaxpr, seeds, self.cut, moving), once, each)
 
 
-def _sorted(read: list[Any], moved: set[Any], still: Any, moving: Any) -> list[Array]:
+def _sorted(read: list[Atom], moved: set[Var], still: Values, moving: Values) -> list[PyTree]:
     """The values of `read` in order: those in `moved` from one function, all others from another."""
     is_moved = [not isinstance(v, Literal) and v in moved for v in read]
     parts = []
@@ -300,7 +306,7 @@ def _sorted(read: list[Any], moved: set[Any], still: Any, moving: Any) -> list[A
     return [next(parts[m]) for m in is_moved]
 
 
-def _dependents(jaxpr: Any, seeds: set[Any], cut: set[int], moving: set[int]) -> set[Any]:
+def _dependents(jaxpr: Jaxpr, seeds: set[Var], cut: set[int], moving: set[int]) -> set[Var]:
     """The variables that depend on `seeds`, or on the values of sites in `moving`; those in `cut` depend on nothing else."""
     found = set(seeds)
     for eqn in jaxpr.eqns:
@@ -317,10 +323,10 @@ def _dependents(jaxpr: Any, seeds: set[Any], cut: set[int], moving: set[int]) ->
     return found
 
 
-def _needs(jaxpr: Any, inputs: list[Any], cut: set[int]) -> list[set[int]]:
+def _needs(jaxpr: Jaxpr, inputs: list[Var], cut: set[int]) -> list[set[int]]:
     """For each output of the body, the inputs on which it depends with sites forced."""
 
-    def read(eqn: Any) -> list[Any]:
+    def read(eqn: Equation) -> list[Atom]:
         is_cut = eqn.primitive is site_p and eqn.params["index"] in cut
         return [] if is_cut else eqn.invars
 

@@ -15,13 +15,12 @@ exact for polynomials of degree three (the points of Julier and Uhlmann 1997 wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._compat import Equation, bind
+from .._compat import Equation, aval_of, bind
 from .._precision import full_precision
 from ._arranged import flat, matrix_of, unflat
 from ._forms import Form, PointValues, rows_of
@@ -37,9 +36,9 @@ def mean_of(form: Form, belief: Belief) -> Array:
     return unflat(mean, form.rows, form.const.shape)
 
 
-def is_smooth(eqn: Any) -> bool:
+def is_smooth(eqn: Equation) -> bool:
     """Whether an equation makes real numbers, which may have a derivative."""
-    return all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.outvars)
+    return all(jnp.issubdtype(aval_of(v).dtype, jnp.floating) for v in eqn.outvars)
 
 
 def linearised(

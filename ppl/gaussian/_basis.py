@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,17 +41,17 @@ class Basis:
         self.joint = joint
         self.belief: Belief | None = None
         self.rows: tuple[str, ...] | None = None
-        self.open: list[tuple[dict[Any, Any], set[Any]]] = []
+        self.open: list[tuple[dict[PyTree, PyTree], set[PyTree]]] = []
         self.asked: list[tuple[Form, Read]] = []
 
-    def settled(self, values: Sequence[PyTree]) -> list[Any]:
+    def settled(self, values: Sequence[PyTree]) -> list[PyTree]:
         """Values with forms in place of points, which a statement or another basis follows."""
         live = [env[v] for env, names in self.open for v in names]
         every = {id(x): x for x in [*live, *values]}
         if not any(isinstance(x, PointValues) for x in every.values()):
             return list(values)
         assert self.belief is not None
-        new: dict[int, Any] = {
+        new: dict[int, PyTree] = {
             i: Beyond("a comparison")
             for i, x in every.items()
             if isinstance(x, PointValues) and not jnp.issubdtype(x.values.dtype, jnp.floating)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +71,7 @@ class Collector(Integrator):
 
     # What an integrator does with statements.
 
-    def _made(self, statement: Statement, fn: PyTree, obs: object) -> Any:
+    def _made(self, statement: Statement, fn: PyTree, obs: object) -> PyTree:
         if self.before is not None:
             return self.before[statement.name]
         if obs is None:
@@ -83,7 +82,7 @@ class Collector(Integrator):
     @full_precision
     def _conditioned(
         self, statement: Statement, fn: Callable[..., PyTree], mean: Form, obs: object
-    ) -> Any:
+    ) -> PyTree:
         self.has_changed = True
         rows, reading = mean.rows, self._reading(fn)
         noise, matrix = noise_of(reading, rows), matrix_of(mean, self.size)

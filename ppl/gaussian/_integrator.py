@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ class Integrator(Basis):
 
     def run(
         self, closed: ClosedJaxpr, args: Sequence[PyTree], is_read: Sequence[bool]
-    ) -> list[Any]:
+    ) -> list[PyTree]:
         """The values of a program's outputs.
 
         `is_read`: which of them a statement depends on afterwards.
@@ -104,7 +104,7 @@ class Integrator(Basis):
         body.run(closed.jaxpr.eqns)  # all: statements count, whoever reads them
         return [body.read(v) for v in closed.jaxpr.outvars]
 
-    def equation(self, eqn: Equation, args: list[PyTree]) -> list[Any]:
+    def equation(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         """What an equation makes of values."""
         name, has_statements = eqn.primitive.name, holds_statement(eqn)
         try:
@@ -126,7 +126,7 @@ class Integrator(Basis):
         except RowsMeet as met:
             raise self.meets(met.axis) from met
 
-    def _propagated(self, eqn: Equation, args: list[PyTree]) -> list[Any]:
+    def _propagated(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         """What an equation without statements makes of uncertain values."""
         is_free = not any(isinstance(x, PointValues | Beyond) for x in args)
         found = propagate(eqn, args) if is_free else []
@@ -157,7 +157,7 @@ class Integrator(Basis):
 
     # Statements.
 
-    def _statement(self, statement: Statement, args: list[PyTree]) -> Any:
+    def _statement(self, statement: Statement, args: list[PyTree]) -> PyTree:
         if statement.treedef is None:
             if is_certain(args[0]) and not self.emit.is_dry:
                 with statement.around(None):

@@ -58,7 +58,7 @@ class JointNormal(dist.Distribution):
         return jnp.where(is_seen[..., None], self.seen, 0), self.noise.apart(is_seen)
 
     @constraints.dependent_property(is_discrete=False)  # pyright: ignore[reportArgumentType]
-    def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
         """All real arrays."""
         return constraints.independent(constraints.real, len(self.event_shape))
 

@@ -46,7 +46,7 @@ class Statement:
     name: str
     treedef: Any
     is_observed: bool
-    infer: dict[str, Any]
+    infer: dict[str, PyTree]
     frames: tuple[Any, ...]
     scale: float | None
     has_scale: bool
@@ -166,7 +166,7 @@ class Lifter(Noiseless):
 
 def last_reads(jaxpr: Jaxpr) -> dict[Var, int]:
     """The number of the equation that reads a variable last; deterministic statements do not count."""
-    last: dict[Any, int] = {}
+    last: dict[Var, int] = {}
     for number, eqn in enumerate(jaxpr.eqns):
         statement = eqn.params.get("statement")
         if statement is None or statement.treedef is not None:

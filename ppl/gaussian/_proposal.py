@@ -71,7 +71,7 @@ class Proposer(Interpreter):
             "to propose. Write the proposal as a program of its own."
         )
 
-    def _value(self, statement: Statement, args: list[PyTree]) -> Any:
+    def _value(self, statement: Statement, args: list[PyTree]) -> PyTree:
         if statement.treedef is None:
             return args[0]
         if statement.is_observed:
@@ -121,11 +121,11 @@ class _Updated(Integrator):
     def __init__(self, label: str, joint: set[str], emit: Emit) -> None:
         super().__init__(label, (), joint, emit)
         self.values: dict[str, Array] = {}
-        self.sites: dict[str, tuple[Statement, Any]] = {}
-        self.kept: dict[str, Any] = {}  # site -> form; open, so that it follows the basis
+        self.sites: dict[str, tuple[Statement, PyTree]] = {}
+        self.kept: dict[str, PyTree] = {}  # site -> form; open, so that it follows the basis
         self.open.append((self.kept, set()))
 
-    def _statement(self, statement: Statement, args: list[PyTree]) -> Any:
+    def _statement(self, statement: Statement, args: list[PyTree]) -> PyTree:
         if statement.treedef is None:
             return args[0]
         if statement.is_observed:
@@ -158,7 +158,7 @@ class _Updated(Integrator):
         self.values[statement.name] = _drawn(statement, fn, statement.infer, self.emit.is_dry)
         return self.values[statement.name]
 
-    def _made(self, statement: Statement, fn: Callable[..., PyTree], obs: object) -> Any:
+    def _made(self, statement: Statement, fn: Callable[..., PyTree], obs: object) -> PyTree:
         return (
             jnp.zeros(statement.aval.shape, statement.aval.dtype)
             if obs is None
@@ -198,7 +198,7 @@ class _Updated(Integrator):
         return found
 
 
-def _drawn(statement: Statement, fn: Any, infer: dict[str, Any], is_dry: bool = False) -> Array:
+def _drawn(statement: Statement, fn: Any, infer: dict[str, PyTree], is_dry: bool = False) -> Array:
     """A site from its own law."""
     if is_dry:
         return jnp.zeros(statement.aval.shape, statement.aval.dtype)

@@ -11,13 +11,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._compat import CALLS, ClosedJaxpr, Equation, Jaxpr, Literal, bind, scan_counts, while_counts
+from .._compat import (
+    CALLS,
+    ClosedJaxpr,
+    Equation,
+    Jaxpr,
+    Literal,
+    Var,
+    bind,
+    scan_counts,
+    while_counts,
+)
 from .._types import Key
 from ..jaxprs import inner_jaxpr, inner_jaxprs
 
@@ -47,8 +56,8 @@ class Known:
         eqn: PyTree = None,
     ) -> None:
         self.name, self.operands, self.inputs, self.depth = name, operands, inputs, depth
-        self.eqn: Any = eqn
-        self._value: Any = None
+        self.eqn: PyTree = eqn
+        self._value: Array | np.ndarray | None = None
         self._compute: Callable[[], PyTree] = self._computed
 
     @classmethod
@@ -75,14 +84,14 @@ class Known:
         made._compute = self.value
         return made
 
-    def _computed(self) -> Any:
+    def _computed(self) -> Array | np.ndarray:
         name, eqn, values = self.name, self.eqn, [o.value() for o in self.operands]
         depths = {o.depth for o in self.operands} - {0}
         if name in _ELEMENTWISE and len(depths) <= 1:
             return _ELEMENTWISE[name](*values).astype(eqn.outvars[0].aval.dtype)
         if name == "convert_element_type":
             return values[0].astype(eqn.params["new_dtype"])
-        run: Any = lambda *args: bind(eqn, list(args))[0]
+        run = lambda *args: bind(eqn, list(args))[0]
         for level in range(self.depth, 0, -1):
             run = jax.vmap(run, [0 if o.depth >= level else None for o in self.operands])
         with jax.ensure_compile_time_eval():
@@ -91,7 +100,7 @@ class Known:
 
 def walk(
     closed: ClosedJaxpr, values: Sequence[Array | Key | np.ndarray | None]
-) -> Iterator[tuple[Any, list[Known | None]]]:
+) -> Iterator[tuple[Equation, list[Known | None]]]:
     """Each equation with what is known of its operands.
 
     Args:
@@ -99,7 +108,7 @@ def walk(
         values: of its inputs; None where one is not known.
     """
     known = [None if x is None else Known.of(x, i) for i, x in enumerate(values)]
-    found: list[tuple[Any, list[Known | None]]] = []
+    found: list[tuple[Equation, list[Known | None]]] = []
     _run(closed.jaxpr, closed.consts, known, found)
     yield from found
 
@@ -110,7 +119,7 @@ def _run(
     known: Sequence[Known | None],
     found: list[tuple[Equation, PyTree]],
 ) -> list[Known | None]:
-    env: dict[Any, Known | None] = {}
+    env: dict[Var, Known | None] = {}
     env.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
     env.update(zip(jaxpr.invars, known, strict=True))
     read = lambda v: Known.of(v.val) if isinstance(v, Literal) else env.get(v)
@@ -159,7 +168,9 @@ def _results(
     return [Known(name, all_known, inputs, depth, eqn)]
 
 
-def _scan(eqn: Equation, operands: list[Known | None], found: list[Any]) -> None:
+def _scan(
+    eqn: Equation, operands: list[Known | None], found: list[tuple[Equation, list[Known | None]]]
+) -> None:
     num_consts, num_carry = scan_counts(eqn.params)
     consts, xs = operands[:num_consts], operands[num_consts + num_carry :]
     # The steps of an inner scan lie behind those of the outer one, and so do the axes of what goes through both.
@@ -176,7 +187,7 @@ def _scan(eqn: Equation, operands: list[Known | None], found: list[Any]) -> None
 
 
 def _counter(
-    eqn: Any, place: int, out: PyTree, first: Known | None, deepest: int, lead: tuple[int, ...]
+    eqn: Equation, place: int, out: PyTree, first: Known | None, deepest: int, lead: tuple[int, ...]
 ) -> Known | None:
     """The values of a carry that is a known number at first and grows by a constant; None of any other."""
     body, length = eqn.params["jaxpr"].jaxpr, eqn.params["length"]

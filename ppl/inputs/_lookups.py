@@ -13,14 +13,14 @@ so may not count, as in `jnp.where(g >= 0, e[g], 0.0)`: `heard` runs the program
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._compat import CALLS, ClosedJaxpr, Equation, while_counts
+from .._compat import CALLS, ClosedJaxpr, Equation, aval_of, while_counts
 from .._types import Key
 from ..jaxprs import Interpreter, called, inner_jaxpr, scan_again
 from ._known import Known, walk
@@ -51,8 +51,8 @@ class Lookup(NamedTuple):
     size: int
     inputs: frozenset[int]
     is_given: bool
-    wrap: Any
-    eqn: Any
+    wrap: Equation | None
+    eqn: Equation
     axis: int
 
 
@@ -68,7 +68,7 @@ def out_of_range(
     found = []
     for eqn, operands in walk(closed, values):
         for axis, index in _indices(eqn, operands):
-            shape, sizes = eqn.invars[0].aval.shape, eqn.params.get("slice_sizes")
+            shape, sizes = aval_of(eqn.invars[0]).shape, eqn.params.get("slice_sizes")
             size = shape[axis] - (sizes[axis] if sizes else 1) + 1
             raw, wrap = _unwrapped(index)
             lookup = _judged(eqn, raw, wrap, axis, size)
@@ -102,7 +102,7 @@ def _parts(index: Known, number: int) -> list[Known]:
     return made
 
 
-def _unwrapped(index: Known) -> tuple[Known, Any]:
+def _unwrapped(index: Known) -> tuple[Known, Equation | None]:
     """The index before negative numbers were made positive, and the equation that did it."""
     while index.name in _SAME and index.operands[0].value().dtype.kind in "iu":
         index = index.operands[0]
@@ -120,7 +120,7 @@ def _source(index: Known) -> Known:
     return index
 
 
-def _judged(eqn: PyTree, raw: Known, wrap: Equation, axis: int, size: int) -> Lookup | None:
+def _judged(eqn: PyTree, raw: Known, wrap: Equation | None, axis: int, size: int) -> Lookup | None:
     array = raw.value()
     if array.size == 0 or array.dtype.kind not in "iu":
         return None

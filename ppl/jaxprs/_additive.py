@@ -35,7 +35,7 @@ SUM_PRESERVING = frozenset(
 class Multiplier(NamedTuple):
     """One scalar factor of a coefficient: multiply by, or divide by, the value of an atom."""
 
-    atom: Any
+    atom: Atom
     divides: bool = False
 
 
@@ -45,7 +45,7 @@ Path = tuple[float, tuple[Multiplier, ...]]
 class Term(NamedTuple):
     """One additive part of a scalar: `sum(variable)` times the sum of its coefficients."""
 
-    variable: Any
+    variable: Atom
     paths: tuple[Path, ...]
 
     def coefficient(self, value_of: Callable[..., PyTree]) -> jax.Array | float:
@@ -65,7 +65,7 @@ def split(
     output: Atom,
     analysis: Analysis,
     bounds: Mapping[int, tuple[int, int]] | None = None,
-    whole: Collection[Any] = (),
+    whole: Collection[Atom] = (),
 ) -> list[Term]:
     """The additive terms of the scalar `output`.
 
@@ -80,9 +80,9 @@ def split(
         return [Term(output, ((1.0, ()),))]
     ranges = IntegerRanges(jaxpr, bounds or {})
     position = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
-    pending: dict[Any, list[Path]] = {output: [(1.0, ())]}
+    pending: dict[Var, list[Path]] = {output: [(1.0, ())]}
     terms: list[Term] = []
-    constants: list[tuple[Any, Path]] = []
+    constants: list[tuple[Atom, Path]] = []
     while pending:
         # Latest-produced variable first: all paths to a variable are known before it is opened.
         atom = max(pending, key=lambda v: position.get(v, -1))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from jaxtyping import PyTree
 
 from .._compat import Equation
 from ._relation import Relations, causal, join, move
 
-Rule = Callable[[Any, list[Relations]], list[Relations]]
+Rule = Callable[[Equation, list[Relations]], list[Relations]]
 
 ELEMENTWISE = frozenset(
     """

@@ -44,7 +44,7 @@ def is_continuous_call(eqn: Equation) -> bool:
     A user's function of that name does not count. JAX tells where a function stands in its debugging information; without it
     the answer is no, which costs time only.
     """
-    jaxpr = next(inner_jaxprs(eqn), None)
+    jaxpr: PyTree = next(inner_jaxprs(eqn), None)
     info = getattr(jaxpr, "debug_info", None)
     name, file = getattr(info, "func_name", None), getattr(info, "func_filename", None) or ""
     if name in SOLUTIONS and file == SOLVER:
@@ -58,13 +58,13 @@ def tolerances_of(eqn: Equation) -> Iterator[PyTree]:
 
     These are sums `atol + rtol * size` of two constants, size being an absolute value or the larger one of two.
     """
-    jaxpr = next(inner_jaxprs(eqn), None)
+    jaxpr: PyTree = next(inner_jaxprs(eqn), None)
     info = getattr(jaxpr, "debug_info", None)
     if getattr(info, "func_name", None) == _CALL_OF_SOLVER and is_continuous_call(eqn):
         yield from _tolerances(jaxpr)
 
 
-def _tolerances(jaxpr: Any) -> Iterator[PyTree]:
+def _tolerances(jaxpr: Jaxpr) -> Iterator[PyTree]:
     made = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     for eqn in jaxpr.eqns:
         for inner in inner_jaxprs(eqn):

@@ -6,8 +6,7 @@ Input: a closed jaxpr, and the values of its inputs. Output: the values of some 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from jaxtyping import Array, PyTree
@@ -33,14 +32,14 @@ class Interpreter:
     def __init__(
         self, closed: ClosedJaxpr, inputs: Sequence[PyTree] | Mapping[Var, PyTree]
     ) -> None:
-        self.closed, self.live = closed, frozenset[Any]()
-        self.env: dict[Var, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        self.closed, self.live = closed, frozenset[Var]()
+        self.env: dict[Var, PyTree] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
         is_named = isinstance(inputs, Mapping)
         self.env.update(inputs if is_named else zip(closed.jaxpr.invars, inputs, strict=True))
 
     def outputs(
-        self, read: Collection[Any] | None = None, eqns: Sequence[Equation] | None = None
-    ) -> list[Any]:
+        self, read: Sequence[Atom] | None = None, eqns: Sequence[Equation] | None = None
+    ) -> list[PyTree]:
         """The values of atoms (default: of the program's outputs), made by those of `eqns` (default: of all) that they need."""
         jaxpr = self.closed.jaxpr
         read = jaxpr.outvars if read is None else read

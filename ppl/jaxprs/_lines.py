@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._compat import Equation, bind
+from .._compat import Equation, aval_of, bind
 from ._axis_rules import shape_of
 
 Array = jax.Array
@@ -172,7 +172,7 @@ def _is_float(eqn: Equation) -> bool:
     return all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in atoms)
 
 
-def _is_wider(eqn: Any) -> bool:
+def _is_wider(eqn: Equation) -> bool:
     """Whether a conversion keeps all digits: others make steps."""
-    old, new = (jnp.finfo(v.aval.dtype) for v in (eqn.invars[0], eqn.outvars[0]))
+    old, new = (jnp.finfo(aval_of(v).dtype) for v in (eqn.invars[0], eqn.outvars[0]))
     return new.nmant >= old.nmant and new.maxexp >= old.maxexp

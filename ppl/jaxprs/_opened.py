@@ -25,6 +25,8 @@ from .._compat import (
     Equation,
     Jaxpr,
     Literal,
+    Var,
+    aval_of,
     jaxpr_as_fun,
     rule_file,
     scan_counts,
@@ -118,7 +120,7 @@ def _open(jaxpr: Jaxpr) -> Jaxpr:
     return jaxpr.replace(eqns=[_opened_equation(eqn) for eqn in jaxpr.eqns])
 
 
-def _opened_equation(eqn: Equation) -> Any:
+def _opened_equation(eqn: Equation) -> Equation:
     if eqn.primitive.name == "stop_gradient":
         return eqn.replace(primitive=_copy(), params={})
     if eqn.primitive.name in CUSTOM:
@@ -136,11 +138,11 @@ def _opened_param(param: object) -> Any:
     return _open(param) if isinstance(param, Jaxpr) else param
 
 
-def _call(eqn: Any) -> Any:
+def _call(eqn: Equation) -> Equation:
     """The equation as a plain call of the function that it computes."""
     inner = next(p for p in eqn.params.values() if inner_jaxpr(p) is not None)
     closed = opened(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()))
-    inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    inputs = [jax.ShapeDtypeStruct(aval_of(v).shape, aval_of(v).dtype) for v in eqn.invars]
     traced = jax.make_jaxpr(jax.jit(jaxpr_as_fun(closed)))(*inputs).jaxpr.eqns[-1]
     return eqn.replace(primitive=traced.primitive, params=traced.params)
 
@@ -178,7 +180,7 @@ def _outputs(
     flags: list[bool],
     starts: Callable[..., PyTree],
     found: set[str],
-    live: Collection[Any],
+    live: Collection[Var],
 ) -> list[bool]:
     if starts(eqn):
         return [True] * len(eqn.outvars)

@@ -103,7 +103,7 @@ def range_of_constant(value: PyTree) -> Range:
     return Range(low, high, False, False) if math.isfinite(low + high) else REALS
 
 
-def range_of_support(support: Any) -> Range:
+def range_of_support(support: PyTree) -> Range:
     """The range of the draws of a law with density on `support`, whose edges have no mass."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint

@@ -30,7 +30,7 @@ def stabilisers(jaxpr: Jaxpr) -> set[int]:
 
 def _cancels(jaxpr: Jaxpr, at: int) -> bool:
     start = jaxpr.eqns[at].outvars[0]
-    shifts: dict[Any, Shift] = {
+    shifts: dict[Var, Shift] = {
         start: _shift(start, 1.0, False, {a: a for a in range(len(shape_of(start)))})
     }
     for eqn in jaxpr.eqns[at + 1 :]:

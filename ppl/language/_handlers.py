@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import numpyro.handlers
+from jaxtyping import Array, ArrayLike, PyTree
 from numpyro.primitives import Messenger
 
 from .._compat import fresh_caches, handler_stack
+from .._types import Choices, Message, ModelFn
 from ..traces import Recorder
 from ._callables import name_of
 from ._choices import arrays
@@ -22,12 +23,12 @@ class GivenSites(Recorder):
 
     is_final = False
 
-    def __init__(self, values: Mapping[str, Any], observed: bool) -> None:
+    def __init__(self, values: Mapping[str, ArrayLike], observed: bool) -> None:
         super().__init__(None, arrays(values))
         self.observed = observed
         self.fixed: set[str] = set()
 
-    def visit(self, msg: dict[str, Any]) -> None:
+    def visit(self, msg: Message) -> None:
         value = None if msg["is_observed"] else self.given(msg["name"])
         if value is None:
             return
@@ -39,10 +40,10 @@ class GivenSites(Recorder):
             msg["fn"] = msg["fn"].mask(False)
             msg["is_set"] = True  # no observation, so that predictions do not draw it anew
 
-    def numbers_of(self, msg: dict[str, Any]) -> dict[str, Any]:
+    def numbers_of(self, msg: Message) -> dict[str, Array]:
         return {}
 
-    def control_flow(self, msg: dict[str, Any]) -> None:
+    def control_flow(self, msg: Message) -> None:
         # Reached under NumPyro's own inference only: its scan and cond take conditions along.
         if _is_ours():
             super().control_flow(msg)
@@ -58,10 +59,10 @@ def _is_ours() -> bool:
     return any(isinstance(h, Recorder) and h.is_final for h in handler_stack())
 
 
-def _do(given: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+def _do(given: Choices) -> Callable[[Message], Array | None]:
     """A condition for NumPyro under which a site has its value and no density."""
 
-    def value_of(site: dict[str, Any]) -> Any:
+    def value_of(site: Message) -> Array | None:
         value = given.get(site["name"])
         if value is not None:
             site["fn"] = site["fn"].mask(False)
@@ -70,7 +71,7 @@ def _do(given: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
     return value_of
 
 
-def condition(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:
+def condition(program: ModelFn, values: Mapping[str, ArrayLike]) -> Program:
     """The program with latent sites observed: they count in the density and are no longer choices.
 
     What is observed tells of what lies before it; a value that is set from outside, and tells nothing, is `intervene`'s.
@@ -87,7 +88,7 @@ def condition(program: Program | Callable[..., Any], values: Mapping[str, Any]) 
     )
 
 
-def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) -> Program:
+def intervene(program: ModelFn, values: Mapping[str, ArrayLike]) -> Program:
     """The program under the intervention do(site = value): the value is used downstream and the site has no density.
 
     It tells nothing of what lies before it; a value that was seen is `condition`'s. Predictions keep it, where they draw what was
@@ -104,7 +105,7 @@ def intervene(program: Program | Callable[..., Any], values: Mapping[str, Any]) 
     )
 
 
-def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Program:
+def block(program: ModelFn, sites: Collection[str]) -> Program:
     """The program with observed sites, factors or deterministic sites hidden: they no longer count.
 
     A latent site cannot be hidden, since its draw would then have no density; use `ppl.marginal` for that.
@@ -123,7 +124,7 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
             super().__init__()
             self.met: set[str] = set()
 
-        def process_message(self, msg: dict[str, Any]) -> None:
+        def process_message(self, msg: Message) -> None:
             if msg.get("name") in hidden:
                 if msg["type"] == "sample" and not msg["is_observed"]:
                     raise ValueError(
@@ -137,7 +138,7 @@ def block(program: Program | Callable[..., Any], sites: Collection[str]) -> Prog
     return _transformed(program, _Hide, set(hidden), "block")
 
 
-def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
+def mask(program: ModelFn, mask: ArrayLike) -> Program:
     """The program with every log-density multiplied by the boolean `mask` (broadcast against each site's batch shape).
 
     Around `ppl.eliminate(...)` the sites that are summed out keep their law, so that what is masked adds nothing. A mask inside
@@ -151,14 +152,14 @@ def mask(program: Program | Callable[..., Any], mask: Any) -> Program:
     summed_out = getattr(program, "summed_out", ())
 
     class _Mask(numpyro.handlers.mask):
-        def process_message(self, msg: Any) -> None:
+        def process_message(self, msg: Message) -> None:
             if msg.get("name") not in summed_out:
                 super().process_message(msg)
 
     return _transformed(program, lambda: _Mask(mask=mask), set(), "mask")
 
 
-def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, float]) -> Program:
+def rescale_plates(program: ModelFn, sizes: Mapping[str, float]) -> Program:
     """The program run on a minibatch: a plate named in `sizes` stands for that many rows, whatever number of rows it is run on.
 
     Log-probs inside plate `name` run on n rows are scaled by sizes[name] / n.
@@ -183,7 +184,7 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
         )
 
     class _Rescale(Messenger):
-        def process_message(self, msg: dict[str, Any]) -> None:
+        def process_message(self, msg: Message) -> None:
             if msg["type"] == "plate" and msg["name"] in sizes:
                 size, own = msg["args"]
                 if own not in (None, size):
@@ -211,13 +212,13 @@ def rescale_plates(program: Program | Callable[..., Any], sizes: Mapping[str, fl
 
 
 def _transformed(
-    program: Any, handler: Callable[[], Any], names: set[str], statement: str
+    program: PyTree, handler: Callable[[], PyTree], names: set[str], statement: str
 ) -> Program:
     program = as_program(program)
     if hasattr(program, "rebuilt"):  # made of another program, on which the handler is to act
         return program.rebuilt(lambda inner: _transformed(inner, handler, names, statement))
 
-    def transformed(*args: Any, **kwargs: Any) -> Any:
+    def transformed(*args: PyTree, **kwargs: PyTree) -> PyTree:
         active = handler()
         with active, contextlib.nullcontext() if isinstance(active, GivenSites) else fresh_caches():
             out = program.fn(*args, **kwargs)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints
+from numpyro.distributions.constraints import Constraint
 from numpyro.primitives import Messenger
 
 from .._compat import Tracer, declared
+from .._types import Message, ParamMap
+
+# Names of parameters in order, and their constraints.
+type _Static = tuple[tuple[str, ...], _Constraints]
 
 
-class _Constraints(dict[str, Any]):
+class _Constraints(dict[str, Constraint]):
     """The constraints of a `Params`: static data of a pytree, hence hashable."""
 
     def __hash__(self) -> int:  # type: ignore[override]
@@ -23,7 +28,7 @@ class _Constraints(dict[str, Any]):
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Params(dict[str, Any]):
+class Params(dict[str, PyTree]):
     """Parameter name -> pytree of unconstrained arrays. A dict and a pytree; `ppl.constrain` maps it to its constraints.
 
     Args:
@@ -32,22 +37,24 @@ class Params(dict[str, Any]):
     """
 
     def __init__(
-        self, values: Mapping[str, Any] | None = None, constraints: Mapping[str, Any] | None = None
+        self, values: ParamMap | None = None, constraints: Mapping[str, Constraint] | None = None
     ) -> None:
         super().__init__(values or {})
         self.constraints = _Constraints(constraints or {})
 
-    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+    def tree_flatten_with_keys(
+        self,
+    ) -> tuple[tuple[tuple[object, PyTree], ...], _Static]:
         names = tuple(sorted(self))
         children = tuple((jax.tree_util.DictKey(name), self[name]) for name in names)
         return children, (names, self.constraints)
 
-    def tree_flatten(self) -> tuple[list[Any], Any]:
+    def tree_flatten(self) -> tuple[list[PyTree], _Static]:
         names = tuple(sorted(self))
         return [self[name] for name in names], (names, self.constraints)
 
     @classmethod
-    def tree_unflatten(cls, aux: Any, children: Any) -> Params:
+    def tree_unflatten(cls, aux: _Static, children: Iterable[PyTree]) -> Params:
         # JAX makes one at every call of a compiled function: without copies, it costs what a plain dict costs.
         names, shared = aux
         params = cls.__new__(cls)
@@ -56,7 +63,7 @@ class Params(dict[str, Any]):
         return params
 
 
-def constrain(params: Mapping[str, Any]) -> dict[str, Any]:
+def constrain(params: ParamMap) -> dict[str, PyTree]:
     """Map unconstrained parameters to their constraints: `biject_to(constraint)(value)` leaf by leaf.
 
     Args:
@@ -72,7 +79,7 @@ def constrain(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def unconstrain(values: Mapping[str, Any], known: Mapping[str, Any]) -> Params:
+def unconstrain(values: ParamMap, known: Mapping[str, Constraint]) -> Params:
     """The inverse of `constrain`: `Params` that `constrain` maps to `values`.
 
     Args:
@@ -86,7 +93,7 @@ def unconstrain(values: Mapping[str, Any], known: Mapping[str, Any]) -> Params:
     return Params(params, known)
 
 
-def to_constrained(value: Any, constraint: Any) -> Any:
+def to_constrained(value: PyTree, constraint: Constraint) -> PyTree:
     """`value` under `biject_to(constraint)`, leaf by leaf."""
     if constraint is constraints.real:
         return value
@@ -94,7 +101,7 @@ def to_constrained(value: Any, constraint: Any) -> Any:
     return jax.tree.map(lambda x: transform(x) if _is_array(x) else x, value)
 
 
-def strong(x: Any) -> jax.Array:
+def strong(x: ArrayLike) -> jax.Array:
     """`x` as an array whose type does not bend to its partner's (a weak type would compile a first step twice)."""
     if isinstance(x, Tracer):
         return jax.lax.convert_element_type(x, x.dtype)
@@ -120,7 +127,7 @@ def check_initial(params: Params) -> Params:
     return params
 
 
-def _is_array(x: Any) -> bool:
+def _is_array(x: object) -> bool:
     return isinstance(x, int | float) or (hasattr(x, "dtype") and hasattr(x, "shape"))
 
 
@@ -136,11 +143,11 @@ class BoundParams(Messenger):
         ValueError: the parameters are `Whole`, and lack the statement's.
     """
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
+    def __init__(self, params: ParamMap) -> None:
         super().__init__()
         self.params = params
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] != "param" or msg["value"] is not None:
             return
         if msg["name"] in self.params:
@@ -160,10 +167,10 @@ class ParamCollector(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.values: dict[str, Any] = {}
-        self.constraints: dict[str, Any] = {}
+        self.values: dict[str, PyTree] = {}
+        self.constraints: dict[str, Constraint] = {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         name = msg["name"] if msg["type"] == "param" else None
         if name not in self.values:
             return
@@ -177,7 +184,7 @@ class ParamCollector(Messenger):
             )
         msg["value"] = self.values[name]
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "param" and msg["name"] not in self.values:
             if msg["value"] is None:  # numpyro.module asks first whether the parameter exists
                 return

@@ -143,9 +143,9 @@ def _ends(law: dist.Distribution, shape: tuple[int, ...]) -> Iterator[tuple[str,
         yield f"support of {type(law).__name__}", jnp.ones(shape, bool)
         return
     bounds = [getattr(support.core, f"{end}_bound", None) for end in ("lower", "upper")]
-    low, high = support.ends or (
+    low, high = support.ends or [
         _NOTHING[n] if b is None else b for n, b in zip(_NOTHING, bounds, strict=True)
-    )
+    ]
     if not support.is_ordered:
         low, high = jnp.minimum(low, high), jnp.maximum(low, high)
     for name, end in (("low", low), ("high", high)):

@@ -65,6 +65,12 @@ def test_every_signature_can_be_evaluated():
     assert not wrong, "\n".join(wrong)
 
 
+@row("aval_of")
+def _():
+    (eqn,) = jax.make_jaxpr(lambda x: x + 1.0)(jnp.zeros((2, 3))).eqns
+    assert [c.aval_of(v).shape for v in (*eqn.invars, *eqn.outvars)] == [(2, 3), (), (2, 3)]
+
+
 # Laws and statements of NumPyro
 
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class _Stack(NamedTuple):
     size: int
     origin: LoaderState
     buffers: list[np.ndarray]
-    wider: Sequence[tuple[int, list[Any]]] = ()
+    wider: Sequence[tuple[int, list[np.ndarray]]] = ()
 
 
 class Batches(Source):
@@ -82,7 +82,7 @@ class Batches(Source):
         self._held: list | None = self._first  # read, and in no stack yet
         self._stack, self._used = _Stack([], 0, origin, []), 0
         self._origin = origin  # of the next stack, while a batch is held
-        self._mesh: Any = None
+        self._mesh: jax.sharding.Mesh | None = None
         self._sharded: list[bool] = []
         self._plates: Collection[int] = ()
         self._other: list[str] = []  # shapes of batches with fewer rows
@@ -289,7 +289,7 @@ class Batches(Source):
         return bool(self._other) and _shapes(arrays) == self._other
 
 
-def _range(array: Any) -> tuple[float, float]:
+def _range(array: np.ndarray) -> tuple[float, float]:
     """The smallest and the largest of the integers in an array; of other arrays what holds nothing."""
     if array.dtype.kind not in "iu" or not np.size(array):
         return math.inf, -math.inf

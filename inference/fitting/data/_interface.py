@@ -5,14 +5,13 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
-from ....ppl._types import Key
+from ..._arguments import Arguments
 
 UNBOUNDED = int(np.iinfo(np.int32).max)
 
@@ -29,7 +28,7 @@ class Source(abc.ABC):
         steps_per_call: the most steps that one device call takes.
     """
 
-    split: Any
+    split: Arguments
     shapes: list[str]
     check_indices: Callable[[int, tuple], None] = staticmethod(lambda number, args: None)
     steps_per_call: int = UNBOUNDED
@@ -39,22 +38,22 @@ class Source(abc.ABC):
         """Arrays for at most `num_steps` steps, and for how many; 0 where there are none."""
 
     @abc.abstractmethod
-    def batch(self, data: object, order: object, index: Array, step: object) -> tuple:
+    def batch(self, data: object, order: object, index: ArrayLike, step: ArrayLike) -> tuple:
         """The arguments of the `index`-th step of a device call, which is step number `step` of the run."""
 
     @abc.abstractmethod
     def first(self) -> tuple:
         """Arguments for initialisation and for checks."""
 
-    def segment(self, key: jax.Array, step: jax.Array) -> tuple[PyTree, PyTree]:
+    def segment(self, key: jax.Array, step: ArrayLike) -> tuple[PyTree, PyTree]:
         """A pytree `order` and the number of steps, counted from `step`, for which it is valid."""
         return (), jnp.int32(UNBOUNDED)
 
-    def weight(self, data: list[Key]) -> float:
+    def weight(self, data: list[Array]) -> float:
         """What a step with these arrays counts, in steps."""
         return 1.0
 
-    def get_state(self, num_steps: int) -> Any:
+    def get_state(self, num_steps: int) -> PyTree:
         """The `LoaderState` from which step number `num_steps` can be reached; None if only from the start."""
         return None
 

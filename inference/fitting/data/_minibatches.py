@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ....ppl._shared_jit import shared_jit
 from ..._arguments import Arguments, shapes
@@ -61,13 +61,13 @@ class Minibatches(Source):
             arrays = put(arrays, mesh, is_shared, PartitionSpec(mesh.axis_names))
         self._data = self._held(arrays)
 
-    def _held(self, arrays: list[Any]) -> list[Any]:
+    def _held(self, arrays: list[Array]) -> list[Array]:
         return [jnp.asarray(array) for array in arrays]
 
-    def load(self, num_steps: int) -> tuple[Any, int]:
+    def load(self, num_steps: int) -> tuple[list[Array], int]:
         return self._data, num_steps
 
-    def segment(self, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
+    def segment(self, key: jax.Array, step: ArrayLike) -> tuple[PyTree, Array]:
         order, valid = {}, jnp.int32(UNBOUNDED)
         for number, (name, (size, batch)) in enumerate(sorted(self._plates.items())):
             epoch, position = jnp.divmod(step, size // batch)
@@ -76,7 +76,7 @@ class Minibatches(Source):
             valid = jnp.minimum(valid, size // batch - position)
         return order, valid
 
-    def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
+    def batch(self, data: list[Array], order: PyTree, index: ArrayLike, step: ArrayLike) -> tuple:
         rows = self._rows(order, step)
         arrays = [
             # The indices are of a permutation: in bounds and distinct.
@@ -87,7 +87,7 @@ class Minibatches(Source):
         ]
         return self.split.join(constrain(arrays, self._mesh, self._plate_of))
 
-    def _rows(self, order: Any, step: Any) -> dict[str, jax.Array]:
+    def _rows(self, order: PyTree, step: PyTree) -> dict[str, jax.Array]:
         """Plate -> numbers of its rows in a step."""
         return {
             name: entries(order[name], size, step % (size // batch) * batch, batch)
@@ -102,7 +102,7 @@ class Minibatches(Source):
         ]
         return self.split.join(arrays)
 
-    def resume(self, state: Any, num_steps: int) -> None:
+    def resume(self, state: PyTree, num_steps: int) -> None:
         """Nothing to do: the rows depend on the step alone."""
 
 
@@ -128,20 +128,20 @@ class MappedMinibatches(Minibatches):
         self._key, self._step = order_key, 0
         self._rows_of_steps = shared_jit(self._numbers)
 
-    def _held(self, arrays: list[Any]) -> list[Any]:
+    def _held(self, arrays: list[Array]) -> list[Array]:
         return [a if p else jnp.asarray(a) for a, p in zip(arrays, self._plate_of, strict=True)]
 
     @property
-    def first_arrays(self) -> list[Any]:
+    def first_arrays(self) -> list[Array]:
         """The arrays of `first`."""
         return self.split.arrays(self.first())
 
-    def _numbers(self, key: jax.Array, first_step: Any) -> dict[str, jax.Array]:
+    def _numbers(self, key: jax.Array, first_step: ArrayLike) -> dict[str, jax.Array]:
         """Plate -> numbers of the rows in the steps of a device call, [steps, batch]."""
         own = lambda step: self._rows(Minibatches.segment(self, key, step)[0], step)
         return jax.vmap(own)(first_step + jnp.arange(self.steps_per_call))
 
-    def load(self, num_steps: int) -> tuple[Any, int]:
+    def load(self, num_steps: int) -> tuple[list[Array], int]:
         num_steps = min(num_steps, self.steps_per_call)
         numbers = self._rows_of_steps(self._key, np.int32(self._step))
         rows = {plate: np.asarray(x)[:num_steps] for plate, x in numbers.items()}
@@ -151,29 +151,29 @@ class MappedMinibatches(Minibatches):
             for array, plate in zip(self._data, self._plate_of, strict=True)
         ], num_steps
 
-    def _read(self, array: np.ndarray, rows: np.ndarray) -> jax.Array:
+    def _read(self, array: Array | np.ndarray, rows: np.ndarray) -> jax.Array:
         """The rows of all steps; of one shape, so that calls are one program."""
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         found = np.zeros((self.steps_per_call, rows.shape[1], *array.shape[1:]), dtype)
         found[: len(rows)] = array[rows]
         return jnp.asarray(found)
 
-    def segment(self, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
+    def segment(self, key: jax.Array, step: ArrayLike) -> tuple[PyTree, Array]:
         return (), jnp.int32(UNBOUNDED)
 
-    def batch(self, data: Any, order: Any, index: Any, step: Any) -> tuple:
+    def batch(self, data: list[Array], order: PyTree, index: ArrayLike, step: ArrayLike) -> tuple:
         arrays = [
             array[index] if plate else array
             for array, plate in zip(data, self._plate_of, strict=True)
         ]
         return self.split.join(arrays)
 
-    def resume(self, state: Any, num_steps: int) -> None:
+    def resume(self, state: PyTree, num_steps: int) -> None:
         """The rows depend on the step alone."""
         self._step = num_steps
 
 
-def is_mapped(array: Any) -> bool:
+def is_mapped(array: object) -> bool:
     """Whether an array is a view of a file."""
     while array is not None and not isinstance(array, np.memmap):
         array = getattr(array, "base", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree
@@ -23,8 +23,8 @@ class IterableReader:
     """An iterable that can be iterated again (a list, a data loader) starts anew at its end; an iterator has one."""
 
     def __init__(self, iterable: Iterable):
-        self._iterable: Any = iterable
-        self._iterator: Any = iter(iterable)
+        self._iterable: PyTree = iterable
+        self._iterator: PyTree = iter(iterable)
         self._is_one_shot = self._iterator is iterable
 
     def next(self) -> PyTree:

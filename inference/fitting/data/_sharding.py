@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from ..._arguments import shapes
@@ -17,7 +16,7 @@ def with_leading(arrays: list[PyTree], sizes: Iterable[int]) -> list[bool]:
     return [array.ndim > 0 and array.shape[0] in sizes for array in arrays]
 
 
-def check_divisible(mesh: Any, sharded: list[bool], arrays: list[PyTree], what: str) -> None:
+def check_divisible(mesh: Mesh, sharded: list[bool], arrays: list[PyTree], what: str) -> None:
     leading = [array.shape[0] for array, shard in zip(arrays, sharded, strict=True) if shard]
     if not leading:
         raise ValueError(
@@ -32,7 +31,7 @@ def check_divisible(mesh: Any, sharded: list[bool], arrays: list[PyTree], what: 
 
 
 def put(
-    arrays: list[PyTree], mesh: Any, sharded: list[bool], spec: PartitionSpec
+    arrays: list[PyTree], mesh: Mesh, sharded: list[bool], spec: PartitionSpec
 ) -> list[jax.Array]:
     return [
         jax.device_put(array, NamedSharding(mesh, spec if shard else PartitionSpec()))
@@ -40,7 +39,7 @@ def put(
     ]
 
 
-def constrain(arrays: list[Array], mesh: Any, sharded: Iterable[PyTree]) -> list[Array]:
+def constrain(arrays: list[Array], mesh: Mesh | None, sharded: Iterable[PyTree]) -> list[Array]:
     if mesh is None:
         return arrays
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

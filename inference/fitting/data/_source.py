@@ -7,15 +7,18 @@ follow the sliced arguments, and a parameter with one entry per row (a minibatch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
 
 import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 
 from ....ppl._checks import is_integer
+from ....ppl._types import Key
 from ....ppl.densities import Eliminated
 from ....ppl.language import Program
 from ....ppl.traces import stand_ins
+from ..._abstract_objective import AbstractObjective
 from ..._arguments import Arguments, is_array, leaves_of, outcome, shapes, shapes_of
 from ..._positions import by_position
 from ..._rows import Met, rows_of
@@ -26,14 +29,14 @@ from ._minibatches import MappedMinibatches, Minibatches, is_mapped
 
 
 def make_source(
-    objective: Any,
-    args: Any,
+    objective: AbstractObjective,
+    args: PyTree,
     subsample: Mapping[str, int] | None,
     plate_sizes: Mapping[str, float] | None,
-    mesh: jax.sharding.Mesh | None,
+    mesh: Mesh | None,
     prefetch: int = 0,
     order_key: jax.Array | None = None,
-) -> tuple[Any, Source]:
+) -> tuple[AbstractObjective, Source]:
     """The objective with its plates' full sizes declared, and the source of its arguments.
 
     `order_key` is that of the order of the rows, of one run; without it files that are mapped into memory are read whole.
@@ -57,7 +60,7 @@ def make_source(
 
 
 def _from_subsample(
-    objective: Any, args: tuple, subsample: dict[str, int], mesh: Any, order_key: Any
+    objective: AbstractObjective, args: tuple, subsample: dict[str, int], mesh: Mesh | None, order_key: Key | None
 ):  # fmt: skip
     full = dict(objective.plate_sizes(*args))
     arrays = Arguments(args).arrays(args)
@@ -88,7 +91,9 @@ def _from_subsample(
     return objective.with_plate_sizes(named), source
 
 
-def _plates_of(objective: Any, args: tuple, sizes: Mapping[str, int]) -> list[str | None]:
+def _plates_of(
+    objective: AbstractObjective, args: tuple, sizes: Mapping[str, int]
+) -> list[str | None]:
     """For each array of the arguments the plate with whose rows it is cut; `sizes` are those of the plates in full.
 
     An array as long as a plate is not cut if it can be longer by itself: the program looks up in it what the data name. Unless
@@ -123,7 +128,9 @@ def _plates_of(objective: Any, args: tuple, sizes: Mapping[str, int]) -> list[st
     return found
 
 
-def _lined_up(objective: Any, args: tuple, longer: tuple, numbers: list[int]) -> list[int]:
+def _lined_up(
+    objective: AbstractObjective, args: tuple, longer: tuple, numbers: list[int]
+) -> list[int]:
     """The numbers of those arrays that the programs match to rows by position."""
     programs = [p for p in (objective.model, objective.guide) if p is not None]
     if not (programs and numbers and all(isinstance(p, Program) for p in programs)):
@@ -133,7 +140,7 @@ def _lined_up(objective: Any, args: tuple, longer: tuple, numbers: list[int]) ->
     before, after = split.arrays(shapes_of(args)), split.arrays(longer)
     rest = lambda arrays: [x for i, x in enumerate(arrays) if i not in numbers]
 
-    def run(asked: list[Any], key: Any, others: list[Any]) -> Any:
+    def run(asked: list[Array], key: Key, others: list[Array]) -> list[dict[str, Array]]:
         own, other = iter(asked), iter(others)
         arrays = [next(own) if i in numbers else next(other) for i in range(len(before))]
         with stand_ins():
@@ -144,7 +151,7 @@ def _lined_up(objective: Any, args: tuple, longer: tuple, numbers: list[int]) ->
     return [i for i, is_found in zip(numbers, found, strict=True) if is_found]
 
 
-def _met(objective: Any, args: tuple) -> Met:
+def _met(objective: AbstractObjective, args: tuple) -> Met:
     """Plates and parameters of an objective, as shapes."""
     sizes: dict[str, int] = {}
     run = lambda *args: sizes.update(objective.plate_sizes(*args))
@@ -168,7 +175,12 @@ def _check_plates_follow(seen: Mapping[str, int], full: Mapping, subsample: Mapp
 
 
 def _from_iterable(
-    objective: Any, iterable: Any, subsample: Any, plate_sizes: Any, mesh: Any, prefetch: int
+    objective: AbstractObjective,
+    iterable: Iterable[PyTree],
+    subsample: Mapping[str, int] | None,
+    plate_sizes: Mapping[str, float] | None,
+    mesh: Mesh | None,
+    prefetch: int,
 ):
     if subsample:
         raise ValueError(
@@ -202,7 +214,9 @@ def _from_iterable(
     return (objective.with_plate_sizes(dict(plate_sizes)) if plate_sizes else objective), source
 
 
-def _check_fewer_rows(seen: Mapping[str, int], now: Mapping[str, int], declared: Any) -> None:
+def _check_fewer_rows(
+    seen: Mapping[str, int], now: Mapping[str, int], declared: Collection[str]
+) -> None:
     changed = [name for name in seen if now.get(name) != seen[name]]
     if len(changed) != 1 or changed[0] not in declared or set(now) != set(seen):
         raise ValueError(
@@ -212,7 +226,7 @@ def _check_fewer_rows(seen: Mapping[str, int], now: Mapping[str, int], declared:
         )
 
 
-def _longer(objective: Any, args: tuple, sizes: Mapping[str, int]) -> list[tuple]:
+def _longer(objective: AbstractObjective, args: tuple, sizes: Mapping[str, int]) -> list[tuple]:
     """Arguments with more rows of the plates of these sizes, one or as few as can be, to see which parameters follow."""
     found = []
     for name, size in sizes.items():
@@ -221,7 +235,9 @@ def _longer(objective: Any, args: tuple, sizes: Mapping[str, int]) -> list[tuple
     return found
 
 
-def _check_no_local_parameters(objective: Any, args: tuple, other_args: tuple) -> None:
+def _check_no_local_parameters(
+    objective: AbstractObjective, args: tuple, other_args: tuple
+) -> None:
     """Refuse parameters whose shape depends on the number of rows (abstract evaluation only)."""
     one, other = (_abstract_params(objective, a) for a in (args, other_args))
     local = [
@@ -237,13 +253,13 @@ def _check_no_local_parameters(objective: Any, args: tuple, other_args: tuple) -
         )
 
 
-def _abstract_params(objective: Any, args: tuple) -> Any:
+def _abstract_params(objective: AbstractObjective, args: tuple) -> PyTree:
     split = Arguments(args)
     init = lambda key, arrays: objective.init(key, *split.join(arrays))
     return jax.eval_shape(init, jax.random.key(0), split.arrays(args))
 
 
-def _unknown(named: Mapping[str, Any], plates: Mapping[str, int]) -> list[str]:
+def _unknown(named: Collection[str], plates: Mapping[str, int]) -> list[str]:
     return [
         f"there is no plate '{name}'; the plates and their sizes are {dict(plates)}"
         for name in named

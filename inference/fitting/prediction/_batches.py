@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._compat import typed_key
-from ....ppl.language import labelled_as
+from ....ppl._types import Choices, Key
+from ....ppl.language import Program, labelled_as
 from ..._arguments import outcome
 from ..._forward import check_given, forward_program
 from ._map_keys import MappedKeys, map_keys
@@ -28,16 +29,16 @@ METHOD = "Fit.predict_batches"
 
 
 def predict_batches(
-    model: Any,
-    guide: Any,
+    model: Program,
+    guide: Program,
     fit_args: tuple | None,
     key: PyTree,
-    batches: Iterable[Any],
+    batches: Iterable[PyTree],
     num_samples: int,
-    keep: Any,
+    keep: str | Sequence[str] | None,
     batch_size: int,
     labels: Mapping[str, PyTree],
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, np.ndarray]]:
     """What `Fit.predict_batches` does, model and guide with their parameters bound."""
     rest = (_as_args(batch, model, labels) for batch in batches)
     first = next(rest, None)
@@ -55,7 +56,7 @@ def predict_batches(
     is_kept = lambda name: matches(name, patterns)
     key, rows_key = jax.random.split(typed_key(key))
 
-    def globals_of(key: Any, *args: PyTree) -> dict[str, Any]:
+    def globals_of(key: Key, *args: PyTree) -> Choices:
         choices = guide.simulate(key, *args).choices
         return {name: x for name, x in choices.items() if is_kept(name)}
 
@@ -64,7 +65,7 @@ def predict_batches(
     shared = _shared(guide, at)
     one = jax.eval_shape(lambda kept: jax.tree.map(lambda x: x[0], kept), kept)
 
-    def given(key: Any, kept: Mapping[str, PyTree], args: tuple) -> dict[str, PyTree]:
+    def given(key: Key, kept: Mapping[str, PyTree], args: tuple) -> dict[str, PyTree]:
         """The guide's values of a batch: the kept ones, and those of its rows."""
         if not reads_rows:
             return {name: x for name, x in kept.items() if name in shared}
@@ -75,13 +76,13 @@ def predict_batches(
     program = forward_program(METHOD, model, choices, first)
     check_given(METHOD, program, choices, first, "ppl.intervene(fit.model, {site: values})")
 
-    def draw(key: Any, kept: Any, *args: PyTree) -> dict[str, PyTree]:
+    def draw(key: Key, kept: Choices, *args: PyTree) -> dict[str, PyTree]:
         guide_key, model_key = jax.random.split(key)
         return program.predict(model_key, given(guide_key, kept, args), *args)
 
     mapped = MappedKeys(draw, first)
 
-    def predictions() -> Iterator[dict[str, Any]]:
+    def predictions() -> Iterator[dict[str, np.ndarray]]:
         args, number = first, 0
         while args is not None:
             # Rows of different batches have noise of their own.
@@ -100,7 +101,7 @@ def predict_batches(
     return predictions()
 
 
-def _as_args(batch: Any, model: Any, labels: Mapping[str, PyTree]) -> tuple:
+def _as_args(batch: PyTree, model: Program, labels: Mapping[str, PyTree]) -> tuple:
     if not isinstance(batch, tuple | Mapping):
         raise TypeError(
             f"{METHOD}: a batch must hold the program's arguments, a tuple such as (x,) or a dict such as {{'x': x}}; got "
@@ -109,7 +110,7 @@ def _as_args(batch: Any, model: Any, labels: Mapping[str, PyTree]) -> tuple:
     return labelled_as(labels, batch, model)
 
 
-def _kept_of_all(model: Any, guide: Any, args: tuple, fit_args: tuple | None) -> list[str]:
+def _kept_of_all(model: Program, guide: Program, args: tuple, fit_args: tuple | None) -> list[str]:
     """Names of the guide's sites that are the same for all batches; the others belong to rows, which is checked."""
     check_rows(METHOD, model, guide, args, fit_args, are_examples=True)
     found = predicted_rows(model, guide, args)
@@ -126,7 +127,7 @@ def _kept_of_all(model: Any, guide: Any, args: tuple, fit_args: tuple | None) ->
     return [name for name in kept if not reads.get(name, False)]
 
 
-def _check_rest(model: Any, guide: Any, choices: Mapping[str, Any], at: tuple, args: tuple) -> None:
+def _check_rest(model: Program, guide: Program, choices: Choices, at: tuple, args: tuple) -> None:
     """Refuse to draw from the model, with each batch anew, what all rows share."""
     sites = sites_of(model, args)
     anew = [n for n, s in sites.items() if s.kind == "latent" and n not in choices]
@@ -141,6 +142,6 @@ def _check_rest(model: Any, guide: Any, choices: Mapping[str, Any], at: tuple, a
             )
 
 
-def _shared(guide: Any, args: tuple) -> set[str]:
+def _shared(guide: Program, args: tuple) -> set[str]:
     draw = lambda *args: guide.simulate(jax.random.key(0), *args).shared_choices
     return set(outcome(draw, args))

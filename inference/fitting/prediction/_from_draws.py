@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +12,8 @@ from jaxtyping import Array, PyTree
 
 from ....ppl._types import Choices, Key, ModelFn
 from ....ppl.densities import Eliminated, has_nan, lost_digits
-from ....ppl.language import predictions
+from ....ppl.language import Program, predictions
+from ....ppl.traces import SiteInfo
 from ..._arguments import outcome
 from ..._forward import check_given, forward_program, in_scan
 from ._map_keys import map_keys
@@ -24,7 +24,7 @@ _KEEP = "keep=[...] with what all rows share"
 
 def predicted(
     method: str,
-    program: ModelFn,
+    program: Program,
     choices: Mapping[str, PyTree],
     key: PyTree,
     args: tuple,
@@ -137,7 +137,11 @@ def _kept(method: str, choices: Choices, patterns: Sequence[str]) -> dict[str, P
 
 
 def _check_eliminated_chain(
-    method: str, program: ModelFn, args: tuple[PyTree, ...], sites: Any, num_seen: int | None
+    method: str,
+    program: Program,
+    args: tuple[PyTree, ...],
+    sites: Mapping[str, SiteInfo],
+    num_seen: int | None,
 ) -> None:
     """Refuse to draw the states of a chain from observations that may be of steps to come."""
     if not isinstance(program, Eliminated):
@@ -157,7 +161,7 @@ def _check_eliminated_chain(
         )
 
 
-def _check_num_seen(method: str, sites: Any, num_seen: int | None) -> None:
+def _check_num_seen(method: str, sites: Mapping[str, SiteInfo], num_seen: int | None) -> None:
     """Refuse a number of steps that nothing has, and one that is left to a guess."""
     stepped = {n: s for n, s in sites.items() if in_scan(s)}
     if num_seen is not None and not stepped:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import jax
 
-from ....ppl._types import ModelFn
 from ....ppl.language import Program
+from ....ppl.traces import SiteInfo
 from ..._arguments import Arguments, outcome
 from ..._depends import depends
 from ..._rows import Rows, rows_of
@@ -23,8 +22,8 @@ _REMEDY = (
 
 def check_rows(
     method: str,
-    model: Any,
-    guide: Any,
+    model: Program,
+    guide: Program,
     args: tuple,
     fit_args: tuple | None,
     *,
@@ -87,7 +86,7 @@ def check_rows(
             )
 
 
-def of_other_rows(model: ModelFn, names: Collection[str], args: tuple, before: tuple) -> list[str]:
+def of_other_rows(model: Program, names: Collection[str], args: tuple, before: tuple) -> list[str]:
     """Those sites that belong to rows of the arguments which have other values, or are more or fewer, than before.
 
     Steps of a scan are none: a series goes on.
@@ -99,7 +98,7 @@ def of_other_rows(model: ModelFn, names: Collection[str], args: tuple, before: t
     return [n for n in names if n in other and not sites[n].regions]
 
 
-def of_any_rows(model: ModelFn, names: Collection[str], args: tuple) -> list[str]:
+def of_any_rows(model: Program, names: Collection[str], args: tuple) -> list[str]:
     """Of some sites those that belong to rows of the arguments; steps of a scan are none.
 
     What follows an integer alone, as a number of groups, belongs to rows only where predictions do.
@@ -113,7 +112,7 @@ def of_any_rows(model: ModelFn, names: Collection[str], args: tuple) -> list[str
 
 
 def predicted_rows(
-    model: Any, guide: Any, args: tuple, guide_args: tuple | None = None
+    model: Program, guide: Program, args: tuple, guide_args: tuple | None = None
 ) -> list[Rows]:
     """The rows of these arguments that predictions have: what the guide does not draw."""
     drawn = reads_arguments(guide, args if guide_args is None else guide_args)
@@ -122,7 +121,7 @@ def predicted_rows(
     return [rows for rows in found if rows.names("site") & targets]
 
 
-def check_kept_rows(method: str, model: object, args: tuple, fit_args: tuple | None) -> None:
+def check_kept_rows(method: str, model: Program, args: tuple, fit_args: tuple | None) -> None:
     """Refuse a model with a parameter for each row of the fit; those that batches were fitted by are of any batch."""
     if fit_args is not None and isinstance(model, Program) and model.params:
         for rows in rows_of(run_of(model), args, watched=()):
@@ -130,7 +129,7 @@ def check_kept_rows(method: str, model: object, args: tuple, fit_args: tuple | N
 
 
 def _check_parameters(
-    method: str, model: ModelFn, args: tuple, rows: Rows, sizes: set[int]
+    method: str, model: Program, args: tuple, rows: Rows, sizes: set[int]
 ) -> None:
     for name in sorted(own_parameters(model, args, rows, sizes)):
         raise ValueError(
@@ -140,7 +139,7 @@ def _check_parameters(
         )
 
 
-def kept_sites(model: ModelFn, guide: ModelFn, fit_args: tuple | None) -> list[str]:
+def kept_sites(model: Program, guide: Program, fit_args: tuple | None) -> list[str]:
     """What a message proposes to keep: the guide's sites that do not belong to rows."""
     if fit_args is None:
         return ["..."]
@@ -151,25 +150,25 @@ def kept_sites(model: ModelFn, guide: ModelFn, fit_args: tuple | None) -> list[s
     return [name for name in drawn if name in sites and name not in of_rows]
 
 
-def in_plate_of(rows: Sequence[Rows], info: Any) -> bool:
+def in_plate_of(rows: Sequence[Rows], info: SiteInfo) -> bool:
     """Whether each of some rows has a draw of the site to itself: not one event, nor the steps of a chain."""
     steps = {region.axis for region in info.regions}
     own = [i for i, dim in enumerate(info.dims) if dim is None or dim not in steps]
     return any(set(own) & r.follows.get(("site", info.name), frozenset()) for r in rows)
 
 
-def _predicted(sites: Mapping[str, Any], drawn: Collection[str]) -> set[str]:
+def _predicted(sites: Mapping[str, SiteInfo], drawn: Collection[str]) -> set[str]:
     """Sites that are drawn at new rows whatever is kept; where there are none, what is computed of those that are kept."""
     rest = {name: info.kind for name, info in sites.items() if name not in drawn}
     random = {name for name, kind in rest.items() if kind in ("latent", "observed")}
     return random or set(rest)
 
 
-def sites_of(program: Any, args: tuple) -> Mapping[str, Any]:
+def sites_of(program: Program, args: tuple) -> Mapping[str, SiteInfo]:
     return outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
 
 
-def reads_arguments(guide: Any, args: tuple) -> dict[str, bool]:
+def reads_arguments(guide: Program, args: tuple) -> dict[str, bool]:
     """Site of the guide -> whether its draws may depend on the values of the arguments, not only on their shapes."""
     split = Arguments(args)
     arrays = split.arrays(args)
@@ -179,7 +178,7 @@ def reads_arguments(guide: Any, args: tuple) -> dict[str, bool]:
     return jax.tree.unflatten(jax.tree.structure(shapes), reads)
 
 
-def _refused(method: str, info: Any, rows: Rows, why: str, remedy: str) -> ValueError:
+def _refused(method: str, info: SiteInfo, rows: Rows, why: str, remedy: str) -> ValueError:
     axes = sorted(rows.follows["site", info.name])
     shape = (*info.batch_shape, *info.event_shape)
     if not axes:

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
-from ....ppl._types import ModelFn
+from ....ppl.language import Program
 from ..._arguments import is_array, leaves_of, named_leaves
 from ..._rows import met
 
 
 def check_runs(
     method: str,
-    model: object,
+    model: Program,
     args: tuple,
     fit_args: tuple | None,
     choices: Mapping[str, PyTree] | None = None,
@@ -63,7 +63,7 @@ def _are_arrays(new: np.ndarray, old: np.ndarray | None) -> bool:
     return is_array(new) and is_array(old)
 
 
-def is_of_fit(model: ModelFn, args: tuple, fit_args: tuple | None) -> bool:
+def is_of_fit(model: Program, args: tuple, fit_args: tuple | None) -> bool:
     """Whether these are the arguments of the fit, observations included."""
     if fit_args is None or args is fit_args:
         return args is fit_args
@@ -71,7 +71,7 @@ def is_of_fit(model: ModelFn, args: tuple, fit_args: tuple | None) -> bool:
     return sizes == {len(same_leaves(model, args, fit_args))}
 
 
-def same_leaves(model: ModelFn, args: tuple, fit_args: tuple | None) -> set[int]:
+def same_leaves(model: Program, args: tuple, fit_args: tuple | None) -> set[int]:
     """Leaves of the arguments, by number in `leaves_of`, that are those of the fit."""
     if fit_args is None:
         return set()

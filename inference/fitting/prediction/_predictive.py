@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
-from ....ppl._types import Key, ModelFn
+from ....ppl._types import Key
+from ....ppl.language import Program
+from ....ppl.traces import SiteInfo
 from ..._arguments import Arguments, outcome
 from ..._forward import check_given, forward_program
 from ._new_rows import check_kept_rows, check_rows, reads_arguments, sites_of
@@ -24,11 +25,11 @@ from ._other_arguments import check_runs, is_of_fit
 
 
 def predictive(
-    model: ModelFn,
-    guide: ModelFn,
+    model: Program,
+    guide: Program,
     args: tuple,
     fit_args: tuple | None,
-    keep: Any,
+    keep: str | Sequence[str] | None,
     *,
     are_examples: bool = False,
 ) -> tuple[Callable[..., PyTree], tuple[PyTree, PyTree]]:
@@ -75,7 +76,7 @@ def predictive(
     return draw, (args, at)
 
 
-def _check_past(model: ModelFn, args: tuple, fit_args: tuple) -> None:
+def _check_past(model: Program, args: tuple, fit_args: tuple) -> None:
     """Refuse a longer series that is not that of the fit, or of which nothing tells where the fit's ends."""
     was, now = _steps(sites_of(model, fit_args)), _steps(sites_of(model, args))
     longer = {name: was[name][0] for name in now if name in was and was[name][0] < now[name][0]}
@@ -104,7 +105,7 @@ def _check_past(model: ModelFn, args: tuple, fit_args: tuple) -> None:
             )
 
 
-def _steps(sites: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+def _steps(sites: Mapping[str, SiteInfo]) -> dict[str, tuple[int, str]]:
     """Site in a scan -> number of steps of the outermost one, and its kind."""
     found = {}
     for name, info in sites.items():
@@ -114,7 +115,7 @@ def _steps(sites: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     return found
 
 
-def check_kept(guide: object, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:
+def check_kept(guide: Program, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:
     """Refuse patterns without a site, and sites that would need the arguments of the fit."""
     from_args = reads_arguments(guide, args)
     unmatched = [p for p in patterns if not any(matches(name, [p]) for name in from_args)]
@@ -131,11 +132,11 @@ def check_kept(guide: object, patterns: Sequence[str], args: tuple, *, is_stored
         )
 
 
-def _choices(guide: Any, args: tuple) -> dict[str, PyTree]:
+def _choices(guide: Program, args: tuple) -> dict[str, PyTree]:
     return outcome(lambda *args: guide.simulate(jax.random.key(0), *args).shared_choices, args)
 
 
-def if_possible(guide: object, args: tuple) -> dict[str, PyTree]:
+def if_possible(guide: Program, args: tuple) -> dict[str, PyTree]:
     """The guide's draws at new arguments, as shapes; nothing where it cannot be run there, which `check_rows` tells."""
     try:
         return _choices(guide, args)

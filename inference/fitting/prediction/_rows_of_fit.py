@@ -7,7 +7,6 @@ rows, read by position, then has one for each of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import PyTree
 
 from ....ppl._types import ModelFn
 from ....ppl.language import Program
+from ....ppl.traces import SiteInfo
 from ..._arguments import Arguments, named_leaves, outcome
 from ..._depends import depends
 from ..._positions import by_position
@@ -91,7 +91,7 @@ def lined_up(
     model: ModelFn,
     args: tuple,
     rows: Rows,
-    sites: Mapping[str, Any],
+    sites: Mapping[str, SiteInfo],
     names: list[str],
     sizes: set[int],
 ) -> list[str]:

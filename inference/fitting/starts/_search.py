@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from ....ppl._types import Key
 from ..._arguments import is_array
 from ._space import Landscape, Space
 
@@ -102,7 +103,7 @@ class Starts:
 
 
 def find_starts(
-    space: Space, args: tuple, key: Any, *, num_paths: int = 16, max_steps: int = 60
+    space: Space, args: tuple, key: Key, *, num_paths: int = 16, max_steps: int = 60
 ) -> Starts:
     """Normals near the modes of p(u, data), the best first.
 
@@ -124,7 +125,7 @@ def find_starts(
         return _found(space, args, key, num_paths, max_steps)
 
 
-def start_without_search(space: Space, args: tuple, key: Any) -> tuple[Landscape, np.ndarray]:
+def start_without_search(space: Space, args: tuple, key: Key) -> tuple[Landscape, np.ndarray]:
     """The compiled log-density, and the first of these that has one: the median of prior draws, the likeliest of them, others.
 
     Raises:
@@ -136,7 +137,7 @@ def start_without_search(space: Space, args: tuple, key: Any) -> tuple[Landscape
     return landscape, _dispersed(landscape, args, key, rng, 1)[1][0]
 
 
-def _found(space: Space, args: tuple, key: Any, num_paths: int, max_steps: int) -> Starts:
+def _found(space: Space, args: tuple, key: Key, num_paths: int, max_steps: int) -> Starts:
     size = max([*(int(np.size(x)) for x in jax.tree.leaves(args) if is_array(x)), 100])
     num_paths = int(np.clip(_WORK / (size * space.dimension**2), min(2, num_paths), num_paths))
     landscape = Landscape(space, args, max(_TRIED * num_paths, 4 * _PRIOR_DRAWS), num_paths, size)
@@ -157,7 +158,7 @@ def _found(space: Space, args: tuple, key: Any, num_paths: int, max_steps: int) 
 
 
 def _dispersed(
-    landscape: Landscape, args: tuple, key: Any, rng: np.random.Generator, number: int
+    landscape: Landscape, args: tuple, key: Key, rng: np.random.Generator, number: int
 ) -> tuple[list[str], np.ndarray]:
     """Names and points, at most `number`, of finite density."""
     space = landscape.space
@@ -405,5 +406,5 @@ def _entropy(factor: np.ndarray) -> np.ndarray:
 
 def lower(factor: np.ndarray) -> np.ndarray:
     """The lower triangular L with L L^T = F F^T and a positive diagonal, without the product."""
-    upper: Any = np.linalg.qr(factor.T, mode="r")
+    upper: np.ndarray = np.linalg.qr(factor.T, mode="r")  # pyright: ignore[reportAssignmentType]
     return upper.T * np.sign(np.diag(upper))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
+from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import biject_to
 
 from .... import ppl
 from ....ppl._precision import full_precision
 from ....ppl._quiet import quiet
 from ....ppl._shared_jit import shared_jit
+from ....ppl._types import Key
 from ....ppl.densities import lost_digits
 from ....ppl.evaluation import stacked
 from ....ppl.language import what_is_not_finite
@@ -33,7 +36,7 @@ _AT_ONCE = 8_000_000  # numbers of data times points that a compiled call holds
 class SiteLaw(NamedTuple):
     """What a guide needs of a site's law."""
 
-    support: Any
+    support: Constraint
     event_dim: int
 
 
@@ -109,7 +112,7 @@ class Space:
         """Its inverse."""
         return self.ravel({name: t.inv(choices[name]) for name, t in self.transforms.items()})
 
-    def log_prob(self, u: Array, *args: Any) -> Array:
+    def log_prob(self, u: Array, *args: PyTree) -> Array:
         """The log-density of u and the data, with the log-volume of the map to values, nats."""
         parts, choices = self.unravel(u), self.choices(u)
         # The key is of what stays the model's own, which has no share in the weight.
@@ -118,7 +121,7 @@ class Space:
             total += jnp.sum(transform.log_abs_det_jacobian(parts[name], choices[name]))
         return total
 
-    def draw(self, key: Array, *args: Any) -> Array:
+    def draw(self, key: Array, *args: PyTree) -> Array:
         """A point to start from: a draw of the prior, whose laws without a sampler are uniform around 0."""
         with stand_ins():
             return self.point(self.program.simulate(key, *args).choices)
@@ -186,13 +189,15 @@ class Landscape:
         self._arrays = [jnp.asarray(x) for x in split.arrays(args)]
         template = jnp.zeros(space.dimension, jnp.result_type(float))
 
-        def of_program(fn: Any) -> Any:
+        def of_program(fn: Callable[..., Array]) -> Callable[..., Array]:
             short = stacked(lambda x, *arrays: [fn(x, *split.join(list(arrays)))])
             return lambda x, arrays: short(x, *arrays)[0]
 
         density, draw = of_program(space.log_prob), of_program(space.draw)
 
-        def derivatives(hessian: Any, center: Array, factor: Array, arrays: list[Array]) -> Any:
+        def derivatives(
+            hessian: Callable[..., Array], center: Array, factor: Array, arrays: list[Array]
+        ) -> tuple[Array, Array, Array]:
             @full_precision
             def moved(v: Array) -> Array:
                 return center + factor @ v
@@ -202,8 +207,8 @@ class Landscape:
             value, gradient = jax.value_and_grad(at)(zero)
             return value, gradient, hessian(at, zero, at_once)
 
-        def over(fn: Any, at_once: int) -> Any:
-            def run(points: Any, arrays: list[Array]) -> Any:
+        def over(fn: Callable[..., PyTree], at_once: int) -> Callable[..., PyTree]:
+            def run(points: PyTree, arrays: list[Array]) -> PyTree:
                 if at_once >= len(jax.tree.leaves(points)[0]):
                     return jax.vmap(lambda point: fn(*point, arrays))(points)
                 return jax.lax.map(lambda point: fn(*point, arrays), points, batch_size=at_once)
@@ -226,7 +231,7 @@ class Landscape:
         (values,) = self._in_parts(lambda *x: (self._value(*x),), self.rows, u)
         return values if keep_nan else np.where(values < np.inf, values, -np.inf)
 
-    def derivatives(self, center: np.ndarray, factor: np.ndarray) -> Any:
+    def derivatives(self, center: np.ndarray, factor: np.ndarray) -> list[np.ndarray]:
         """Value [n], gradient [n, d] and Hessian [n, d, d] of v -> log p(center + factor v) at 0."""
         if len(self._derivatives) == 1:
             return self._in_parts(self._derivatives[0], self.num_paths, center, factor)
@@ -244,7 +249,9 @@ class Landscape:
         del self._derivatives[0]
         return self.derivatives(center, factor)
 
-    def _in_parts(self, fn: Any, rows: int, *inputs: np.ndarray) -> list[np.ndarray]:
+    def _in_parts(
+        self, fn: Callable[..., PyTree], rows: int, *inputs: np.ndarray
+    ) -> list[np.ndarray]:
         """`fn(inputs, arrays)` in calls of equally many rows, so that it is compiled once."""
         found = []
         for begin in range(0, len(inputs[0]), rows):
@@ -265,7 +272,7 @@ class Landscape:
             for x, (name, shape) in zip(parts, self._shapes.items(), strict=True)
         }
 
-    def draws(self, key: Any, number: int) -> np.ndarray:
+    def draws(self, key: Key, number: int) -> np.ndarray:
         """Draws of the prior, [number, d]; those that are finite."""
         run = shared_jit(lambda key, arrays: self._draws((jax.random.split(key, number),), arrays))
         u = np.asarray(run(key, self._arrays)).astype(float)
@@ -277,7 +284,7 @@ def _single(x: np.ndarray) -> Array:
         return jnp.asarray(np.asarray(x, jnp.result_type(float)))  # without a compiled conversion
 
 
-def _hessian(fn: Any, x: Array, at_once: int) -> Array:
+def _hessian(fn: Callable[[Array], Array], x: Array, at_once: int) -> Array:
     """By forward over reverse mode; NaN where there is no forward mode (`custom_vjp`, of solvers of equations)."""
     gradient = jax.grad(fn)
 
@@ -293,7 +300,7 @@ def _hessian(fn: Any, x: Array, at_once: int) -> Array:
     return jax.lax.map(column, jnp.eye(x.size), batch_size=at_once)
 
 
-def _differences(fn: Any, x: Array, at_once: int) -> Array:
+def _differences(fn: Callable[[Array], Array], x: Array, at_once: int) -> Array:
     """The Hessian by central differences of the gradient."""
     gradient = jax.grad(fn)
     points = x + _STEP * jnp.concatenate([jnp.eye(x.size), -jnp.eye(x.size)])

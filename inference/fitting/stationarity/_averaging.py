@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,11 @@ class Iterates(NamedTuple):
     span: Array
     is_done: Array
     count: Array
-    mean: Any
-    square: Any
-    total: Any
-    block_mean: Any
-    block_square: Any
+    mean: PyTree
+    square: PyTree
+    total: PyTree
+    block_mean: PyTree
+    block_square: PyTree
 
 
 @functools.partial(
@@ -68,10 +68,10 @@ class Averaging:
     """
 
     start: PyTree
-    count: Any
-    spread: Any
-    error: Any
-    r_hat: Any
+    count: Array
+    spread: PyTree
+    error: PyTree
+    r_hat: Array
     noise: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -158,7 +158,7 @@ def _added(iterates: Iterates, params: PyTree, counts: Array) -> Iterates:
     )  # fmt: skip
 
 
-def averaged(iterates: Iterates, params: PyTree) -> Any:
+def averaged(iterates: Iterates, params: PyTree) -> PyTree:
     """The average; `params` where nothing was averaged."""
     return jax.tree.map(lambda m, p: jnp.where(iterates.count > 0, m, p), iterates.mean, params)
 

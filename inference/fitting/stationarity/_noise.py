@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from ....ppl._shared_jit import shared_jit
+from ....ppl._types import Key
+from ....ppl.language import Program
 from ..._arguments import Arguments
 
 _POINTS, _DRAWS = 16, 100
 
 
-def noise_shares(guide: Any, params: Any, deviations: Any, key: Any, args: tuple) -> dict[str, Any]:
+def noise_shares(
+    guide: Program, params: PyTree, deviations: PyTree, key: Key, args: tuple
+) -> dict[str, float]:
     """Site -> noise in parameters beside the posterior: the largest coordinate of each continuous site.
 
     It is the standard deviation of a draw with fixed randomness when the parameters scatter, over that of the draws. They scatter
@@ -26,7 +29,7 @@ def noise_shares(guide: Any, params: Any, deviations: Any, key: Any, args: tuple
     sd, _ = jax.flatten_util.ravel_pytree(deviations)
     points = flat + sd * jax.random.normal(point_key, (_POINTS, flat.size), flat.dtype)
 
-    def draws(point: Any, arrays: Any) -> dict[str, Any]:
+    def draws(point: Array, arrays: list[Array]) -> dict[str, Array]:
         bound = guide.bind(unravel(point))
         one = lambda k: bound.simulate(k, *split.join(arrays)).shared_choices
         return jax.vmap(one)(jax.random.split(draw_key, _DRAWS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class SettlingState(NamedTuple):
         place_total: their sum over the block that is being filled.
     """
 
-    inner: Any
+    inner: PyTree
     step: Array
     settled_at: Array
     first: Array
@@ -127,7 +127,7 @@ def settling(
     )
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: PyTree) -> PyTree:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: PyTree) -> PyTree:
         place_now = place(updates if by_gradients else params)
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         scale = _pace(state)

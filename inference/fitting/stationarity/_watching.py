@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,22 @@ from jaxtyping import PyTree
 
 from ._settling import MAX_STEPS, Rule, SettlingState, noticed, start
 
+if TYPE_CHECKING:
+    import optax
+
 Array = jax.Array
 
 
 class WatchingState(NamedTuple):
     """State of the optimiser, and what was seen of the run."""
 
-    inner: Any
+    inner: PyTree
     seen: SettlingState
 
 
-def watching(optimizer: Any, num_steps: int | None) -> Any:
+def watching(
+    optimizer: optax.GradientTransformation, num_steps: int | None
+) -> optax.GradientTransformationExtraArgs:
     """The optimiser's own updates; its state knows when the value has settled, by the rule of `settling`."""
     import optax
 

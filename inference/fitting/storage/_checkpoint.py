@@ -14,12 +14,13 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from ..data import LoaderState
 from ._archive import from_raw, read, to_raw, write
@@ -44,11 +45,11 @@ class Checkpoint(NamedTuple):
     """
 
     step: int
-    carry: Any
+    carry: PyTree
     values: np.ndarray
-    run: dict[str, Any]
+    run: dict[str, object]
     stopped: bool
-    callbacks: Sequence[Any] = ()
+    callbacks: Sequence[PyTree] = ()
     loader: LoaderState | None = None
 
 
@@ -79,9 +80,9 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
 
 def load(
     path: str | os.PathLike,
-    carry: Any,
-    run: dict[str, Any],
-    callbacks: Sequence[Any] = (),
+    carry: PyTree,
+    run: dict[str, object],
+    callbacks: Sequence[PyTree] = (),
     resume: Literal["same", "changed"] = "same",
 ) -> Checkpoint:
     """Read the checkpoint at `path` into the structures of `carry` and of the callbacks' states.
@@ -117,7 +118,7 @@ def load(
     )  # fmt: skip
 
 
-def _as_json(loader: LoaderState | None) -> Any:
+def _as_json(loader: LoaderState | None) -> dict[str, PyTree] | None:
     """None where there is no state, or one that JSON cannot hold: batches are then read again."""
     if loader is None:
         return None
@@ -130,7 +131,7 @@ def _as_json(loader: LoaderState | None) -> Any:
     return {"json": again} if loader.state is not None and again == loader.state else None
 
 
-def _loader_state(header: dict[str, Any]) -> LoaderState | None:
+def _loader_state(header: dict[str, PyTree]) -> LoaderState | None:
     state = header["loader"]
     if state is None:
         return None
@@ -141,12 +142,12 @@ def _loader_state(header: dict[str, Any]) -> LoaderState | None:
 _PART = 2**26  # bytes
 
 
-def fingerprint(arrays: Any) -> list[str]:
+def fingerprint(arrays: Iterable[Array]) -> list[str]:
     """A hash of each array's values: data of the same shape are not the same data."""
     return [_hash(array) for array in arrays]
 
 
-def _hash(array: Any) -> str:
+def _hash(array: Array | np.ndarray) -> str:
     if not getattr(array, "is_fully_addressable", True):
         return "spread over processes"
     found = hashlib.blake2b(digest_size=8)
@@ -158,7 +159,9 @@ def _hash(array: Any) -> str:
     return found.hexdigest()
 
 
-def _check_fits(path: Any, header: dict, carry: Any, run: dict[str, Any], resume: str) -> None:
+def _check_fits(
+    path: str | os.PathLike, header: dict, carry: PyTree, run: dict[str, PyTree], resume: str
+) -> None:
     leaves, names = _flatten(carry)
     now = {
         name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(names, leaves, strict=True)
@@ -200,6 +203,6 @@ def _differences(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _flatten(carry: Any) -> tuple[list[Any], list[str]]:
+def _flatten(carry: PyTree) -> tuple[list[Array], list[str]]:
     pairs, _ = jax.tree_util.tree_flatten_with_path(carry)
     return [leaf for _, leaf in pairs], [jax.tree_util.keystr(path) for path, _ in pairs]

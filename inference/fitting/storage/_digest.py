@@ -16,7 +16,6 @@ import hashlib
 import re
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -64,7 +63,7 @@ def _outputs(jaxpr: Jaxpr, consts: Sequence[bytes], inputs: Sequence[bytes]) -> 
     return [read(v) for v in jaxpr.outvars]
 
 
-def _value(value: Any) -> bytes:
+def _value(value: object) -> bytes:
     """Bytes that tell a parameter of an equation from others."""
     again = lambda items: [_value(x) for x in items]
     match value:
@@ -104,7 +103,7 @@ def _function(function: types.FunctionType) -> bytes:
     return _hash("function", _code(function.__code__), *map(_constant, cells))
 
 
-def _is_number(cell: Any) -> bool:
+def _is_number(cell: types.CellType) -> bool:
     try:
         value = cell.cell_contents
     except ValueError:  # not yet assigned

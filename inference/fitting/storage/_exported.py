@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.export
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._types import ModelFn
+from ....ppl.language import Program
 from ..._arguments import Arguments, is_array, leaf_names, leaves_of, shapes_of
 from ..._rows import Axis, met, rows_of, unbound
 from ..prediction import predictive
@@ -19,8 +19,8 @@ from ._archive import write_bytes
 
 
 def export_fit(
-    model: ModelFn, guide: ModelFn, path: str | os.PathLike, args: tuple, fit_args: tuple | None,
-    *, keep: object, symbolic_rows: bool, platforms: Sequence[str] | None,
+    model: Program, guide: Program, path: str | os.PathLike, args: tuple, fit_args: tuple | None,
+    *, keep: str | Sequence[str] | None, symbolic_rows: bool, platforms: Sequence[str] | None,
 ) -> None:  # fmt: skip
     """See `Fit.export`."""
     try:
@@ -88,7 +88,7 @@ def _check(
             )
 
 
-def _longer(x: PyTree) -> Any:
+def _longer(x: PyTree) -> PyTree:
     """The array with one more row."""
     x = np.asarray(x)
     return np.concatenate([x, x[:1]])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from ....ppl._types import Key
 from ....ppl.estimation import known_data
+from ..._abstract_objective import AbstractObjective
 from ..._arguments import Arguments, shapes_of
 from ._archive import to_raw
 from ._digest import digests, numbers
@@ -39,12 +40,12 @@ class StoredRun(NamedTuple):
         start: parameters and optimiser's state at the start, of all seeds.
     """
 
-    objective: Any
+    objective: AbstractObjective
     params: PyTree
     state: PyTree
     args: tuple
     update: Callable[..., PyTree] | None
-    opt_state: Any
+    opt_state: PyTree
     start: PyTree
 
 
@@ -98,7 +99,7 @@ def changes(was: Mapping[str, PyTree], now: Mapping[str, PyTree]) -> tuple[list[
     ), others  # fmt: skip
 
 
-def _programs(objective: object, params: PyTree, args: tuple) -> dict[str, PyTree]:
+def _programs(objective: AbstractObjective, params: PyTree, args: tuple) -> dict[str, PyTree]:
     try:
         return structure(objective, params, args)
     except Exception:  # a program that cannot be simulated: its step is compared all the same

@@ -174,7 +174,9 @@ def _restored(
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _averaging(own: PyTree, noise: Any, arrays: Mapping[str, np.ndarray]) -> Averaging | None:
+def _averaging(
+    own: PyTree, noise: Mapping[str, tuple[float, float]] | None, arrays: Mapping[str, np.ndarray]
+) -> Averaging | None:
     """What is known of averaged iterates; spreads and errors are of unconstrained parameters, whose shapes may be others."""
     if noise is None:
         return None
@@ -189,7 +191,7 @@ def _averaging(own: PyTree, noise: Any, arrays: Mapping[str, np.ndarray]) -> Ave
         else jnp.asarray(arrays[f"averaging/{name}"])
         for name in _AVERAGING
     }
-    return Averaging(**parts, noise={site: tuple(pair) for site, pair in noise.items()})
+    return Averaging(**parts, noise={site: (one, mean) for site, (one, mean) in noise.items()})
 
 
 def _is_key(leaf: ArrayLike) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +47,7 @@ def as_skeleton(
     )
 
 
-def from_skeleton(skeleton: Mapping[str, PyTree], arrays: Mapping[str, np.ndarray]) -> Any:
+def from_skeleton(skeleton: Mapping[str, PyTree], arrays: Mapping[str, np.ndarray]) -> PyTree:
     """The inverse; what has no array becomes a `jax.ShapeDtypeStruct`."""
     kind, inside = next(iter(skeleton.items()))
     again = lambda x: from_skeleton(x, arrays)

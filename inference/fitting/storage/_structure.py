@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jaxtyping import Array, PyTree
 from ....ppl._types import Key
 from ....ppl.language import Program
 from ....ppl.traces import stand_ins
-from ..._abstract_objective import ObjectiveSum
+from ..._abstract_objective import AbstractObjective, ObjectiveSum
 from ..._arguments import Arguments, shapes
 from ._digest import digests
 
@@ -40,7 +39,9 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def structure(objective: object, params: PyTree, args: tuple | None) -> dict[str, PyTree]:
+def structure(
+    objective: AbstractObjective, params: PyTree, args: tuple | None
+) -> dict[str, PyTree]:
     """The objective's options, its programs' sites and its parameters; `args` are arguments or their shapes, None for no sites.
 
     Returns:
@@ -103,7 +104,7 @@ def _constraint(constraint: dist.constraints.Constraint | None) -> list[str]:
     return [] if constraint is None else [type(constraint).__name__.strip("_")]
 
 
-def _options(objective: Any) -> dict[str, PyTree]:
+def _options(objective: AbstractObjective) -> dict[str, PyTree]:
     recipe = getattr(objective, "recipe", None)
     options = {} if recipe is None else dict(recipe.kwargs)
     options |= {"name": objective.name, "direction": objective.direction}
@@ -139,7 +140,7 @@ def _sites(program: Program, params: PyTree, args: tuple) -> dict[str, list[str]
     return found
 
 
-def hashed(fn: Callable[..., PyTree], *args: PyTree) -> Any:
+def hashed(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """What `fn` returns, with a hash of its computation in the place of each array; `args` are arrays or their shapes."""
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
     inputs = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(args)]

@@ -26,7 +26,6 @@ in which 1 / s2 becomes a_q / b_q.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +110,7 @@ class GroupedNormalInverseGamma(dist.Distribution):
         super().__init__(batch, (d + num_groups,), validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)  # pyright: ignore[reportArgumentType]
-    def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
         """[means, positive scales]."""
         return MeansAndScales(len(self.groups.numbers), self.groups.count)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,9 @@ class Groups:
     numbers: tuple[int, ...]
 
     @classmethod
-    def of(cls, law: str, group: Sequence[int], loc: Any, others: Mapping[str, Any]) -> Groups:
+    def of(
+        cls, law: str, group: Sequence[int], loc: ArrayLike, others: Mapping[str, ArrayLike]
+    ) -> Groups:
         """Checked for a law with `loc` [*batch, d] and other parameters [*batch, G], or numbers.
 
         Raises:

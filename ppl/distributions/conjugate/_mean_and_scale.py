@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -113,7 +111,7 @@ class _PackScales(Transform):
         self.packed = packed
 
     @property
-    def codomain(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def codomain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.packed
 
     def __call__(self, x: Array) -> Array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints
@@ -31,7 +29,7 @@ class TriangularTransform(Transform):
         self.constraint = constraint
 
     @property
-    def codomain(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def codomain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The set of vectors."""
         return self.constraint
 

@@ -74,7 +74,7 @@ class TruncatedInTurn(dist.Distribution):
         super().__init__(base.batch_shape[:-1], (num,), validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)  # pyright: ignore[reportArgumentType]
-    def support(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The vectors that keep the statements."""
         return self.constraint
 

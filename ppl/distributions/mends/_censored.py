@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import log_ndtr
+from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import censored
 
 from ..._compat import asymmetric_laplace, validate_sample
@@ -21,6 +22,7 @@ from ._tails import STANDARD, Window, ratio
 Array = jax.Array
 _POINTS, _SHARES = np.polynomial.legendre.leggauss(16)
 _NARROW = 0.5
+type OneSided = dist.LeftCensoredDistribution | dist.RightCensoredDistribution
 
 
 def _safe_log(p: Array, floor: float = 0.0) -> Array:
@@ -37,17 +39,17 @@ def log_halves(z: Array) -> Logs:
     return jnp.where(z > 0, log_below, -jnp.inf), beyond
 
 
-def _standard(base: Any, x: Array) -> Logs:
+def _standard(base: dist.Normal, x: Array) -> Logs:
     law = STANDARD[type(base)]
     shape = [getattr(base, name) for name in law.names]
     z, *shape = arrays(ratio(x, base.loc, base.scale), *shape)
     return law.log_cdf(z, *shape), law.log_cdf(-z, *shape)
 
 
-def _of_hazard(total: Callable[[Any, Array], Array]) -> Callable[[Any, Array], Logs]:
+def _of_hazard[L](total: Callable[[L, Array], Array]) -> Callable[[L, Array], Logs]:
     """A function for log F and log(1 - F) of a law whose cumulative hazard is known."""
 
-    def logs(base: Any, x: Array) -> Logs:
+    def logs(base: L, x: Array) -> Logs:
         hazard = total(base, x)
         return log1mexp(hazard), -hazard
 
@@ -59,21 +61,21 @@ def _gumbel(base: Any, x: Array) -> Logs:
     return -falling, log1mexp(falling)
 
 
-def _half_cauchy(base: Any, x: Array) -> Logs:
+def _half_cauchy(base: dist.HalfCauchy, x: Array) -> Logs:
     z = x / base.scale
     half = 0.5 * np.pi
     return jnp.log(jnp.arctan(z) / half), jnp.log(jnp.arctan2(jnp.ones_like(z), z) / half)
 
 
-def _gamma(base: Any, x: Array) -> Logs:
+def _gamma(base: dist.Gamma, x: Array) -> Logs:
     return log_gammas(*arrays(base.rate * x, base.concentration))
 
 
-def _inverse_gamma(base: Any, x: Array) -> Logs:
+def _inverse_gamma(base: dist.InverseGamma, x: Array) -> Logs:
     return log_gammas(*arrays(base.rate / x, base.concentration))[::-1]
 
 
-def _poisson(base: Any, x: Array) -> Logs:
+def _poisson(base: dist.Poisson, x: Array) -> Logs:
     return log_gammas(*arrays(base.rate, jnp.floor(x) + 1))[::-1]
 
 
@@ -82,12 +84,12 @@ def _uniform(base: Any, x: Array) -> Logs:
     return jnp.log((inside - base.low) / width), jnp.log((base.high - inside) / width)
 
 
-def _beta(base: Any, x: Array) -> Logs:
+def _beta(base: dist.Beta, x: Array) -> Logs:
     x, a, b = arrays(x, base.concentration1, base.concentration0)
     return log_betas(x, 1 - x, a, b)
 
 
-def _gamma_poisson(base: Any, x: Array) -> Logs:
+def _gamma_poisson(base: dist.GammaPoisson, x: Array) -> Logs:
     k, c, rate = arrays(jnp.floor(x) + 1, base.concentration, base.rate)
     return log_betas(1 / (1 + 1 / rate), 1 / (1 + rate), c, k)
 
@@ -125,7 +127,7 @@ def _mixture(base: Any, x: Array) -> Logs:
     )
 
 
-def _from_cdf(base: Any, x: Array) -> Logs:
+def _from_cdf(base: dist.Distribution, x: Array) -> Logs:
     """Log F and log(1 - F) of a law of which F alone is known: no number where it leaves no digits."""
     below = base.cdf(x)
     beyond = 1 - below
@@ -163,9 +165,9 @@ KNOWN: Mapping[type, Callable[[Any, Array], Logs]] = {
 _ROUGH = (dist.AsymmetricLaplace, dist.AsymmetricLaplaceQuantile, dist.Uniform)
 
 
-def _unwrapped(base: Any, x: Any) -> tuple[Any, Any, Any]:
+def _unwrapped(base: dist.Distribution, x: PyTree) -> tuple[dist.Distribution, PyTree, PyTree]:
     """The law behind monotone transforms, the value there, and the sign of their slope."""
-    sign: Any = 1
+    sign: PyTree = 1
     while type(base) is dist.ExpandedDistribution or (
         isinstance(base, dist.TransformedDistribution) and type(base) not in KNOWN
     ):
@@ -177,18 +179,18 @@ def _unwrapped(base: Any, x: Any) -> tuple[Any, Any, Any]:
     return base, x, sign
 
 
-def _ordered(sign: Any, first: Array, second: Array) -> tuple[Array, Array]:
+def _ordered(sign: int | Array, first: Array, second: Array) -> tuple[Array, Array]:
     """The two, in the other order where a sign is negative."""
     if isinstance(sign, int):
         return (second, first) if sign < 0 else (first, second)
     return jnp.where(sign < 0, second, first), jnp.where(sign < 0, first, second)
 
 
-def _is_discrete(base: Any) -> bool:
+def _is_discrete(base: dist.Distribution) -> bool:
     return base.support is not None and base.support.is_discrete
 
 
-def _feasible(base: Any, value: Array) -> Array:
+def _feasible(base: dist.Distribution, value: Array) -> Array:
     """A value of a law's support; the value itself where NumPyro has lost the support."""
     return (
         value
@@ -197,7 +199,7 @@ def _feasible(base: Any, value: Array) -> Array:
     )
 
 
-def log_probabilities(base: Any, value: Any) -> Logs:
+def log_probabilities(base: dist.Distribution, value: ArrayLike) -> Logs:
     """Log F(x) and log(1 - F(x)) of a law at any value, infinite ones too."""
     value = jnp.asarray(value, jnp.result_type(float, value))
     is_finite = jnp.isfinite(value)
@@ -210,7 +212,7 @@ def log_probabilities(base: Any, value: Any) -> Logs:
     )
 
 
-def log_between(base: Any, low: Any, high: Any) -> Array:
+def log_between(base: dist.Distribution, low: Array, high: Array) -> Array:
     """log(F(high) - F(low)), low < high."""
     core, x, sign = _unwrapped(base, low)
     if type(core) in STANDARD:
@@ -232,7 +234,7 @@ def log_between(base: Any, low: Any, high: Any) -> Array:
     return jnp.where(is_narrow, narrow, wide)
 
 
-def _two_inside(base: Any, value: Array) -> tuple[Array, Array]:
+def _two_inside(base: dist.Distribution, value: Array) -> tuple[Array, Array]:
     """Two values of a law's support, the first below the second."""
     first = _feasible(base, value)
     if base.support is None or _is_discrete(base):
@@ -241,9 +243,9 @@ def _two_inside(base: Any, value: Array) -> tuple[Array, Array]:
     return jnp.minimum(*ends), jnp.maximum(*ends)
 
 
-def _one_sided(index: int) -> Callable[..., Any]:
+def _one_sided(index: int) -> Callable[..., Array]:
     @validate_sample
-    def log_prob(self: Any, value: Any) -> Any:
+    def log_prob(self: OneSided, value: ArrayLike) -> Array:
         value = jnp.asarray(value)
         inside = _feasible(self.base_dist, value)
         censored = log_probabilities(self.base_dist, jnp.where(self.censored, value, inside))
@@ -257,7 +259,7 @@ left, right = _one_sided(0), _one_sided(1)
 
 
 @validate_sample
-def interval(self: Any, value: Any) -> Any:
+def interval(self: dist.IntervalCensoredDistribution, value: ArrayLike) -> Array:
     value = jnp.asarray(value, jnp.result_type(float, value))
     base, (low, high) = self.base_dist, (value[..., 0], value[..., 1])
     is_left, is_right = (
@@ -285,7 +287,7 @@ def interval(self: Any, value: Any) -> Any:
 _PROMOTED = censored.promote_shapes
 
 
-def promoted(*args: Any, shape: Any = ()) -> Any:
+def promoted(*args: ArrayLike, shape: tuple[int, ...] = ()) -> list[PyTree]:
     """Arrays with more axes in front; one that has axes of events (of the Dirichlet law in a Beta one) stays as it is."""
     try:
         return _PROMOTED(*args, shape=shape)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.scipy.special import betaln, xlogy
 from jaxtyping import ArrayLike, PyTree
 
@@ -33,21 +34,21 @@ def arrays(*values: PyTree) -> tuple[Array, ...]:
 
 
 @validate_sample
-def gamma(self: PyTree, value: ArrayLike) -> Array:
+def gamma(self: dist.Gamma, value: ArrayLike) -> Array:
     value, a, rate = arrays(value, self.concentration, self.rate)
     log_value = jnp.log(value)
     return log_gamma_kernel(rate * value, jnp.log(rate) + log_value, a) - log_value
 
 
 @validate_sample
-def inverse_gamma(self: Any, value: Array) -> Any:
+def inverse_gamma(self: dist.InverseGamma, value: ArrayLike) -> Array:
     value, a, rate = arrays(value, self.concentration, self.rate)
     log_value = jnp.log(value)
     return log_gamma_kernel(rate / value, jnp.log(rate) - log_value, a) - log_value
 
 
 @validate_sample
-def beta(self: PyTree, value: ArrayLike) -> Array:
+def beta(self: dist.Beta, value: ArrayLike) -> Array:
     value, a, b = arrays(value, self.concentration1, self.concentration0)
     is_end = (value == 0) | (value == 1)
     inside = jnp.where(is_end, 0.5, value)
@@ -58,19 +59,19 @@ def beta(self: PyTree, value: ArrayLike) -> Array:
 
 
 @validate_sample
-def cauchy(self: PyTree, value: ArrayLike) -> Array:
+def cauchy(self: dist.Cauchy, value: ArrayLike) -> Array:
     value, loc, scale = arrays(value, self.loc, self.scale)
     return -np.log(np.pi) - jnp.log(scale) - log1p_square((value - loc) / scale)
 
 
 @validate_sample
-def student_t(self: Any, value: Array) -> Any:
+def student_t(self: dist.StudentT, value: ArrayLike) -> Array:
     value, df, loc, scale = arrays(value, self.df, self.loc, self.scale)
     return log_student_density((value - loc) / scale, df) - jnp.log(scale)
 
 
 @validate_sample
-def multivariate_student_t(self: Any, value: Array) -> Any:
+def multivariate_student_t(self: Any, value: Array) -> Array:
     root, dim = self.scale_tril, self.scale_tril.shape[-1]
     off = value - self.loc
     shape = jnp.broadcast_shapes(off.shape[:-1], root.shape[:-2])
@@ -83,7 +84,7 @@ def multivariate_student_t(self: Any, value: Array) -> Any:
     return peak - (half + 0.5 * dim) * jnp.log1p((whitened**2).sum(-1) / (2 * half))
 
 
-def projected_normal_2(concentration: object, value: Array) -> Array:
+def projected_normal_2(concentration: ArrayLike, value: Array) -> Array:
     """Along the direction an integral, across it a normal law."""
     c, v = arrays(concentration, value)
     across = (c[..., 0] * v[..., 1] - c[..., 1] * v[..., 0]) ** 2
@@ -91,7 +92,7 @@ def projected_normal_2(concentration: object, value: Array) -> Array:
     return ray - np.log(2 * np.pi)
 
 
-def projected_normal_3(concentration: object, value: Array) -> Array:
+def projected_normal_3(concentration: ArrayLike, value: Array) -> Array:
     c, v = arrays(concentration, value)
     across = (jnp.cross(c, v) ** 2).sum(-1)
     ray = log_ray_in_space((c * v).sum(-1), across, (c**2).sum(-1))
@@ -99,7 +100,7 @@ def projected_normal_3(concentration: object, value: Array) -> Array:
 
 
 @validate_sample
-def von_mises(self: Any, value: Array) -> Any:
+def von_mises(self: dist.VonMises, value: ArrayLike) -> Array:
     value, loc, concentration = arrays(value, self.loc, self.concentration)
     bend = 2 * concentration * jnp.sin(0.5 * (value - loc)) ** 2
     return -np.log(2 * np.pi) - log_i0e(concentration) - bend
@@ -114,5 +115,5 @@ def log_kumaraswamy(x: Array, a: Array, b: Array) -> Array:
 
 
 @validate_sample
-def kumaraswamy(self: Any, value: Array) -> Any:
+def kumaraswamy(self: dist.Kumaraswamy, value: ArrayLike) -> Array:
     return log_kumaraswamy(*arrays(value, self.concentration1, self.concentration0))

@@ -42,7 +42,7 @@ def bernoulli_loss(x: PyTree, y: ArrayLike) -> Array:
 
 
 @validate_sample
-def binomial_log_prob(self: Any, value: Array) -> Any:
+def binomial_log_prob(self: Any, value: Array) -> Array:
     n = jnp.asarray(self.total_count, jnp.result_type(float))
     log_ways = gammaln(n + 1) - gammaln(value + 1) - gammaln(n - value + 1)
     return log_ways + value * self.logits - n * softplus(self.logits)
@@ -58,16 +58,14 @@ def clamped(probs: ArrayLike) -> Array:
 
 
 @jax.custom_jvp
-def _mixed(log_probs: object, weights: Array) -> Any:
+def _mixed(log_probs: Array, weights: Array) -> Array:
     """log(sum(weights * exp(log_probs))) over the last axis, differentiable in weights of exactly 0."""
     log_weights = dist.CategoricalProbs(weights, validate_args=False).logits
     return jax.nn.logsumexp(log_probs + log_weights, axis=-1)
 
 
 @_mixed.defjvp
-def _mixed_jvp(
-    primals: tuple[PyTree, PyTree], tangents: tuple[PyTree, PyTree]
-) -> tuple[PyTree, PyTree]:
+def _mixed_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     log_probs, weights = primals
     total = _mixed(log_probs, weights)
     # A component of weight 0 may be denser than the mixture by any factor, another by 1 / weight at most.
@@ -77,7 +75,9 @@ def _mixed_jvp(
 
 
 @validate_sample
-def mixture_log_prob(self: Any, value: Array, intermediates: PyTree = None) -> Any:
+def mixture_log_prob(
+    self: dist.MixtureSameFamily, value: Array, intermediates: list[Array] | None = None
+) -> Array:
     mixing = self.mixing_distribution
     if not isinstance(mixing, dist.CategoricalProbs):
         return _BY_LOGITS(self, value, intermediates)

@@ -12,17 +12,20 @@ through the integral.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammainc, gammaincc
+from jaxtyping import ArrayLike
 
 from ..._compat import SymbolicZero
 from ._special import continuous, log1mexp, log_beta_kernel, log_gamma_kernel
 
 Array = jax.Array
+Point = tuple[Array, ...]
 Logs = tuple[Array, Array]  # of the probabilities below and beyond a value
 _FROM = 20.0  # parameters from which the prefactor counts
 _TERMS = 256  # of the series of a beta law whose first parameter is small
@@ -32,7 +35,7 @@ _RULES = {size: np.polynomial.legendre.leggauss(num) for size, num in ((4, 40), 
 stop = jax.lax.stop_gradient
 
 
-def _nodes(dtype: Any) -> tuple[Array, Array, float]:
+def _nodes(dtype: np.dtype) -> tuple[Array, Array, float]:
     """Nodes and weights on [0, 1], and how many nats of a tail the precision sees."""
     size = 8 if dtype.itemsize == 8 else 4
     nodes, weights = _RULES[size]
@@ -45,7 +48,7 @@ def _length(slope: Array, curvature: Array, nats: float) -> Array:
     return 2 * nats / (slope + jnp.sqrt(slope**2 + 2 * nats * curvature))
 
 
-def _series(x: Array, coefficients: tuple[Any, ...]) -> Array:
+def _series(x: Array, coefficients: tuple[ArrayLike, ...]) -> Array:
     total: Any = 0.0
     for c in reversed(coefficients):
         total = total * x + c
@@ -203,7 +206,9 @@ def _by_series(kernel: Array, x: Array, a: Array, b: Array, is_asked: Array) -> 
     return jnp.where(has, jnp.minimum(found, -jnp.finfo(x.dtype).tiny), 0)
 
 
-def _by_density(logs: Any, move: Any) -> Any:
+def _by_density(
+    logs: Callable[..., tuple[Logs, Logs]], move: Callable[[Point, Point], Array]
+) -> Callable[[Point, Point], Logs]:
     """Logarithms of two tails, with derivatives in the point by the density, and in parameters through `logs`.
 
     `move`: (point, its tangents) -> how far it moves where the density is with respect to that.
@@ -213,10 +218,10 @@ def _by_density(logs: Any, move: Any) -> Any:
     def tails(point: tuple[Array, ...], parameters: tuple[Array, ...]) -> Logs:
         return logs(*point, *parameters)[0]
 
-    def jvp(primals: Any, tangents: Any) -> Any:
+    def jvp(primals: tuple[Point, Point], tangents: tuple[Point, Point]) -> tuple[Logs, Logs]:
         (point, parameters), (of_point, of_parameters) = primals, tangents
         (below, beyond), ratios = logs(*point, *parameters)
-        moved: Any = (jnp.zeros_like(below), jnp.zeros_like(beyond))
+        moved: Logs = (jnp.zeros_like(below), jnp.zeros_like(beyond))
         if not all(isinstance(t, SymbolicZero) for t in of_point):
             step = move(point, of_point)
             moved = (step * jnp.exp(ratios[0]), -step * jnp.exp(ratios[1]))
@@ -233,7 +238,7 @@ def _by_density(logs: Any, move: Any) -> Any:
     return tails
 
 
-def _of(tangent: Any, like: Array) -> Array:
+def _of(tangent: Array | SymbolicZero, like: Array) -> Array:
     return jnp.zeros_like(like) if isinstance(tangent, SymbolicZero) else tangent
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike
 from numpyro.distributions import directional, discrete, transforms
 
 from ...._workarounds import Workaround
@@ -29,13 +30,15 @@ _RATIO = float(np.exp(0.5))  # of the densities of N(0, 1) and N(1, 1) at 0
 REVIVAL = (_RATIO - 1, -((_RATIO - 1) ** 2))  # of log(w N(0; 0, 1) + (1 - w) N(0; 1, 1)) at w = 0
 
 
-def _two_normals(x: Any, zero: Any, one: Any) -> Any:
+def _two_normals(x: Array, zero: Array, one: Array) -> dist.Distribution:
     weights = dist.CategoricalProbs(jnp.stack([x, one - x]), validate_args=False)
     components = dist.Normal(jnp.stack([zero, one]), one, validate_args=False)
     return dist.MixtureSameFamily(weights, components, validate_args=False)
 
 
-def _at(make: Any, value: Any) -> Any:
+def _at(
+    make: Callable[[Array, Array], dist.Distribution], value: Callable[[Array, Array], ArrayLike]
+) -> Callable[..., Array]:
     """What a law's log-probability is: `make` and `value` of x, which is 0, and 1."""
     return lambda f, x, zero, one: f(make(x, one), value(x, one))
 
@@ -161,7 +164,7 @@ _LAWS = (
 )  # fmt: skip
 
 
-def _factor(x: Any, zero: Any, one: Any) -> Any:
+def _factor(x: tuple[tuple[ArrayLike, ...], ...], zero: Array, one: Array) -> Array:
     """A Cholesky factor of three rows, of the free numbers in each row."""
     (a,), (b, c) = x
     sech = lambda u: one / np.cosh(u)
@@ -173,7 +176,7 @@ def _factor(x: Any, zero: Any, one: Any) -> Any:
     return jnp.stack([jnp.stack([one * x for x in row]) for row in rows])
 
 
-def _is_made(promote: Any, x: Any, zero: Any, one: Any) -> Any:
+def _is_made(promote: Callable[..., list[Array]], x: Array, zero: Array, one: Array) -> Array:
     """1 where the parts of two Beta laws go with five rows of both."""
     try:
         promote(jnp.ones((2, 2)), shape=(5, 2))

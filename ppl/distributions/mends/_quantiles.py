@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import erfinv, ndtri
+from jaxtyping import ArrayLike, PyTree
 
 from ._censored import KNOWN, log_probabilities
 from ._continuous import arrays
@@ -20,11 +21,11 @@ from ._tails import STANDARD
 Array = jax.Array
 
 
-def _cdf(owner: Any) -> Callable[..., Any]:
+def _cdf(owner: type[dist.Distribution]) -> Callable[..., Array]:
     """The distribution function by the logarithms of both tails; a user's subclass keeps the one it has."""
     theirs = owner.cdf
 
-    def cdf(self: Any, value: Any) -> Any:
+    def cdf(self: Any, value: ArrayLike) -> Array:
         if type(self) not in KNOWN:
             return theirs(self, value)
         value = jnp.asarray(value, jnp.result_type(float, value))
@@ -41,13 +42,13 @@ def _cdf(owner: Any) -> Callable[..., Any]:
     return cdf
 
 
-def _probability(q: Any, *parameters: Any) -> tuple[Array, ...]:
+def _probability(q: ArrayLike, *parameters: PyTree) -> tuple[Array, ...]:
     """Q, NaN where it is no probability, and parameters, of one shape."""
     q, *rest = arrays(q, *parameters)
     return jnp.where((q >= 0) & (q <= 1), q, jnp.nan), *rest
 
 
-def _symmetric(self: Any, q: Any) -> Any:
+def _symmetric(self: dist.Laplace | dist.Cauchy, q: ArrayLike) -> Array:
     """Of a law of `STANDARD`, by its smaller tail."""
     q, loc, scale = _probability(q, self.loc, self.scale)
     quantile = STANDARD[type(self)].quantile
@@ -56,10 +57,10 @@ def _symmetric(self: Any, q: Any) -> Any:
     return loc + scale * jnp.where(q < 0.5, z, -z)
 
 
-def _of(owner: Any, ours: Callable[..., Any]) -> Callable[..., Any]:
+def _of(owner: type[dist.Distribution], ours: Callable[..., Array]) -> Callable[..., Array]:
     theirs = owner.icdf
 
-    def icdf(self: Any, q: Any) -> Any:
+    def icdf(self: dist.Distribution, q: ArrayLike) -> Array:
         return (ours if type(self) is owner else theirs)(self, q)
 
     return icdf
@@ -81,17 +82,17 @@ def half_cauchy_quantile(q: Array) -> Array:
     return jnp.where(is_low, jnp.tan(0.5 * np.pi * low), 1 / jnp.tan(0.5 * np.pi * (1 - high)))
 
 
-def _half_normal(self: Any, q: Any) -> Any:
+def _half_normal(self: dist.HalfNormal, q: ArrayLike) -> Array:
     q, scale = _probability(q, self.scale)
     return scale * half_normal_quantile(q)
 
 
-def _half_cauchy(self: Any, q: Any) -> Any:
+def _half_cauchy(self: dist.HalfCauchy, q: ArrayLike) -> Array:
     q, scale = _probability(q, self.scale)
     return scale * half_cauchy_quantile(q)
 
 
-def _levy(self: Any, q: Any) -> Any:
+def _levy(self: dist.Levy, q: ArrayLike) -> Array:
     """As loc + scale / z^2 for a half normal z."""
     q, loc, scale = _probability(q, self.loc, self.scale)
     # P(z > z_q) = q
@@ -101,24 +102,24 @@ def _levy(self: Any, q: Any) -> Any:
     return loc + scale / z**2
 
 
-def _dagum(self: Any, q: Any) -> Any:
+def _dagum(self: dist.Dagum, q: ArrayLike) -> Array:
     q, c, a, scale = _probability(q, self.concentration, self.sharpness, self.scale)
     y = -jnp.log(q) / c
     return scale * jnp.exp(-(y + log1mexp(y)) / a)  # (e^y - 1)^(-1 / a)
 
 
-def _lower_power_cdf(self: Any, value: Any) -> Any:
+def _lower_power_cdf(self: dist.LowerTruncatedPowerLaw, value: ArrayLike) -> Array:
     value, alpha, low = arrays(value, self.alpha, self.low)
     inside = jnp.maximum(value, low)
     return -jnp.expm1((1 + alpha) * jnp.log(inside / low))
 
 
-def _lower_power_icdf(self: Any, q: Any) -> Any:
+def _lower_power_icdf(self: dist.LowerTruncatedPowerLaw, q: ArrayLike) -> Array:
     q, alpha, low = _probability(q, self.alpha, self.low)
     return low * jnp.exp(jnp.log1p(-q) / (1 + alpha))
 
 
-def _power_cdf(self: Any, value: Any) -> Any:
+def _power_cdf(self: dist.DoublyTruncatedPowerLaw, value: ArrayLike) -> Array:
     """With u = log(x / low) and L = log(high / low): (e^(s u) - 1) / (e^(s L) - 1), s = 1 + alpha, by sinh(y) / y."""
     value, alpha, low, high = arrays(value, self.alpha, self.low, self.high)
     inside = jnp.clip(value, low, high)
@@ -127,7 +128,7 @@ def _power_cdf(self: Any, value: Any) -> Any:
     return u / span * jnp.exp(grown)
 
 
-def _power_icdf(self: Any, q: Any) -> Any:
+def _power_icdf(self: dist.DoublyTruncatedPowerLaw, q: ArrayLike) -> Array:
     """The inverse: u = L (q + e / b), b = s L and e = log(1 + q (e^b - 1)) - q b."""
     q, alpha, low, high = _probability(q, self.alpha, self.low, self.high)
     span = jnp.log(high / low)
@@ -138,7 +139,9 @@ def _power_icdf(self: Any, q: Any) -> Any:
     return jnp.clip(low * jnp.exp(span * share), low, high)
 
 
-def _cdfs(*owners: Any) -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
+def _cdfs(
+    *owners: type[dist.Distribution],
+) -> tuple[tuple[type[dist.Distribution], str, Callable[..., Array]], ...]:
     return tuple((owner, "cdf", _cdf(owner)) for owner in owners)
 
 

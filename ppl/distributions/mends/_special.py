@@ -12,12 +12,12 @@ search for jumps, which need not look inside. Single and double precision alike.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln, i0e, log_ndtr
+from jaxtyping import PyTree
 from scipy.special import roots_genlaguerre
 
 Array = jax.Array
@@ -34,7 +34,7 @@ _BESSEL = tuple(
 )
 
 
-def continuous(fn: Callable[..., Any]) -> Callable[..., Any]:
+def continuous(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The function as a call of its name that the search for jumps takes to be continuous."""
     CONTINUOUS.add((fn.__name__, fn.__code__.co_filename))
     return jax.jit(fn)

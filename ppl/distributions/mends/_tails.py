@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import log_ndtr, ndtri
+from jaxtyping import ArrayLike, PyTree
 
 from ..._compat import SymbolicZero
 from ._special import HALF_LOG_2PI, continuous, log1mexp, log1p_square, log_gamma_ratio
@@ -277,7 +278,9 @@ def _log_student_cdf(z: Array, df: Array) -> Array:
     return jnp.where(is_high, jnp.log1p(-jnp.exp(jnp.where(is_high, tail, -1))), tail)
 
 
-def _log_student_cdf_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> Any:
+def _log_student_cdf_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array | SymbolicZero, Array | SymbolicZero]
+) -> tuple[Array, Array]:
     (z, df), (of_z, of_df) = primals, tangents
     value = _log_student_cdf(z, df)
     total = jnp.zeros_like(value)
@@ -331,17 +334,17 @@ class Window:
         low, high: the ends.
     """
 
-    def __init__(self, base: Any, low: Any, high: Any) -> None:
+    def __init__(self, base: Any, low: PyTree, high: PyTree) -> None:
         self.base, self.low, self.high = base, low, high
         self.law = STANDARD[type(base)]
 
-    def _args(self, *values: Any) -> tuple[Array, ...]:
+    def _args(self, *values: ArrayLike) -> tuple[Array, ...]:
         shape = [getattr(self.base, name) for name in self.law.names]
         dtype = jnp.result_type(float, *values, *shape)
         arrays = [jnp.asarray(x, dtype) for x in (*values, *shape)]
         return tuple(jnp.broadcast_arrays(*arrays))
 
-    def _standardised(self, x: Any) -> Array:
+    def _standardised(self, x: Array) -> Array:
         return ratio(x, self.base.loc, self.base.scale)
 
     def _width(self) -> Array:
@@ -358,7 +361,7 @@ class Window:
         ends = self._standardised(self.low), self._standardised(self.high)
         return self.law.log_window(*self._args(*ends, self._width()))
 
-    def cdf(self, value: Any) -> Array:
+    def cdf(self, value: ArrayLike) -> Array:
         """The distribution function of the law given the window."""
         value = jnp.asarray(value)
         low = -jnp.inf if self.low is None else self.low
@@ -375,7 +378,7 @@ class Window:
         below = jnp.exp(part.log_mass() - self.log_mass())
         return jnp.where(is_inside, jnp.clip(below, 0, 1), jnp.where(value >= high, 1.0, 0.0))
 
-    def icdf(self, q: Any) -> Array:
+    def icdf(self, q: ArrayLike) -> Array:
         """Its inverse, inside of the window whatever is rounded."""
         assert self.law.quantile is not None
         q = jnp.asarray(q)
@@ -418,6 +421,6 @@ class Window:
         return jnp.where(is_up, -z, z)
 
 
-def is_known(base: Any) -> bool:
+def is_known(base: dist.Distribution) -> bool:
     """Whether the windows of a law are; not of a user's subclass, which may have another density."""
     return type(base) in STANDARD

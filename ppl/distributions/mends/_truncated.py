@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpyro.distributions as dist
 from jaxtyping import Array, PyTree
@@ -16,9 +15,14 @@ LEFT, RIGHT, BOTH = (
     dist.RightTruncatedDistribution,
     dist.TwoSidedTruncatedDistribution,
 )
+type Truncated = (
+    dist.LeftTruncatedDistribution
+    | dist.RightTruncatedDistribution
+    | dist.TwoSidedTruncatedDistribution
+)
 
 
-def window_of(law: Any) -> Window:
+def window_of(law: Truncated) -> Window:
     """What a truncated law of NumPyro's leaves of its base."""
     return Window(law.base_dist, getattr(law, "low", None), getattr(law, "high", None))
 
@@ -27,10 +31,10 @@ def _log_prob(owner: type) -> Callable[..., PyTree]:
     theirs = owner.log_prob
 
     @validate_sample
-    def log_prob(self: PyTree, value: Array) -> PyTree:
+    def log_prob(self: Truncated, value: Array) -> Array:
         return self.base_dist.log_prob(value) - window_of(self).log_mass()
 
-    def either(self: PyTree, value: Array) -> PyTree:
+    def either(self: Truncated, value: Array) -> Array:
         return (log_prob if is_known(self.base_dist) else theirs)(self, value)
 
     return either

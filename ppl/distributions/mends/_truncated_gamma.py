@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -13,21 +14,21 @@ from ._censored import log_between, log_probabilities
 from ._continuous import arrays
 from ._special import continuous, log_sinhc
 
-Array = Any
+Array = jax.Array
 
 
 @validate_sample
-def gamma_from_below(self: Any, value: Array) -> Any:
+def gamma_from_below(self: Any, value: Array) -> Array:
     return self.base_dist.log_prob(value) - log_probabilities(self.base_dist, self.low)[1]
 
 
 @validate_sample
-def gamma_to_above(self: Any, value: Array) -> Any:
+def gamma_to_above(self: Any, value: Array) -> Array:
     return self.base_dist.log_prob(value) - log_probabilities(self.base_dist, self.high)[0]
 
 
 @validate_sample
-def gamma_between(self: Any, value: Array) -> Any:
+def gamma_between(self: Any, value: Array) -> Array:
     return self.base_dist.log_prob(value) - log_between(self.base_dist, self.low, self.high)
 
 
@@ -41,7 +42,7 @@ def log_power(x: Array, alpha: Array, low: Array, high: Array) -> Array:
 
 
 @validate_sample
-def power_between(self: Any, value: Array) -> Any:
+def power_between(self: dist.DoublyTruncatedPowerLaw, value: Array) -> Array:
     return log_power(*arrays(value, self.alpha, self.low, self.high))
 
 
@@ -60,7 +61,7 @@ def log_polya_gamma(x: Array) -> Array:
 
 
 @validate_sample
-def polya_gamma(self: Any, value: Array) -> Any:
+def polya_gamma(self: dist.Distribution, value: Array) -> Array:
     return log_polya_gamma(*arrays(value))
 
 

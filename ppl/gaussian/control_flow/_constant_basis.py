@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -25,7 +23,7 @@ def pushed(scan: Scan) -> list[PyTree]:
             return Form(new[0], new[1], rows_of_step(old.rows))
         return old if new is None else new
 
-    def step(carry: PyTree, x: Any) -> PyTree:
+    def step(carry: PyTree, x: PyTree) -> PyTree:
         inner = outer.inner()
         inner.belief = outer.belief
         xs = [given(old, new) for old, new in zip(scan.xs, x, strict=True)]
@@ -33,7 +31,7 @@ def pushed(scan: Scan) -> list[PyTree]:
         made = as_arrays(outs, kinds, columns)
         return made[:num_carry], made[num_carry:]
 
-    def in_steps(x: Any) -> PyTree:
+    def in_steps(x: PyTree) -> PyTree:
         # const [T, ...] and coefs [columns, T, ...] -> [T, columns, ...]: both are sliced along time.
         if isinstance(x, Form):
             return x.const, jnp.moveaxis(x.coefs, 1, 0)

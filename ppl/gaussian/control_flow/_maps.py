@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +91,7 @@ def why_lost(scan: Scan) -> Beyond | None:
 
 
 def joined_results(
-    scan: Scan, certain: Any, maps: Step, start: Belief | None, ys: Sequence[Any]
+    scan: Scan, certain: PyTree, maps: Step, start: Belief | None, ys: Sequence[PyTree]
 ) -> list[PyTree]:
     """The results, in a basis of what is handed to the first step and of the noise of all."""
     outer = scan.outer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +96,7 @@ def _is_data_kept(names: Iterable[str]) -> bool:
     return not (is_given or is_unknown or is_drawn)
 
 
-def _made_at_once(step: Callable[[PyTree], PyTree], xs: PyTree, length: int) -> Any:
+def _made_at_once(step: Callable[[PyTree], PyTree], xs: PyTree, length: int) -> PyTree:
     """The results of a step for all steps, and their statements."""
     stack = handler_stack()
     if not stack or any(isinstance(h, Recorder) for h in stack):

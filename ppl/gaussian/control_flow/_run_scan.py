@@ -9,7 +9,7 @@ values.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .._integrator import Integrator
 
 
-def run_scan(outer: Integrator, eqn: Equation, args: list[PyTree]) -> list[Any]:
+def run_scan(outer: Integrator, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
     """The results of a scan."""
     scan = Scan(outer, eqn, args)
     if not scan.is_changed:
@@ -36,7 +36,7 @@ def run_scan(outer: Integrator, eqn: Equation, args: list[PyTree]) -> list[Any]:
     return together(scan) if is_parallel(scan) else _filtered(scan)
 
 
-def _filtered(scan: Scan) -> list[Any]:
+def _filtered(scan: Scan) -> list[PyTree]:
     """The results of a scan, with the belief of what is handed on carried, in one vector."""
     outer, num_carry, start = scan.outer, len(scan.init), scan.start()
     # Joined, all noise is asked for what is known of it later, and not the states.

@@ -6,7 +6,7 @@ How the steps are run, one after the other or at once, is `_run_scan.py`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -222,7 +222,7 @@ class Scan:
             forms.append(value)
         return forms
 
-    def stacked(self, ys: Sequence[PyTree], forms: Sequence[Form] = ()) -> list[Any]:
+    def stacked(self, ys: Sequence[PyTree], forms: Sequence[Form] = ()) -> list[PyTree]:
         """The stacked results: certain ones, and those that are read."""
         found, read = iter(ys), iter(forms)
         return [
