@@ -121,7 +121,7 @@ def cases() -> dict[str, Case]:
     return {
         "images": Case(images, softmax, (84, 84, 3), batch=2, num_loops=4),
         "letters": Case(letters, softmax, (28, 28, 1), batch=4, num_loops=4),
-        "points": Case(points, niw_meta.Gaussian(0.3), (1,), batch=8, num_loops=200),
+        "points": Case(points, niw_meta.GaussianNoise(0.3), (1,), batch=8, num_loops=200),
     }
 
 
@@ -171,7 +171,7 @@ def niw_meta_by_hand(case: Case, num_steps: int) -> Any:
 
     def whitened(out: Any, y: Any) -> tuple[Any, Any]:
         """R with R'R the Fisher information in the scores of a point, and r with R'r the slope of its loss."""
-        if isinstance(case.head, niw_meta.Gaussian):
+        if isinstance(case.head, niw_meta.GaussianNoise):
             return jnp.eye(1) / case.head.noise, (out - y) / case.head.noise
         p = jax.nn.softmax(out)
         s = jnp.sqrt(p)

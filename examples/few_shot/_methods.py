@@ -116,7 +116,7 @@ def methods(config: Config, task: Task) -> dict[str, Method]:
 
     network = mlp(task.num_inputs, size, 0)
     own = lambda seed: {"loc": ravel_pytree(arrays(mlp(task.num_inputs, size, seed)))[0]}
-    head = niw_meta.Gaussian(task.noise, task.num_outputs)
+    head = niw_meta.GaussianNoise(task.noise, task.num_outputs)
     bayes = niw_meta.programs(network, head)
     bound = inference.elbo(*bayes, kl="analytic").with_plate_sizes({"episodes": math.inf})
     inner = optax.sgd(task.inner_rate)
@@ -223,7 +223,7 @@ def run(
 
 def fitted_heads(method: Method, task: Task, scores: Any, points: Any) -> dict[str, Any]:
     """Heads to predict with: that of the training, and those that are fitted to scores of spare episodes."""
-    if not isinstance(method.head, niw_meta.Gaussian):
+    if not isinstance(method.head, niw_meta.GaussianNoise):
         return dict.fromkeys(LABELS, method.head)
     student = niw_meta.Student(task.noise, 5.0, task.num_outputs)
     last = student if method.guide is None else niw_meta.Tempered(student)
@@ -271,7 +271,7 @@ def costs(config: Config, task: Task, episodes: Any, num_inner: tuple[int, ...])
     """Processor time and temporary memory of one gradient against the number of inner steps, gradient steps for all."""
     size = task.num_outputs or 1
     network = eqx.nn.MLP(task.num_inputs, size, config.width, 2, key=jax.random.key(0))
-    head, sgd = niw_meta.Gaussian(task.noise, task.num_outputs), optax.sgd(task.inner_rate)
+    head, sgd = niw_meta.GaussianNoise(task.noise, task.num_outputs), optax.sgd(task.inner_rate)
     batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[: config.batch_size]), episodes)
     infinite = {"episodes": math.inf}
 

@@ -18,7 +18,7 @@ from ._evaluate import (
     with_fitted_noise as with_fitted_noise,
 )
 from ._heads import (
-    Gaussian as Gaussian,
+    GaussianNoise as GaussianNoise,
     GaussianWithScale as GaussianWithScale,
     Head as Head,
     NearestCentroid as NearestCentroid,
@@ -45,7 +45,7 @@ __all__ = [
     "predict",
     "regression_ece",
     "with_fitted_noise",
-    "Gaussian",
+    "GaussianNoise",
     "GaussianWithScale",
     "Head",
     "NearestCentroid",

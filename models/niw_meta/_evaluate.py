@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from ... import ppl
 from ._episodes import Episodes, Points
-from ._heads import Gaussian, Head, Student, Tempered
+from ._heads import GaussianNoise, Head, Student, Tempered
 
 Array = jax.Array
 # With more degrees of freedom a law is normal but for rounding, which may look like a gain.
@@ -84,7 +84,7 @@ def predict(model: ppl.Program, draws: dict[str, Array], episodes: Episodes) -> 
     return jax.vmap(one)(draws) if draws else jax.tree.map(lambda leaf: leaf[None], one({}))
 
 
-def with_fitted_noise[H: Gaussian | Student | Tempered](
+def with_fitted_noise[H: GaussianNoise | Student | Tempered](
     head: H, scores: object, points: Points
 ) -> H:
     """The head with the noise under which the labels are most probable, the predictive being the mixture over draws.

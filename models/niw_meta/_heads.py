@@ -45,7 +45,7 @@ class Head(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Gaussian(Head):
+class GaussianNoise(Head):
     """Regression: y ~ Normal(output, noise), for labels that are numbers or vectors.
 
     Args:
@@ -69,7 +69,7 @@ class Student(Head):
     Args:
         noise: scale of the labels.
         df: degrees of freedom.
-        num_outputs: as for `Gaussian`.
+        num_outputs: as for `GaussianNoise`.
     """
 
     noise: float
@@ -97,7 +97,7 @@ class Tempered(Head):
     Reference: Wenzel et al. 2020, arXiv:2002.02405.
     """
 
-    head: Gaussian | Student
+    head: GaussianNoise | Student
     spread: float = 1.0
 
     def law(self, scores: Array) -> dist.Distribution:

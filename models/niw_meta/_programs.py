@@ -57,10 +57,10 @@ def programs(
     Args:
         network: an equinox module that maps one input to a vector of outputs; its own weights [d] are where the population
             starts.
-        head: `Gaussian`, `Softmax`, `NearestCentroid`; what it learns is a parameter beside the population.
+        head: `GaussianNoise`, `Softmax`, `NearestCentroid`; what it learns is a parameter beside the population.
         features: an equinox module that maps one input to the network's input, the same for all episodes (parameter "features").
-            With `network` a linear layer, adapting is a Bayesian readout: with a `Gaussian` head the site is then exact, and its
-            mean is ridge regression.
+            With `network` a linear layer, adapting is a Bayesian readout: with a `GaussianNoise` head the site is then exact, and
+            its mean is ridge regression.
         prior_scale: initial standard deviation of the weights in the population: one number, or one of each weight [d], or of
             each layer [L] with `widths="layer"`.
         widths: what has a standard deviation of its own in the population: each "weight", or each "layer", shared by its weights
@@ -100,7 +100,7 @@ def programs(
         >>> import equinox as eqx, jax
         >>> from lapilli.models import niw_meta
         >>> network = eqx.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
-        >>> model, guide = niw_meta.programs(network, niw_meta.Gaussian(0.3))
+        >>> model, guide = niw_meta.programs(network, niw_meta.GaussianNoise(0.3))
         >>> points = niw_meta.pad_points([([[0.0], [1.0]], [0.1, 0.9])])
         >>> trace = jax.eval_shape(guide.simulate, jax.random.key(1), niw_meta.Episodes(points, points))
         >>> trace.choices["theta"].shape

@@ -41,7 +41,7 @@ def test_nearest_centroid_scores_by_hand():
 @pytest.mark.slow  # compiles for long
 def test_maml_is_gradient_descent_on_the_support_and_its_orders_differ_in_the_gradient_only():
     episodes, network = regression(((3, 2), (2, 2))), mlp()
-    head, start = niw_meta.Gaussian(0.5), weights_of(mlp())
+    head, start = niw_meta.GaussianNoise(0.5), weights_of(mlp())
     unravel = jax.flatten_util.ravel_pytree(eqx.filter(network, eqx.is_inexact_array))[1]
 
     def loss(theta, points):
@@ -75,7 +75,7 @@ def test_maml_is_gradient_descent_on_the_support_and_its_orders_differ_in_the_gr
 def test_reptile_moves_the_start_to_the_adapted_weights():
     """Its gradient is the mean over episodes of theta_i - loc, theta_i trained on all labels; it predicts as MAML does."""
     episodes, network = regression(((3, 2), (2, 2))), mlp()
-    head, start = niw_meta.Gaussian(0.5), weights_of(mlp())
+    head, start = niw_meta.GaussianNoise(0.5), weights_of(mlp())
     unravel = jax.flatten_util.ravel_pytree(eqx.filter(network, eqx.is_inexact_array))[1]
     moves = []
     for i in range(2):

@@ -54,7 +54,7 @@ def linear_episodes(d=3):
 
 def finite(sizes, **options):
     return niw_meta.programs(
-        Layers(sizes), niw_meta.Gaussian(NOISE), population="finite",
+        Layers(sizes), niw_meta.GaussianNoise(NOISE), population="finite",
         inner=inference.local.Newton(1), **options,
     )  # fmt: skip
 

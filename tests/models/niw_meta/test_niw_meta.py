@@ -25,7 +25,7 @@ def double():
 @pytest.mark.slow
 def test_density_is_the_product_of_population_and_likelihoods():
     network, episodes = mlp(), regression(((3, 3), (2, 2)))
-    model, _ = niw_meta.programs(network, niw_meta.Gaussian(0.3), prior_scale=0.2)
+    model, _ = niw_meta.programs(network, niw_meta.GaussianNoise(0.3), prior_scale=0.2)
     start = weights_of(network)
     theta = start + 0.1 * np.random.default_rng(2).normal(size=(2, 1, start.size))
     expected = stats.norm.logpdf(theta, start, 0.2).sum()
@@ -45,7 +45,7 @@ def test_linear_layer_on_features_with_a_gaussian_head_is_ridge_regression():
     zero = jax.tree.map(jnp.zeros_like, eqx.nn.Linear(5, 1, key=jax.random.key(0)))
     _, guide = niw_meta.programs(
         zero,
-        niw_meta.Gaussian(0.3),
+        niw_meta.GaussianNoise(0.3),
         features=features,
         prior_scale=0.7,
         inner=inference.local.Newton(1),
@@ -71,7 +71,7 @@ def test_variational_adaptation_finds_the_posterior_where_it_is_diagonal(widths)
     episodes = niw_meta.Episodes(points, points)
     network = eqx.nn.Linear(2, 1, use_bias=False, key=jax.random.key(0))
     model, guide = niw_meta.programs(
-        network, niw_meta.Gaussian(0.5), prior_scale=0.7, widths=widths
+        network, niw_meta.GaussianNoise(0.5), prior_scale=0.7, widths=widths
     )
     rate = optax.adam(optax.cosine_decay_schedule(0.05, 1500))
     draw = lambda model: niw_meta.adapt_by_vi(
@@ -117,7 +117,7 @@ def layered(num_episodes=200, num_points=6, has_query=False):
 
 def layered_bound(kl):
     programs = niw_meta.programs(
-        TwoLayers(), niw_meta.Gaussian(NOISE), prior_scale=np.array([0.6, 0.7]), widths="layer",
+        TwoLayers(), niw_meta.GaussianNoise(NOISE), prior_scale=np.array([0.6, 0.7]), widths="layer",
         inner=inference.local.Newton(1),
     )  # fmt: skip
     return inference.elbo(*programs, kl=kl)
@@ -189,7 +189,7 @@ def test_rates_go_by_what_a_parameter_is():
 @pytest.mark.slow
 def test_unequal_episodes_are_those_without_padding():
     network = mlp()
-    model, guide = niw_meta.programs(network, niw_meta.Gaussian(0.3))
+    model, guide = niw_meta.programs(network, niw_meta.GaussianNoise(0.3))
     episodes = regression(((3, 2), (4, 1)))
     wide = niw_meta.Episodes(*(
         niw_meta.Points(np.pad(p.x, [(0, 0), (0, 2), (0, 0)]), np.pad(p.y, [(0, 0), (0, 2)]), np.pad(p.mask, [(0, 0), (0, 2)]))
@@ -210,7 +210,7 @@ def test_finite_population_learns_a_law_of_phi_and_offers_three_priors():
     choices = {}
     for at in ("expected", "mode", "marginal"):
         model, guide = niw_meta.programs(
-            network, niw_meta.Gaussian(0.3), population="finite", parent_at=at
+            network, niw_meta.GaussianNoise(0.3), population="finite", parent_at=at
         )
         trace = jax.jit(guide.simulate)(jax.random.key(0), episodes)
         assert np.isfinite(jax.jit(model.log_density)(trace.choices, episodes))
@@ -232,7 +232,7 @@ def test_labels_may_be_vectors():
     network = eqx.nn.Linear(2, 2, use_bias=False, key=jax.random.key(0))
     model, guide = niw_meta.programs(
         network,
-        niw_meta.Gaussian(0.5, num_outputs=2),
+        niw_meta.GaussianNoise(0.5, num_outputs=2),
         prior_scale=0.7,
         inner=inference.local.Newton(1),
     )
@@ -288,7 +288,7 @@ def test_queries_without_labels_are_predicted_and_not_scored():
     assert found.log_prob is None and np.isfinite(seen.log_density()).all()
     with pytest.raises(ValueError, match="queries have no labels .* Predict episodes with labels"):
         found.log_density()
-    head = niw_meta.Gaussian(1.0)
+    head = niw_meta.GaussianNoise(1.0)
     for method in (
         lambda scores, points: niw_meta.with_fitted_noise(head, scores, points),
         niw_meta.fitted_temperature,
@@ -305,7 +305,7 @@ def test_fitted_noise_is_the_most_probable_one():
     rng = np.random.default_rng(5)
     y, scores = rng.normal(size=(4, 6)), np.zeros((1, 4, 6, 1))
     points = niw_meta.Points(None, y, np.arange(6) < np.array([[6], [3], [5], [6]]))
-    fitted = niw_meta.with_fitted_noise(niw_meta.Gaussian(0.01), scores, points)
+    fitted = niw_meta.with_fitted_noise(niw_meta.GaussianNoise(0.01), scores, points)
     np.testing.assert_allclose(fitted.noise, np.sqrt(np.mean(y[points.mask] ** 2)), rtol=1e-4)
     spread = rng.normal(size=(50, 4, 6, 1))
     assert niw_meta.with_fitted_noise(fitted, spread, points).noise < 0.8 * fitted.noise
@@ -337,7 +337,7 @@ def test_fitted_spread_undoes_draws_that_are_too_wide():
     draws = rng.normal(size=(30, *y.shape, 1))
     draws += center[..., None] - draws.mean(0)  # the mean is known without error
     points = niw_meta.Points(None, y, np.ones(y.shape, bool))
-    start = niw_meta.Tempered(niw_meta.Gaussian(0.1))
+    start = niw_meta.Tempered(niw_meta.GaussianNoise(0.1))
     fitted = niw_meta.with_fitted_noise(start, draws, points)
     # Spread and noise make up one variance, 1/16; which of them, decides how Gaussian a mixture of 30 is.
     assert abs(fitted.spread**2 + fitted.head.noise**2 - 1 / 16) < 0.006  # standard error 0.0014
@@ -367,16 +367,16 @@ def test_calibration_errors_of_calibrated_and_of_sure_predictions():
     y = rng.normal(size=(1, 20_000))
     points = niw_meta.Points(None, y, np.ones(y.shape, bool))
     scores = np.zeros((1, *y.shape, 1))
-    assert niw_meta.regression_ece(niw_meta.Gaussian(1.0), scores, points) < 0.01
+    assert niw_meta.regression_ece(niw_meta.GaussianNoise(1.0), scores, points) < 0.01
     own = np.concatenate(
         [scores, np.full_like(scores, np.log(np.e - 1))], -1
     )  # softplus of it is 1
     assert niw_meta.regression_ece(niw_meta.GaussianWithScale(0.0), own, points) < 0.01
     pairs = niw_meta.Points(None, y.reshape(1, -1, 2), np.ones((1, 10_000), bool))
-    vectors = niw_meta.Gaussian(1.0, num_outputs=2)
+    vectors = niw_meta.GaussianNoise(1.0, num_outputs=2)
     assert niw_meta.regression_ece(vectors, np.zeros((1, 1, 10_000, 2)), pairs) < 0.01
     sure = niw_meta.regression_ece(
-        niw_meta.Gaussian(1e-6), scores, points
+        niw_meta.GaussianNoise(1e-6), scores, points
     )  # CDF 0 or 1: half below every level
     np.testing.assert_allclose(sure, np.mean(np.abs(np.linspace(0.1, 0.9, 9) - 0.5)), atol=0.01)
 
@@ -387,12 +387,12 @@ def test_episodes_and_options_are_checked():
     with pytest.raises(ValueError, match="has 3 points, more than num_points=2"):
         niw_meta.pad_points([(np.zeros((3, 2)), np.zeros(3))], num_points=2)
     with pytest.raises(ValueError, match="parent_at='mode' needs population='finite'"):
-        niw_meta.programs(mlp(), niw_meta.Gaussian(1.0), parent_at="mode")
+        niw_meta.programs(mlp(), niw_meta.GaussianNoise(1.0), parent_at="mode")
     for options in ({"widths": "network"}, {"population": "some"}):
         with pytest.raises(
             ValueError, match="widths='(network|weight)', population='(infinite|some)'"
         ):
-            niw_meta.programs(mlp(), niw_meta.Gaussian(1.0), **options)
+            niw_meta.programs(mlp(), niw_meta.GaussianNoise(1.0), **options)
 
 
 @pytest.mark.slow  # a fit of networks
@@ -407,7 +407,7 @@ def test_training_improves_the_prediction_of_new_episodes():
         return niw_meta.Episodes(part(slice(0, 2)), part(slice(2, 8)))
 
     train, test = lines(200), lines(50)
-    model, guide = niw_meta.programs(mlp(width=8), niw_meta.Gaussian(0.1))
+    model, guide = niw_meta.programs(mlp(width=8), niw_meta.GaussianNoise(0.1))
     bound = inference.elbo(model, guide, kl="analytic").with_plate_sizes({"episodes": math.inf})
     fit = inference.fit(
         bound, optax.adam(5e-3), (train,), num_steps=800, key=jax.random.key(0), subsample={"episodes": 8}, progress=False
