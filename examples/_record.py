@@ -19,8 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _ran import ran, watch
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "_data" / "figures"
+_lines: dict[str, set[int]] = {}  # of what has run, where a figure is to be recorded
 
 
 def parsed(
@@ -31,6 +34,8 @@ def parsed(
     options = parser.parse_args(arguments)
     if options.record and getattr(options, "smoke", False):
         parser.error("--record is for the full size, without --smoke")
+    if options.record and not _lines:
+        watch(_lines)
     if "out" in options:
         options.out.mkdir(parents=True, exist_ok=True)
     return options
@@ -96,7 +101,8 @@ def provenance(measures: Sequence[str], packages: Sequence[str] = ()) -> dict[st
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": processor(),
         "versions": found | {"lapilli": lapilli.__version__},
-        "measures": list(dict.fromkeys(measures)),
+        "measures": (paths := list(dict.fromkeys(measures))),
+        "ran": {p: found for p in paths if (found := ran(_lines, ROOT / p))},
     }
 
 

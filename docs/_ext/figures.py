@@ -13,15 +13,16 @@ A file is {"title": ..., "figures": [record, ...]}; `examples/_record.py` writes
     commit      at which it was measured, and `date`; `changed` if what it measures had been changed since that commit
     processor, versions (package -> version)
     measures    files and folders whose change makes the figure an old one
+    ran         path of these -> digests of what has run of it (`examples/_ran.py`)
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,20 +30,24 @@ from typing import Any
 from faces import ROOT, renew
 from tables import markdown
 
+sys.path.append(str(ROOT / "examples"))
+from _ran import digests_of, is_older
+
 FOLDER = ROOT / "docs" / "_data" / "figures"
 PAGE = ROOT / "docs" / "figures.md"
 REQUIRED = (
     "name", "what", "value", "command", "commit", "date", "processor", "versions", "measures",
 )  # fmt: skip
 OPTIONAL = (
-    "digits", "spread", "interval", "seeds", "claim", "claimed_by", "note", "time", "changed",
+    "digits", "spread", "interval", "seeds", "claim", "claimed_by", "note", "time", "changed", "ran",
 )  # fmt: skip
 HEAD = """# Figures
 
 What benchmarks and examples measured, beside what papers, peers and exact answers say, whatever came out. Each row has the
-command that measures it, the commit and the day; scripts write the rows, nobody types one. A row is *older than its code* if the
-code of the script, or of the part of the library that it measures, has changed since, in whatever way: the paths that have stand
-beside it. The figure may still hold; nobody has looked.
+command that measures it, the commit and the day; scripts write the rows, nobody types one. A row is *older than its code* if one
+of the functions that it ran, of the script or of the part of the library that it measures, is no more what it was: docstrings,
+types, words of errors and names apart. Rows that were measured before this was recorded bear the mark if anything there has
+changed. The paths where it has stand beside it. The figure may still hold; nobody has looked.
 """
 
 
@@ -60,31 +65,32 @@ def records() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{subject}/{record['name']}", record
 
 
+def older(record: Mapping[str, Any]) -> list[str]:
+    """Those of the paths that a figure measures in which something that it ran has changed; where that is not known, anything."""
+    ran = record.get("ran", {})
+    rest = changed(record["commit"], tuple(p for p in record["measures"] if p not in ran))
+    return [p for p in record["measures"] if p in rest or p in ran and is_older(ran[p], ROOT / p)]
+
+
 @functools.cache
 def changed(commit: str, measures: tuple[str, ...]) -> list[str]:
-    """Those of the paths whose code differs from a commit's. Without git or that commit nothing is known, and none is named."""
-    command = ["git", "diff", "--name-only", commit, "HEAD", "--", *measures]
+    """Those of the paths of which a piece of a commit is no more. Without git or the commit nothing is known: none is named."""
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        files = (_git("diff", "--name-only", commit, "--", *measures) or "").splitlines()
+        is_gone = lambda f, path: (
+            is_older(digests_of(_git("show", f"{commit}:{f}") or ""), ROOT / path)
+            if f.endswith(".py")
+            else True
+        )
+        inside = lambda path: (f for f in files if f == path or f.startswith(f"{path}/"))
+        return [path for path in measures if any(is_gone(f, path) for f in inside(path))]
     except OSError:
         return []
-    files = done.stdout.splitlines() if done.returncode == 0 else []
-    is_other = lambda f: code(commit, f) != code("HEAD", f)
-    inside = lambda p: (f for f in files if f == p or f.startswith(f"{p}/"))
-    return [p for p in measures if any(is_other(f) for f in inside(p))]
 
 
-def code(commit: str, file: str) -> str:
-    """A file of a commit; if it is Python, without what changes no figure: docstrings, comments, layout."""
-    command = ["git", "show", f"{commit}:{file}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
-    if not file.endswith(".py") or done.returncode:
-        return done.stdout
-    tree = ast.parse(done.stdout)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
-    return ast.dump(tree)
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else None
 
 
 def shown(value: Any, spread: Any = None, digits: int = 3) -> str:
@@ -128,7 +134,7 @@ def origin(record: Mapping[str, Any], usual: str) -> str:
     parts += [f"measured at {record['commit']}, {record['date']}"]
     parts += ["with changes that were not committed"] if record.get("changed") else []
     parts += [machine(record)] if machine(record) != usual else []
-    newer = ", ".join(f"`{p}`" for p in changed(record["commit"], tuple(record["measures"])))
+    newer = ", ".join(f"`{p}`" for p in older(record))
     return "; ".join(parts) + (f". **Older than its code**: {newer}" if newer else "")
 
 

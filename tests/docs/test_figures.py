@@ -1,6 +1,7 @@
 """Figures are data: every record is whole, the page shows it, and README prints no other number."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from _examples import load_example
 from _pages import DOCS
 
 sys.path.insert(0, str(DOCS / "_ext"))
+sys.path.append(str(DOCS.parent / "examples"))
 
+import _ran
 import faces
 import figures
 import tables
@@ -140,16 +143,23 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "library").mkdir()
     commits = []
     for text in ("one", "two"):
-        (tmp_path / "library" / "code.py").write_text(text)
+        (tmp_path / "library" / "code.py").write_text(f"def what():\n    return '{text}'\n")
         script = f'''"""{text}"""\n\ndef same():  # {text}\n    """{text}"""\n    return 1\n'''
         (tmp_path / "script.py").write_text(script)
         git("add", ".", folder=tmp_path)
         git("commit", "-q", "-m", text, folder=tmp_path)
         commits.append(git("rev-parse", "HEAD", folder=tmp_path))
     monkeypatch.setattr(figures, "ROOT", tmp_path)
-    figures.changed.cache_clear()
+    forget()
     yield commits
+    forget()
+
+
+def forget():
+    """What is known of files that change in a test."""
     figures.changed.cache_clear()
+    _ran._present.cache_clear()
+    _ran._of_file.cache_clear()
 
 
 def test_a_figure_that_is_older_than_its_code_is_marked(repository):
@@ -159,6 +169,98 @@ def test_a_figure_that_is_older_than_its_code_is_marked(repository):
     assert "Older" not in last
     same = record | {"commit": repository[0], "measures": ["script.py"]}
     assert "Older" not in figures.origin(same, "")
+
+
+LIBRARY = '''"""Text."""
+from __future__ import annotations
+import math
+SCALE = 2.0
+def used(x):
+    """Twice x."""
+    if x < 0:
+        raise ValueError("x is negative")
+    return SCALE * helper(x)
+def helper(value):
+    return math.sqrt(value)
+def unused(x):
+    return x
+class Model:
+    rate = 1.0
+    def run(self):
+        return used(self.rate)
+    def rest(self):
+        return 0
+'''
+SAME = {
+    "docstring": ("Twice x.", "x, twice."),
+    "words of an error": ("x is negative", "x < 0. Take another."),
+    "annotation": ("def used(x):", "def used(x: float) -> float:"),
+    "name of a definition": ("helper", "root"),
+    "name of a variable": ("math.sqrt(value)", "math.sqrt(y)", "helper(value)", "helper(y)"),
+    "what has not run": ("return x\n", "return -x\n", "return 0\n", "return 1\n"),
+    "what is new": ("class Model:", "def more():\n    return 1\nclass Model:"),
+}
+OTHER = {
+    "function": ("SCALE * helper", "SCALE + helper"),
+    "what it calls of others": ("math.sqrt", "math.exp"),
+    "condition": ("x < 0", "x < 1"),
+    "constant": ("SCALE = 2.0", "SCALE = 3.0"),
+    "class": ("rate = 1.0", "rate = 2.0"),
+    "method": ("used(self.rate)", "used(-self.rate)"),
+}
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory):
+    """A file of code, and the digests of what ran of it."""
+    file = tmp_path_factory.mktemp("library") / "code.py"
+    file.write_text(LIBRARY)
+    lines, space = {}, {"__name__": "code"}
+    exec(compile(LIBRARY, str(file), "exec"), space)
+    stop = _ran.watch(lines)
+    space["Model"]().run()
+    stop()
+    return file, _ran.ran(lines, file.parent)
+
+
+@pytest.mark.parametrize("case", [*SAME, *OTHER])
+def test_a_figure_is_older_when_something_that_it_ran_has_changed(case, run_once):
+    file, digests = run_once
+    words = (SAME | OTHER)[case]
+    text = LIBRARY
+    for old, new in zip(words[::2], words[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+    forget()
+    record = {"commit": "0" * 40, "measures": ["."], "ran": {".": digests}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "ROOT", file.parent)
+        assert figures.older(record) == (["."] if case in OTHER else [])
+    forget()
+
+
+def test_code_that_moves_to_another_file_is_the_same(run_once):
+    file, digests = run_once
+    file.write_text(LIBRARY.replace("def helper(value):\n    return math.sqrt(value)\n", ""))
+    beside = file.with_name("beside.py")
+    beside.write_text("import math\ndef helper(value):\n    return math.sqrt(value)\n")
+    forget()
+    assert not _ran.is_older(digests, file.parent)
+    beside.unlink()
+    forget()
+    assert _ran.is_older(digests, file.parent)
+
+
+def test_what_moved_is_told_beside_its_spread():
+    command = load_example("figures", faces.ROOT / ".ci")
+    before = {"value": {"a": 1.0, "b": 2.0, "c": "x"}, "spread": {"a": 0.1}}
+    after = {"value": {"a": 1.05, "b": 2.5, "c": "x"}, "spread": {"a": 0.02}}
+    assert list(command.moved(before, after)) == ["b 2.0 -> 2.5, without a spread"]
+    after["value"]["a"] = 1.2
+    assert list(command.moved(before, after))[0] == "a 1.0 -> 1.2, spread 0.1"
+    assert command.seconds({"time": "2 minutes of processor time"}) == 120
+    assert command.seconds({"time": "half an hour"}) == command.seconds({}) == math.inf
 
 
 def test_without_git_or_the_commit_nothing_is_said(repository, monkeypatch):
