@@ -24,6 +24,11 @@ KINKED = lambda x, y: jnp.clip(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))) - x * y
 CURVED = lambda x, y: 0.5 * x + 0.25 * x**2 - x * y  # the slope alone is right
 
 
+@pytest.fixture(autouse=True)
+def no_version_is_known_to_be_faulty(monkeypatch):
+    monkeypatch.setattr(_mend, "FAULTY", frozenset())
+
+
 def mend(theirs):
     owner = types.SimpleNamespace(loss=theirs)
     found = _mend.Mend(
@@ -34,7 +39,6 @@ def mend(theirs):
         lambda loss, x, zero, one: loss(x, zero),
         (0.5, 0.25),
         "The loss is wrong.",
-        faulty=frozenset(),
     )
     return owner, found
 
@@ -60,7 +64,7 @@ def test_functions_that_share_a_fault_are_replaced_together():
     owner = types.SimpleNamespace(loss=KINKED, twice=lambda x: 0.0)
     found = _mend.Mend(
         "loss", owner, "loss", EXACT_LOSS, lambda loss, x, zero, one: loss(x, zero),
-        (float(np.log(2)), 0.5), "The loss is wrong.", order=0, also=[(owner, "twice", lambda x: 2 * x)], faulty=frozenset(),
+        (float(np.log(2)), 0.5), "The loss is wrong.", order=0, also=[(owner, "twice", lambda x: 2 * x)],
     )  # fmt: skip
     assert owner.twice(3.0) == 6.0 and owner.loss is EXACT_LOSS
     assert found.found == (float(np.float32(np.log(2))), 0.0)

@@ -19,7 +19,7 @@ from ...ppl.language import joined
 from .._runs import checked
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
-from ..fitting.prediction import predicted, thinned
+from ..fitting.prediction import DrawsOrigin, predicted, thinned
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
 from ._arviz_source import PARTICLES, is_mcmc
@@ -98,14 +98,14 @@ def predict(
     program = ppl.as_program(model)
     draw_key, key = jax.random.split(typed_key(key))
     choices = _draws(result, draw_key, num_samples)
-    rows: dict[str, Any] = {}
+    origin = DrawsOrigin(has_auxiliary=isinstance(result, Posterior))
     if is_mcmc(result):
-        rows = {"before": as_data(joined(*mcmc_arguments(result))), "remedy": _mcmc_remedy}
+        origin = DrawsOrigin(as_data(joined(*mcmc_arguments(result))), _mcmc_remedy)
     elif isinstance(result, Draws):
-        rows = {"before": result.args}
+        origin = DrawsOrigin(result.args)
     return predicted(
-        "predict", program, choices, key, args, num_samples, num_seen=num_seen, batch_size=batch_size,
-        has_auxiliary=isinstance(result, Posterior), keep=keep, **rows,
+        "predict", program, choices, key, args, num_samples,
+        num_seen=num_seen, keep=keep, origin=origin, batch_size=batch_size,
     )  # fmt: skip
 
 

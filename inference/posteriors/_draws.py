@@ -17,7 +17,7 @@ from ...ppl._show import shown
 from ...ppl._types import ModelFn
 from ...ppl.language import Keywords, labelled_as
 from .._runs import check_new
-from ..fitting.prediction import predicted, thinned
+from ..fitting.prediction import DrawsOrigin, predicted, thinned
 from ._certificate import Certificate
 from ._saved import load_draws, save_draws
 
@@ -104,7 +104,7 @@ class Draws:
         num_samples = len(next(iter(self.choices.values()))) if num_samples is None else num_samples
         return predicted(
             "Draws.predict", self.model, thinned("Draws.predict", self.choices, num_samples), key, args,
-            num_samples, num_seen=num_seen, keep=keep, before=self.args, batch_size=batch_size,
+            num_samples, num_seen=num_seen, keep=keep, origin=DrawsOrigin(self.args), batch_size=batch_size,
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike, *, data: bool = True) -> None:

@@ -1,7 +1,11 @@
 """Draws from a fitted guide, and what the model predicts from them: of rows at hand, and of more rows than memory holds."""
 
 from ._batches import predict_batches as predict_batches
-from ._from_draws import predicted as predicted, thinned as thinned
+from ._from_draws import (
+    DrawsOrigin as DrawsOrigin,
+    predicted as predicted,
+    thinned as thinned,
+)
 from ._map_keys import MappedKeys as MappedKeys, map_keys as map_keys
 from ._new_rows import check_rows as check_rows, of_other_rows as of_other_rows
 from ._other_arguments import is_of_fit as is_of_fit

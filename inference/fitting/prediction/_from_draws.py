@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,22 @@ from ._new_rows import of_any_rows, of_other_rows
 _KEEP = "keep=[...] with what all rows share"
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawsOrigin:
+    """Where draws are from.
+
+    Attributes:
+        args: the arguments that they belong to: other rows need draws of their own. None where they are not known; draws of rows
+            are then refused, unless `keep` names them.
+        remedy: names of such sites -> what to pass instead; None leaves them to the model, unless `keep` names them.
+        has_auxiliary: whether draws of sites that the program does not have are those of a guide.
+    """
+
+    args: tuple | None = None
+    remedy: Callable[[list[str]], str] | None = None
+    has_auxiliary: bool = False
+
+
 def predicted(
     method: str,
     program: Program,
@@ -32,9 +49,7 @@ def predicted(
     *,
     num_seen: int | None = None,
     keep: str | Sequence[str] | None = None,
-    before: tuple | None = None,
-    remedy: Callable[[list[str]], str] | None = None,
-    has_auxiliary: bool = False,
+    origin: DrawsOrigin,
     batch_size: int = 100,
 ) -> dict[str, np.ndarray]:
     """One prediction for each draw, at `args`; see `inference.predict`.
@@ -48,19 +63,17 @@ def predicted(
         num_samples: number of predictions.
         num_seen: steps of a scan whose observations are kept.
         keep: patterns of sites whose draws are kept; None for all.
-        before: the arguments that the draws belong to: other rows need draws of their own. None where they are not known; draws
-            of rows are then refused, unless `keep` names them.
-        remedy: names of such sites -> what to pass instead; None leaves them to the model, unless `keep` names them.
-        has_auxiliary: whether draws of sites that the program does not have are those of a guide.
+        origin: where the draws are from.
         batch_size: draws held on the device at once.
     """
+    before, remedy = origin.args, origin.remedy
     sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
     _check_eliminated_chain(method, program, args, sites, num_seen)
     if not isinstance(program, Eliminated):
         _check_num_seen(method, sites, num_seen)
     # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
     also = {n for n, s in sites.items() if s.kind == "deterministic"}
-    if has_auxiliary and any(n in sites for n in choices):
+    if origin.has_auxiliary and any(n in sites for n in choices):
         also |= {n for n in choices if n not in sites}
     # Cells that were missing belong to data that these arguments do not have.
     also |= {f"{n}_unobserved" for n in sites if f"{n}_unobserved" not in sites}

@@ -22,6 +22,11 @@ from ._mesh import (
     check_even as check_even,
 )
 from ._result import SMCResult as SMCResult, check_increments as check_increments
-from ._run import check_sizes as check_sizes, run as run, run_engine as run_engine
+from ._run import (
+    FilterOptions as FilterOptions,
+    check_sizes as check_sizes,
+    run as run,
+    run_engine as run_engine,
+)
 from ._smc import smc as smc
 from ._step import Cloud as Cloud, History as History, Moved as Moved, Settings as Settings

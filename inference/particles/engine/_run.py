@@ -1,20 +1,24 @@
 """From options to a run: which are refused, and the front end for a model.
 
-`run` serves `smc` and the methods that need more of a run than its result: conditional runs, smoothing.
+`FilterOptions` is what a caller asks for, `Settings` what the engine reads. `run` serves `smc` and the methods that need more of
+a run than its result: conditional runs, smoothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
+from ....ppl._types import Args, Key, ModelFn
 from ..population import evidence
 from ..resampling import (
     Differentiation,
@@ -45,28 +49,40 @@ from ._step import Ancestry, History, Settings
 Array = jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class FilterOptions:
+    """How particles go through a model; all but `path` and `place` are options of `smc`, in its words.
+
+    Attributes:
+        path: what is kept of where a particle comes from, see `run_program`.
+        place: the devices.
+    """
+
+    num_particles: int
+    proposal: ModelFn | str | None = None
+    resampling: Resampling = "systematic"
+    policy: Policy | None = None
+    history: History = "full"
+    batch_size: int | None = None
+    path: Ancestry = "genealogy"
+    twist: Twist | None = None
+    order: Order | None = None
+    gradient: str | ResamplingGradient | None = None
+    place: Placement = ONE_DEVICE
+
+
 def run(
-    model: FeynmanKac | ppl.Program | Callable[..., Any],
-    key: Any,
-    args: tuple[Any, ...],
-    *,
-    num_particles: int,
-    proposal: ppl.Program | Callable[..., Any] | str | None = None,
-    resampling: Resampling = "systematic",
-    policy: Policy | None = None,
-    history: History = "full",
-    batch_size: int | None = None,
-    retained: Any = None,
-    path: Ancestry = "genealogy",
-    twist: Twist | None = None,
-    order: Order | None = None,
-    gradient: str | ResamplingGradient | None = None,
-    place: Placement = ONE_DEVICE,
+    model: FeynmanKac | ModelFn,
+    key: Key,
+    args: Args,
+    options: FilterOptions,
+    retained: PyTree = None,
 ) -> tuple[SMCResult, list[Segment]]:
     """What `smc` does; with path "filter" also the record for backward sampling, see `run_program`."""
-    key = typed_key(key)
-    check_sizes("smc", num_particles, batch_size, None)
-    scheme = as_resampling(resampling)
+    key, num_particles = typed_key(key), options.num_particles
+    policy, order, twist, gradient = options.policy, options.order, options.twist, options.gradient
+    check_sizes("smc", num_particles, options.batch_size, None)
+    scheme = as_resampling(options.resampling)
     strategy = None if gradient is None else as_gradient(gradient)
     policy = policy or (ess_below(0.5) if strategy is None else strategy.default_policy())
     differentiation = None
@@ -93,16 +109,16 @@ def run(
                 "smc: gradient='ot' puts other particles in the place of those whose psi is known. Leave out twist=, or use "
                 "gradient='stop_gradient'."
             )
-        strategy.check(scheme, policy, num_particles, history)
+        strategy.check(scheme, policy, num_particles, options.history)
         differentiation = Differentiation(strategy, scheme)
     settings = Settings(
-        num_particles, scheme.ancestors if retained is None else scheme.retaining(), policy, history, batch_size, path,
-        gradient=differentiation,
+        num_particles, scheme.ancestors if retained is None else scheme.retaining(), policy, options.history,
+        options.batch_size, options.path, gradient=differentiation,
         look=None if twist is None and order is None else Look(twist, order),
-        place=place,
+        place=options.place,
     )  # fmt: skip
     retained = jax.tree.map(jnp.asarray, retained)
-    fields = run_engine("smc", model, proposal, key, args, settings, retained)
+    fields = run_engine("smc", model, options.proposal, key, args, settings, retained)
     segments, limited, _ = fields.pop("segments", []), fields.pop("limited"), fields.pop("islands")
     scores, is_scored = fields.pop("scores"), fields.pop("is_scored")
     if strategy is not None and not strategy.in_weights:

@@ -22,7 +22,7 @@ from ..resampling import (
 from ._feynman_kac import FeynmanKac
 from ._mesh import Axes, as_placement
 from ._result import SMCResult, check_increments, warn_of_degeneracy
-from ._run import check_path, check_sizes, run
+from ._run import FilterOptions, check_path, check_sizes, run
 from ._step import History
 
 Array = jax.Array
@@ -140,12 +140,13 @@ def smc(
         check_path(model, retained)
     place = as_placement("smc", "particles", num_particles, mesh, mesh_axes, key)
 
-    def run_all(key: Array, retained: Array | None, *args: PyTree) -> SMCResult:
-        return run(
-            model, key, args, num_particles=num_particles, proposal=proposal, resampling=resampling, policy=policy,
-            history=history, batch_size=batch_size, retained=retained, twist=twist, order=order,
-            gradient=gradient, place=place,
-        )[0]  # fmt: skip
+    options = FilterOptions(
+        num_particles, proposal, resampling, policy, history, batch_size,
+        twist=twist, order=order, gradient=gradient, place=place,
+    )  # fmt: skip
+
+    def run_all(key: Array, retained: PyTree, *args: PyTree) -> SMCResult:
+        return run(model, key, args, options, retained)[0]
 
     result = place.compiled(run_all)(key, retained, *args)
     check_increments(result.increments, twist is not None)

@@ -14,7 +14,7 @@ from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
 from ....ppl._types import Key
 from ..._runs import checked
-from ..engine import FeynmanKac, SMCResult, run
+from ..engine import FeynmanKac, FilterOptions, SMCResult, run
 from ..population import voided
 from ..resampling import Policy, Resampling, every
 from ._backward import draw_slots, taken
@@ -89,11 +89,11 @@ def conditional_smc(
         )
     run_key, choice_key = jax.random.split(typed_key(key))
     is_backward = path == "backward"
-    result, segments = run(
-        model, run_key, args, num_particles=num_particles, proposal=proposal, resampling=resampling,
-        policy=policy or every(), batch_size=batch_size, retained=choices,
-        path="filter" if is_backward else path, history="ancestors" if is_backward else "full",
+    options = FilterOptions(
+        num_particles, proposal, resampling, policy or every(), "ancestors" if is_backward else "full", batch_size,
+        path="filter" if is_backward else path,
     )  # fmt: skip
+    result, segments = run(model, run_key, args, options, choices)
     is_wrong = jnp.isnan(result.log_evidence)
     if not is_backward:
         return voided(pick(choice_key, model, result), is_wrong)

@@ -17,7 +17,7 @@ from ....ppl._compat import Tracer, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._runs import checked
-from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, run
+from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, FilterOptions, run
 from ..population import underived, voided
 from ..resampling import Policy, Resampling, systematic
 from . import _backward_kernels as kernels
@@ -161,16 +161,16 @@ def smooth(
     (fixed lag); Briers, Doucet and Maskell 2010, Smoothing algorithms for state-space models (two filters).
     """
     args = checked(smooth, model, args, kwargs)
-    options = {
+    of_method = {
         "num_moves": num_moves, "log_bound": log_bound, "num_proposals": num_proposals, "lag": lag, "backward": backward,
     }  # fmt: skip
     num_samples = num_particles if num_samples is None else num_samples
-    draw = _draw(method, options, num_samples)
+    draw = _draw(method, of_method, num_samples)
     run_key, path_key = jax.random.split(typed_key(key))
-    result, segments = run(
-        model, run_key, args, num_particles=num_particles, proposal=proposal, resampling=resampling,
-        policy=policy, batch_size=batch_size, history="ancestors", path="filter",
-    )  # fmt: skip
+    options = FilterOptions(
+        num_particles, proposal, resampling, policy, "ancestors", batch_size, path="filter"
+    )
+    result, segments = run(model, run_key, args, options)
     loops = [s.filter for s in segments if s.filter is not None]
     num_steps = sum(len(f.log_weights) for f in loops)
     if not num_steps:
@@ -179,12 +179,7 @@ def smooth(
             "already see all data."
         )
     if backward is not None:
-        second = {
-            "num_particles": num_particles,
-            "resampling": resampling,
-            "policy": policy,
-            "batch_size": batch_size,
-        }
+        second = dataclasses.replace(options, proposal=None)
         paths, num_distinct = marginals(
             path_key, segments, backward, num_samples, isinstance(model, FeynmanKac), second
         )

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
-from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, Segment, run
+from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, FilterOptions, Segment, run
 from ..population import times, underived, uniform, voided
 from ..programs import Future
 from ..resampling import systematic
@@ -72,7 +72,7 @@ class InformationFilter:
 
 def marginals(
     key: Array, segments: list[Segment], info: InformationFilter, num_samples: int, is_chain: bool,
-    options: dict[str, Any],
+    options: FilterOptions,
 ) -> tuple[Any, Array]:  # fmt: skip
     """Draws of each time, as `taken` shapes paths, and the numbers of different particles among them, [steps + 1]."""
     (segment, record), future = _only_loop(segments)
@@ -99,9 +99,7 @@ def marginals(
     kernel = lambda key, later, s: info.kernel(key, later, future.length - 1 - s + shift)
     model = FeynmanKac(info.init, kernel, log_potential, future.length - 1)
     _check_choices(info, record)
-    result, ((start, back), *_) = run(
-        model, run_key, (), history="ancestors", path="filter", **options
-    )
+    result, ((start, back), *_) = run(model, run_key, (), options)
     assert back is not None
     join = lambda a, b: jnp.concatenate([a[None], b])[::-1]
     found = jax.tree.map(join, start, back.made)

@@ -35,7 +35,6 @@ class Mend:
         order: of the first of the two; the value itself is of order 0.
         also: (owner, attribute, ours) of functions that share the fault.
         tolerance: how far a right one may be off, relatively or absolutely.
-        faulty: versions in which the tests have found it.
     """
 
     def __init__(
@@ -51,10 +50,9 @@ class Mend:
         order: int = 1,
         also: Sequence[tuple[PyTree, str, Callable[..., PyTree]]] = (),
         tolerance: float = 1e-6,
-        faulty: frozenset[str] = FAULTY,
     ) -> None:
         self.name, self.exact, self.fault, self.order = name, exact, fault, order
-        self.tolerance, self.faulty = tolerance, faulty
+        self.tolerance = tolerance
         self.found: tuple[float, float] | None = None
         self.is_ours: bool | None = None
         self.places = [(owner, attribute, ours), *also]
@@ -73,7 +71,7 @@ class Mend:
     def decide(self, index: int = 0) -> Callable[..., PyTree]:
         """Put the right functions in their places, once; returns one of them."""
         if self.is_ours is None:
-            is_faulty = self.found is None and numpyro.__version__ in self.faulty
+            is_faulty = self.found is None and numpyro.__version__ in FAULTY
             self.is_ours = is_faulty or not self.is_right()
             for (owner, attribute, ours), theirs in zip(self.places, self.theirs, strict=True):
                 setattr(owner, attribute, ours if self.is_ours else theirs)
