@@ -104,12 +104,6 @@ def kind_of(err: BaseException) -> type[Exception]:
     return next(kind for kind in type(err).__mro__ if kind in _KINDS)
 
 
-def is_of_tracing(err: BaseException) -> bool:
-    """Whether it says that a value is not known while a program is traced: JAX's own, or one told in terms of the program."""
-    kinds = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
-    return isinstance(err, kinds) or isinstance(err.__cause__, kinds)
-
-
 def _files(err: BaseException) -> list[str]:
     frames = [f for f, _ in traceback.walk_tb(err.__traceback__)]
     return [os.path.abspath(f.f_code.co_filename) for f in frames]

@@ -9,11 +9,11 @@ HOUSE = Path(__file__).resolve().parents[1] / ".ci" / "house.py"
 
 # Counts of .ci/house.py that may only fall, and those that may only rise. A change that makes one better writes it here.
 AT_MOST = {
-    "Any per 1,000 lines": 7.7,
+    "Any per 1,000 lines": 7.4,
     "class names in two files": 0,
     "import circles": 0,
-    "functions of more than ten parameters": 30,
-    "public names": 508,
+    "functions of more than ten parameters": 27,
+    "public names": 503,
 }
 AT_LEAST = {
     "comments per 100 lines of code": 2.2,

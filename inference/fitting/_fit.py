@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
-from numpyro.infer.autoguide import AutoGuide
 
-from ...ppl._checks import is_integer
-from ...ppl._compat import is_concrete, typed_key
+from ...ppl._compat import typed_key
 from ...ppl._types import ParamMap
 from ...ppl.checks import CheckJumps
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
 from .._runs import later_indices
-from ._callbacks import FitInfo, Stateful, labels, with_state
+from ._callbacks import FitInfo, labels, with_state
 from ._defaults import (
     RATES,
     check_programs,
@@ -41,15 +37,17 @@ from ._defaults import (
     warn_of_short_memory,
     warn_of_verdict,
 )
+from ._fit_checks import check_types, check_values, refuse_traced
 from ._fit_result import Fit, StopReason
 from ._initial import initial_params
 from ._judgement import judged
 from ._loop import Carry, Config, initial_carry, run_keys, strong
-from ._optimizer import FROZEN, apply, is_optimizer, make_optimizer
+from ._optimizer import apply, make_optimizer
+from ._resuming import description, resumed
 from ._train import HostPlan, Training
 from .data import is_iterable_of_batches, make_source
 from .stationarity import Averaging, averaged, noise_shares, summary
-from .storage import StoredRun, check_writable, describe, fingerprint, load
+from .storage import StoredRun, describe, fingerprint
 
 _MAX_STEPS_PER_CALL = 10_000  # length of the buffer of values on the device
 
@@ -189,15 +187,15 @@ def fit(
     """
     is_model = callable(objective) and not isinstance(objective, AbstractObjective)
     args = () if args is None else args
-    _check_types(objective, is_model, optimizer, args, callbacks, mesh, average)
-    _refuse_traced(args if isinstance(args, tuple | Mapping) else None, params, key)
+    check_types(objective, is_model, optimizer, args, callbacks, mesh, average)
+    refuse_traced(args if isinstance(args, tuple | Mapping) else None, params, key)
     objective = as_program(objective) if is_model else objective
     names: dict[str, tuple] = {}
     if isinstance(args, Mapping | tuple):
         program = objective if is_model else getattr(objective, "model", None)
         raw = (Keywords(args),) if isinstance(args, Mapping) else args
         args, names = as_arguments(args, program), labels_of(raw, program)
-    _check_values(
+    check_values(
         num_steps,
         num_seeds,
         average,
@@ -284,7 +282,7 @@ def fit(
     )
     start = lambda key, params: initial_carry(config, key, params, init_args)
     carry = strong(config.over_seeds(start)(keys, params))
-    run = _describe(key, num_seeds, subsample, plate_sizes, average, source, params)
+    run = description(key, num_seeds, subsample, plate_sizes, average, source, params)
     if checkpoint is not None and with_state(callbacks):
         run["callbacks with a state"] = labels(callbacks)
     if checkpoint is not None and isinstance(args, tuple):
@@ -304,7 +302,7 @@ def fit(
                 start={"params": carry.params, "opt_state": carry.opt_state},
             )
         )
-    carry, step, values, stopped, loader = _resume(
+    carry, step, values, stopped, loader = resumed(
         checkpoint, carry, run, num_steps, num_seeds, with_state(callbacks), resume
     )
     stored_args = args if isinstance(args, tuple) else None
@@ -368,154 +366,3 @@ def fit(
     if k_hat == "warn" and is_trained(result):
         warn_of_verdict(result, key)
     return result
-
-
-def _refuse_traced(*inputs: PyTree) -> None:
-    # Under jit whatever is computed is traced, arguments or not.
-    if not is_concrete((inputs, jax.random.key(0))):
-        raise TypeError(
-            "fit: it is called inside of jit, vmap, grad or another transformation of JAX, where no number is known, but it "
-            "reads values, prints and decides when to stop. Call it outside: its steps are compiled anyway, and num_seeds= "
-            "runs several at once. A loop of your own can compile objective.value_and_grad(params, key, *args)."
-        )
-
-
-def _check_types(objective, is_model, optimizer, args, callbacks, mesh, average) -> None:
-    problems = []
-    if isinstance(objective, AutoGuide):
-        problems.append(
-            f"'objective' is a guide, {type(objective).__name__}, and nothing says what to fit it to. Pass the model alone, or "
-            "inference.elbo(model, guide)"
-        )
-    owner = getattr(objective, "__self__", None)  # of a method: an objective's is no model
-    if (
-        not is_model
-        and not isinstance(objective, AbstractObjective)
-        or (isinstance(owner, AbstractObjective))
-    ):
-        problems.append(
-            "'objective' must be an objective, e.g. inference.elbo(model, guide), or a class of your own made from "
-            f"inference.AbstractObjective, or a model; got {type(objective).__name__}"
-        )
-    groups = optimizer.values() if isinstance(optimizer, Mapping) else [optimizer]
-    wrong = [
-        g for g in groups if not (is_optimizer(g) or isinstance(optimizer, Mapping) and g == FROZEN)
-    ]
-    if optimizer is not None and (wrong or not groups):
-        problems.append(
-            "'optimizer' must be an optax transformation such as optax.adam(1e-3), or a dict from patterns to transformations or "
-            f"'frozen'; got {wrong[0]!r}{' of numpyro.optim' if hasattr(wrong[0], 'get_params') else ''}"
-            if wrong
-            else "'optimizer' is an empty dict; map patterns to transformations"
-        )
-    if isinstance(args, str) or hasattr(args, "__array__") or not isinstance(args, Iterable):
-        problems.append(
-            "'args' must hold the program's arguments, a tuple such as (x,) or a dict such as {'x': x}, or be an iterable of "
-            f"such; got {type(args).__name__}"
-        )
-    elif is_model and is_iterable_of_batches(args):
-        problems.append(
-            f"'objective' is a model, and 'args' is a {type(args).__name__}, an iterable of batches: guide and objective are "
-            "chosen for data themselves. Pass them as a tuple, e.g. (x,) with subsample={plate: size}, or write the guide and "
-            "pass inference.elbo(model, guide)"
-        )
-    if (
-        callable(callbacks)
-        or not isinstance(callbacks, Iterable)
-        or not all(map(callable, callbacks))
-    ):
-        problems.append(
-            f"'callbacks' must be a sequence of callables, e.g. [EarlyStopping(500)]; got {callbacks!r}"
-        )
-    if mesh is not None and not isinstance(mesh, Mesh):
-        problems.append(f"'mesh' must be a jax.sharding.Mesh; got {type(mesh).__name__}")
-    if not (average in (None, "polyak", "stationary") or isinstance(average, float)):
-        problems.append(
-            f"'average' must be None, 'polyak', 'stationary' or a decay such as 0.999; got {average!r}"
-        )
-    if problems:
-        raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")
-
-
-_WORDS = {
-    "on_nonfinite": ("raise", "skip"),
-    "k_hat": ("warn", "skip"),
-    "unobserved": ("raise", "allow"),
-    "resume": ("same", "changed"),
-}
-
-
-def _check_values(
-    num_steps,
-    num_seeds,
-    average,
-    callback_every,
-    checkpoint_every,
-    prefetch,
-    **words,
-):
-    problems = []
-    counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
-    counts |= {} if num_seeds is None else {"num_seeds": num_seeds}
-    if not is_integer(prefetch) or prefetch < 0:
-        problems.append(f"'prefetch' must be an integer of at least 0; got {prefetch!r}")
-    problems += [
-        f"'{name}' must be an integer of at least 1; got {count!r}"
-        for name, count in counts.items()
-        if not is_integer(count) or count < 1
-    ]
-    if num_steps is not None and (not is_integer(num_steps) or num_steps < 0):
-        problems.append(f"'num_steps' must be an integer of at least 0; got {num_steps!r}")
-    if isinstance(average, float) and not 0 < average < 1:
-        problems.append(f"'average' is {average}, but a decay lies strictly between 0 and 1")
-    problems += [
-        f"'{name}' must be {_WORDS[name][0]!r} or {_WORDS[name][1]!r}; got {word!r}"
-        for name, word in words.items()
-        if word not in _WORDS[name]
-    ]
-    if problems:
-        raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
-
-
-def _describe(key, num_seeds, subsample, plate_sizes, average, source, params) -> dict[str, object]:
-    """What must be equal for a checkpoint to be resumed, besides the structure of the carry."""
-    number = lambda size: size if math.isinf(size) else int(size)
-    plain = lambda sizes: sizes if sizes is None else {k: number(sizes[k]) for k in sorted(sizes)}
-    return {
-        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
-        "args": source.shapes,
-        "subsample": plain(subsample),
-        "plate_sizes": plain(plate_sizes),
-        "num_seeds": num_seeds,
-        "average": average,
-        # An unconstrained number means something else under another constraint.
-        "constraints": {n: type(c).__name__ for n, c in getattr(params, "constraints", {}).items()},
-    }
-
-
-def _resume(
-    checkpoint: str | os.PathLike | None,
-    carry: Carry,
-    run: dict,
-    num_steps: int | None,
-    num_seeds: int | None,
-    callbacks: Sequence[Stateful],
-    resume: Literal["same", "changed"],
-):
-    """(carry, step, values, whether a callback had ended the run, state of the loader) to begin with."""
-    seeds = () if num_seeds is None else (num_seeds,)
-    empty = np.zeros((0, *seeds), jnp.result_type(float))
-    if checkpoint is None:
-        return carry, 0, empty, False, None
-    if not os.path.exists(checkpoint):
-        check_writable(checkpoint)
-        return carry, 0, empty, False, None
-    found = load(checkpoint, carry, run, [c.get_state(carry.params) for c in callbacks], resume)
-    if num_steps is not None and found.step > num_steps:
-        raise ValueError(
-            f"Checkpoint '{os.fspath(checkpoint)}' is already at step {found.step}, beyond num_steps={num_steps}. Ask for more "
-            "steps, or choose another path."
-        )
-    for callback, state in zip(callbacks, found.callbacks, strict=True):
-        callback.set_state(state)
-    return found.carry, found.step, found.values, found.stopped, found.loader

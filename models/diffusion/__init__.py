@@ -4,8 +4,9 @@ Correctors for powers, products and tilts of these models are `inference.diffusi
 `fkc_tokens`. `DiffusionDensity` takes a table of one's own, as an estimator of scikit-learn.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._on_use import estimators_of
 from ._bound import bound as bound, denoising_errors as denoising_errors
 from ._chain import noising_chain as noising_chain, reverse_chain as reverse_chain
 from ._classifier import Classification as Classification, classify as classify
@@ -74,14 +75,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "DiffusionDensity":
-        raise AttributeError(
-            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
-        )
-    from . import estimators  # on use: scikit-learn takes half a second
-
-    return estimators.DiffusionDensity
+__getattr__ = estimators_of(__name__, "DiffusionDensity")
 
 
 def __dir__() -> list[str]:

@@ -31,8 +31,9 @@ estimators of scikit-learn, for tables and series of one's own. The protocol tha
 `examples/imputation/protocol`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._on_use import estimators_of
 from .._series import (
     Series as Series,
     Standardisation as Standardisation,
@@ -60,7 +61,6 @@ from ._networks import (
     Classifier as Classifier,
     Decay as Decay,
     GaussianHead as GaussianHead,
-    backbone as backbone,
     memory as memory,
     missingness as missingness,
 )
@@ -102,7 +102,6 @@ __all__ = [
     "Classifier",
     "Decay",
     "GaussianHead",
-    "backbone",
     "memory",
     "missingness",
     "Imputer",
@@ -115,14 +114,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in ("SeriesImputer", "SeriesClassifier", "TableImputer"):
-        raise AttributeError(
-            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
-        )
-    from . import estimators  # on use: they are classes of scikit-learn, which takes half a second
-
-    return getattr(estimators, name)
+__getattr__ = estimators_of(__name__, "SeriesImputer", "SeriesClassifier", "TableImputer")
 
 
 def __dir__() -> list[str]:

@@ -3,15 +3,16 @@
 `AnyOrderModel` takes a table of one's own, as an estimator of scikit-learn: from a file to conditionals, draws and a file again.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._on_use import estimators_of
 from ._bracket import bracket as bracket
 from ._distribution import (
     MaM as MaM,
     ObservedMarginal as ObservedMarginal,
     OrderedDraw as OrderedDraw,
 )
-from ._gibbs import BlockGibbs as BlockGibbs, Move as Move
+from ._gibbs import BlockGibbs as BlockGibbs
 from ._made import MADE as MADE, autoregressive as autoregressive
 from ._objectives import (
     any_order as any_order,
@@ -33,7 +34,6 @@ from .annealing import (
 )
 from .networks import (
     CausalTransformer as CausalTransformer,
-    Gathered as Gathered,
     MaskedTransformer as MaskedTransformer,
     MaskedUNet as MaskedUNet,
     Networks as Networks,
@@ -65,13 +65,11 @@ __all__ = [
     "OrderedDraw",
     "MaM",
     "BlockGibbs",
-    "Move",
     "MaskedUNet",
     "unets",
     "MADE",
     "autoregressive",
     "ObservedMarginal",
-    "Gathered",
     "Networks",
     "Pair",
     "ResidualMLP",
@@ -94,14 +92,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "AnyOrderModel":
-        raise AttributeError(
-            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
-        )
-    from . import estimators  # on use: scikit-learn takes half a second
-
-    return estimators.AnyOrderModel
+__getattr__ = estimators_of(__name__, "AnyOrderModel")
 
 
 def __dir__() -> list[str]:

@@ -6,8 +6,9 @@ MAML, Reptile, prototypical networks and neural processes are written so in `exa
 does all this for rows and classes of one's own, as an estimator of scikit-learn.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._on_use import estimators_of
 from ._episodes import Episodes as Episodes, Points as Points, pad_points as pad_points
 from ._evaluate import (
     Prediction as Prediction,
@@ -61,14 +62,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "FewShotClassifier":
-        raise AttributeError(
-            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
-        )
-    from . import estimators  # on use: scikit-learn takes half a second
-
-    return estimators.FewShotClassifier
+__getattr__ = estimators_of(__name__, "FewShotClassifier")
 
 
 def __dir__() -> list[str]:

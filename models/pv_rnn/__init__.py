@@ -12,12 +12,12 @@ lost. What this gains, where, and where not, has a page: docs/explain/reproduced
 series of one's own, as an estimator of scikit-learn.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._on_use import estimators_of
 from ._analysis import (
     Latents as Latents,
     NGramDivergence as NGramDivergence,
-    Skeleton as Skeleton,
     diverging_step as diverging_step,
     generate as generate,
     largest_lyapunov as largest_lyapunov,
@@ -33,7 +33,6 @@ from ._network import (
     Gaussian as Gaussian,
     Layer as Layer,
     Network as Network,
-    latent_law as latent_law,
 )
 from ._plot import plot_latents as plot_latents
 from ._predictive import interval as interval, log_score as log_score, mean as mean
@@ -57,7 +56,6 @@ __all__ = [
     "SeriesForecaster",
     "Latents",
     "NGramDivergence",
-    "Skeleton",
     "diverging_step",
     "generate",
     "largest_lyapunov",
@@ -71,7 +69,6 @@ __all__ = [
     "Gaussian",
     "Layer",
     "Network",
-    "latent_law",
     "plot_latents",
     "interval",
     "log_score",
@@ -87,14 +84,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "SeriesForecaster":
-        raise AttributeError(
-            f"Module {__name__!r} has no attribute {name!r}. Look for its names in __all__."
-        )
-    from . import estimators  # on use: scikit-learn takes half a second
-
-    return estimators.SeriesForecaster
+__getattr__ = estimators_of(__name__, "SeriesForecaster")
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,7 @@ from _mam import odd_networks, orders, rows
 from _stats import assert_unbiased
 from lapilli.models import mam
 from lapilli.models.mam.networks._convolutions import Conv3x3
+from lapilli.models.mam.networks._networks import Gathered
 from lapilli.models.mam.networks._tables import all_tokens
 
 
@@ -48,7 +49,7 @@ def test_on_a_tiny_lattice(name, key):
     np.testing.assert_allclose(log_c, np.full((81, 4, 2), -np.log(2)), rtol=1e-6)
 
     warm = shaken(pair).with_warm_marginal()
-    assert warm.conditional is not pair.conditional and isinstance(warm.marginal, mam.Gathered)
+    assert warm.conditional is not pair.conditional and isinstance(warm.marginal, Gathered)
     level, log_c = evaluate(warm)
     np.testing.assert_allclose(level, -size * np.log(2), rtol=1e-6)
     assert np.ptp(log_c) > 1e-2
@@ -91,7 +92,7 @@ def test_on_a_torus_both_networks_move_with_the_grid(key):
 
 def test_a_gathered_network_sums_what_observed_variables_say():
     table = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
-    network = mam.Gathered(lambda tokens: table + tokens.sum())
+    network = Gathered(lambda tokens: table + tokens.sum())
     assert network(jnp.zeros(4, int)) == 0
     got = network(jnp.array([2, 0, 0, 1]))
     np.testing.assert_allclose(got, table[0, 1] + table[3, 0] + 2 * 3, rtol=1e-6)

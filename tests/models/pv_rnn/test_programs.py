@@ -10,6 +10,7 @@ from _frozen import Frozen
 from lapilli import inference, ppl
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import Categorical, Gaussian, Layer, Network
+from lapilli.models.pv_rnn._network import latent_law
 
 N, T, O = 2, 4, 3
 LAYERS = (Layer(4, 2, 2.0), Layer(3, 1, 4.0))
@@ -161,7 +162,7 @@ def test_vectors_of_the_prior_have_no_divergence_and_no_gradient(key):
     h = net.initial_state(N)
     for t in range(T):
         a = [net.prior(l, h, t == 0) for l in range(2)]
-        laws = [pv_rnn.latent_law(p) for p in a]
+        laws = [latent_law(p) for p in a]
         h = net.advance(h, [q.mean + 0.5 * jnp.sqrt(q.variance) for q in laws])
         rows.append(a)
     table = tuple(jnp.stack([row[l] for row in rows], 1) for l in range(2))

@@ -1,0 +1,134 @@
+"""What `fit` refuses of its arguments before anything runs, all of a kind at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from numpyro.infer.autoguide import AutoGuide
+
+from ...ppl._checks import is_integer
+from ...ppl._compat import is_concrete
+from .._abstract_objective import AbstractObjective
+from ._optimizer import FROZEN, is_optimizer
+from .data import is_iterable_of_batches
+
+
+def refuse_traced(*inputs: PyTree) -> None:
+    """Refuse a call inside of a transformation of JAX."""
+    # Under jit whatever is computed is traced, arguments or not.
+    if not is_concrete((inputs, jax.random.key(0))):
+        raise TypeError(
+            "fit: it is called inside of jit, vmap, grad or another transformation of JAX, where no number is known, but it "
+            "reads values, prints and decides when to stop. Call it outside: its steps are compiled anyway, and num_seeds= "
+            "runs several at once. A loop of your own can compile objective.value_and_grad(params, key, *args)."
+        )
+
+
+def check_types(
+    objective: object,
+    is_model: bool,
+    optimizer: PyTree,
+    args: object,
+    callbacks: object,
+    mesh: object,
+    average: object,
+) -> None:
+    """Refuse arguments of the wrong type."""
+    problems = []
+    if isinstance(objective, AutoGuide):
+        problems.append(
+            f"'objective' is a guide, {type(objective).__name__}, and nothing says what to fit it to. Pass the model alone, or "
+            "inference.elbo(model, guide)"
+        )
+    owner = getattr(objective, "__self__", None)  # of a method: an objective's is no model
+    if (
+        not is_model
+        and not isinstance(objective, AbstractObjective)
+        or (isinstance(owner, AbstractObjective))
+    ):
+        problems.append(
+            "'objective' must be an objective, e.g. inference.elbo(model, guide), or a class of your own made from "
+            f"inference.AbstractObjective, or a model; got {type(objective).__name__}"
+        )
+    groups = optimizer.values() if isinstance(optimizer, Mapping) else [optimizer]
+    wrong = [
+        g for g in groups if not (is_optimizer(g) or isinstance(optimizer, Mapping) and g == FROZEN)
+    ]
+    if optimizer is not None and (wrong or not groups):
+        problems.append(
+            "'optimizer' must be an optax transformation such as optax.adam(1e-3), or a dict from patterns to transformations or "
+            f"'frozen'; got {wrong[0]!r}{' of numpyro.optim' if hasattr(wrong[0], 'get_params') else ''}"
+            if wrong
+            else "'optimizer' is an empty dict; map patterns to transformations"
+        )
+    if isinstance(args, str) or hasattr(args, "__array__") or not isinstance(args, Iterable):
+        problems.append(
+            "'args' must hold the program's arguments, a tuple such as (x,) or a dict such as {'x': x}, or be an iterable of "
+            f"such; got {type(args).__name__}"
+        )
+    elif is_model and is_iterable_of_batches(args):
+        problems.append(
+            f"'objective' is a model, and 'args' is a {type(args).__name__}, an iterable of batches: guide and objective are "
+            "chosen for data themselves. Pass them as a tuple, e.g. (x,) with subsample={plate: size}, or write the guide and "
+            "pass inference.elbo(model, guide)"
+        )
+    if (
+        callable(callbacks)
+        or not isinstance(callbacks, Iterable)
+        or not all(map(callable, callbacks))
+    ):
+        problems.append(
+            f"'callbacks' must be a sequence of callables, e.g. [EarlyStopping(500)]; got {callbacks!r}"
+        )
+    if mesh is not None and not isinstance(mesh, Mesh):
+        problems.append(f"'mesh' must be a jax.sharding.Mesh; got {type(mesh).__name__}")
+    if not (average in (None, "polyak", "stationary") or isinstance(average, float)):
+        problems.append(
+            f"'average' must be None, 'polyak', 'stationary' or a decay such as 0.999; got {average!r}"
+        )
+    if problems:
+        raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")
+
+
+_WORDS = {
+    "on_nonfinite": ("raise", "skip"),
+    "k_hat": ("warn", "skip"),
+    "unobserved": ("raise", "allow"),
+    "resume": ("same", "changed"),
+}
+
+
+def check_values(
+    num_steps: int | None,
+    num_seeds: int | None,
+    average: float | str | None,
+    callback_every: int,
+    checkpoint_every: int,
+    prefetch: int,
+    **words: str,
+) -> None:
+    """Refuse impossible numbers and unknown words."""
+    problems = []
+    counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
+    counts |= {} if num_seeds is None else {"num_seeds": num_seeds}
+    if not is_integer(prefetch) or prefetch < 0:
+        problems.append(f"'prefetch' must be an integer of at least 0; got {prefetch!r}")
+    problems += [
+        f"'{name}' must be an integer of at least 1; got {count!r}"
+        for name, count in counts.items()
+        if not is_integer(count) or count < 1
+    ]
+    if num_steps is not None and (not is_integer(num_steps) or num_steps < 0):
+        problems.append(f"'num_steps' must be an integer of at least 0; got {num_steps!r}")
+    if isinstance(average, float) and not 0 < average < 1:
+        problems.append(f"'average' is {average}, but a decay lies strictly between 0 and 1")
+    problems += [
+        f"'{name}' must be {_WORDS[name][0]!r} or {_WORDS[name][1]!r}; got {word!r}"
+        for name, word in words.items()
+        if word not in _WORDS[name]
+    ]
+    if problems:
+        raise ValueError("fit: argument " + ";\nargument ".join(problems) + ".")
