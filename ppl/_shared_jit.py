@@ -79,7 +79,7 @@ def shared_jit(
 def shared_scan(
     step: Callable[..., PyTree],
     init: PyTree,
-    xs: Array | tuple[Array, dict[str, PyTree]],
+    xs: PyTree,
     **options: PyTree,
 ) -> PyTree:
     """`jax.lax.scan`, compiled once for all steps that are the same program."""
