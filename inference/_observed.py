@@ -53,6 +53,30 @@ def check_branches(method: str, trace: Trace) -> None:
             )
 
 
+def check_free(method: str, program: Program, trace: Trace, args: tuple) -> None:
+    """Refuse latent sites whose value is fixed: by NumPyro's `substitute`, which a sampler would override, or by a point mass.
+
+    Raises:
+        ValueError: with the site's name.
+    """
+    split = Arguments(args)
+
+    def choices(key: Key, arrays: list[Array]) -> dict[str, Array]:
+        with stand_ins():
+            return program.simulate(key, *split.join(arrays)).choices
+
+    arrays = split.arrays(args)
+    closed, shapes = jax.make_jaxpr(choices, return_shape=True)(jax.random.key(0), arrays)
+    is_drawn = depends(closed.jaxpr, [True, *[False] * len(arrays)])
+    for name, is_free in zip(sorted(shapes), is_drawn, strict=True):
+        if not is_free or trace.sites[name].distribution == "Delta":
+            raise ValueError(
+                f"{method}: site '{name}' of {program!r} is latent and has one value, by handlers.substitute or by a Delta "
+                "law, so that there is nothing to infer. Compute it by numpyro.deterministic; fix it by "
+                "ppl.intervene(model, {name: value}), or observe it by numpyro.handlers.condition."
+            )
+
+
 def check_numbers(method: str, program: Program, args: tuple) -> None:
     """Refuse data that are no numbers, where an observation is one or has no density for them; those under a mask are never read.
 

@@ -18,7 +18,15 @@ from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.language import Program
 from .._abstract_objective import AbstractObjective, ObjectiveSum
 from .._arguments import outcome
-from .._observed import check_branches, check_none, check_numbers, check_observed, readers, tells
+from .._observed import (
+    check_branches,
+    check_free,
+    check_none,
+    check_numbers,
+    check_observed,
+    readers,
+    tells,
+)
 from .._runs import abstract_run, check_run, tried_run
 from ..objectives import elbo
 from ._optimizer import leaf_names, memory_of
@@ -68,6 +76,7 @@ def choose_objective(
     if not may_be_prior:
         check_observed("fit", program, is_told=tells(trace.sites), more=_ON_PURPOSE)
         check_none("fit", program, trace, args, _ON_PURPOSE.strip())
+    check_free("fit", program, trace, args)
     check_numbers("fit", program, args)
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     missing = [name for name in trace.choices if trace.sites[name].is_imputed]

@@ -16,7 +16,7 @@ from ...ppl._types import ModelFn
 from ...ppl.densities import Eliminated
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
-from .._observed import check_none, check_numbers, check_observed, readers, tells
+from .._observed import check_free, check_none, check_numbers, check_observed, readers, tells
 from .._rows import met, unbound
 from .._runs import abstract_run, check_run, tried_run
 from ..fitting.prediction import map_keys
@@ -75,6 +75,7 @@ def posed(method: str, model: ModelFn, args: PyTree) -> Problem:
         "What is to be predicted is drawn afterwards: leave it out, and call predict of the draws."
     )
     check_none(method, whole, run.trace, arguments, remedy)
+    check_free(method, whole, run.trace, arguments)
     check_numbers(method, whole, arguments)
     _refuse_parameters(method, whole, arguments)
     if subsampled := [n for n, s in run.trace.sites.items() if s.subsampled]:

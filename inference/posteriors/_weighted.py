@@ -62,7 +62,7 @@ def run_fit(
                 callbacks=[lambda info: _watched(clock, info.step)],
             )  # fmt: skip
             drawn = fitted.posterior(draw_key, _DRAWS * num_samples, batch_size=500)
-    except (ValueError, RuntimeError, NotImplementedError) as err:
+    except (ValueError, ArithmeticError, RuntimeError, NotImplementedError) as err:
         verdict = Verdict({}, (f"a fit is not for this program: {err}",))
         attempt = Attempt("fit", time.perf_counter() - began, verdict.outcome, {})
         return FoundDraws(None, verdict, attempt)

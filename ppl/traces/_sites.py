@@ -201,6 +201,8 @@ def _is_in_autoguide() -> bool:
 def log_prob_of(msg: Message) -> Array:
     """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
     fn, value, intermediates = checked_again(msg["fn"]), msg["value"], msg.get("intermediates")
+    if isinstance(value, np.ndarray):  # NumPyro's supports compare it with bounds by NumPy, traced ones too
+        value = jnp.asarray(value)
     if not msg["is_observed"] or type(base_of(fn)) in LOUD:
         fn = without_support_check(fn, value)
     if "_log_prob" in msg and not is_masked(fn):

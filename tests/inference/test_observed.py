@@ -2,6 +2,7 @@
 
 import warnings
 
+import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -64,3 +65,34 @@ def test_data_that_are_impossible_are_never_exact():
     with warnings.catch_warnings(), pytest.raises((ValueError, RuntimeError), match="log-density"):
         warnings.simplefilter("ignore")  # NumPyro's own, of the value
         inference.infer(model, args=(0.3,), progress=False)
+
+
+def two(y, second=None):
+    first = ppl.sample("first", dist.Normal(0.0, 1.0))
+    second = ppl.sample("second", dist.Normal(0.0, 1.0) if second is None else second(first))
+    ppl.sample("y", dist.Normal(first + second, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("second", [None, lambda first: dist.Delta(2 * first)])
+def test_a_latent_site_of_one_value_is_refused(call, second):
+    """A sampler would move what NumPyro's `substitute` has fixed, and finds no gradient at a point mass."""
+    model = two if second is not None else numpyro.handlers.substitute(two, {"second": 2.0})
+    given = (3.0,) if second is None else (3.0, second)
+    with pytest.raises(ValueError, match="'second' of .* has one value.*ppl.intervene"):
+        CALLS[call](model, *given)
+
+
+def test_bounds_that_are_learned_meet_data_of_numpy():
+    """Data are uniform on (0, b), b on (0, 2): there is no density where b is below the largest observation."""
+
+    def model(y):
+        b = ppl.sample("b", dist.Uniform(0.0, 2.0))
+        with ppl.plate("rows", 3):
+            ppl.sample("y", dist.Uniform(0.0, b), obs=y)
+
+    log_prob = jax.jit(
+        lambda b: ppl.as_program(model).log_density({"b": b}, np.array([0.3, 0.9, 0.5]))
+    )
+    np.testing.assert_allclose(log_prob(1.0), -np.log(2.0), rtol=1e-6)
+    assert log_prob(0.8) == -np.inf

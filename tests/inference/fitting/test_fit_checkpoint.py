@@ -89,7 +89,8 @@ def test_an_interrupt_writes_the_checkpoint(tmp_path):
         raise KeyboardInterrupt
 
     path = tmp_path / "run.ckpt"
-    assert run(checkpoint=path, callbacks=[interrupt], callback_every=7).steps == 7
+    with pytest.warns(UserWarning, match="Ctrl-C after step 7"):
+        assert run(checkpoint=path, callbacks=[interrupt], callback_every=7).steps == 7
     assert_same_fit(run(), run(checkpoint=path))
 
 
