@@ -1,8 +1,9 @@
 """Gradient estimates: `ppl.expectation` and what it is made of.
 
-`Expectation` analyses and checks a function once per shape of its inputs (`_checked.py`), then builds the surrogate
-(`_estimate.py`): a number whose value is the estimate and whose gradient is the unbiased gradient estimate. It reads the
-program's terms (`_terms.py`, `_reading.py`) with each site's costs (`_downstream.py`), and each site's strategy adds its part.
+`_pipeline.py` names the steps of an estimate and takes them. A function is traced, analysed and checked once per shape of its
+inputs (`_checked.py`), then the surrogate is built (`_estimate.py`): a number whose value is the estimate and whose gradient is
+the unbiased gradient estimate. It reads the program's terms (`_terms.py`, `_reading.py`) with each site's costs
+(`_downstream.py`), and each site's strategy adds its part.
 """
 
 from ._again import watched_again as watched_again
