@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from ... import ppl
@@ -104,9 +105,8 @@ def to_arviz(
 
     Returns:
         The tree. Booleans become integers, whose quantiles ArviZ can take; "/" in a name becomes ".". A site with
-        `obs_mask` keeps its own cells only, on one axis "<site>_cell"; where events are seen in part, it keeps its axes, with NaN
-        in the other cells. An axis name that has several lengths becomes
-        "<site>_<name>".
+        `obs_mask`, or under `numpyro.handlers.mask`, keeps its own cells only, on one axis "<site>_cell"; where events are seen
+        in part, it keeps its axes, with NaN in the other cells. An axis name that has several lengths becomes "<site>_<name>".
 
     Raises:
         TypeError: the result is of no known kind.
@@ -242,7 +242,7 @@ def _content(
         found = Content(
             data={"observed_data": sites.observed},
             sites={**source.content.sites, **sites.sites},
-            cells=sites.cells,
+            cells={**_left_out(given.get("log_likelihood", {}), sites.sites), **sites.cells},
         )
     draws = {g: by_site for g, by_site in given.items() if g in wanted}
     if "log_predictive" in draws:
@@ -257,6 +257,14 @@ def _content(
         num_chains=source.num_chains,
         mcmc=source.mcmc,
     )
+
+
+def _left_out(
+    log_probs: Mapping[str, np.ndarray], sites: Mapping[str, ppl.SiteInfo]
+) -> dict[str, np.ndarray]:
+    """The cells of observations that count, where a mask leaves some out: these have a log-probability of 0 in all draws."""
+    counts = {n: (x != 0).any(0) for n, x in log_probs.items() if sites[n].is_masked}
+    return {n: x for n, x in counts.items() if not x.all()}
 
 
 _ONE_STEP = "log p(y_t | y_<t, z), nats: each step given those before it; leave-one-out cannot be made of it"

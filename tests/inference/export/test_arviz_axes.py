@@ -269,3 +269,20 @@ def test_a_missing_arviz_is_named(monkeypatch):
 def test_a_posterior_is_weighted_draws():
     with pytest.raises(ValueError, match="'resample' is needed for weighted draws"):
         to_arviz(Posterior(MU, np.zeros(6)))
+
+
+def test_cells_that_a_mask_leaves_out_are_in_no_sum_over_observations():
+    """Leave-one-out of the mean of four normal rows, of which one does not count: one density for each of the others."""
+    y, seen = np.array([0.3, np.nan, 1.0, -0.5]), np.array([True, False, True, True])
+
+    def model(y, seen):
+        loc = ppl.sample("loc", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 4), numpyro.handlers.mask(mask=seen):
+            ppl.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    draws = {"loc": jnp.linspace(-1.0, 1.0, 20)}
+    tree = inference.to_arviz(draws, model=model, args=(y, seen))
+    exact = dist.Normal(draws["loc"][:, None], 1.0).log_prob(y[seen])
+    np.testing.assert_allclose(tree.log_likelihood["y"].values[0], exact, rtol=1e-6)
+    assert list(tree.log_likelihood["y_cell"].values) == [0, 2, 3]
+    np.testing.assert_array_equal(tree.observed_data["y"].values, y[seen].astype(np.float32))
