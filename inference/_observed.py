@@ -93,10 +93,11 @@ def check_numbers(method: str, program: Program, args: tuple) -> None:
         with stand_ins():
             trace = program.simulate(key, *split.join(arrays))
         found = {}
-        for name, x in trace.observed.items():
-            log_prob = trace.log_probs[name]  # 0 under a mask
-            is_lost = _is_real(x) & jnp.isnan(x).any() & ~jnp.isfinite(log_prob).all()
-            found[name] = jnp.isnan(log_prob).any() | is_lost
+        for name, log_prob in trace.log_probs.items():  # 0 under a mask
+            x = trace.observed.get(name)
+            is_lost = _is_real(x) and jnp.isnan(x).any() & ~jnp.isfinite(log_prob).all()
+            if trace.sites[name].kind != "latent":
+                found[name] = jnp.isnan(log_prob).any() | is_lost
         return found
 
     if not is_concrete(arrays):

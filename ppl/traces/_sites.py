@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jaxtyping import ArrayLike, PyTree
 from numpyro.infer.autoguide import AutoGuide
 
-from .._compat import checked_again, handler_stack, unchecked
+from .._compat import checked_again, handler_stack, is_concrete, unchecked
 from .._data import Masked, as_value
 from .._foreign import kind_of
 from .._types import Message
@@ -201,8 +201,10 @@ def _is_in_autoguide() -> bool:
 def log_prob_of(msg: Message) -> Array:
     """Log-density of a sample statement per batch element in nats, scaled and masked, shape `fn.batch_shape`."""
     fn, value, intermediates = checked_again(msg["fn"]), msg["value"], msg.get("intermediates")
-    if isinstance(value, np.ndarray):  # NumPyro's supports compare it with bounds by NumPy, traced ones too
-        value = jnp.asarray(value)
+    if not isinstance(value, jax.Array) and not is_concrete(fn):
+        value = jnp.asarray(
+            value
+        )  # NumPyro's supports compare other numbers with traced bounds by NumPy
     if not msg["is_observed"] or type(base_of(fn)) in LOUD:
         fn = without_support_check(fn, value)
     if "_log_prob" in msg and not is_masked(fn):

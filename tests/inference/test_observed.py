@@ -3,6 +3,7 @@
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -83,16 +84,15 @@ def test_a_latent_site_of_one_value_is_refused(call, second):
         CALLS[call](model, *given)
 
 
-def test_bounds_that_are_learned_meet_data_of_numpy():
+@pytest.mark.parametrize("y", [np.array([0.3, 0.9]), np.float32(0.9), 0.9, jnp.array([0.9])])
+def test_bounds_that_are_learned_meet_data_of_any_kind(y):
     """Data are uniform on (0, b), b on (0, 2): there is no density where b is below the largest observation."""
 
     def model(y):
         b = ppl.sample("b", dist.Uniform(0.0, 2.0))
-        with ppl.plate("rows", 3):
+        with numpyro.plate_stack("rows", np.shape(y)):
             ppl.sample("y", dist.Uniform(0.0, b), obs=y)
 
-    log_prob = jax.jit(
-        lambda b: ppl.as_program(model).log_density({"b": b}, np.array([0.3, 0.9, 0.5]))
-    )
+    log_prob = jax.jit(lambda b: ppl.as_program(model).log_density({"b": b}, y))
     np.testing.assert_allclose(log_prob(1.0), -np.log(2.0), rtol=1e-6)
     assert log_prob(0.8) == -np.inf
