@@ -29,6 +29,11 @@ Particles
     tempered_smc, TemperedResult        from prior to posterior by temperature
     smc_sampler                         a particle run as a program with an estimated density
 
+Simulators: from stored simulations, `simulators.reference_table`
+    amortise                            a posterior for any data (NPE), with its calibration report
+    surrogate                           learned laws of observed sites (NLE): a program
+    ratio                               likelihood over evidence (NRE)
+
 From results
     predict                             new rows and forecasts, from the draws of any sampler
     to_arviz                            a result as a tree for ArviZ, which writes netCDF
@@ -42,6 +47,7 @@ Sub-namespaces, each with a list like this one
     diagnostics                         what a posterior, a guide or a gradient is worth
     evaluation                          what samples of a generative model are worth
     posterior_checks                    whether a posterior is right, and how it is wrong
+    simulators                          simulations, and what is learned from them
 """
 
 from . import (
@@ -52,6 +58,7 @@ from . import (
     local as local,
     particles as particles,
     posterior_checks as posterior_checks,
+    simulators as simulators,
 )
 from ._abstract_objective import AbstractObjective as AbstractObjective
 from .export import (
@@ -99,6 +106,7 @@ from .posteriors import (
     infer as infer,
     nuts as nuts,
 )
+from .simulators import amortise as amortise, ratio as ratio, surrogate as surrogate
 
 __all__ = [
     "infer",
@@ -140,6 +148,9 @@ __all__ = [
     "tempered_smc",
     "TemperedResult",
     "smc_sampler",
+    "amortise",
+    "surrogate",
+    "ratio",
     "predict",
     "to_arviz",
     "moment_matching",
@@ -151,4 +162,5 @@ __all__ = [
     "diagnostics",
     "evaluation",
     "posterior_checks",
+    "simulators",
 ]

@@ -23,6 +23,7 @@ FACES = (
     inference.diagnostics,
     inference.evaluation,
     inference.posterior_checks,
+    inference.simulators,
     inference.particles,
     inference.particles.moves,
     inference.particles.resampling,

@@ -40,6 +40,7 @@ HOST = {
     "inference/posteriors/_mixture.py",
     "inference/posteriors/_modes.py",
     "inference/posteriors/_sampler.py",
+    "inference/simulators/_networks.py",
     "models/gflownet/environments/_bits.py",
     "models/gflownet/environments/_structure.py",
     "models/ising.py",

@@ -29,6 +29,7 @@ MAPPED = (
     "inference.diagnostics",
     "inference.evaluation",
     "inference.posterior_checks",
+    "inference.simulators",
 )
 NAME = r"[A-Za-z]\w*"
 ROW = re.compile(rf"    ({NAME}(?:, {NAME})*)  +(\S.*)")

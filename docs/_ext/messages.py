@@ -55,6 +55,8 @@ TOPICS = {
     "inference/diagnostics": "Diagnostics",
     "inference/evaluation": "Metrics of samples",
     "inference/posterior_checks": "Checks of posteriors",
+    "inference/flows": "Normalising flows",
+    "inference/simulators": "Simulators, and what is learned from them",
     "inference/export": "Predictions and ArviZ",
     "models": "Networks and model families",
     "models/diffusion": "Models: diffusion",

@@ -28,8 +28,12 @@ MORE = {
     "k-hat": "shape of the tail of importance weights; above its threshold weighted means cannot be trusted.",
     "law": "a probability distribution.",
     "marginalise": "sum or integrate a site out, exactly: {py:obj}`~lapilli.ppl.eliminate`.",
+    "neural likelihood estimation": "NLE: the law of simulated data given parameters is learned, and stands in a program: "
+    "{py:obj}`~lapilli.inference.surrogate`.",
     "neural posterior estimation": "NPE: a guide is trained on simulated parameters and data: "
-    "{py:obj}`~lapilli.inference.sleep`.",
+    "{py:obj}`~lapilli.inference.amortise` on stored simulations, {py:obj}`~lapilli.inference.sleep` on fresh ones.",
+    "neural ratio estimation": "NRE: pairs of parameters and data are told from pairs of no relation, which gives the likelihood "
+    "over the evidence: {py:obj}`~lapilli.inference.ratio`.",
     "nats": "unit of log-densities with the natural logarithm; 1 nat is 1.44 bits.",
     "posterior predictive": "the law of new data given the old: {py:meth}`~lapilli.inference.Fit.predict`, "
     "{py:obj}`~lapilli.inference.predict`.",
@@ -40,7 +44,7 @@ MORE = {
     "SBC": "simulation-based calibration: ranks of parameters among draws of their posteriors, "
     "{py:obj}`~lapilli.inference.diagnostics.calibrate`.",
     "simulation-based inference": "SBI, likelihood-free inference: posteriors from a simulator whose density is not known; "
-    "see *neural posterior estimation*.",
+    "see *neural posterior estimation*, *neural likelihood estimation* and *neural ratio estimation*.",
     "sound": "of an estimator at a site: its expectation is the gradient.",
     "steering": "draws of a trained model are moved towards a reward by weights and resampling: "
     "{py:obj}`~lapilli.inference.diffusion.fk_steering`.",

@@ -17,9 +17,13 @@ Draws have a pathwise gradient, densities are exact, and both cost one pass thro
 `AutoBNAFNormal` serve as guides, too; the densities of given values cost `AutoIAFNormal` d passes.
 """
 
+from ...inference.flows import (
+    AffineCoupling as AffineCoupling,
+    NeuralSplineFlow as NeuralSplineFlow,
+    RealNVP as RealNVP,
+    SplineCoupling as SplineCoupling,
+)
 from ._auto_spline import AutoSpline as AutoSpline
-from ._couplings import AffineCoupling as AffineCoupling, SplineCoupling as SplineCoupling
-from ._flows import NeuralSplineFlow as NeuralSplineFlow, RealNVP as RealNVP
 from ._householder import HouseholderFlow as HouseholderFlow, Reflections as Reflections
 
 __all__ = [

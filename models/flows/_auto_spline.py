@@ -13,8 +13,8 @@ from jaxtyping import PyTree
 from numpyro.infer import init_to_median
 from numpyro.infer.autoguide import AutoContinuous
 
+from ...inference.flows import NeuralSplineFlow, affine
 from ...ppl._types import ModelFn
-from ._flows import NeuralSplineFlow, affine
 
 _INIT_SCALE = 0.1  # as of NumPyro's Normal guides
 

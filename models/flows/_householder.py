@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
+from ...inference.flows import affine, check_context, with_zeros_last
 from ...ppl._types import Key
-from ._flows import affine, check_context, with_zeros_last
 
 
 class Reflections(Transform):

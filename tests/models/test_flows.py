@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
+from lapilli.inference.flows import _splines
 from lapilli.models import flows
-from lapilli.models.flows import _splines
 
 KEY = jax.random.key(0)
 

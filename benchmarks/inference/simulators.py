@@ -1,0 +1,144 @@
+"""How good are posteriors that are learned from stored simulations, on the tasks of the benchmark of simulation-based inference?
+
+Question: classifier two-sample tests (C2ST, 1/2 is perfect, the benchmark's own classifier) of 10,000 draws against as many of
+the exact posterior, and nats where its density is known, E_ref[log p - log q]; beside what Lueckmann et al. 2021,
+arXiv:2101.04653, print for NPE and for SNPE-C, which has ten rounds at one observation. All settings are the library's defaults.
+
+    python benchmarks/inference/simulators.py [--tasks NAME ...] [--methods npe nle nre] [--budgets 1000 10000]
+        [--observations 3] [--data FOLDER] [--seed 0] [--smoke] [--record]
+
+Without --data observations are drawn from the task's program, by their number as seed, and the references are our own: closed
+forms, rejection and grids; tasks without one are left out. FOLDER is `sbibm/tasks` of an unpacked wheel of `sbibm` 1.1.0: its
+observations and 10,000 reference draws of each then.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _common import parsed, record_figure
+from _sbibm import REFERENCES, TASKS, c2st, read
+from scipy.stats import norm
+
+from lapilli import inference
+
+
+def observed(task, number, folder, size):
+    """Data of the task, and exact draws given them."""
+    if folder is not None:
+        x, draws = read(folder, task, number)
+        return TASKS[task].shaped(x), draws[:size]
+    model = TASKS[task].model
+    x = model.predict_trace(jax.random.key(number), {}, np.zeros(TASKS[task].x_shape, np.float32))
+    x = np.asarray(x.observed["x"])
+    return x, REFERENCES[task](np.random.default_rng(number), x.ravel().astype(float), size)
+
+
+def npe(table, key):
+    found = inference.amortise(table, key=key, progress=False)
+    return lambda key, x, size: found.draws(key, {"x": x}, size)["theta"], found
+
+
+def chains(model):
+    def draws(key, x, size):
+        run = inference.nuts(
+            model, (x,), key=key, num_samples=size, num_chains=8, uncertified="warn", progress=False
+        )
+        return run.choices["theta"]
+
+    return draws
+
+
+def nle(table, key):
+    found = inference.surrogate(table, sites=["x"], key=key, progress=False)
+    return chains(found.model), found
+
+
+def nre(table, key):
+    found = inference.ratio(table, key=key, progress=False)
+    return chains(found.model), found
+
+
+METHODS = {"npe": npe, "nle": nle, "nre": nre}
+
+
+def nats(task, found, x, reference):
+    """E_ref[log p - log q] of the task with a normal posterior; None elsewhere."""
+    if task != "gaussian_linear" or not hasattr(found, "guide"):
+        return None
+    log_p = norm.logpdf(reference, x / 2, 0.05**0.5).sum(1)
+    density = jax.jit(jax.vmap(lambda t: found.guide.log_density({"theta": t}, x=x)))
+    return float((log_p - np.asarray(density(jnp.asarray(reference, jnp.float32)))).mean())
+
+
+def measured(task, method, budget, options):
+    """C2ST of each observation, nats, seconds of simulation and training, objections of the report."""
+    began = time.perf_counter()
+    key = jax.random.fold_in(jax.random.key(options.seed), budget)
+    x = np.zeros(TASKS[task].x_shape, np.float32)
+    table = inference.simulators.reference_table(
+        TASKS[task].model, (x,), num_simulations=budget, key=key
+    )
+    draw, found = METHODS[method](table, jax.random.fold_in(key, 1))
+    seconds = time.perf_counter() - began
+    scores, divergences = [], []
+    for number in range(1, options.observations + 1):
+        x, reference = observed(task, number, options.data, options.draws)
+        draws = np.asarray(draw(jax.random.fold_in(key, 1 + number), x, len(reference)), float)
+        scores.append(c2st(reference, draws.reshape(len(draws), -1)))
+        divergences.append(nats(task, found, x, reference))
+    objections = list(found.report.objections) if method == "npe" else []
+    return scores, divergences, seconds, objections
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Learned posteriors on the tasks of sbibm.")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["npe"])
+    parser.add_argument("--budgets", nargs="+", type=int, default=[1_000, 10_000])
+    parser.add_argument("--observations", type=int, default=3, help="the first of ten")
+    parser.add_argument("--draws", type=int, default=10_000)
+    parser.add_argument("--data", type=Path, help="folder sbibm/tasks of the unpacked wheel")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="one small row")
+    options = parsed(parser)
+    if options.smoke:
+        options.tasks, options.methods, options.budgets = ["two_moons"], ["npe"], [600]
+        options.observations, options.draws = 1, 300
+    print(
+        f"{'task':<25}{'method':<7}{'N':>7}  {'C2ST':<24}{'NPE':>6}{'SNPE-C':>8}{'nats':>8}{'s':>6}  objections"
+    )
+    found = {}
+    for task in options.tasks:
+        if options.data is None and task not in REFERENCES:
+            continue
+        for method in options.methods:
+            for budget in options.budgets:
+                scores, divergences, seconds, objections = measured(task, method, budget, options)
+                each = f"{np.mean(scores):.3f} ({', '.join(f'{s:.3f}' for s in scores)})"
+                claims = TASKS[task].published.get(budget, (np.nan, np.nan))
+                known = [d for d in divergences if d is not None]
+                told = f"{np.mean(known):8.4f}" if known else " " * 8
+                cells = "".join(f"{c:>7.3f}" for c in claims)
+                row = f"{task:<25}{method:<7}{budget:>7}  {each:<24}{cells}{told}{seconds:6.0f}"
+                print(f"{row}  {', '.join(objections)}", flush=True)
+                found[f"{task}, {method}, {budget}"] = float(np.mean(scores)), claims[0]
+    if options.record:
+        record_figure(
+            "posteriors/simulators",
+            what=f"C2ST of {options.draws} draws, mean over {options.observations} observations of the benchmark",
+            value={name: score for name, (score, _) in found.items()},
+            claim={name: claim for name, (_, claim) in found.items() if np.isfinite(claim)},
+            claimed_by="NPE, arXiv:2101.04653", seeds=str(options.seed),
+            measures=["inference/simulators", "inference/flows"],
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

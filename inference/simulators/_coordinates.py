@@ -1,0 +1,157 @@
+"""Coordinates in which everything is learned: unconstrained, then standardised by the training rows. The one place for both.
+
+    u = (T^-1(value) - mean) / scale,    T: R^k -> support of the site (`biject_to`)
+
+Parameters with bounds have none in u, so that what is learned puts no mass outside of them; the densities that users see are
+those of the values, the Jacobians of T and of the scaling included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, PyTree
+from numpyro.distributions import constraints, transforms
+from numpyro.primitives import Messenger
+
+from ... import ppl
+from ...ppl._types import Key, Message
+
+_LEAST_SCALE = 1e-12  # of a coordinate that never moves
+
+
+class StandardCoordinates(NamedTuple):
+    """Named values side by side as numbers of order one.
+
+    Attributes:
+        shapes: name -> shape of one value.
+        bijections: name -> the transform onto its support, from an array of the unconstrained shape.
+        mean, scale: name -> of the unconstrained values, [k].
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    bijections: dict[str, transforms.Transform]
+    mean: dict[str, np.ndarray]
+    scale: dict[str, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, np.ndarray], supports: Mapping[str, constraints.Constraint]
+    ) -> StandardCoordinates:
+        """The coordinates of rows of values, [N, *shape], which are what is standardised by."""
+        shapes = {name: np.shape(x)[1:] for name, x in values.items()}
+        bijections = {n: _bijection(supports.get(n, constraints.real), shapes[n]) for n in values}
+        flat = {n: _unconstrained(bijections[n], x, shapes[n]) for n, x in values.items()}
+        mean = {n: np.asarray(x, float).mean(0) for n, x in flat.items()}
+        sd = {n: np.asarray(x, float).std(0) for n, x in flat.items()}
+        scale = {n: np.where(x > _LEAST_SCALE, x, 1.0) for n, x in sd.items()}
+        return cls(shapes, bijections, mean, scale)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Name -> k, the number of coordinates."""
+        return {name: len(x) for name, x in self.mean.items()}
+
+    @property
+    def size(self) -> int:
+        """The number of all coordinates."""
+        return sum(self.sizes.values())
+
+    def part(self, name: str, value: ArrayLike) -> Array:
+        """One value, [*batch, *shape], as coordinates [*batch, k]."""
+        flat = _unconstrained(self.bijections[name], value, self.shapes[name])
+        return (flat - jnp.asarray(self.mean[name], flat.dtype)) / jnp.asarray(
+            self.scale[name], flat.dtype
+        )
+
+    def flat(self, values: Mapping[str, ArrayLike]) -> Array:
+        """All values side by side, in the order of `shapes`."""
+        if not self.shapes:
+            return jnp.zeros(0)
+        parts = [self.part(name, values[name]) for name in self.shapes]
+        batch = jnp.broadcast_shapes(*(p.shape[:-1] for p in parts))
+        return jnp.concatenate([jnp.broadcast_to(p, (*batch, p.shape[-1])) for p in parts], -1)
+
+    def law(self, name: str, base: dist.Distribution) -> dist.Distribution:
+        """The law of a value whose coordinates have law `base`, on R^k."""
+        scaled = transforms.AffineTransform(
+            jnp.asarray(self.mean[name], jnp.result_type(float)),
+            jnp.asarray(self.scale[name], jnp.result_type(float)),
+        )
+        bijection, shape = self.bijections[name], self.shapes[name]
+        inner = bijection.inverse_shape(shape)
+        steps: list[transforms.Transform] = [
+            transforms.IndependentTransform(scaled, 1),
+            transforms.ReshapeTransform(inner, (self.sizes[name],)),
+        ]
+        if not isinstance(bijection, transforms.IdentityTransform):
+            more = len(inner) - bijection.domain.event_dim  # pyright: ignore
+            steps.append(transforms.IndependentTransform(bijection, more) if more else bijection)
+        return dist.TransformedDistribution(base, steps)
+
+
+class _SiteLaws(Messenger):
+    """Remember the law of each latent and observed site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.laws: dict[str, Any] = {}
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] == "sample":
+            self.laws[msg["name"]] = msg["fn"]
+
+
+def laws_of(model: ppl.Program, key: Key, args: tuple[PyTree, ...]) -> dict[str, Any]:
+    """The laws of the sites of one run."""
+    with_laws = _SiteLaws()
+
+    def run(*args: PyTree, **kwargs: PyTree) -> None:
+        with with_laws:
+            model.run(*args, **kwargs)
+
+    ppl.Program(run, model.params).simulate(key, *args)
+    return with_laws.laws
+
+
+def supports_of(
+    caller: str, model: ppl.Program, key: Key, args: tuple[PyTree, ...], names: list[str]
+) -> dict[str, constraints.Constraint]:
+    """The supports of latent sites, which must be the same in each run.
+
+    Raises:
+        ValueError: a support moves with another draw.
+    """
+    first, second = (laws_of(model, k, args) for k in jax.random.split(key))
+    for name in names:
+        if not _are_equal(first[name].support, second[name].support):
+            raise ValueError(
+                f"{caller}: the support of site '{name}' moves with another draw, so that no one transform takes it to the real "
+                "line. Write the site as a transformed one, e.g. low + width * sample('share', Uniform(0, 1)), or give a guide."
+            )
+    return {name: first[name].support for name in names}
+
+
+def _are_equal(one: object, other: object) -> bool:
+    return bool(np.all(one == other))
+
+
+def _bijection(support: constraints.Constraint, shape: tuple[int, ...]) -> transforms.Transform:
+    if support is constraints.real or getattr(support, "is_discrete", False):
+        return transforms.IdentityTransform()
+    found: Any = dist.biject_to(support)
+    while isinstance(found, transforms.IndependentTransform):
+        found = found.base_transform
+    return found
+
+
+def _unconstrained(bijection: transforms.Transform, value: PyTree, shape: tuple[int, ...]) -> Array:
+    value = jnp.asarray(value)
+    value = value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
+    batch = value.shape[: value.ndim - len(shape)]
+    return jnp.asarray(bijection.inv(value)).reshape(*batch, -1)

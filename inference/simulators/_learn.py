@@ -1,0 +1,132 @@
+"""Training on stored rows: minibatches, a cosine of Adam, and the parameters that the validation rows like best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from ... import ppl
+from ...ppl._checks import check_counts
+from ...ppl._shared_jit import shared_jit
+from ...ppl._types import Key, ParamMap
+from .._abstract_objective import AbstractObjective
+from ..fitting import Fit, FitInfo, KeepBest, fit
+
+_RATE, _NORM = 1e-3, 5.0
+_STEPS_PER_ROOT = 60.0  # 6,000 steps for 10,000 rows, since larger data sets need fewer epochs
+_LOOKS = 40  # at the validation rows
+_PATIENCE = 1 / 3  # of all steps
+# Standard errors by which the best of many looks must beat the start on the validation rows: where it does not, networks have
+# learned noise, and errors of a likelihood grow with the number of rows that it is asked about.
+_CLEAR = 2.0
+
+# (parameters, key, rows) -> losses in nats, [rows]
+type LossFn = Callable[[ParamMap, Key, dict[str, Array]], Array]
+
+
+class RowLoss(AbstractObjective):
+    """The mean of a loss over rows of a table; minibatches are means over fewer of them, without bias.
+
+    Args:
+        name: shown in reports.
+        init: makes the parameters.
+        loss: of parameters and rows.
+        rows: name -> [N, ...]; the objective's one argument picks among them.
+    """
+
+    direction, model, guide = "min", None, None
+
+    def __init__(
+        self,
+        name: str,
+        init: Callable[[Key], ppl.Params],
+        loss: LossFn,
+        rows: Mapping[str, np.ndarray],
+    ) -> None:
+        self.name = name
+        self._init, self._loss, self._rows = init, loss, dict(rows)
+
+    def init(self, key: Key, *args: PyTree) -> ppl.Params:
+        """Initial parameters."""
+        return self._init(key)
+
+    def step(
+        self, params: ParamMap, state: PyTree, key: Key, *args: PyTree
+    ) -> tuple[Array, PyTree, PyTree]:
+        """Value, gradient and state."""
+        rows = {name: jnp.asarray(x)[args[0]] for name, x in self._rows.items()}
+        value, grads = jax.value_and_grad(lambda p: self._loss(p, key, rows).mean())(params)
+        return value, grads, state
+
+    def plate_sizes(self, *args: PyTree) -> dict[str, int]:
+        """The rows."""
+        return {"simulations": args[0].shape[0]}
+
+    def with_plate_sizes(self, sizes: Mapping[str, float]) -> RowLoss:
+        """Itself: a mean needs no scale."""
+        return self
+
+
+class Learned(NamedTuple):
+    """What training left.
+
+    Attributes:
+        params: those with the least validation loss.
+        fit: the run, at these parameters.
+        validation: step and loss of each look.
+    """
+
+    params: ParamMap
+    fit: Fit
+    validation: list[tuple[int, float]]
+
+
+def learn(
+    name: str,
+    init: Callable[[Key], ppl.Params],
+    loss: LossFn,
+    training: Mapping[str, np.ndarray],
+    validation: Mapping[str, np.ndarray],
+    key: Key,
+    *,
+    num_steps: int | None,
+    progress: bool,
+) -> Learned:
+    """Train on rows, and stop when the validation loss has not fallen for a third of the steps."""
+    size = len(next(iter(training.values())))
+    num_steps = int(_STEPS_PER_ROOT * size**0.5) if num_steps is None else num_steps
+    check_counts(name, num_steps=num_steps)
+    init_key, fit_key, look_key = jax.random.split(key, 3)
+    held = {n: jnp.asarray(x) for n, x in validation.items()}
+    each = shared_jit(lambda params, key: loss(params, key, held))
+    look = lambda params, key: each(params, key).mean()
+    best = KeepBest(look, look_key, patience=max(1, int(_PATIENCE * num_steps)), name=name)
+    start = init(init_key)
+    # The start may be the best: least squares on normal data.
+    best(FitInfo(0, 0, start, None, np.zeros(0), 0, "min", 0.0))
+    every = max(1, num_steps // _LOOKS)
+    schedule = optax.cosine_decay_schedule(_RATE, num_steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(_NORM), optax.adam(schedule))
+    found = fit(
+        RowLoss(name, init, loss, training),
+        optimizer,
+        (np.arange(size, dtype=np.int32),),
+        num_steps=num_steps,
+        key=fit_key,
+        params=start,
+        subsample={"simulations": int(np.clip(size // 40, min(32, size), 256))},
+        callbacks=[best],
+        callback_every=every,
+        progress=progress,
+    )
+    params = best.params
+    gains = np.asarray(each(start, look_key) - each(params, look_key), float)
+    if not gains.mean() > _CLEAR * gains.std(ddof=1) / len(gains) ** 0.5:
+        params = start
+    return Learned(params, found.with_params(params), best.losses)

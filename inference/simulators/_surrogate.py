@@ -1,0 +1,328 @@
+"""Learned likelihoods: programs stand in for the laws of observed sites, what is tractable stays as it is.
+
+A site x is learned as p(x | parents), its parents being the sites that its law reads when all of them are given, and the learned
+sites before it. That is one event's law: rows of a plate are events with the parents of their row, so that it is trained
+on single rows and serves any number of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, PyTree
+
+from ... import ppl
+from ...ppl._calls import checked_call
+from ...ppl._compat import no_handlers, typed_key
+from ...ppl._show import shown
+from ...ppl._types import Key, ModelFn, ParamMap
+from ...ppl.traces import BoundParams, SiteInfo
+from ..fitting import Fit
+from ..flows import with_zeros_last
+from ._coordinates import StandardCoordinates, supports_of
+from ._learn import learn
+from ._networks import ConditionalFlow
+from ._standing_in import ARGUMENTS, reads_of, refuse_noise, standing_in
+from ._table import ReferenceTable
+
+_MOST_VALUES = 200  # of a whole number that is learned as a categorical one
+
+
+@shown
+@dataclasses.dataclass(frozen=True, eq=False)
+class Surrogate:
+    """A program with learned laws of observed sites. Made by `surrogate`.
+
+    Attributes:
+        model: the program, of the same arguments as the simulated one; their rows may be others.
+        parents: learned site -> the sites whose values its law reads.
+        held_out: mean log-density of the learned sites in rows that nothing was trained on, and its standard error, nats an
+            event.
+        fit: the training.
+        validation: step and loss of each look at the validation rows.
+    """
+
+    model: ppl.Program
+    parents: Mapping[str, tuple[str, ...]]
+    held_out: tuple[float, float]
+    fit: Fit
+    validation: list[tuple[int, float]]
+
+    def _facts(self) -> dict[str, PyTree]:
+        told = [
+            f"{site} given {', '.join(names) or 'nothing'}" for site, names in self.parents.items()
+        ]
+        return {
+            "learned": "; ".join(told),
+            "held out": f"{self.held_out[0]:.4g} +- {self.held_out[1]:.2g} nats an event",
+            "training": f"{self.fit.steps} steps, the best of {len(self.validation)} looks kept",
+        }
+
+
+@checked_call
+def surrogate(
+    table: ReferenceTable,
+    *,
+    sites: Sequence[str] | None = None,
+    by: ModelFn | Mapping[str, ModelFn] | None = None,
+    key: Key | None = None,
+    num_steps: int | None = None,
+    progress: bool = True,
+) -> Surrogate:
+    """The simulated program with learned laws at observed sites: neural likelihood estimation (NLE).
+
+    The result is a program: plates, hierarchies, missing cells, `ppl.eliminate`, NUTS, `infer` and particles take it as they take
+    any. Sites that are not named keep their laws. Several learned sites are learned one given those before, so that data may be
+    discrete and continuous.
+
+    Args:
+        table: simulations, of `simulators.reference_table`.
+        sites: observed sites to learn; default those that are point masses, which are simulated.
+        by: the law of a site: a function of its parents by name that returns a distribution and declares networks by
+            `ppl.module`; one for all sites, or by site. Parents come with any batch shape in front. Default: a spline flow whose
+            mean is linear at first, for whole numbers from 0 to at most 200 a categorical law.
+        key: PRNG key; default `jax.random.key(0)`.
+        num_steps: as for `ratio`.
+        progress: show a bar.
+
+    Returns:
+        A `Surrogate`; `Surrogate.model` is the program.
+
+    Raises:
+        ValueError: simulations failed (what is left is no draw of the likelihood); a site is not observed, stands in control
+            flow or reads arguments of the program, which the learned law would not know.
+
+    Validity: the density of what was learned from finite data, by maximum likelihood; `Surrogate.held_out` compares two of them,
+    and posteriors are judged by `posterior_checks`. Parameters beyond those that were simulated are extrapolated to.
+
+    Reference: Papamakarios, Sterratt and Murray 2019, arXiv:1805.07226; mixed data, Boelts et al. 2022, eLife 11:e77220.
+    """
+    if table.num_failed:
+        raise ValueError(
+            f"surrogate: {table.num_failed} of {table.num_failed + table.num_simulations} simulations failed ({table.reason}), "
+            "and a likelihood learned from the others would lack the probability to succeed, which moves with the parameters. "
+            "Let the simulator return a value in place of failing, narrow the prior, or use amortise or ratio, which account for "
+            "it."
+        )
+    key = jax.random.key(0) if key is None else typed_key(key)
+    infos = _infos(table)
+    names = _chosen(table, sites, infos)
+    reads = reads_of(table.model, table.args)
+    refuse_noise("surrogate", reads, names)
+    parents = _parents(table, names, reads)
+    laws = {n: _law_of(n, table, parents[n], infos, by) for n in names}
+    training, validation, held = (
+        _events(table.rows(part), names, parents, infos)
+        for part in ("training", "validation", "held out")
+    )
+
+    def log_densities(params: ParamMap, rows: Mapping[str, ArrayLike]) -> Array:
+        def one(row: Mapping[str, Array]) -> Array:
+            own = (laws[n].at(params, {p: row[p] for p in parents[n]}) for n in names)
+            return jnp.stack(
+                [law.log_prob(row[n]).sum() for n, law in zip(names, own, strict=True)]
+            ).sum()
+
+        return jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
+
+    def init(key: Key) -> ppl.Params:
+        row = {n: jnp.asarray(x[0]) for n, x in training.items()}
+        found: dict[str, Any] = {}
+        for k, n in zip(jax.random.split(key, len(names)), names, strict=True):
+            own = laws[n].program.init(k, {p: row[p] for p in parents[n]}, row[n])
+            found |= {f"{n}/{name}": x for name, x in own.items()}
+        return ppl.Params(found)
+
+    loss = lambda params, key, rows: -log_densities(params, rows)
+    learned = learn(
+        "surrogate", init, loss, training, validation, key, num_steps=num_steps, progress=progress
+    )
+    scores = np.asarray(log_densities(learned.params, held), float)
+    given = lambda n, values: {p: values[p] for p in parents[n]}
+    model = standing_in(
+        table.model, names, lambda n, values: laws[n].at(learned.params, given(n, values))
+    )
+    return Surrogate(
+        model,
+        {n: tuple(parents[n]) for n in names},
+        (float(scores.mean()), float(scores.std(ddof=1) / len(scores) ** 0.5)),
+        learned.fit,
+        learned.validation,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _LearnedLaw:
+    """The law of one site as a function of parameters and parents."""
+
+    site: str
+    fn: Callable[..., dist.Distribution]
+
+    @property
+    def program(self) -> ppl.Program:
+        """What declares the parameters."""
+
+        def scored(parents: Mapping[str, Array], value: Array) -> None:
+            ppl.sample("value", self.fn(**parents), obs=value)
+
+        return ppl.Program(scored)
+
+    def at(self, params: ParamMap, parents: Mapping[str, Array]) -> dist.Distribution:
+        """The distribution; nothing of it is a statement of the program around."""
+        prefix = f"{self.site}/"
+        own = {n.removeprefix(prefix): x for n, x in params.items() if n.startswith(prefix)}
+        laws: list[dist.Distribution] = []
+
+        def called() -> None:
+            with BoundParams(own):
+                laws.append(self.fn(**parents))
+
+        with no_handlers():
+            ppl.Program(called).simulate(jax.random.key(0))
+        return laws[0]
+
+
+def _infos(table: ReferenceTable) -> dict[str, SiteInfo]:
+    return dict(table.model.simulate(jax.random.key(0), *table.args).sites)
+
+
+def _chosen(
+    table: ReferenceTable, sites: Sequence[str] | None, infos: Mapping[str, SiteInfo]
+) -> list[str]:
+    """The sites to learn, in the order of the program."""
+    if sites is None:
+        sites = [n for n in table.data if infos[n].distribution == "Delta"]
+        if not sites:
+            raise ValueError(
+                f"surrogate: {table.model!r} observes {list(table.data)}, whose laws are known. Name in sites= those that are to "
+                "be learned all the same; the program itself has their densities."
+            )
+    unknown = sorted(set(sites) - set(table.data))
+    looped = [n for n in sites if n in infos and infos[n].regions]
+    if unknown or looped or not sites:
+        raise ValueError(
+            f"surrogate: sites {unknown or looped or 'none'} cannot be learned: they are not observed, or stand in control flow. "
+            f"The observed sites are {list(table.data)}; write steps as rows of a plate, or observe the whole series as one site."
+        )
+    return [n for n in table.data if n in sites]
+
+
+def _parents(
+    table: ReferenceTable, names: Sequence[str], reads: Mapping[str, frozenset[str]]
+) -> dict[str, list[str]]:
+    """Learned site -> the sites that its law reads, and the learned sites before it, which may have noise in common with it.
+
+    Raises:
+        ValueError: it reads an argument whose values a learned law would not know.
+    """
+    if getattr(table.model.fn, "is_carrier", False):  # nothing is known of what a black box reads
+        return {n: [*table.parameters, *names[:i]] for i, n in enumerate(names)}
+    if wrong := [n for n in names if ARGUMENTS in reads[n]]:
+        raise ValueError(
+            f"surrogate: sites {wrong} read values of the program's arguments, which the learned law would not know. Simulate "
+            "with the arguments that are meant, held fixed inside of the program, or draw what varies at a latent site of its "
+            "own, e.g. sample('dose', Uniform(0, 1)), and set it by ppl.intervene."
+        )
+    others = [*table.parameters, *table.data]
+    read = lambda i, n: [p for p in others if p != n and (p in reads[n] or p in names[:i])]
+    return {n: read(i, n) for i, n in enumerate(names)}
+
+
+def _events(
+    rows: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
+    names: Sequence[str],
+    parents: Mapping[str, Sequence[str]],
+    infos: Mapping[str, SiteInfo],
+) -> dict[str, np.ndarray]:
+    """Values of learned sites and their parents, one event a row: rows of plates become rows.
+
+    Raises:
+        ValueError: learned sites stand in different plates.
+    """
+    values = {**rows[0], **rows[1]}
+    shapes = {n: infos[n].batch_shape for n in names}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            f"surrogate: learned sites have the batch shapes {shapes}, and one event of one is no event of another. Learn them "
+            "one after the other, sites=[...], or put them into the same plates."
+        )
+    batch = next(iter(shapes.values()))
+    found = {}
+    for name in dict.fromkeys([*names, *(p for n in names for p in parents[n])]):
+        x, event = values[name], infos[name].event_shape
+        own = x.shape[1 : x.ndim - len(event)]
+        # Aligned to the right, as NumPyro aligns plates.
+        aligned = x.reshape(len(x), *(1,) * (len(batch) - len(own)), *own, *event)
+        whole = np.broadcast_to(aligned, (len(x), *batch, *event))
+        found[name] = whole.reshape(-1, *event)
+    return found
+
+
+def _law_of(
+    name: str,
+    table: ReferenceTable,
+    parents: Sequence[str],
+    infos: Mapping[str, SiteInfo],
+    by: ModelFn | Mapping[str, ModelFn] | None,
+) -> _LearnedLaw:
+    own = by.get(name) if isinstance(by, Mapping) else by
+    if own is not None:
+        return _LearnedLaw(name, own)
+    events = _events(table.rows("training"), [name], {name: parents}, infos)
+    of_parents = StandardCoordinates.of({p: events[p] for p in parents}, _supports(table, parents))
+    values = events[name]
+    event_ndim = len(infos[name].event_shape)
+    if np.issubdtype(values.dtype, np.floating):
+        _check_continuous(name, values)
+        own_coordinates = StandardCoordinates.of({name: values}, {})
+        begun = ConditionalFlow(own_coordinates.size, of_parents.size, key=jax.random.key(0))
+        context = np.asarray(of_parents.flat({p: events[p] for p in parents}))
+        context = np.broadcast_to(context, (len(values), context.shape[-1]))
+        begun = begun.fitted(context, np.asarray(own_coordinates.part(name, values)))
+
+        def flow(**given: Array) -> dist.Distribution:
+            net = ppl.module("flow", begun)
+            return own_coordinates.law(name, net.law(of_parents.flat(given)))
+
+        return _LearnedLaw(name, flow)
+    if values.min() < 0 or values.max() > _MOST_VALUES or event_ndim:
+        raise ValueError(
+            f"surrogate: site '{name}' holds whole numbers from {values.min()} to {values.max()} in events of shape "
+            f"{infos[name].event_shape}, for which there is no default law. Give one, by={{'{name}': law}}, e.g. a function of "
+            "its parents that returns NegativeBinomial2(mean, concentration)."
+        )
+    return _LearnedLaw(name, _categorical(int(values.max()) + 1, of_parents))
+
+
+def _check_continuous(name: str, values: np.ndarray) -> None:
+    """Refuse a density of values that are few: it would grow without end at each of them."""
+    for column in values.reshape(len(values), -1).T:
+        if 2 * len(np.unique(column)) < len(column):
+            raise ValueError(
+                f"surrogate: site '{name}' is a floating-point number and takes only {len(np.unique(column))} values in "
+                f"{len(column)} simulations, so that it has no density to learn. Let the simulator return whole numbers as "
+                "integers at a site of their own, or add what the measurement's rounding took."
+            )
+
+
+def _categorical(num: int, of_parents: StandardCoordinates) -> Callable[..., dist.Distribution]:
+    def categorical(**given: Array) -> dist.Distribution:
+        made = eqx.nn.MLP(of_parents.size, num, 64, 2, jax.nn.silu, key=jax.random.key(0))
+        net = ppl.module("net", with_zeros_last(made))
+        logits = jnp.vectorize(net, signature="(i)->(o)")(of_parents.flat(given))
+        return dist.CategoricalLogits(logits)
+
+    return categorical
+
+
+def _supports(table: ReferenceTable, names: Sequence[str]) -> dict[str, Any]:
+    """Supports of latent sites among the parents; in single events, as those of whole sites are."""
+    latent = [n for n in names if n in table.parameters]
+    return supports_of("surrogate", table.model, jax.random.key(0), table.args, latent)

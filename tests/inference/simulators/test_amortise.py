@@ -1,0 +1,138 @@
+"""Learned posteriors against conjugate ones, their report, their weights, their refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from lapilli import inference, ppl
+from lapilli.inference.simulators import reference_table
+
+KEY = jax.random.key(0)
+SD = jnp.array([1.0, 0.5])  # of the noise; the priors have 1
+
+
+def model(x):
+    theta = ppl.sample("theta", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    mixed = jnp.array([theta[0] + theta[1], theta[1]])
+    ppl.sample("x", dist.Normal(mixed, SD).to_event(1), obs=x)
+
+
+def exact(x):
+    """Mean and covariance of theta given x."""
+    design = np.array([[1.0, 1.0], [0.0, 1.0]])
+    precision = np.eye(2) + design.T @ np.diag(np.asarray(SD, float) ** -2) @ design
+    covariance = np.linalg.inv(precision)
+    return covariance @ design.T @ (np.asarray(x) / np.asarray(SD, float) ** 2), covariance
+
+
+@pytest.fixture(scope="module")
+def table():
+    return reference_table(model, (np.zeros(2),), num_simulations=4_000, key=KEY)
+
+
+@pytest.fixture(scope="module")
+def found(table):
+    return inference.amortise(table, key=jax.random.key(1), num_steps=800, progress=False)
+
+
+def test_the_posterior_is_that_of_normal_laws_within_hundredths_of_a_nat(found, table):
+    """On rows that nothing was trained on: E[log p(theta | x) - log q(theta | x)], an average of KL."""
+    parameters, data = table.rows("held out")
+    log_p = []
+    for theta, x in zip(parameters["theta"], data["x"], strict=True):
+        mean, covariance = exact(x)
+        law = dist.MultivariateNormal(jnp.asarray(mean), jnp.asarray(covariance))
+        log_p.append(float(law.log_prob(theta)))
+    density = jax.vmap(lambda t, x: found.guide.log_density({"theta": t}, x=x))
+    gaps = np.array(log_p) - np.asarray(density(parameters["theta"], data["x"]))
+    assert abs(gaps.mean()) < 0.02
+    assert found.held_out[0] == pytest.approx(np.mean(log_p) - gaps.mean(), abs=1e-4)
+
+
+def test_weighted_draws_have_the_exact_evidence(found):
+    x = np.array([1.5, -0.5])
+    posterior = found.posterior(KEY, x, num_samples=1_000)
+    worth = inference.diagnostics.importance_diagnostics(posterior.log_weights)
+    cov = np.array([[3.0, 1.0], [1.0, 1.25]])
+    log_z = float(dist.MultivariateNormal(jnp.zeros(2), cov).log_prob(x))
+    assert worth.ess > 900
+    assert worth.log_evidence == pytest.approx(log_z, abs=5 * worth.log_evidence_std_error + 1e-3)
+    mean, _ = exact(x)
+    draws = found.draws(KEY, {"x": x}, 1_000)["theta"]
+    assert np.allclose(draws.mean(0), mean, atol=0.12)  # 5 standard errors and the guide's own
+
+
+def test_the_report_is_part_of_it_and_sees_what_is_wrong(found, table):
+    assert min(found.report.corrected.values()) > 1e-3 and "below" in str(found)
+
+    @ppl.model
+    def narrow(x):
+        scale = ppl.param("scale", 0.1, constraint=dist.constraints.interval(0.05, 0.2))
+        ppl.sample("theta", dist.Normal(jnp.stack([x[0] - x[1], x[1]]) / 2, scale).to_event(1))
+
+    planted = inference.amortise(table, guide=narrow, num_steps=20, progress=False)
+    assert "central" in planted.report.objections and "object" in repr(planted)
+
+
+@pytest.mark.slow(reason="two flows to compile")
+def test_sites_follow_one_another_within_their_supports():
+    """A scale and a place that depends on it: unbounded flows, bounded draws; a mean that is known."""
+
+    def both(x):
+        scale = ppl.sample("scale", dist.Uniform(0.5, 2.0))
+        place = ppl.sample("place", dist.Normal(0.0, scale))
+        ppl.sample("x", dist.Normal(place, 0.5).expand([3]).to_event(1), obs=x)
+
+    table = reference_table(both, (np.zeros(3),), num_simulations=1_000, key=KEY)
+    found = inference.amortise(table, num_steps=200, progress=False)
+    draws = found.draws(KEY, {"x": np.array([3.0, 3.2, 2.8])}, 500)
+    assert (draws["scale"] > 0.5).all() and (draws["scale"] < 2).all()
+    assert abs(draws["place"].mean() - 2.85) < 0.4
+    value = {"scale": jnp.asarray(1.0), "place": jnp.asarray(0.3)}
+    assert np.isfinite(float(found.log_density(value, {"x": np.zeros(3)})))
+
+
+@pytest.mark.slow(reason="a training of its own")
+def test_a_posterior_is_right_where_simulations_fail():
+    """Data are lost below zero. Given data that are there, nothing changes: N(x / 2, 1 / 2)."""
+    simulate = lambda key, p: (lambda x: jnp.where(x < 0, jnp.nan, x))(
+        p["m"] + jax.random.normal(key)
+    )
+    prior = lambda: ppl.sample("m", dist.Normal(0.0, 1.0))
+    table = reference_table(prior, simulator=simulate, num_simulations=4_000, key=KEY)
+    found = inference.amortise(table, num_steps=600, progress=False)
+    draws = found.draws(KEY, {"x": 0.4}, 2_000)["m"]
+    assert table.num_failed > 1_500
+    assert draws.mean() == pytest.approx(0.2, abs=0.12) and draws.std() == pytest.approx(
+        0.5**0.5, abs=0.08
+    )
+    with pytest.raises(ValueError, match="sites \\['x'\\].*are simulated, a point mass"):
+        found.posterior(KEY, 0.4)
+
+
+def test_what_cannot_be_learned_is_refused(table, found):
+    def lacks(x):
+        ppl.sample("other", dist.Normal(0.0, 1.0))
+
+    def bounded(x):
+        net = ppl.param("a", 0.0)
+        ppl.sample("theta", dist.Uniform(-1.0, 1.0).expand([2]).to_event(1))
+        return net
+
+    with pytest.raises(ValueError, match="draws \\['other'\\] besides"):
+        inference.amortise(table, guide=lacks, progress=False)
+    with pytest.raises(ValueError, match="guide must reach all that the model can be"):
+        inference.amortise(table, guide=bounded, progress=False)
+
+    def discrete(x):
+        ppl.sample("x", dist.Normal(ppl.sample("k", dist.Poisson(3.0)), 1.0), obs=x)
+
+    of_counts = reference_table(discrete, (0.0,), num_simulations=100)
+    with pytest.raises(ValueError, match="latent sites \\['k'\\] are discrete"):
+        inference.amortise(of_counts, progress=False)
+    with pytest.raises(ValueError, match="data have the shapes"):
+        found.draws(KEY, {"x": np.zeros(3)})
+    with pytest.raises(ValueError, match="data of \\['x'\\] are not finite"):
+        found.draws(KEY, {"x": np.array([np.nan, 0.0])})

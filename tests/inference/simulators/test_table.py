@@ -1,0 +1,199 @@
+"""Simulations in rows: split once, scaled by the training rows, failures counted; plain functions in place of programs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from _simulators import fails_below_zero, noisy
+
+from lapilli import inference, ppl
+from lapilli.inference.simulators import ReferenceTable, reference_table
+from lapilli.inference.simulators._coordinates import StandardCoordinates
+
+KEY = jax.random.key(0)
+
+
+def prior():
+    ppl.sample("m", dist.Normal(0.0, 1.0))
+
+
+def prior_of_two():
+    prior()
+    ppl.sample("n", dist.Normal(0.0, 1.0))
+
+
+def model(x):
+    ppl.sample("x", dist.Normal(ppl.sample("m", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+
+def black_box(simulator, num=100, **options):
+    options = {"loop": "python", "progress": False, "num_simulations": num} | options
+    return reference_table(prior, simulator=simulator, key=KEY, **options)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return reference_table(model, (0.0,), num_simulations=500, batch_size=300, key=KEY)
+
+
+def test_rows_are_draws_of_the_joint_law_and_are_split_without_remainder(table):
+    parts = np.concatenate(list(table.parts.values()))
+    assert sorted(parts) == list(range(500)) and len(set(table.parameters["m"])) == 500
+    assert {p: len(r) for p, r in table.parts.items()} == {
+        "validation": 50,
+        "held out": 50,
+        "training": 400,
+    }
+    # Correlation 1 / sqrt 2, its standard error some 0.022.
+    correlation = np.corrcoef(table.parameters["m"], table.data["x"])[0, 1]
+    assert correlation == pytest.approx(0.5**0.5, abs=0.1)
+
+
+def test_coordinates_are_standardised_by_the_training_rows_alone(table):
+    of_parameters, of_data = table.coordinates
+    parameters, data = table.rows("training")
+    for found in (of_parameters.flat(parameters), of_data.flat(data)):
+        assert np.allclose(found.mean(0), 0, atol=1e-5) and np.allclose(found.std(0), 1, atol=1e-5)
+    assert abs(float(of_data.flat(table.rows("held out")[1]).mean())) > 1e-4
+
+
+SUPPORTS = {
+    "box": (dist.Uniform(-1.0, 3.0), ()),
+    "positive": (dist.Gamma(2.0, 1.0), ()),
+    "vector of shares": (dist.Beta(2.0, 3.0).expand([2]).to_event(1), (2,)),
+    "simplex": (dist.Dirichlet(jnp.array([1.0, 2.0, 3.0])), (3,)),
+    "ordered": (
+        dist.TransformedDistribution(
+            dist.Normal(jnp.zeros(3), 1.0).to_event(1), dist.transforms.OrderedTransform()
+        ),
+        (3,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_laws_live_on_the_support_and_count_every_jacobian(name):
+    """A standard Normal of the coordinates, at draws: its density is that of the change of variables by automatic derivatives."""
+    prior, shape = SUPPORTS[name]
+    rows = np.asarray(prior.sample(KEY, (200,)))
+    coordinates = StandardCoordinates.of({"z": rows}, {"z": prior.support})
+    law = coordinates.law("z", dist.Normal(jnp.zeros(coordinates.size), 1.0).to_event(1))
+    assert law.event_shape == shape and law.batch_shape == ()
+    value = jnp.asarray(rows[0])
+    assert prior.support(law.sample(KEY, (50,))).all()
+    u = coordinates.part("z", value)
+    # Of a simplex the last entry follows from the others.
+    free = lambda u: law_value(coordinates, u).reshape(-1)[: coordinates.size]
+    _, log_det = np.linalg.slogdet(np.asarray(jax.jacobian(free)(u), float))
+    exact = float(dist.Normal(0.0, 1.0).log_prob(u).sum()) - log_det
+    assert float(law.log_prob(value)) == pytest.approx(exact, abs=2e-4)
+
+
+def law_value(coordinates, u):
+    base = dist.Delta(u).to_event(1)
+    return coordinates.law("z", base).sample(KEY)
+
+
+def test_a_compiled_function_is_the_program_that_it_stands_for():
+    found = reference_table(
+        prior,
+        simulator=lambda key, p: p["m"] + jax.random.normal(key),
+        num_simulations=400,
+        key=KEY,
+    )
+    assert np.std(found.data["x"] - found.parameters["m"]) == pytest.approx(1.0, abs=0.15)
+    assert (
+        abs(np.corrcoef(found.data["x"] - found.parameters["m"], found.parameters["m"])[0, 1])
+        < 0.25
+    )
+
+
+def test_failures_of_a_black_box_are_counted_and_their_parameters_kept():
+    found = black_box(fails_below_zero, 200)
+    assert found.num_simulations + found.num_failed == 200 and found.num_failed > 50
+    assert (found.parameters["m"] >= 0).all() and (found.failed["m"] < 0).all()
+    assert "ZeroDivisionError: below" in repr(found)
+
+
+def test_numbers_that_are_none_are_counted():
+    found = black_box(lambda rng, p: np.nan if p["m"] > 1 else p["m"], 200)
+    assert (found.failed["m"] > 1).all() and found.num_failed > 10
+    assert "not finite" in repr(found)
+
+
+@pytest.mark.slow(reason="processes that start afresh")
+def test_workers_do_not_change_the_numbers():
+    one, other = black_box(noisy), black_box(noisy, num_workers=2)
+    assert np.array_equal(one.data["x"], other.data["x"]) and len(set(one.data["x"])) == 100
+
+
+def test_a_file_has_all_rows_and_belongs_to_its_program(table, tmp_path):
+    table.save(tmp_path / "rows.npz")
+    again = ReferenceTable.load(tmp_path / "rows.npz", model, (0.0,))
+    assert np.array_equal(again.data["x"], table.data["x"])
+    assert np.array_equal(again.parts["training"], table.parts["training"])
+    with pytest.raises(ValueError, match="ReferenceTable.load: the file holds parameters"):
+        ReferenceTable.load(tmp_path / "rows.npz", prior_of_two)
+    black = black_box(noisy)
+    black.save(tmp_path / "black.npz")
+    assert list(ReferenceTable.load(tmp_path / "black.npz", prior).data) == ["x"]
+
+
+def with_factor(x):
+    model(x)
+    ppl.factor("f", 1.0)
+
+
+def with_cells(x):
+    m = ppl.sample("m", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", 3):
+        ppl.sample("x", dist.Normal(m, 1.0), obs=x, obs_mask=np.array([True, False, True]))
+
+
+REFUSED = {
+    "a factor": (lambda: reference_table(with_factor, (0.0,)), "are factors or have masks"),
+    "missing cells": (lambda: reference_table(with_cells, (np.zeros(3),)), "have masks"),
+    "nothing latent": (
+        lambda: reference_table(lambda x: ppl.sample("x", dist.Normal(0.0, 1.0), obs=x), (0.0,)),
+        "no latent site",
+    ),
+    "nothing observed": (lambda: reference_table(prior), "observes nothing"),
+    "observed twice": (lambda: reference_table(model, (0.0,), simulator=noisy), "a simulator makes"),
+    "no function": (lambda: reference_table(model, (0.0,), loop="python"), "plain function"),
+    "few": (lambda: reference_table(model, (0.0,), num_simulations=3), "num_simulations"),
+    "always raises": (lambda: black_box(lambda rng, p: 1 / 0), "all 100 calls.*ZeroDivisionError"),
+    "never a number": (lambda: black_box(lambda rng, p: np.inf), "all 100 simulations failed"),
+    "other shapes": (lambda: black_box(lambda rng, p: np.zeros(rng.integers(1, 4))), "of one shape"),
+    "other lengths": (
+        lambda: ReferenceTable(ppl.as_program(model), (0.0,), {"m": np.zeros(99)}, {"x": np.zeros(98)}, {}),
+        "one number of rows",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_table_is_refused(case):
+    run, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+def test_parameters_beyond_their_prior_are_refused():
+    def bounded(x):
+        ppl.sample("x", dist.Normal(ppl.sample("m", dist.Uniform(0.0, 1.0)), 1.0), obs=x)
+
+    rows = np.linspace(0.0, 2.0, 100)
+    table = ReferenceTable(ppl.as_program(bounded), (0.0,), {"m": rows}, {"x": rows}, {})
+    with pytest.raises(ValueError, match="outside of its prior's support in 50 of 100"):
+        _ = table.coordinates
+
+
+def test_a_support_that_moves_is_refused():
+    def moving(x):
+        low = ppl.sample("low", dist.Normal(0.0, 1.0))
+        ppl.sample("x", dist.Normal(ppl.sample("m", dist.Uniform(low, low + 1)), 1.0), obs=x)
+
+    table = reference_table(moving, (0.0,), num_simulations=100)
+    with pytest.raises(ValueError, match="support of site 'm' moves"):
+        inference.amortise(table, progress=False)
