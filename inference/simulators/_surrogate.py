@@ -117,6 +117,7 @@ def surrogate(
     reads = reads_of(table.model, table.args)
     refuse_noise("surrogate", reads, names)
     parents = _parents(table, names, reads)
+    _check_batches(names, parents, infos)
     laws = {n: _law_of(n, table, parents[n], infos, by) for n in names}
     training, validation, held = (
         _events(table.rows(part), names, parents, infos)
@@ -235,25 +236,33 @@ def _parents(
     return {n: read(i, n) for i, n in enumerate(names)}
 
 
+def _check_batches(
+    names: Sequence[str], parents: Mapping[str, Sequence[str]], infos: Mapping[str, SiteInfo]
+) -> None:
+    """Refuse learned sites in different plates, and parents with more rows than their child."""
+    batch = infos[names[0]].batch_shape
+    shapes = {n: infos[n].batch_shape for n in [*names, *(p for n in names for p in parents[n])]}
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        ends = zip(reversed(shape), reversed(batch), strict=False)
+        return len(shape) <= len(batch) and all(a in (1, b) for a, b in ends)
+
+    if any(infos[n].batch_shape != batch for n in names) or not all(map(fits, shapes.values())):
+        raise ValueError(
+            f"surrogate: the sites {list(names)} and what they read have the batch shapes {shapes}, and one event of one is no "
+            "event of another. Learn sites one after the other, sites=[...], or put them into the same plates."
+        )
+
+
 def _events(
     rows: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
     names: Sequence[str],
     parents: Mapping[str, Sequence[str]],
     infos: Mapping[str, SiteInfo],
 ) -> dict[str, np.ndarray]:
-    """Values of learned sites and their parents, one event a row: rows of plates become rows.
-
-    Raises:
-        ValueError: learned sites stand in different plates.
-    """
+    """Values of learned sites and their parents, one event a row: rows of plates become rows."""
     values = {**rows[0], **rows[1]}
-    shapes = {n: infos[n].batch_shape for n in names}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(
-            f"surrogate: learned sites have the batch shapes {shapes}, and one event of one is no event of another. Learn them "
-            "one after the other, sites=[...], or put them into the same plates."
-        )
-    batch = next(iter(shapes.values()))
+    batch = infos[names[0]].batch_shape
     found = {}
     for name in dict.fromkeys([*names, *(p for n in names for p in parents[n])]):
         x, event = values[name], infos[name].event_shape

@@ -33,7 +33,7 @@ from ._simulators import SimulatedRows, SimulatorFn, black_box, called, carrier,
 Part = Literal["training", "validation", "held out"]
 _FORMAT = "lapilli simulations 1"
 _SHARE, _LEAST = 0.05, 100  # of the rows that validate, and as many that are held out
-_FEWEST = 60
+_FEWEST, _JUDGED = 60, 20  # rows in all, and of those that judge: fewer tell nothing
 
 
 @shown
@@ -41,8 +41,8 @@ _FEWEST = 60
 class ReferenceTable:
     """Simulations in rows, and how they are split and scaled. Made by `reference_table`.
 
-    Rows are split once: 5% (at least 100, at most a tenth) validate what is trained, as many are held out to judge it, the rest
-    train. StandardCoordinates are standardised by the training rows.
+    Rows are split once: 5% (at least 100, or a tenth of few rows) validate what is trained, as many are held out to judge it,
+    the rest train. Coordinates are standardised by the training rows.
 
     Attributes:
         model: the program of parameters and data. Of a simulator that is a plain function the prior, with the data as point
@@ -78,7 +78,7 @@ class ReferenceTable:
     def parts(self) -> dict[Part, np.ndarray]:
         """Numbers of the rows of each part, in an order that does not depend on that of the table."""
         size = self.num_simulations
-        few = max(int(_SHARE * size), min(_LEAST, size // 10))
+        few = max(int(_SHARE * size), min(_LEAST, max(_JUDGED, size // 10)))
         order = np.random.default_rng(0).permutation(size)
         return {
             "validation": order[:few],
@@ -280,11 +280,14 @@ def _table(program: ppl.Program, args: tuple, drawn: SimulatedRows) -> Reference
             f"reference_table: all {size} simulations failed, the first one: {drawn.reason or 'its data are not finite'}. Mend "
             "the simulator, or a prior that draws what it cannot take."
         )
+    # JAX sorts names; what follows reads them in the order of the program.
+    known = list(program.simulate(jax.random.key(0), *args).sites)
+    order = lambda values: {n: values[n] for n in sorted(values, key=known.index)}
     reason = drawn.reason or ("" if finite.all() else "data that are not finite")
     take = lambda values, rows: {name: np.asarray(x)[rows] for name, x in values.items()}
     return ReferenceTable(
-        program, args, take(drawn.parameters, fine), take(drawn.data, fine),
-        take(drawn.parameters, ~fine), reason,
+        program, args, take(order(drawn.parameters), fine), take(order(drawn.data), fine),
+        take(order(drawn.parameters), ~fine), reason,
     )  # fmt: skip
 
 

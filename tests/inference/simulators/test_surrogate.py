@@ -193,6 +193,20 @@ def test_what_cannot_be_learned_is_refused(case):
         inference.surrogate(make(), progress=False, **options)
 
 
+def test_sites_in_other_plates_are_refused():
+    def uneven(x, y):
+        theta = ppl.sample("theta", dist.Normal(0.0, 1.0))
+        noise = jax.random.normal(ppl.rng_key("noise"), (3,))
+        ppl.sample("y", dist.Delta(theta + noise[0]), obs=y)
+        with ppl.plate("rows", 2):
+            ppl.sample("x", dist.Delta(theta + noise[1:]), obs=x)
+
+    table = reference_table(uneven, (np.zeros(2), 0.0), num_simulations=100)
+    assert list(table.data) == ["y", "x"]  # as the program has them
+    with pytest.raises(ValueError, match="one event of one is no event"):
+        inference.surrogate(table, progress=False)
+
+
 def test_noise_beneath_a_law_that_stays_is_refused():
     def noisy(x, y):
         theta = ppl.sample("theta", dist.Normal(0.0, 1.0))
