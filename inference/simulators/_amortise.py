@@ -77,7 +77,7 @@ class Amortised:
             choices: latent site -> value.
             data: observed site -> value.
         """
-        return self.guide.log_density(choices, **self._checked(data))
+        return _scored(self.guide, choices, **self._checked(data))
 
     def posterior(
         self, key: Key, *args: PyTree, num_samples: int = 4_000, model: ModelFn | None = None
@@ -111,7 +111,7 @@ class Amortised:
         def weighted(key: Key) -> tuple[dict[str, Array], Array]:
             trace = self.guide.simulate(key, **data)
             choices = trace.shared_choices
-            return choices, program.log_density(choices, *args) - trace.log_density
+            return choices, _scored(program, choices, *args) - trace.log_density
 
         keys = jax.random.split(typed_key(key), num_samples)
         run = shared_jit(
@@ -211,7 +211,7 @@ def amortise(
 
     def log_densities(params: ParamMap, rows: Mapping[str, ArrayLike]) -> Array:
         def one(row: Mapping[str, Array]) -> Array:
-            return own.bind(params).log_density(_named(row, "parameters"), **_named(row, "data"))
+            return _scored(own.bind(params), _named(row, "parameters"), **_named(row, "data"))
 
         return jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
 
@@ -229,6 +229,11 @@ def amortise(
     report = _report(bound, table, draw_key, check_key)
     mean, error = float(scores.mean()), float(scores.std(ddof=1) / len(scores) ** 0.5)
     return Amortised(table, bound, (mean, error), report, learned.fit, learned.validation)
+
+
+def _scored(program: ppl.Program, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Array:
+    """`log_density`, with a key: networks may be made from one before their parameters are bound."""
+    return program.generate(jax.random.key(0), choices, *args, **kwargs)[0].log_density
 
 
 def _named(row: Mapping[str, Array], group: str) -> dict[str, Array]:

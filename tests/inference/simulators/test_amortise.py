@@ -1,5 +1,6 @@
 """Learned posteriors against conjugate ones, their report, their weights, their refusals."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +75,19 @@ def test_the_report_is_part_of_it_and_sees_what_is_wrong(found, table):
 
     planted = inference.amortise(table, guide=narrow, num_steps=20, progress=False)
     assert "central" in planted.report.objections and "object" in repr(planted)
+
+
+def test_a_guide_of_ones_own_may_make_its_network_from_a_key(table):
+    def own(x):
+        net = ppl.module("net", eqx.nn.Linear(2, 2, key=ppl.rng_key("init")))
+        ppl.sample("theta", dist.Normal(net(x), 1.0).to_event(1))
+
+    found = inference.amortise(table, guide=own, num_steps=20, progress=False)
+    choices = {"theta": np.zeros(2)}
+    exact = dist.Normal(found.fit.params["net"].bias, 1.0).log_prob(0.0).sum()
+    assert float(found.log_density(choices, {"x": np.zeros(2)})) == pytest.approx(
+        float(exact), abs=1e-5
+    )
 
 
 @pytest.mark.slow(reason="two flows to compile")
