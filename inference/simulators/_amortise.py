@@ -22,7 +22,6 @@ from ...ppl.language import ChoiceMismatch, matched
 from ..fitting import Fit, Posterior
 from ..posterior_checks import PosteriorReport, Simulations, check_simulations
 from ._learn import learn
-from ._networks import ConditionalFlow
 from ._table import ReferenceTable
 
 _CHECKED, _DRAWS = 400, 99  # held-out data sets that the report is on, and draws for each
@@ -276,6 +275,8 @@ def _check_guide(table: ReferenceTable, guide: ppl.Program) -> None:
 
 def _default_guide(table: ReferenceTable, key: Key) -> ppl.Program:
     """Site after site, a flow given the data and the sites before."""
+    from ._networks import ConditionalFlow
+
     discrete = [n for n, x in table.parameters.items() if not np.issubdtype(x.dtype, np.floating)]
     if discrete:
         raise ValueError(

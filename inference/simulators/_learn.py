@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, PyTree
 
 from ... import ppl
@@ -99,6 +98,8 @@ def learn(
     progress: bool,
 ) -> Learned:
     """Train on rows, and stop when the validation loss has not fallen for a third of the steps."""
+    import optax
+
     size = len(next(iter(training.values())))
     num_steps = int(_STEPS_PER_ROOT * size**0.5) if num_steps is None else num_steps
     check_counts(name, num_steps=num_steps)

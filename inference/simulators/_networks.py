@@ -8,8 +8,6 @@ dimensions, with 10,000 rows, the difference is a quarter of a nat.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -161,12 +159,6 @@ class ConditionalFlow(eqx.Module):
         return dist.TransformedDistribution(base, [*self.flow.couplings(context_of), last])
 
 
-class CriticFn(Protocol):
-    """f(parameters, data) of standardised coordinates, [p] and [d], a number: an equinox module, to be trained."""
-
-    def __call__(self, parameters: Array, data: Array, /) -> Array: ...
-
-
 class Critic(eqx.Module):
     """A quadratic form in parameters and data side by side, and a network, zero at first.
 
@@ -207,8 +199,3 @@ class Critic(eqx.Module):
         clipped = jnp.clip(both, -_CLIP, _CLIP)
         form = (self.quadratic * clipped[:, None] * clipped).sum() + (self.linear * clipped).sum()
         return form + self.constant + self.net(jnp.arcsinh(both))[0]
-
-
-def size_of(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Numbers in values of these shapes."""
-    return sum(int(np.prod(shape)) for shape in shapes.values())

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,13 +32,18 @@ from ...ppl._show import shown
 from ...ppl._types import Key
 from ..fitting import Fit
 from ._learn import learn
-from ._networks import Critic, CriticFn
 from ._standing_in import reads_of, refuse_noise, standing_in
 from ._table import ReferenceTable
 
 Kind = Literal["contrastive", "logistic", "balanced", "softmax"]
 _BALANCE = 50.0  # 100 beside the sum of both cross-entropies, of which the loss here is half
 _DATA_SETS, _PRIOR_DRAWS = 200, 2_000  # held-out data, and draws of the prior, behind the evidence
+
+
+class CriticFn(Protocol):
+    """f(parameters, data) of standardised coordinates, [p] and [d], a number: an equinox module, to be trained."""
+
+    def __call__(self, parameters: Array, data: Array, /) -> Array: ...
 
 
 @shown
@@ -185,6 +189,10 @@ def ratio(
     Reference: Hermans, Begy and Louppe 2020, arXiv:1903.04057 (A); Durkan, Murray and Papamakarios 2020, arXiv:2002.03712 (B);
     Miller, Weniger and Forré 2022, arXiv:2210.06170 (C); Delaunoy et al. 2022, arXiv:2208.13624 (balanced).
     """
+    import equinox as eqx
+
+    from ._networks import Critic
+
     check_counts("ratio", 2 if kind == "softmax" else 1, num_contrasts=num_contrasts)
     if not 0 < gamma < np.inf:
         raise ValueError(

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +24,8 @@ from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.traces import BoundParams, SiteInfo
 from ..fitting import Fit
-from ..flows import with_zeros_last
 from ._coordinates import StandardCoordinates, supports_of
 from ._learn import learn
-from ._networks import ConditionalFlow
 from ._standing_in import ARGUMENTS, reads_of, refuse_noise, standing_in
 from ._table import ReferenceTable
 
@@ -281,6 +278,8 @@ def _law_of(
     infos: Mapping[str, SiteInfo],
     by: ModelFn | Mapping[str, ModelFn] | None,
 ) -> _LearnedLaw:
+    from ._networks import ConditionalFlow
+
     own = by.get(name) if isinstance(by, Mapping) else by
     if own is not None:
         return _LearnedLaw(name, own)
@@ -322,6 +321,10 @@ def _check_continuous(name: str, values: np.ndarray) -> None:
 
 
 def _categorical(num: int, of_parents: StandardCoordinates) -> Callable[..., dist.Distribution]:
+    import equinox as eqx
+
+    from ..flows import with_zeros_last
+
     def categorical(**given: Array) -> dist.Distribution:
         made = eqx.nn.MLP(of_parents.size, num, 64, 2, jax.nn.silu, key=jax.random.key(0))
         net = ppl.module("net", with_zeros_last(made))
