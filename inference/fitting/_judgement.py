@@ -159,15 +159,15 @@ def _draws(fit: Any, key: Key, number: int) -> WeightedDraws:
     landscape = getattr(guide, "landscape", None)
     if guide is None or landscape is None:
         drawn = fit.posterior(key, number, batch_size=100)
-        return WeightedDraws(drawn.log_weights.astype(float), _by_coordinate(drawn.choices))
+        return WeightedDraws(drawn.log_weights.astype(float), by_coordinate(drawn.choices))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     noise = rng.standard_normal((number, landscape.space.dimension))
     u, log_q = guide.draws(fit.params, noise)
-    points = _by_coordinate(landscape.choices(u))
+    points = by_coordinate(landscape.choices(u))
     return WeightedDraws(landscape.values(u, keep_nan=True) - log_q, points, u)
 
 
-def _by_coordinate(choices: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def by_coordinate(choices: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A vector of draws for each coordinate of a site, up to a hundred of each."""
     return {
         f"{name}{list(at) if at else ''}": x[(slice(None), *at)].astype(float)

@@ -14,8 +14,9 @@ import numpy as np
 from ... import ppl
 from ...ppl._shared_jit import shared_jit
 from ...ppl._types import Key
-from ..diagnostics._weights import importance_diagnostics, resampling_indices
+from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting import Fit, fit
+from ..fitting._judgement import by_coordinate
 from ..particles.samplers import tempered_smc
 from ._certificate import Attempt
 from ._clock import Clock
@@ -66,7 +67,9 @@ def run_fit(
         verdict = Verdict({}, (f"a fit is not for this program: {err}",))
         attempt = Attempt("fit", time.perf_counter() - began, verdict.outcome, {})
         return FoundDraws(None, verdict, attempt)
-    verdict = of_weights(drawn.log_weights)
+    sites = simulated(program, args).choices
+    plain = {n: x for n, x in drawn.choices.items() if n in sites}
+    verdict = of_weights(drawn.log_weights, plain)
     if (text := _against(fitted, clock)) is not None:
         verdict = verdict._replace(problems=(text, *verdict.problems))
     attempt = Attempt("fit", time.perf_counter() - began, verdict.outcome, verdict.seen)
@@ -74,8 +77,6 @@ def run_fit(
         return FoundDraws(None, verdict, attempt)
     log_weights = importance_diagnostics(drawn.log_weights).smoothed_log_weights
     rows = resampling_indices(keep_key, log_weights)[::_DRAWS]
-    sites = simulated(program, args).choices
-    plain = {n: x for n, x in drawn.choices.items() if n in sites}
     return FoundDraws({n: x[rows] for n, x in plain.items()}, verdict, attempt, plain)
 
 
@@ -102,7 +103,8 @@ def run_flow(
     began = time.perf_counter()
     run_key, keep_key = jax.random.split(key)
     drawn = flow_draws(target, frame, run_key, _DRAWS * num_samples, clock)
-    verdict = of_weights(drawn.log_weights)
+    choices = shared_jit(jax.vmap(target.choices))(jnp.asarray(drawn.u, jnp.result_type(float)))
+    verdict = of_weights(drawn.log_weights, jax.tree.map(np.asarray, choices))
     if drawn.num_steps < NUM_STEPS:
         text = f"the flow was trained for {drawn.num_steps} of {NUM_STEPS} steps"
         verdict = verdict._replace(problems=(text, *verdict.problems))
@@ -134,8 +136,11 @@ def near_guide(
     return starts, frame_of(guide, is_dense=target.dimension <= DENSE_UP_TO)
 
 
-def of_weights(log_weights: np.ndarray) -> Verdict:
-    """The verdict on draws by their weights; nothing is seen where these are no numbers."""
+def of_weights(log_weights: np.ndarray, choices: Mapping[str, np.ndarray] | None = None) -> Verdict:
+    """The verdict on draws by their weights, and by those times squares of the sites' numbers, on which widths depend.
+
+    Nothing is seen where weights are no numbers.
+    """
     if not np.isfinite(log_weights).any() or not (log_weights < np.inf).all():
         return Verdict({}, ("the weights of a fitted guide's draws are no numbers",))
     worth = importance_diagnostics(log_weights)
@@ -149,7 +154,28 @@ def of_weights(log_weights: np.ndarray) -> Verdict:
         )
     if not worth.ess >= LEAST_ESS:
         problems.append(f"the effective sample size is {worth.ess:.0f}, below {LEAST_ESS}")
+    if not problems and choices and (text := _unknown_width(worth, log_weights, choices)):
+        problems.append(text)
     return Verdict(seen, tuple(problems))
+
+
+def _unknown_width(
+    worth: ImportanceDiagnostics, log_weights: np.ndarray, choices: Mapping[str, np.ndarray]
+) -> str | None:
+    """The number whose width weighted draws do not tell, in words: where the tail is that they do not reach."""
+    weights, worst, where = np.exp(worth.smoothed_log_weights), worth.k_threshold, None
+    for name, x in by_coordinate(choices).items():
+        with np.errstate(divide="ignore"):
+            squares = 2 * np.log(np.abs(x - weights @ x))
+        k_hat = importance_diagnostics(log_weights + squares).k_hat
+        if k_hat > worst:
+            worst, where = k_hat, name
+    if where is None:
+        return None
+    return (
+        f"k-hat is {worst:.2f}, above {worth.k_threshold:.2f}, of weights times squares of {where}: its tail is heavier than the "
+        "draws', and its width is not known"
+    )
 
 
 def run_tempered(
