@@ -27,6 +27,7 @@ _SHARE = math.log(
 )  # nats: of a mode with less than a thirtieth of the evidence nothing is said
 _BEHIND = 1.0  # nats below the bound of the start
 
+WRONG_FAMILY, NEED_WEIGHTS = "wrong family of guide", "draws need their weights"
 SAMPLERS = "inference.infer (which goes on to samplers)"
 RICHER = "models.flows.AutoSpline"
 SKIP = "k_hat='skip' leaves this check out."
@@ -86,7 +87,7 @@ def judged(fit: Any, key: Key, *, is_chosen: bool) -> tuple[GuideWorth, str | No
     if starts is not None and broken.any():
         reason = starts.space.what_breaks(total.u[int(broken.argmax())], fit.args)
         text = f"{text} At the first of them: {reason}" if reason else text
-    if starts is not None and worth.verdict in ("", _WRONG):
+    if starts is not None and worth.verdict in ("", WRONG_FAMILY):
         found = _behind(total, starts) or _several(fit, total, starts)
         if found is not None:
             worth, text = worth._replace(verdict=found[0]), found[1]
@@ -118,9 +119,6 @@ def weighed(
     return total, worth, text
 
 
-_WRONG = "wrong family of guide"
-
-
 def verdict_on(
     log_weights: np.ndarray, *, is_chosen: bool = False
 ) -> tuple[GuideWorth, str | None]:
@@ -143,7 +141,7 @@ def verdict_on(
     # The tail of weights that are all but equal may have any shape; one that cannot be fitted is none to trust.
     if found.k_hat <= found.k_threshold or found.ess >= 0.9 * num:
         return worth, None
-    return worth._replace(verdict=_WRONG), (
+    return worth._replace(verdict=WRONG_FAMILY), (
         f"fit: k-hat is {worth.k_hat:.2f}, above {worth.k_threshold:.2f}, and {worth.ess:.0f} of {num} draws count: "
         f"draws of this guide are no stand-in for the posterior, not even when weighted. {remedy}"
     )
@@ -229,7 +227,7 @@ def _thin(worth: GuideWorth) -> tuple[str, str] | None:
     """What the share of draws that count says against unweighted ones, where weights can be trusted."""
     if worth.ess >= _THIN * worth.num_draws:
         return None
-    return "draws need their weights", (
+    return NEED_WEIGHTS, (
         f"fit: the guide's draws are no stand-in for the posterior without their weights: {worth.ess:.0f} of {worth.num_draws} "
         f"count. Weight them by Posterior.log_weights; {RICHER} as the guide or {SAMPLERS} may do better; {SKIP}"
     )
@@ -267,7 +265,7 @@ def _off(draws: WeightedDraws) -> tuple[str, str] | None:
     if not both:
         return None
     more = f", and {len(both) - 1} more coordinates" if len(both) > 1 else ""
-    return "draws need their weights", (
+    return NEED_WEIGHTS, (
         f"fit: the guide's draws are no stand-in for the posterior without their weights: {told[0][both[0]]}{more}. Weight them "
         f"by Posterior.log_weights; {RICHER} as the guide or {SAMPLERS} may do better; {SKIP}"
     )

@@ -40,6 +40,7 @@ class ChainSettings(NamedTuple):
         accepts: target acceptance of each run, as many as may be tried.
         longer: how often the draws of a run may be doubled where nothing but their number is missing.
         is_dense: whether the mass matrix has correlations.
+        learns_mass: whether the warm-up adapts it, and not the step size alone.
         clock: ends a run where its time does; draws until then are judged as they are.
     """
 
@@ -49,6 +50,7 @@ class ChainSettings(NamedTuple):
     accepts: tuple[float, ...]
     longer: int
     is_dense: bool
+    learns_mass: bool = True
     clock: Clock | None = None
 
 
@@ -86,7 +88,7 @@ def run_chains(
     sampler = Sampler(
         target.log_density, target.arrays, target.dimension,
         num_chains=settings.num_chains, num_warmup=settings.num_warmup, is_dense=settings.is_dense,
-        clock=clock,
+        learns_mass=settings.learns_mass, clock=clock,
     )  # fmt: skip
     frame = sampler.frame() if frame is None else frame
     best, accepts, again = None, list(settings.accepts), label

@@ -137,5 +137,5 @@ def _placed(frame: Frame, v: Array) -> tuple[Array, Array]:
     """The point u = m + F v, and log |F|."""
     if jnp.ndim(frame.factor) == 1:
         return frame.location + frame.factor * v, jnp.log(jnp.abs(frame.factor)).sum()
-    log_scale = jnp.log(jnp.abs(jnp.diagonal(frame.factor))).sum()  # it is triangular
+    log_scale = jnp.linalg.slogdet(frame.factor)[1]
     return frame.location + frame.factor @ v, log_scale

@@ -44,8 +44,8 @@ def infer(
     1. *eliminate*: discrete sites are summed out; normal ones are integrated out where `ppl.eliminate` can: all of them, if
        nothing is left then, and the draws are independent and exact; else those whose law moves with other latent values, if
        that is cheap. They are drawn afterwards, given the rest.
-    2. *nuts*: NumPyro's NUTS, chains side by side from dispersed points; after a fit, half of them from its weighted draws, and
-       all in the coordinates of its guide. Chains of places whose share of the posterior is
+    2. *nuts*: NumPyro's NUTS, chains side by side from dispersed points; after a fit, from its weighted draws, and in the
+       coordinates of its guide. Chains of places whose share of the posterior is
        nothing are begun again in the others; chains that break off or hardly move are run in better coordinates with smaller
        steps, in double precision where single is too coarse, with sites shifted and scaled (not centred), with more sites
        integrated out. Modes that no chain crosses are weighed by importance draws of a mixture that is fitted to the chains, and
@@ -183,7 +183,7 @@ def nuts(
         (target_accept,),
         0,
         bool(is_dense),
-        Clock(None, say),
+        clock=Clock(None, say),
     )
     attempts: list[Attempt] = []
 

@@ -63,15 +63,18 @@ class Sampler:
         num_chains: chains side by side.
         num_warmup: transitions that adapt.
         is_dense: whether the mass matrix has correlations.
+        learns_mass: whether the warm-up adapts the mass matrix, and not the step size alone.
         clock: asked between device calls whether there is time for another one.
     """
 
     def __init__(
         self, log_density: Callable[..., Array], arrays: list[np.ndarray], dimension: int, *,
-        num_chains: int, num_warmup: int, is_dense: bool, clock: Clock | None = None,
+        num_chains: int, num_warmup: int, is_dense: bool, learns_mass: bool = True,
+        clock: Clock | None = None,
     ) -> None:  # fmt: skip
         self._log_density, self._arrays = log_density, arrays
         self.dimension, self.num_chains, self.num_warmup = dimension, num_chains, num_warmup
+        self._learns_mass = learns_mass
         self._is_dense, self.clock, self._length = is_dense, clock or Clock(), 0
         self._begun = shared_jit(jax.vmap(self._begin, (0, 0, None, None, None)))
         self._many = shared_jit(self._transitions)
@@ -141,7 +144,8 @@ class Sampler:
     ) -> PyTree:
         return init(
             point, num_warmup=self.num_warmup, step_size=1.0 / max(self.dimension, 1) ** 0.25,
-            dense_mass=self._is_dense, target_accept_prob=target_accept, trajectory_length=None, rng_key=key,
+            dense_mass=self._is_dense, adapt_mass_matrix=self._learns_mass, target_accept_prob=target_accept,
+            trajectory_length=None, rng_key=key,
         )  # fmt: skip
 
     def _begin(

@@ -37,6 +37,7 @@ from ._target import Target, make_target
 from ._weighted import FoundDraws, near_guide, run_fit, run_flow, run_tempered
 
 METHODS = ("eliminate", "nuts", "fit", "tempered")  # by default
+_SHORT = 150  # transitions of a warm-up that finds a step size
 KNOWN = (*METHODS, "flow")
 
 
@@ -198,10 +199,17 @@ class Search:
                 return True
             return verdict.is_apart and is_coarse_at(run)
 
-        near = (None, None)
         if self.fitted is not None:
-            near = near_guide(self._target(first), self.fitted, self.num_chains)
-        chains = self._chains(first, (0.9, 0.95), *near, is_hopeless=is_hopeless)
+            starts, frame = near_guide(self._target(first), self.fitted, self.num_chains)
+            label = f"{first.label} near the fit".strip()
+            if (
+                starts is not None
+                and self._chains(
+                    first._replace(label=label), (0.9,), starts, frame, num_warmup=_SHORT
+                ).verdict.is_certified
+            ):
+                return True
+        chains = self._chains(first, (0.9, 0.95), is_hopeless=is_hopeless)
         self.is_apart = chains.verdict.is_apart
         if chains.verdict.is_certified:
             return True
@@ -277,12 +285,14 @@ class Search:
     def _chains(
         self, form: ModelForm, accepts: tuple[float, ...], starts: Any = None, frame: Any = None,
         is_hopeless: Callable[[Run, Verdict], bool] = lambda run, verdict: False,
+        num_warmup: int = 2 * CHUNK,
     ) -> Chains:  # fmt: skip
+        """Chains; with a short warm-up the mass matrix stays the identity in the frame."""
         with precision(is_double=form.is_double):
             target = self._target(form)
             settings = ChainSettings(
-                self.num_chains, -(-self.num_samples // self.num_chains), 2 * CHUNK, accepts, 2,
-                target.dimension <= DENSE_UP_TO, self.clock,
+                self.num_chains, -(-self.num_samples // self.num_chains), num_warmup, accepts, 2,
+                target.dimension <= DENSE_UP_TO, num_warmup > _SHORT, self.clock,
             )  # fmt: skip
             key = self._fresh()
             chains = run_chains(
@@ -304,7 +314,8 @@ class Search:
         starts: list[Mapping[str, np.ndarray] | None] = []
         if not improper_sites(simulated(first.program, self.problem.args).sites):
             starts.append(None)
-        if self.fitted is not None and self.fitted.guide and not self.is_apart:
+        is_known = self.fitted is not None and not (self.fitted.is_elsewhere or self.is_apart)
+        if self.fitted is not None and self.fitted.guide and is_known:
             starts.append(self.fitted.guide)
         for start in starts or [None]:
             self.clock.check("tempered")

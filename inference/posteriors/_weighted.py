@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,8 +16,8 @@ from ... import ppl
 from ...ppl._shared_jit import shared_jit
 from ...ppl._types import Key
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
-from ..fitting import Fit, fit
-from ..fitting._judgement import by_coordinate
+from ..fitting import AutoWhitenedNormal, Fit, fit
+from ..fitting._judgement import NEED_WEIGHTS, WRONG_FAMILY, by_coordinate
 from ..particles.samplers import tempered_smc
 from ._certificate import Attempt
 from ._clock import Clock
@@ -28,9 +29,24 @@ from ._target import Target
 
 _DRAWS = 4  # for each that is kept, so that few of these are copies
 _EVEN = 0.7  # nats between the largest and the mean weight
-_NEED_WEIGHTS = "draws need their weights"  # of a fit's verdict, which they get
+_WIDER = 1.5  # than the draws that chains begin at
 _OF_GUIDE = 1000  # draws that tell its coordinates
 _STEPS = 500  # of a fit between looks at the clock
+
+
+class GuideNormal(NamedTuple):
+    """A Normal on unconstrained values of sites: their sizes in its order, its mean [d], a factor of its covariance [d, d]."""
+
+    sizes: dict[str, int]
+    mean: np.ndarray
+    factor: np.ndarray
+
+    def frame(self, sites: Sequence[str], *, is_dense: bool) -> Frame:
+        """Coordinates in which it is the standard one, those of u being in the order of `sites`."""
+        ends = dict(zip(self.sizes, np.cumsum(list(self.sizes.values())), strict=True))
+        rows = np.concatenate([np.arange(ends[n] - self.sizes[n], ends[n]) for n in sites])
+        factor = self.factor[rows] if is_dense else np.linalg.norm(self.factor[rows], axis=1)
+        return Frame(np.float32(self.mean[rows]), np.float32(factor))
 
 
 class FoundDraws(NamedTuple):
@@ -41,12 +57,16 @@ class FoundDraws(NamedTuple):
         verdict: on them.
         attempt: in words.
         guide: of a fit, draws of its guide without their weights.
+        normal: its Normal on unconstrained coordinates, where it is one.
+        is_elsewhere: whether the fit itself knows of places that its guide has not met, or did not come to an end.
     """
 
     choices: dict[str, np.ndarray] | None
     verdict: Verdict
     attempt: Attempt
     guide: dict[str, np.ndarray] | None = None
+    is_elsewhere: bool = False
+    normal: GuideNormal | None = None
 
 
 def run_fit(
@@ -77,7 +97,21 @@ def run_fit(
         return FoundDraws(None, verdict, attempt)
     log_weights = importance_diagnostics(drawn.log_weights).smoothed_log_weights
     rows = resampling_indices(keep_key, log_weights)[::_DRAWS]
-    return FoundDraws({n: x[rows] for n, x in plain.items()}, verdict, attempt, plain)
+    is_elsewhere = fitted.worth is None or fitted.worth.verdict not in (
+        "",
+        NEED_WEIGHTS,
+        WRONG_FAMILY,
+    )
+    choices = {n: x[rows] for n, x in plain.items()}
+    return FoundDraws(choices, verdict, attempt, plain, is_elsewhere, _normal_of(fitted))
+
+
+def _normal_of(fitted: Fit) -> GuideNormal | None:
+    guide = getattr(fitted.objective.guide, "fn", None)
+    if not isinstance(guide, AutoWhitenedNormal):
+        return None
+    sizes = {name: math.prod(shape) for name, shape in guide.space.shapes.items()}
+    return GuideNormal(sizes, *guide.normal(fitted.params))
 
 
 def _watched(clock: Clock, step: int) -> bool:
@@ -91,7 +125,10 @@ def _against(fitted: Fit, clock: Clock) -> str | None:
         clock.interrupt()
     if fitted.stop_reason != "settled":
         return f"the fit ended after {fitted.steps} steps and had not settled"
-    if fitted.worth is not None and fitted.worth.verdict not in ("", _NEED_WEIGHTS):
+    if fitted.worth is not None and fitted.worth.verdict not in (
+        "",
+        NEED_WEIGHTS,
+    ):  # which they get
         return f"the fit says: {fitted.worth}"
     return None
 
@@ -120,10 +157,13 @@ def near_guide(
 ) -> tuple[np.ndarray | None, Frame | None]:
     """Where chains begin after a fit [chains, d], and the coordinates in which its guide is round; None where it is of no use.
 
-    Every second one begins at a weighted draw, the others (NaN) apart from the fit, so that they can tell of a place that it has
-    not met.
+    They begin at weighted draws, moved apart so that R-hat can tell. Points far from the guide would need most of the warm-up's
+    steps to come near in its coordinates; of places that the guide has not met the fit's own search for modes tells, and where it
+    does, its guide is not used.
     """
-    if found.choices is None or found.guide is None or set(target.sites) - set(found.choices):
+    if found.choices is None or found.guide is None or found.is_elsewhere:
+        return None, None
+    if set(target.sites) - set(found.choices):
         return None, None
     points = shared_jit(lambda values: jax.vmap(target.point)(values))
     of = lambda draws: {n: jnp.asarray(draws[n][:_OF_GUIDE]) for n in target.sites}
@@ -132,8 +172,11 @@ def near_guide(
     if len(guide) < 2 * target.dimension:
         return None, None
     starts = weighted[(np.arange(num_chains) * len(weighted)) // num_chains]
-    starts[1::2] = np.nan
-    return starts, frame_of(guide, is_dense=target.dimension <= DENSE_UP_TO)
+    starts = starts + (_WIDER - 1) * (starts - guide.mean(0))
+    is_dense = target.dimension <= DENSE_UP_TO
+    if found.normal is not None and set(found.normal.sizes) == set(target.sites):
+        return starts, found.normal.frame(target.sites, is_dense=is_dense)
+    return starts, frame_of(guide, is_dense=is_dense)
 
 
 def of_weights(log_weights: np.ndarray, choices: Mapping[str, np.ndarray] | None = None) -> Verdict:
