@@ -15,6 +15,7 @@ from numpyro.infer.autoguide import AutoContinuous
 
 from ... import ppl
 from ...ppl._types import Key, ModelFn, ParamMap
+from ...ppl.densities import Eliminated
 from ...ppl.language import Program
 from .._abstract_objective import AbstractObjective, ObjectiveSum
 from .._arguments import outcome
@@ -77,7 +78,8 @@ def choose_objective(
         check_observed("fit", program, is_told=tells(trace.sites), more=_ON_PURPOSE)
         check_none("fit", program, trace, args, _ON_PURPOSE.strip())
     check_free("fit", program, trace, args)
-    check_numbers("fit", program, args)
+    inside = program.program if isinstance(program, Eliminated) else program
+    check_numbers("fit", inside, args)
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     missing = [name for name in trace.choices if trace.sites[name].is_imputed]
     latent = {name: x for name, x in trace.choices.items() if name not in missing}

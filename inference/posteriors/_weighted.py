@@ -209,7 +209,7 @@ def _unknown_width(
     weights, worst, where = np.exp(worth.smoothed_log_weights), worth.k_threshold, None
     for name, x in by_coordinate(choices).items():
         with np.errstate(divide="ignore"):
-            squares = 2 * np.log(np.abs(x - weights @ x))
+            squares = 2 * np.log(np.abs(x - (weights * x).sum()))
         k_hat = importance_diagnostics(log_weights + squares).k_hat
         if k_hat > worst:
             worst, where = k_hat, name

@@ -513,3 +513,11 @@ def test_missing_cells_beside_discrete_sites_cost_nothing():
         own = found.objective.model.log_density(at, jnp.array(y), jnp.array(seen))
         want = ppl.eliminate(gappy, "k").log_density(at, jnp.array(y[seen]), None)
         np.testing.assert_allclose(own, want, rtol=1e-5)
+
+
+def test_an_eliminated_program_is_fitted_and_its_data_are_looked_at():
+    program, gap = ppl.eliminate(mixture, "z"), jnp.array([0.3, jnp.nan])
+    found = choose_objective(program, (jnp.array([0.3, -1.0]),), may_be_prior=False)
+    assert found.reasons["objective"] == "elbo"
+    with pytest.raises(ValueError, match="fit: site 'x' of .* meets numbers that are NaN"):
+        choose_objective(program, (gap,), may_be_prior=False)
