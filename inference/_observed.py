@@ -17,9 +17,9 @@ from jaxtyping import Array, PyTree
 
 from ..ppl._compat import ClosedJaxpr, is_concrete, jaxpr_as_fun
 from ..ppl._types import Key
-from ..ppl.language import Program, joined, parted
+from ..ppl.language import Program, joined, parted, told_of_nan
 from ..ppl.traces import SiteInfo, Trace, stand_ins
-from ._arguments import Arguments, leaf_names, outcome
+from ._arguments import Arguments, outcome
 from ._depends import depends
 
 
@@ -85,8 +85,8 @@ def check_numbers(method: str, program: Program, args: tuple) -> None:
     Raises:
         ValueError: with the site's and the arguments' names.
     """
-    split, names = Arguments(args), leaf_names(program, args)
-    arrays, key = split.arrays(args), jax.random.key(0)
+    split, key = Arguments(args), jax.random.key(0)
+    arrays = split.arrays(args)
 
     def observed(key: Key, arrays: list[Array]) -> dict[str, Array]:
         """Which sites have a value, or a density, that is no number."""
@@ -103,8 +103,7 @@ def check_numbers(method: str, program: Program, args: tuple) -> None:
     if not is_concrete(arrays):
         return
     closed, shapes = jax.make_jaxpr(observed, return_shape=True)(key, arrays)
-    counts = [int(np.isnan(x).sum()) if _is_real(x) else 0 for x in (*closed.consts, *arrays)]
-    if not any(counts):
+    if not any(_is_real(x) and np.isnan(x).any() for x in (*closed.consts, *arrays)):
         return
 
     def met(change: Callable[[Array], Array]) -> set[str]:
@@ -114,15 +113,13 @@ def check_numbers(method: str, program: Program, args: tuple) -> None:
 
     without = met(lambda x: jnp.where(jnp.isnan(x), 0, x) if _is_real(x) else x)
     if sites := sorted(met(lambda x: x) - without):
-        own = [repr(n) for n, is_array in zip(names, split.is_array, strict=True) if is_array]
-        where = [*["constants"] * len(closed.consts), *own]
-        held = ", ".join(
-            f"{count} in {name}" for count, name in zip(counts, where, strict=True) if count
+        remedy = (
+            " They are constants of the program: remove such rows, or mark the cells as missing, x = ppl.sample(name, law, "
+            "obs=filled, obs_mask=seen)."
         )
         raise ValueError(
-            f"{method}: site '{sites[0]}' of {program!r} meets numbers that are NaN, and has no density there ({held}). Remove "
-            "such rows, or mark the cells as missing, of a predictor as of an outcome: x = ppl.sample('x', law, obs=x, "
-            "obs_mask=~np.isnan(x))."
+            f"{method}: site '{sites[0]}' of {program!r} meets numbers that are NaN, and has no density there."
+            f"{told_of_nan(args) or remedy}"
         )
 
 

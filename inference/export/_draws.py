@@ -39,7 +39,7 @@ class GuideDraws:
         log_p: log p(choices, data), without the log-probs of imputed cells, nats [S].
         log_q: log q(choices), nats [S].
         no_weight: why log_p - log_q is not a log-weight, or None if it is.
-        deterministic: deterministic site that only the guide has -> values [S, ...].
+        deterministic: deterministic site that only the guide has, or site that was summed or integrated out -> values [S, ...].
         sites: description of each of these sites.
     """
 
@@ -110,7 +110,7 @@ def draw_guide(
     batch_size: int,
 ) -> GuideDraws:
     """Latent values from the guide with their log-densities under model and guide, and what only the guide computes."""
-    model, guide = whole(model), whole(guide)
+    summed, model, guide = model, whole(model), whole(guide)
     traces: dict[str, ppl.Trace] = {}
 
     def draw(key: jax.Array, *args: PyTree) -> PyTree:
@@ -119,6 +119,11 @@ def draw_guide(
         p, log_p = model.generate(model_key, q.shared_choices, *args)
         traces.update(p=p, q=q)
         own = {n: value for n, value in q.deterministic.items() if n not in p.sites}
+        if isinstance(summed, Eliminated):  # given the others, from the exact conditional
+            rest = {n: value for n, value in p.choices.items() if not p.sites[n].is_imputed}
+            drawn = summed.posterior(jax.random.fold_in(model_key, 1), rest, *args)
+            traces["whole"] = summed.program.generate(model_key, {**rest, **drawn}, *args)[0]
+            own |= drawn
         penalties = check_match(p, q, ("covers",))
         penalty = check_proposed_cells(p, q) + sum(jnp.sum(x) for x in penalties.values())
         return p.choices, log_p + penalty, q.log_density, own
@@ -131,7 +136,7 @@ def draw_guide(
         raise ValueError(
             f"to_arviz: the guide {misses(missing)}. Predictions of {model!r} at new arguments are made by fit.predict."
         )
-    sites = {n: q.sites[n] for n in own}
+    sites = {n: traces["whole"].sites[n] if n not in q.sites else q.sites[n] for n in own}
     return GuideDraws(choices, log_p, log_q, _why_no_weight(q, choices), own, sites)
 
 

@@ -95,6 +95,7 @@ def describe(msg: Message, plates: Mapping[str, int] | None = None) -> SiteInfo:
     else:
         kind = "observed" if msg["is_observed"] else "latent"
     check_shape(msg)
+    check_kind(msg)
     dims: list[str | None] = [None] * len(fn.batch_shape)
     for frame in msg["cond_indep_stack"]:
         if -frame.dim <= len(dims):
@@ -143,6 +144,25 @@ def widened(msg: Message) -> dist.Distribution:
     if more <= 0 or got[more:] != own:
         return fn
     return fn.expand((*got[:more], *fn.batch_shape))
+
+
+def check_kind(msg: Message) -> None:
+    """Refuse truth values observed under a law of numbers: they would be taken for 0 and 1.
+
+    Raises:
+        TypeError: with site and law.
+    """
+    fn, value = msg["fn"], msg["value"]
+    if (
+        msg["is_observed"]
+        and jnp.issubdtype(jnp.result_type(value), jnp.bool_)
+        and not fn.support.is_discrete
+    ):
+        raise TypeError(
+            f"Site '{msg['name']}': the observation holds True and False, and {type(base_of(fn)).__name__} is a law of numbers. "
+            "Observe it under a law of truth values, e.g. dist.Bernoulli, or write the numbers that they stand for, "
+            "y.astype(float)."
+        )
 
 
 def check_shape(msg: Message) -> None:

@@ -37,14 +37,16 @@ def data(seed, in_x, in_y):
 @pytest.mark.parametrize(("in_x", "in_y"), [(True, False), (False, True), (True, True)])
 def test_numbers_that_are_none_are_refused_by_site_and_argument(call, in_x, in_y):
     x, y, _ = data(0, in_x, in_y)
-    names = ", ".join(f"1 in '{n}'" for n, has in (("x", in_x), ("y", in_y)) if has)
-    with pytest.raises(ValueError, match=rf"{call}: site 'y'.*NaN.*\({names}\).*obs_mask"):
+    number = 1 if in_x else 2
+    with pytest.raises(
+        ValueError, match=rf"{call}: site 'y'.*Argument {number} holds NaN.*obs_mask"
+    ):
         CALLS[call](line, x, y)
 
 
 def test_constants_of_a_program_are_data():
     x, y, _ = data(1, True, False)
-    with pytest.raises(ValueError, match=r"infer: site 'y'.*\(1 in constants\)"):
+    with pytest.raises(ValueError, match="infer: site 'y'.*constants of the program.*obs_mask"):
         CALLS["infer"](lambda: line(x, y))
 
 
@@ -96,3 +98,8 @@ def test_bounds_that_are_learned_meet_data_of_any_kind(y):
     log_prob = jax.jit(lambda b: ppl.as_program(model).log_density({"b": b}, y))
     np.testing.assert_allclose(log_prob(1.0), -np.log(2.0), rtol=1e-6)
     assert log_prob(0.8) == -np.inf
+
+
+def test_truth_values_are_no_numbers():
+    with pytest.raises(TypeError, match="'y'.*True and False, and Normal.*astype"):
+        CALLS["infer"](line, np.ones(5), np.arange(5) < 3)

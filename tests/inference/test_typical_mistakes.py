@@ -391,7 +391,7 @@ MISTAKES = {
     ),
     # A model alone.
     "a missing cell": (lambda _: alone(args=(X, GAP)), "site 'y'", "obs_mask=seen"),
-    "a missing covariate": (lambda _: alone(args=(GAP, X)), "Site 'y'", "Argument 1 holds NaN"),
+    "a missing covariate": (lambda _: alone(args=(GAP, X)), "site 'y'", "Argument 1 holds NaN"),
     "a missing cell by name": (
         lambda _: alone(args={"x": X, "y": GAP}),
         "Argument y",

@@ -205,3 +205,14 @@ def test_integrated_states_foretell_steps_and_have_no_likelihood_for_leave_one_o
         want.append(row)
     np.testing.assert_allclose(found[0], want, rtol=1e-4)
     assert float(tree["prior"]["mu"].std()) > 1.0
+
+
+def test_labels_that_a_fit_sums_out_are_drawn_given_the_rest(key):
+    """Share of label 1 in each row, averaged over the draws of mu, against Bayes' rule at these."""
+    fit = inference.fit(mixture, args=(Y,), num_steps=200, progress=False, k_hat="skip")
+    tree = inference.to_arviz(fit, key=key, num_samples=2000)
+    mu, k = (tree.posterior[name].values[0] for name in ("mu", "k"))
+    ones, zeros = (w * np.exp(emission(Y, mu[:, None], i)) for i, w in ((1, 0.3), (0, 0.7)))
+    share = (ones / (ones + zeros)).mean(0)
+    assert (np.abs(k.mean(0) - share) < 5 * np.sqrt(share * (1 - share) / 2000) + 1e-3).all()
+    assert "rows" in tree.posterior["k"].dims

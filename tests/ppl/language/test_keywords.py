@@ -195,6 +195,7 @@ PROGRAMS = {
 }
 METHODS = {
     "init": lambda p, c: (KEY,),
+    "integrated": lambda p, c: (),
     "simulate": lambda p, c: (KEY,),
     "generate": lambda p, c: (KEY, c),
     "log_density": lambda p, c: (c,),
