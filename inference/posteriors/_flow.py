@@ -75,7 +75,7 @@ def flow_draws(target: Target, frame: Frame, key: Key, num: int, clock: Clock) -
         def step(state: PyTree, number: Array) -> tuple[PyTree, Array]:
             params, opt_state = state
             slope = jax.grad(loss)(params, jax.random.fold_in(step_key, number), frame, arrays)
-            is_good = jnp.isfinite(optax.global_norm(slope))
+            is_good = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(slope)]).all()
             change, new = optimizer.update(slope, opt_state, params)
             moved = optax.apply_updates(params, change), new
             return jax.tree.map(lambda a, b: jnp.where(is_good, a, b), moved, state), is_good

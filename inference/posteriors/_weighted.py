@@ -205,13 +205,16 @@ def of_weights(log_weights: np.ndarray, choices: Mapping[str, np.ndarray] | None
 def _unknown_width(
     worth: ImportanceDiagnostics, log_weights: np.ndarray, choices: Mapping[str, np.ndarray]
 ) -> str | None:
-    """The number whose width weighted draws do not tell, in words: where the tail is that they do not reach."""
+    """The number whose width weighted draws do not tell, in words: where the tail is that they do not reach.
+
+    Of a law whose draws do not tell it either, weighted or not, `heavy_tails` speaks.
+    """
     weights, worst, where = np.exp(worth.smoothed_log_weights), worth.k_threshold, None
     for name, x in by_coordinate(choices).items():
         with np.errstate(divide="ignore"):
             squares = 2 * np.log(np.abs(x - (weights * x).sum()))
         k_hat = importance_diagnostics(log_weights + squares).k_hat
-        if k_hat > worst:
+        if k_hat > worst and importance_diagnostics(squares).k_hat <= worth.k_threshold:
             worst, where = k_hat, name
     if where is None:
         return None

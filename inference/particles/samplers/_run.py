@@ -61,7 +61,7 @@ class MovedPoints(NamedTuple):
 class SamplerSettings:
     """One run's settings; see `tempered_smc`. `num_moves` None: until particles have mixed, `MAX_MOVES` at most.
 
-    With `max_seconds` no temperature begins after so long a time, and the last one may be below 1.
+    With `max_seconds` no temperature begins that would end after so long a time, as the last one took; the end may be below 1.
     """
 
     target: Static
@@ -136,9 +136,12 @@ class SamplerSettings:
                 "tempered_smc: max_seconds looks at the clock between temperatures, and the run is traced by jax.jit or another "
                 "transformation, where there is none. Leave it out there, and bound the run by max_steps."
             )
-        end, one = time.monotonic() + self.max_seconds, shared_jit(step)
-        while bool(go_on(state)) and time.monotonic() < end:
-            state = jax.block_until_ready(one(state))
+        end, one, last = time.monotonic() + self.max_seconds, shared_jit(step), None
+        while bool(go_on(state)):
+            now = time.monotonic()
+            if now + (0.0 if last is None else now - last) >= end:  # as long as the last one
+                return state
+            state, last = jax.block_until_ready(one(state)), now
         return state
 
     def record(self, points: Array) -> dict[str, Array]:

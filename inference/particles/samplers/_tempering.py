@@ -96,7 +96,8 @@ def tempered_smc(
             temperatures, weighted as draws from the mixture of their targets: K (steps + 1) weighted particles, more for the
             same moves; memory in proportion, of `max_steps` under jit.
         max_steps: temperatures at most.
-        max_seconds: time after which no temperature begins; None: as long as it takes. Temperatures are then compiled one by one.
+        max_seconds: of wall time; no temperature begins that would end later, if it took as long as the last one; None: as long
+            as it takes.
         batch_size: particles moved at once; None for all.
 
     Returns:

@@ -42,7 +42,7 @@ def test_the_volume_of_a_flow_is_that_of_its_map(dimension):
 @pytest.mark.slow
 def test_a_funnel_is_certified_by_a_flow_and_not_by_the_fit():
     def funnel(y):
-        v = ppl.sample("v", dist.Normal(0.0, 1.5))
+        v = ppl.sample("v", dist.Normal(0.0, 1.0))
         x = ppl.sample("x", dist.Normal(0.0, jnp.exp(v)).expand([2]).to_event(1))
         ppl.sample("y", dist.Normal(0.0 * x[0], 1.0), obs=y)
 
@@ -52,4 +52,4 @@ def test_a_funnel_is_certified_by_a_flow_and_not_by_the_fit():
     assert certificate.is_certified and certificate.method == "flow"
     v = draws.choices["v"]
     errors = 4.5 / certificate.seen["ess"] ** 0.5
-    assert abs(v.mean()) < 1.5 * errors and abs(v.std() / 1.5 - 1) < errors
+    assert abs(v.mean()) < errors and abs(v.std() - 1) < errors

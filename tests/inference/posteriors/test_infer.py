@@ -12,10 +12,12 @@ import scipy.stats
 from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
+from lapilli.inference.posteriors import _search
 from lapilli.inference.posteriors._infer import told
 from lapilli.inference.posteriors._noncentred import noncentred
 from lapilli.inference.posteriors._tails import heavy_tails, tail_shapes
 from lapilli.inference.posteriors._target import make_target
+from lapilli.inference.posteriors._weighted import run_fit
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 12)
@@ -490,3 +492,27 @@ def test_what_is_no_model_is_refused():
 def test_a_limit_of_time_is_a_number_above_zero():
     with pytest.raises(ValueError, match="infer: max_seconds must be positive, got 0.*or None"):
         inference.infer(line, args=(X, Y), max_seconds=0)
+
+
+@pytest.mark.slow
+def test_chains_after_a_fit_begin_near_it_and_have_the_moments_of_the_posterior(monkeypatch):
+    """A regression of which one column is in units a millionth as large; the fit's certificate is withheld."""
+
+    def units(x, y):
+        a = ppl.sample("b_narrow", dist.Normal(0.0, 10.0))
+        b = ppl.sample("a_wide", dist.Normal(0.0, 1e7))
+        noise = ppl.sample("noise", dist.HalfNormal(1.0))
+        ppl.sample("y", dist.Normal(a + b * x, noise).to_event(1), obs=y)
+
+    def withheld(*of):
+        found = run_fit(*of)
+        return found._replace(verdict=found.verdict._replace(problems=("withheld",)))
+
+    monkeypatch.setattr(_search, "run_fit", withheld)
+    draws = inference.infer(units, args=(1e-6 * X, Y), methods=("fit", "nuts"), progress=False)
+    certificate = draws.certificate
+    assert [a.method for a in certificate.attempts] == ["fit", "nuts, near the fit, acceptance 0.9"]
+    assert certificate.is_certified and draws.statistics["n_steps"].mean() < 10
+    slope = 1e-6 * np.asarray(draws.choices["a_wide"], float)
+    least = (X * Y).sum() / (X**2).sum()
+    assert abs(slope.mean() - least) < 0.05 and 0.1 < slope.std() < 0.4

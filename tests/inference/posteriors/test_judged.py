@@ -11,7 +11,7 @@ from lapilli.inference.posteriors._chains import ChainSettings, run_chains
 from lapilli.inference.posteriors._clock import Clock
 from lapilli.inference.posteriors._judged import of_chains
 from lapilli.inference.posteriors._sampler import Run
-from lapilli.inference.posteriors._weighted import of_weights
+from lapilli.inference.posteriors._weighted import GuideNormal, of_weights
 
 SHAPE = (4, 1000)
 
@@ -115,6 +115,31 @@ def test_weights_of_a_fit_are_judged(scale, is_good):
     z = scale * np.random.default_rng(0).standard_normal(4000)
     log_weights = -0.5 * z**2 + 0.5 * (z / scale) ** 2
     assert of_weights(log_weights).is_certified == is_good
+
+
+@pytest.mark.parametrize("power, is_good", [(0.1, True), (0.8, False)])
+def test_a_width_that_weighted_draws_do_not_tell_is_a_problem(power, is_good):
+    """Draws of a normal law for one a third as wide again: its weights do, but not with squares of a number of long tails."""
+    u = np.random.default_rng(0).standard_normal(4000)
+    log_weights = 0.5 * u**2 * (1 - 1 / 1.33**2)
+    assert of_weights(log_weights, {"u": u}).is_certified
+    verdict = of_weights(log_weights, {"x": np.exp(power * u)[:, None]})
+    assert verdict.is_certified == is_good
+    assert is_good or "x[0]: its tail is heavier" in verdict.outcome
+
+
+def test_the_coordinates_of_a_guide_are_those_of_the_chains():
+    """Sites stand in another order, and their Normal is the same one."""
+    rng = np.random.default_rng(0)
+    factor, sizes = np.tril(rng.normal(size=(6, 6))), {"a": 1, "b": 3, "c": 2}
+    normal = GuideNormal(sizes, rng.normal(size=6), factor)
+    rows = [4, 5, 0, 1, 2, 3]
+    frame = normal.frame(["c", "a", "b"], is_dense=True)
+    covariance = (factor @ factor.T)[np.ix_(rows, rows)]
+    np.testing.assert_allclose(frame.factor @ frame.factor.T, covariance, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(frame.location, normal.mean[rows], rtol=1e-6)
+    widths = normal.frame(["c", "a", "b"], is_dense=False).factor
+    np.testing.assert_allclose(widths, np.sqrt(np.diag(covariance)), rtol=1e-5)
 
 
 def test_weights_that_are_no_numbers_are_a_problem():
