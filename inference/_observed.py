@@ -21,6 +21,7 @@ from ..ppl.language import Program, joined, parted, told_of_nan
 from ..ppl.traces import SiteInfo, Trace, stand_ins
 from ._arguments import Arguments, outcome
 from ._depends import depends
+from ._runs import TracedRun
 
 
 def check_observed(method: str, program: Program, *, is_told: bool, more: str = "") -> None:
@@ -53,31 +54,24 @@ def check_branches(method: str, trace: Trace) -> None:
             )
 
 
-def check_free(method: str, program: Program, trace: Trace, args: tuple) -> None:
+def check_free(method: str, run: TracedRun) -> None:
     """Refuse latent sites whose value is fixed: by NumPyro's `substitute`, which a sampler would override, or by a point mass.
 
     Raises:
         ValueError: with the site's name.
     """
-    split = Arguments(args)
-
-    def choices(key: Key, arrays: list[Array]) -> dict[str, Array]:
-        with stand_ins():
-            return program.simulate(key, *split.join(arrays)).choices
-
-    arrays = split.arrays(args)
-    closed, shapes = jax.make_jaxpr(choices, return_shape=True)(jax.random.key(0), arrays)
-    is_drawn = depends(closed.jaxpr, [True, *[False] * len(arrays)])
-    for name, is_free in zip(sorted(shapes), is_drawn, strict=True):
-        if not is_free or trace.sites[name].distribution == "Delta":
+    is_drawn = depends(run.closed.jaxpr, [True, *[False] * len(run.arrays)])  # by the key
+    marks = jax.tree.unflatten(jax.tree.structure(run.trace), is_drawn).choices
+    for name, is_free in marks.items():
+        if not is_free or run.trace.sites[name].distribution == "Delta":
             raise ValueError(
-                f"{method}: site '{name}' of {program!r} is latent and has one value, by handlers.substitute or by a Delta "
+                f"{method}: site '{name}' of {run.program!r} is latent and has one value, by handlers.substitute or by a Delta "
                 "law, so that there is nothing to infer. Compute it by numpyro.deterministic; fix it by "
                 "ppl.intervene(model, {name: value}), or observe it by numpyro.handlers.condition."
             )
 
 
-def check_numbers(method: str, program: Program, args: tuple) -> None:
+def check_numbers(method: str, run: TracedRun) -> None:
     """Refuse data that are no numbers, where an observation is one or has no density for them; those under a mask are never read.
 
     Cost: a run of the program with and one without them, and none where all data are numbers.
@@ -85,8 +79,11 @@ def check_numbers(method: str, program: Program, args: tuple) -> None:
     Raises:
         ValueError: with the site's and the arguments' names.
     """
+    program, args, _, _, arrays = run
+    has_nan = lambda x: _is_real(x) and bool(np.isnan(x).any())
+    if not is_concrete(arrays) or not any(map(has_nan, (*run.closed.consts, *arrays))):
+        return
     split, key = Arguments(args), jax.random.key(0)
-    arrays = split.arrays(args)
 
     def observed(key: Key, arrays: list[Array]) -> dict[str, Array]:
         """Which sites have a value, or a density, that is no number."""
@@ -94,17 +91,13 @@ def check_numbers(method: str, program: Program, args: tuple) -> None:
             trace = program.simulate(key, *split.join(arrays))
         found = {}
         for name, log_prob in trace.log_probs.items():  # 0 under a mask
-            x = trace.observed.get(name)
+            x = trace.observed.get(name, jnp.zeros(()))
             is_lost = _is_real(x) and jnp.isnan(x).any() & ~jnp.isfinite(log_prob).all()
             if trace.sites[name].kind != "latent":
                 found[name] = jnp.isnan(log_prob).any() | is_lost
         return found
 
-    if not is_concrete(arrays):
-        return
     closed, shapes = jax.make_jaxpr(observed, return_shape=True)(key, arrays)
-    if not any(_is_real(x) and np.isnan(x).any() for x in (*closed.consts, *arrays)):
-        return
 
     def met(change: Callable[[Array], Array]) -> set[str]:
         consts, given = [change(x) for x in closed.consts], [change(x) for x in arrays]

@@ -147,7 +147,7 @@ def to_arviz(
     content = _content(source, wanted, group, keys, num_samples, batch_size)
     content.data["constant_data"] = dict(constant_data or {})
     if diagnostics is not None:
-        content.attrs["sample_stats"] = _attributes(diagnostics)
+        content.attrs["sample_stats"] = {**_attributes(diagnostics)}
         if (text := evidence_of(source.model, source.args)) is not None:
             content.attrs["sample_stats"]["evidence"] = text
     tree = build_tree(base, content, coords or {}, dims or {})

@@ -77,9 +77,9 @@ def choose_objective(
     if not may_be_prior:
         check_observed("fit", program, is_told=tells(trace.sites), more=_ON_PURPOSE)
         check_none("fit", program, trace, args, _ON_PURPOSE.strip())
-    check_free("fit", program, trace, args)
+    check_free("fit", run)
     inside = program.program if isinstance(program, Eliminated) else program
-    check_numbers("fit", inside, args)
+    check_numbers("fit", run._replace(program=inside))
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     missing = [name for name in trace.choices if trace.sites[name].is_imputed]
     latent = {name: x for name, x in trace.choices.items() if name not in missing}

@@ -75,8 +75,8 @@ def posed(method: str, model: ModelFn, args: PyTree) -> Problem:
         "What is to be predicted is drawn afterwards: leave it out, and call predict of the draws."
     )
     check_none(method, whole, run.trace, arguments, remedy)
-    check_free(method, whole, run.trace, arguments)
-    check_numbers(method, whole, arguments)
+    check_free(method, run)
+    check_numbers(method, run)
     _refuse_parameters(method, whole, arguments)
     if subsampled := [n for n, s in run.trace.sites.items() if s.subsampled]:
         raise ValueError(
