@@ -38,13 +38,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray
-from scipy import stats
 
 from lapilli import inference
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import Categorical, ErrorRegression, Layer, Network
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from _intervals import interval
 from _record import parsed, record_figure
 
 # Probability of symbol and next state given the state: [state, symbol, next state].
@@ -269,12 +269,6 @@ def run(config: Config, seed: int) -> xarray.Dataset:
     }
     coords = {"w": list(config.weights), "seed": np.arange(config.num_seeds)}
     return xarray.Dataset(data, coords=coords, attrs=attributes)
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean of independent values (seeds, sequences) and half of its 95% t interval."""
-    half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
-    return float(values.mean()), float(half)
 
 
 COLUMNS = {
