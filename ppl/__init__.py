@@ -8,7 +8,7 @@ Programs
     scan, cond, particles                 control flow
     condition, intervene, block, mask     programs made of programs
     reweight, rescale_plates              ... that count sites or rows more or less
-    draw, score, guide_of                 programs within an objective
+    draw, score, detached, guide_of       programs within an objective
     Trace, SiteInfo                       what a run leaves
     Params, constrain, unconstrain        parameters live outside of programs
     ChoiceMismatch                        choices that are not those of the program
@@ -83,6 +83,7 @@ from .language import (
     as_program as as_program,
     block as block,
     condition as condition,
+    detached as detached,
     deterministic as deterministic,
     draw as draw,
     factor as factor,
@@ -149,6 +150,7 @@ __all__ = [
     "mask",
     "reweight",
     "rescale_plates",
+    "detached",
     "draw",
     "score",
     "guide_of",

@@ -54,7 +54,7 @@ def _depth() -> int:
 
 
 class Constant(ppl.strategies.Strategy):
-    """No gradient passes through the draw or its law. For programs without parameters only, see `detached`."""
+    """No gradient passes through the draw or its law. For programs without parameters only, see `ppl.detached`."""
 
     name = "constant"
 
@@ -67,13 +67,6 @@ class Constant(ppl.strategies.Strategy):
 
 
 CONSTANT = {"*": Constant()}
-
-
-def detached(program: ppl.Program) -> ppl.Program:
-    """The program at its present parameters, which count as constants."""
-    if not program.params:
-        return program
-    return program.bind(jax.tree.map(stop, program.params))
 
 
 def sites_met() -> set[str]:

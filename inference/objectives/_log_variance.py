@@ -10,7 +10,7 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._types import ModelFn
 from ...ppl.traces import check_match
-from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
+from ._detached import CONSTANT, refuse_new_draws, sites_met
 from ._objective import Objective, objective
 from ._recreated import recreated
 from ._row_weights import joint_weight
@@ -59,7 +59,7 @@ def log_variance(
                 "log_variance: the density of model or guide is estimated, and the noise of the estimate would count "
                 "as variance. Use hvi, iwhvi, wake_phi, or a guide with an exact density."
             )
-        source = detached(guide) if proposal is None else ppl.as_program(proposal)
+        source = ppl.detached(guide) if proposal is None else ppl.as_program(proposal)
 
         def particle() -> Array:
             r = ppl.draw(source, *args)

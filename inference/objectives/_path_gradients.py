@@ -22,7 +22,7 @@ from ...ppl.densities import log_mean_exp
 from ...ppl.distributions import Support, same_support, support_of_law
 from ...ppl.strategies import element
 from ...ppl.traces import strategies_met
-from ._detached import CommonNoise, detached, refuse_estimated, refuse_new_draws, sites_met
+from ._detached import CommonNoise, refuse_estimated, refuse_new_draws, sites_met
 from ._row_weights import log_density_of, over_imputations, plate_of, weight_of
 from ._transported import transported
 
@@ -35,7 +35,7 @@ def sticking_the_landing(model: ppl.Program, guide: ppl.Program, *args: PyTree) 
     refuse_estimated("elbo(gradient='stl')", guide, "so no density at a fixed draw can be detached")
     with _FixedSupport("elbo(gradient='stl')"):
         q = ppl.draw(guide, *args)
-    log_q = ppl.score(detached(guide), q.choices, *args).log_density
+    log_q = ppl.score(ppl.detached(guide), q.choices, *args).log_density
     return ppl.score(model, q, *args).log_density - log_q
 
 
@@ -61,13 +61,13 @@ def doubly_reparameterized(
             q = ppl.draw(guide, *args)
         _refuse_sampled(name)
         drawn = sites_met()
-        log_q = ppl.score(detached(guide), q.choices, *args)
+        log_q = ppl.score(ppl.detached(guide), q.choices, *args)
         refuse_new_draws(name, drawn)
 
         def log_weight() -> tuple[Array, Array, Array]:
             before, noise = sites_met(), CommonNoise(name, q.choices)
             with noise:
-                path, scale = weight_of(ppl.score(detached(model), q, *args), log_q, per)
+                path, scale = weight_of(ppl.score(ppl.detached(model), q, *args), log_q, per)
                 fixed = ppl.score(model, jax.tree.map(stop, q), *args)
             theta, _ = weight_of(fixed, jax.tree.map(stop, log_q), per)
             refuse_new_draws(name, before, noise.names)
@@ -118,8 +118,8 @@ def generalized_doubly_reparameterized(
             for label, site in carry.moved.items()
         }
         along = dataclasses.replace(q, choices={**q.choices, **own})
-        log_q = ppl.score(detached(guide), along.choices, *args)
-        p = ppl.score(detached(model), along, *args)
+        log_q = ppl.score(ppl.detached(guide), along.choices, *args)
+        p = ppl.score(ppl.detached(model), along, *args)
         path, scale = weight_of(p, log_q, per)
         rest = {site: x for site, x in moved.log_probs.items() if site not in own}
         rest = log_density_of(dataclasses.replace(moved, log_probs=rest), plate_of(p, log_q, per))

@@ -30,7 +30,7 @@ from ...ppl._types import Message, ModelFn
 from ...ppl.densities import log_mean_exp
 from ...ppl.language import score_at
 from ...ppl.traces import Inclusion, check_is_law, check_match, with_penalties
-from ._detached import CONSTANT, detached, refuse_new_draws, sites_met
+from ._detached import CONSTANT, refuse_new_draws, sites_met
 from ._objective import Objective, objective
 from ._recreated import recreated
 from ._row_weights import log_density_of, plate_of, weight_of
@@ -160,7 +160,7 @@ def wake_theta(
     @objective(weighing="refused")
     def wake_theta(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         def particle() -> tuple[Array, Array]:
-            r = ppl.draw(detached(guide), *args)
+            r = ppl.draw(ppl.detached(guide), *args)
             before = sites_met()
             p = ppl.score(model, r, *args)
             refuse_new_draws("wake_theta", before)
@@ -231,7 +231,7 @@ def rws(
     @objective(weighing="refused")
     def rws(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         def particle() -> tuple[Array, Array, Array]:
-            r = ppl.draw(detached(guide), *args)
+            r = ppl.draw(ppl.detached(guide), *args)
             before = sites_met()
             p = score_at(model, r, args, supports=supports)
             weight, scale = weight_of(p, jax.tree.map(stop, r), per)
@@ -304,7 +304,7 @@ def _dream(
     assert data_args is not None
     redraw = _RedrawObserved()
     with redraw:
-        drawn = ppl.draw(detached(model), *args)
+        drawn = ppl.draw(ppl.detached(model), *args)
     if not redraw.names:
         raise ValueError(
             f"{name}: {model!r} has no observed site, so there is no data to dream up. Observe a site."
@@ -345,11 +345,11 @@ def _particles(
     per: str,
 ) -> tuple[Array, Array, Array, Array]:
     """Log-weights (fixed), log q_phi (differentiable), log p (fixed) of K draws from r, [K] or [K, rows]; the rows' scale."""
-    source = detached(guide) if proposal is None else ppl.as_program(proposal)
+    source = ppl.detached(guide) if proposal is None else ppl.as_program(proposal)
 
     def particle() -> tuple[Array, Array, Array, Array]:
         r = ppl.draw(source, *args)
-        p = score_at(detached(model), r, args, supports=("inside", "covers"))
+        p = score_at(ppl.detached(model), r, args, supports=("inside", "covers"))
         before = sites_met()
         q = ppl.score(guide, r.choices if proposal is None else r, *args)
         q = with_penalties(q, check_match(p, q, ("covers",)))

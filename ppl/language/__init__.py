@@ -43,6 +43,7 @@ from ._labels import labelled_as as labelled_as, labels_of as labels_of
 from ._program import (
     Program as Program,
     as_program as as_program,
+    detached as detached,
     draw as draw,
     model as model,
 )

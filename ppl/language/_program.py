@@ -446,6 +446,24 @@ def _is_of_the_call(
     return False
 
 
+def detached(program: Program | Callable[..., PyTree]) -> Program:
+    """The program at its present parameters, which count as constants: no gradient passes through its draws and densities.
+
+    `q = ppl.draw(ppl.detached(guide), *args)` is a draw, held fixed; `ppl.score(guide, q, *args)` is the guide's density there,
+    with its gradient in the parameters. `jax.lax.stop_gradient` of a number that was computed from a draw cuts this number only:
+    what else the draw enters still moves with the parameters.
+
+    Args:
+        program: a program, or a function of sample statements; inside an objective, one that it is given.
+    """
+    program = as_program(program)
+    return (
+        program.bind(jax.tree.map(jax.lax.stop_gradient, program.params))
+        if program.params
+        else program
+    )
+
+
 def draw(program: Program | Callable[..., PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
     """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
 
