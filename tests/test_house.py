@@ -13,7 +13,7 @@ AT_MOST = {
     "class names in two files": 0,
     "import circles": 0,
     "functions of more than ten parameters": 27,
-    "public names": 512,
+    "public names": 513,
 }
 AT_LEAST = {
     "comments per 100 lines of code": 2.2,
