@@ -21,6 +21,8 @@ import numpy as np
 
 Array = jax.Array
 HALF_WIDTH = 5.0  # of the spline, five standard deviations of what goes in
+# Below what is positive: no rounding makes a NaN of it, and the search for jumps sees that there can be none.
+_TINY = 1e-30
 _LEAST = 1e-3  # share of a bin's width and height, and derivative
 MOST_BINS = round(0.5 / _LEAST)  # then half of the interval is theirs by right
 _UNIT = float(np.log(np.expm1(1.0 - _LEAST)))  # softplus of it, and the least, make 1
@@ -58,7 +60,7 @@ class Knots(NamedTuple):
         xi = jnp.clip((x[..., None] - self.left) / self.width, 0.0, 1.0)
         slope = self._slope
         above = self.last * xi**2 + 2 * slope * xi * (1 - xi) + self.first * (1 - xi) ** 2
-        there = 2 * jnp.log(slope / self._below(xi)) + jnp.log(above)
+        there = 2 * jnp.log(slope / self._below(xi)) + jnp.log(jnp.maximum(above, _TINY))
         return (there - jnp.log(self.first)).sum(-1)  # from 0 on the left on
 
     def inverse(self, y: Array) -> Array:
@@ -66,7 +68,9 @@ class Knots(NamedTuple):
         eta = jnp.clip((y[..., None] - self.lower) / self.height, 0.0, 1.0)
         slope, bend = self._slope, self._bend
         a, b, c = slope - self.first + eta * bend, self.first - eta * bend, -slope * eta
-        xi = -2 * c / (b + jnp.sqrt(b**2 - 4 * a * c))
+        # Both are positive: the root is the slope of eta times `_below`, the sum 2 s eta / xi.
+        root = jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, _TINY))
+        xi = -2 * c / jnp.maximum(b + root, _TINY)
         return (self.width * xi).sum(-1) - HALF_WIDTH + _outside(y)
 
     @property
@@ -78,7 +82,9 @@ class Knots(NamedTuple):
         return self.first + self.last - 2 * self._slope
 
     def _below(self, xi: Array) -> Array:
-        return self._slope + self._bend * xi * (1 - xi)
+        """The slope s + (d_k + d_{k+1} - 2 s) xi (1 - xi), as a sum of positive terms."""
+        ends = self._slope * (xi**2 + (1 - xi) ** 2) + (self.first + self.last) * xi * (1 - xi)
+        return jnp.maximum(ends, _TINY)
 
 
 def _sizes(numbers: Array) -> Array:

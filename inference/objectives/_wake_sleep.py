@@ -16,6 +16,7 @@ law refuses them (`wake_theta`, `rws`, `log_variance`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -26,9 +27,10 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._checks import check_counts
+from ...ppl._show import shown
 from ...ppl._types import Message, ModelFn
 from ...ppl.densities import log_mean_exp
-from ...ppl.language import score_at
+from ...ppl.language import joined, score_at
 from ...ppl.traces import Inclusion, check_is_law, check_match, with_penalties
 from ._detached import CONSTANT, refuse_new_draws, sites_met
 from ._objective import Objective, objective
@@ -284,23 +286,44 @@ def sleep(
     def sleep(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         return -_dream("sleep", model, guide, data_args, args)
 
-    return sleep(
+    made = sleep(
         model,
         guide,
         strategies=CONSTANT,
         num_replicates=num_replicates,
         check_jumps=check_jumps,
     )
+    own = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    return SleepObjective(**own, data_args=data_args)
 
 
-def _dream(
+@shown
+@dataclasses.dataclass(frozen=True, eq=False)
+class SleepObjective(Objective):
+    """`sleep`, whose runs are the other way round: the model draws, and the guide is scored at what it sees.
+
+    Attributes:
+        data_args: see `sleep`.
+    """
+
+    data_args: Callable[..., tuple[PyTree, ...]] = dataclasses.field(kw_only=True)
+
+    def traces(
+        self, model: ppl.Program, guide: ppl.Program | None, *args: PyTree, **kwargs: PyTree
+    ) -> dict[str, ppl.Trace]:
+        """One run: the model's trace with its data drawn, and the guide's at its choices."""
+        args = joined(args, kwargs)
+        drawn, latent, seen = _dreamt(self.name, model, self.data_args, args)
+        return {"model": drawn, "guide": ppl.score(guide, latent, *seen)}
+
+
+def _dreamt(
     name: str,
     model: ppl.Program,
-    guide: ppl.Program,
     data_args: Callable[..., PyTree] | None,
     args: PyTree,
-) -> Array:
-    """Log q_phi(z | x) at a joint draw of the model."""
+) -> tuple[ppl.Trace, dict[str, Array], tuple[PyTree, ...]]:
+    """A joint draw of the model: its trace, its latent values, and the guide's arguments."""
     assert data_args is not None
     redraw = _RedrawObserved()
     with redraw:
@@ -311,7 +334,19 @@ def _dream(
         )
     observed = {site: drawn.choices[site] for site in redraw.names}
     latent = {site: x for site, x in drawn.choices.items() if site not in observed}
-    q = ppl.score(guide, latent, *data_args(observed, *args))
+    return drawn, latent, data_args(observed, *args)
+
+
+def _dream(
+    name: str,
+    model: ppl.Program,
+    guide: ppl.Program,
+    data_args: Callable[..., PyTree] | None,
+    args: PyTree,
+) -> Array:
+    """Log q_phi(z | x) at a joint draw of the model."""
+    drawn, latent, seen = _dreamt(name, model, data_args, args)
+    q = ppl.score(guide, latent, *seen)
     check_is_law(drawn, "model of a sleep phase")
     penalties = check_match(drawn, q, ("covers",))
     return q.log_density + sum(jnp.sum(x) for x in penalties.values())

@@ -214,7 +214,8 @@ def check_reach(
     penalties: dict[str, Any] = {}
     for name in names if "covers" in needed else ():
         p, q = model.sites[name], guide.sites[name]
-        if p.is_masked or q.is_masked or p.scale == 0.0:
+        # A point is reached or not, and the guide's density says it there.
+        if p.is_masked or q.is_masked or p.scale == 0.0 or p.distribution == "Delta":
             continue
         # A marginal knows no law of its own sites, only what was known of their supports before.
         own = model.reach.get(name) or reach_known(p.support)

@@ -11,6 +11,7 @@ from jax.scipy.stats import norm
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.objectives import _path_gradients
+from lapilli.models import flows
 
 KEY = jax.random.key(0)
 X = jnp.array([-1.0, 0.5, 2.0])
@@ -371,3 +372,49 @@ def test_sleep_learns_from_a_simulator_without_a_density():
     objective = inference.sleep(simulator, inverse, data_args=lambda made, x: (made["x"],))
     params = {"slope": jnp.asarray(0.3), "offset": jnp.asarray(0.1), "scale": jnp.log(0.8)}
     check(objective, exact, params)
+
+
+def boxed_guide(x):
+    flow = ppl.module(
+        "flow",
+        flows.NeuralSplineFlow(
+            2, key=ppl.rng_key("init"), context_size=2, num_layers=2, num_bins=3, width=4
+        ),
+    )
+    box = dist.constraints.independent(dist.constraints.interval(-1.0, 1.0), 1)
+    ppl.sample("theta", dist.TransformedDistribution(flow.law(x), dist.biject_to(box)))
+
+
+def test_a_spline_onto_a_box_is_seen_to_be_continuous():
+    """Noise of the simulator goes through its inverse; bins that are steep are no jumps, and nothing has to be searched."""
+
+    def simulator(x):
+        theta = ppl.sample("theta", dist.Uniform(-1.0, 1.0).expand([2]).to_event(1))
+        noise = jax.random.normal(ppl.rng_key("noise"), (2,))
+        ppl.sample("x", dist.Delta(theta + noise).to_event(1), obs=x)
+
+    loss = inference.sleep(simulator, boxed_guide, data_args=lambda made, x: (made["x"],))
+    params = loss.init(KEY, jnp.zeros(2))
+    assert "nothing suspected" in str(loss.plan(params, jnp.zeros(2)))
+
+
+def test_stored_draws_are_points_that_a_bounded_guide_reaches_or_not():
+    """A point mass has no support to cover: the guide's density says whether it is reached, and the report which site is not."""
+
+    def stored(x, rows):
+        rows = jnp.asarray(rows)
+        number = jax.random.randint(ppl.rng_key("row"), (), 0, len(rows))
+        ppl.sample("theta", dist.Delta(rows[number]).to_event(1))
+        ppl.sample("x", dist.Delta(rows[number] + 0.1).to_event(1), obs=x)
+
+    def narrow(x):
+        a = ppl.param("a", jnp.zeros(2))
+        ppl.sample("theta", dist.Uniform(-1.0, 1.0).expand([2]).to_event(1))
+        return a
+
+    loss = inference.sleep(stored, narrow, data_args=lambda made, x, rows: (made["x"],))
+    rows = np.array([[0.5, -0.5]], np.float32)
+    value = loss.value(loss.init(KEY, jnp.zeros(2), rows), KEY, jnp.zeros(2), rows)
+    assert float(value) == pytest.approx(2 * np.log(2.0), abs=1e-5)
+    with pytest.raises(inference.fitting.NonFiniteError, match="site 'guide.theta' broke first"):
+        inference.fit(loss, optax.sgd(0.1), (jnp.zeros(2), 4 * rows), num_steps=1, progress=False)
