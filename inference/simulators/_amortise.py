@@ -19,9 +19,9 @@ from ...ppl._shared_jit import shared_jit
 from ...ppl._show import shown
 from ...ppl._types import Choices, Key, ModelFn, ParamMap
 from ...ppl.language import ChoiceMismatch, matched
-from ..fitting import Fit, Posterior
+from ..fitting import Posterior
 from ..posterior_checks import PosteriorReport, Simulations, check_simulations
-from ._learn import learn
+from ._learn import Learned, learn
 from ._table import ReferenceTable
 
 _CHECKED, _DRAWS = 400, 99  # held-out data sets that the report is on, and draws for each
@@ -38,16 +38,14 @@ class Amortised:
         guide: the program of the latent sites, trained; its arguments are the observed sites by name.
         held_out: mean of log q(theta | x) over pairs that nothing was trained on, and its standard error, nats.
         report: the checks of its posteriors on these pairs.
-        fit: the training.
-        validation: step and loss of each look at the validation rows.
+        training: the run, its looks at the validation rows, which parameters were kept.
     """
 
     table: ReferenceTable
     guide: ppl.Program
     held_out: tuple[float, float]
     report: PosteriorReport
-    fit: Fit
-    validation: list[tuple[int, float]]
+    training: Learned
 
     def draws(
         self, key: Key, data: Mapping[str, PyTree], num_samples: int = 4_000
@@ -147,7 +145,7 @@ class Amortised:
             if self.table.num_failed
             else None,
             "held out": f"log q {self.held_out[0]:.4g} +- {self.held_out[1]:.2g} nats",
-            "training": f"{self.fit.steps} steps, the best of {len(self.validation)} looks kept",
+            "training": str(self.training),
             "checks": f"{objections} object"
             if objections
             else "none objects; print(...) shows each",
@@ -227,7 +225,7 @@ def amortise(
     scores = np.asarray(log_densities(learned.params, held), float)
     report = _report(bound, table, draw_key, check_key)
     mean, error = float(scores.mean()), float(scores.std(ddof=1) / len(scores) ** 0.5)
-    return Amortised(table, bound, (mean, error), report, learned.fit, learned.validation)
+    return Amortised(table, bound, (mean, error), report, learned)
 
 
 def _scored(program: ppl.Program, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Array:

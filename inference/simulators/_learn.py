@@ -76,14 +76,24 @@ class Learned(NamedTuple):
     """What training left.
 
     Attributes:
-        params: those with the least validation loss.
+        params: those with the least validation loss; those of the start, unless that is worse by two standard errors.
         fit: the run, at these parameters.
-        validation: step and loss of each look.
+        validation: step and loss of each look, the start first.
+        kept: step of the parameters; 0 is the start.
     """
 
     params: ParamMap
     fit: Fit
     validation: list[tuple[int, float]]
+    kept: int
+
+    def __str__(self) -> str:
+        kept = (
+            f"those of step {self.kept} kept"
+            if self.kept
+            else "no better than the start, which is kept"
+        )
+        return f"{self.fit.steps} steps, {kept}"
 
 
 def learn(
@@ -129,5 +139,6 @@ def learn(
     params = best.params
     gains = np.asarray(each(start, look_key) - each(params, look_key), float)
     if not gains.mean() > _CLEAR * gains.std(ddof=1) / len(gains) ** 0.5:
-        params = start
-    return Learned(params, found.with_params(params), best.losses)
+        return Learned(start, found.with_params(start), best.losses, 0)
+    kept = min(best.losses, key=lambda look: (not look[1] == look[1], look[1]))[0]
+    return Learned(params, found.with_params(params), best.losses, kept)

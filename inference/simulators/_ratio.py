@@ -30,8 +30,7 @@ from ...ppl._compat import typed_key
 from ...ppl._shared_jit import shared_jit
 from ...ppl._show import shown
 from ...ppl._types import Key
-from ..fitting import Fit
-from ._learn import learn
+from ._learn import Learned, learn
 from ._standing_in import reads_of, refuse_noise, standing_in
 from ._table import ReferenceTable
 
@@ -55,15 +54,13 @@ class Ratio:
         table: what it was learned from.
         critic: f of standardised coordinates.
         kind: how it was learned, see `ratio`.
-        fit: the training.
-        validation: step and loss of each look at the validation rows.
+        training: the run, its looks at the validation rows, which parameters were kept.
     """
 
     table: ReferenceTable
     critic: CriticFn
     kind: Kind
-    fit: Fit
-    validation: list[tuple[int, float]]
+    training: Learned
 
     def log_ratio(
         self, parameters: Mapping[str, ArrayLike], data: Mapping[str, ArrayLike]
@@ -140,7 +137,7 @@ class Ratio:
         facts: dict[str, PyTree] = {
             "kind": self.kind + (", biased on purpose" if self.kind == "balanced" else ""),
             "simulations": self.table.num_simulations,
-            "validation": f"{min(loss for _, loss in self.validation):.4g} nats at best",
+            "training": str(self.training),
         }
         if self.kind != "softmax":
             (evidence, error), (information, other) = self.log_evidence(), self.mutual_information()
@@ -231,7 +228,7 @@ def ratio(
         num_steps=num_steps, progress=progress,
     )  # fmt: skip
     made = eqx.combine(learned.params["critic"], static)
-    return Ratio(table, made, kind, learned.fit, learned.validation)
+    return Ratio(table, made, kind, learned)
 
 
 def prior_draws(table: ReferenceTable) -> dict[str, np.ndarray]:

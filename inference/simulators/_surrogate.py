@@ -23,9 +23,8 @@ from ...ppl._compat import no_handlers, typed_key
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.traces import BoundParams, SiteInfo
-from ..fitting import Fit
 from ._coordinates import StandardCoordinates, supports_of
-from ._learn import learn
+from ._learn import Learned, learn
 from ._standing_in import ARGUMENTS, reads_of, refuse_noise, standing_in
 from ._table import ReferenceTable
 
@@ -42,15 +41,13 @@ class Surrogate:
         parents: learned site -> the sites whose values its law reads.
         held_out: mean log-density of the learned sites in rows that nothing was trained on, and its standard error, nats an
             event.
-        fit: the training.
-        validation: step and loss of each look at the validation rows.
+        training: the run, its looks at the validation rows, which parameters were kept.
     """
 
     model: ppl.Program
     parents: Mapping[str, tuple[str, ...]]
     held_out: tuple[float, float]
-    fit: Fit
-    validation: list[tuple[int, float]]
+    training: Learned
 
     def _facts(self) -> dict[str, PyTree]:
         told = [
@@ -59,7 +56,7 @@ class Surrogate:
         return {
             "learned": "; ".join(told),
             "held out": f"{self.held_out[0]:.4g} +- {self.held_out[1]:.2g} nats an event",
-            "training": f"{self.fit.steps} steps, the best of {len(self.validation)} looks kept",
+            "training": str(self.training),
         }
 
 
@@ -151,8 +148,7 @@ def surrogate(
         model,
         {n: tuple(parents[n]) for n in names},
         (float(scores.mean()), float(scores.std(ddof=1) / len(scores) ** 0.5)),
-        learned.fit,
-        learned.validation,
+        learned,
     )
 
 

@@ -84,7 +84,7 @@ def test_a_guide_of_ones_own_may_make_its_network_from_a_key(table):
 
     found = inference.amortise(table, guide=own, num_steps=20, progress=False)
     choices = {"theta": np.zeros(2)}
-    exact = dist.Normal(found.fit.params["net"].bias, 1.0).log_prob(0.0).sum()
+    exact = dist.Normal(found.training.fit.params["net"].bias, 1.0).log_prob(0.0).sum()
     assert float(found.log_density(choices, {"x": np.zeros(2)})) == pytest.approx(
         float(exact), abs=1e-5
     )
