@@ -19,7 +19,12 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def draw_intervals(
-    panels: Mapping[str, Mapping[str, tuple[float, float]]], path: Path, mark: float | None = 0.0
+    panels: Mapping[str, Mapping[str, tuple[float, float]]],
+    path: Path,
+    mark: float | None = 0.0,
+    *,
+    claim: str = "",
+    unit: str = "",
 ) -> None:
     """A panel for each measure, in it a line for each row; the rows are those of the first panel.
 
@@ -27,6 +32,8 @@ def draw_intervals(
         panels: title of a panel -> name of a row -> mean and half of its interval.
         path: of the PNG file.
         mark: where a thin line stands, e.g. 0 for differences.
+        claim: what the picture shows, above it.
+        unit: what the numbers are, below each panel.
     """
     import matplotlib
 
@@ -34,7 +41,7 @@ def draw_intervals(
     import matplotlib.pyplot as plt
 
     names = list(next(iter(panels.values())))
-    size = (2.2 + 3.0 * len(panels), 1.0 + 0.28 * len(names))
+    size = (2.2 + 3.0 * len(panels), 1.0 + 0.28 * len(names) + 0.4 * bool(claim) + 0.2 * bool(unit))
     figure, axes = plt.subplots(
         1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
@@ -45,8 +52,10 @@ def draw_intervals(
         means, halves = np.array([rows[names[i]] for i in places]).T
         halves = np.where(np.isfinite(halves), halves, 0.0)
         axis.errorbar(means, places, xerr=halves, fmt="o", markersize=4, capsize=2, linewidth=1)
-        axis.set(title=title, yticks=range(len(names)), yticklabels=names)
+        axis.set(title=title, yticks=range(len(names)), yticklabels=names, xlabel=unit)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].invert_yaxis()
+    if claim:
+        figure.suptitle(claim)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -140,7 +140,12 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, list[float]]
         title: {name: interval(np.array(row[measure])) for name, row in found.items()}
         for measure, title in (("coverage", "cells in 90 % bands"), ("mae", "mean absolute error"))
     }
-    draw_intervals(panels, options.out / "bands.png", mark=None)
+    draw_intervals(
+        panels,
+        options.out / "bands.png",
+        mark=None,
+        claim="Bands of filled gaps, and how far means are off",
+    )
     if options.record:
         record(config, found)
     return found

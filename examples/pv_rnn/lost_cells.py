@@ -204,7 +204,10 @@ def main(arguments: list[str] | None = None) -> xarray.Dataset:
     (options.out / "report.txt").write_text(text + "\n")
     rows = gaps(data, "mse", 1)
     panels = {q: {p: row[q] for p, row in rows.items()} for q in PATTERNS}
-    draw_intervals(panels, options.out / "lost_cells.png")
+    draw_intervals(
+        panels, options.out / "lost_cells.png", claim="Error regression beside an encoder, cells lost",
+        unit="difference of squared errors",
+    )  # fmt: skip
     if options.record:
         record(data)
     return data
