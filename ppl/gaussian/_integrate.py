@@ -38,8 +38,8 @@ def integrate(
     closed, tree, static = _lifted(lifter, program, params, args, kwargs)
     emit = emit._replace(collector=Collector)
     dry = emit._replace(is_dry=True)
-    probe, joint = tried(lambda joint: Integrator(label, names, joint, dry), closed, [0])
-    if absent := sorted(set(names) - probe.found):
+    found, joint = tried(lambda joint: Integrator(label, names, joint, dry), closed, [0])
+    if absent := sorted(set(names) - found):
         latent = sorted(n for n, info in lifter.frame.infos.items() if info.kind == "latent")
         raise ValueError(
             f"{label}: {absent} are no latent sites of the program; its latent sites are {latent}. Name sites to integrate out; "

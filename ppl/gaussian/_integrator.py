@@ -294,21 +294,27 @@ def _without_density(name: str, like: Array) -> Array:
     return jnp.asarray(numpyro.sample(name, law))
 
 
-def tried[Kind: Integrator](
-    make: Callable[[set[str]], Kind], closed: ClosedJaxpr, args: Sequence[int]
-) -> tuple[Kind, set[str]]:
-    """A dry run of a program, and the plates whose rows meet in it.
+def tried(
+    make: Callable[[set[str]], Integrator], closed: ClosedJaxpr, args: Sequence[int]
+) -> tuple[set[str], set[str]]:
+    """The sites that a dry run of a program has met, and the plates whose rows meet in it.
 
     `make`: an integrator that makes nothing, given such plates.
     """
     joint: set[str] = set()
+    found: set[str] = set()
     is_read = [False] * len(closed.jaxpr.outvars)
+
+    def run() -> None:
+        probe = make(joint)  # and its numbers stay inside
+        probe.run(closed, args, is_read)
+        found.update(probe.found)
+
     while True:
-        probe = make(joint)
         try:
             with no_handlers():
-                jax.eval_shape(lambda probe=probe: probe.run(closed, args, is_read) and None)
-            return probe, joint
+                jax.eval_shape(lambda: run())  # of no cache
+            return found, joint
         except PlateMeets as met:
             joint = joint | {met.name}
 

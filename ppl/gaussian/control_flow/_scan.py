@@ -71,27 +71,30 @@ class Scan:
         # A fixed point: a carried value is uncertain if it is at the start or after a step whose carry is. Kinds only grow
         # (certain -> affine -> beyond affine), so that this ends.
         num_carry = len(self.init)
-        while True:
-            probe = self.outer.inner(is_dry=True)
+        has_changed = False
 
-            def run(probe: Integrator = probe) -> None:
-                carry, kept = self.open_step(probe)
-                if probe.belief is None and self.outer.belief is not None:
-                    probe.belief = no_belief(self.rows)  # of slices of what stands outside
-                xs = [self.first(x) for x in self.xs]
-                outs = self.step(probe, carry, kept, xs)
-                self.out_kinds = [kind_of(x) for x in outs]
-
-            with no_handlers():
-                jax.eval_shape(run)
+        def run() -> None:
+            nonlocal has_changed
+            probe = self.outer.inner(is_dry=True)  # and its numbers stay inside
+            carry, kept = self.open_step(probe)
+            if probe.belief is None and self.outer.belief is not None:
+                probe.belief = no_belief(self.rows)  # of slices of what stands outside
+            xs = [self.first(x) for x in self.xs]
+            outs = self.step(probe, carry, kept, xs)
+            self.out_kinds = [kind_of(x) for x in outs]
             self.outer.rows = probe.rows
             if probe.belief is not None:
                 self.rows = tuple(probe.belief.mean.shape[:-1])
+            has_changed = probe.has_changed
+
+        while True:
+            with no_handlers():
+                jax.eval_shape(lambda: run())  # of no cache
             found = self.out_kinds
             joined = [either(a, b) for a, b in zip(self.kinds, found[:num_carry], strict=True)]
             if joined == self.kinds:
                 self.y_kinds = found[num_carry:]
-                return probe.has_changed
+                return has_changed
             self.kinds = joined
 
     def first(self, x: PyTree) -> PyTree:

@@ -130,6 +130,9 @@ def test_numbers_in_a_program_count_from_the_end():
     assert found(lambda e: [e[np.array([0, 3])]], TABLE) == [3]
     # A number twice: codes of rows, and no order of entries.
     assert found(lambda e: [e[np.array([1, -1, 1])]], TABLE) == [-1]
+    # Of 8 or 16 bits: codes of categories, as pandas keeps them.
+    for kind in (np.int8, np.int16):
+        assert found(lambda e, kind=kind: [e[np.array([0, -1], kind)]], TABLE) == [-1]
     loop = lambda e: [jax.lax.fori_loop(0, 3, lambda i, total: total * 0.5 + e[i - 1], 0.0)]
     assert found(loop, TABLE) == []
 
