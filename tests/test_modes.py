@@ -72,6 +72,18 @@ def test_all_kinds_of_calls_run_and_give_the_same(mode):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@ppl.model
+def alike(y):
+    """Particles of equal weights: an evidence that no draw decides."""
+
+    def step(carry, y):
+        ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(0.0, 1.0), obs=y)
+        return carry, None
+
+    ppl.scan(step, 0.0, y)
+
+
 def few_calls():
     """Name -> a call: a fit, eliminations, particles, what is chosen by itself."""
     key = jax.random.key
@@ -92,10 +104,10 @@ def few_calls():
         "gradient": lambda i: jax.grad(lambda m: level.log_density({}, m + SERIES[:3]))(0.1 * i),
         "eliminate, normal": lambda i: level.posterior(key(i), {}, SERIES[:3]),
         "eliminate, discrete": lambda i: kinds.posterior(key(i), {"p": jnp.float32(0.3)}, X[:3]),
-        "smc": lambda i: inference.smc(drift, key(i), SERIES[:3], num_particles=4).log_weights,
+        "smc": lambda i: inference.smc(alike, key(i), SERIES[:3], num_particles=4).log_evidence,
         "infer": lambda i: (
             inference.infer(
-                line, data, key=key(i), num_samples=8, methods=["eliminate"], progress=False
+                line, data, key=key(i), num_samples=8, methods=["eliminate", "nuts"], progress=False
             ).choices
         ),
     }

@@ -252,7 +252,10 @@ def list_factors(
         declared = numpyro.handlers.substitute(data=dict(params))
         with own_caches(), lister, given, declared:
             program(*args, **kwargs)
-        return given.frame.numbers, lister.frame.numbers
+        numbers = dict(given.frame.numbers), dict(lister.frame.numbers)
+        for frame in (given.frame, lister.frame):
+            frame.numbers.clear()  # they are known by their variables from here on
+        return numbers
 
     with no_handlers():
         closed, shapes = jax.make_jaxpr(run, return_shape=True)()
