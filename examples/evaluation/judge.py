@@ -210,19 +210,19 @@ def draw(
     value, error = (column(orders, name) for name in ("extrapolated", "error"))
     frechet.errorbar(value, place, xerr=2 * error, fmt="C0o", ms=4, label="extrapolated")
     frechet.plot(column(orders, "plain"), place, "C1x", label="plain")
-    frechet.set_xlabel("Frechet distance (0 is best)")
+    frechet.set_xlabel("Frechet distance\n(0 is best)")
     found = [metrics["density"][n] for n in samples]
     found = [*found, found[0].floor]
     value, error = np.array([(e.value, e.standard_error) for e in found]).T
     density.errorbar(value, place, xerr=2 * error, fmt="C0o", ms=4)
-    density.set_xlabel("density (1: as real images)")
+    density.set_xlabel("density\n(1: as real images)")
     error = 2 * column(others, "error")
     detector.errorbar(column(others, "detector"), place, xerr=error, fmt="C0o", ms=4, label="sharp")
     detector.plot(column(others, "blurred"), place, "C1x", label="blurred")
-    detector.set_xlabel("accuracy of a detector (1/2 is best)")
+    detector.set_xlabel("accuracy of a detector\n(1/2 is best)")
     error = 2 * column(others, "gap error")
     octave.errorbar(column(others, "top octave, nats"), place, xerr=error, fmt="C0o", ms=4)
-    octave.set_xlabel("detail that is missing, nats (0 is best)")
+    octave.set_xlabel("detail beyond the real, nats\n(0 is best)")
     for axis, exact in zip(axes, (0.0, 1.0, 0.5, 0.0), strict=True):
         has_legend = axis in (frechet, detector)
         axis.axvline(exact, color="0.4", ls=":", lw=1, label=None if has_legend else "equal laws")

@@ -403,6 +403,7 @@ class Fit:
         path: str | os.PathLike,
         *args: PyTree,
         keep: str | Sequence[str] | None = None,
+        only: Literal["posterior"] | None = None,
         symbolic_rows: bool = True,
         platforms: Sequence[str] | None = None,
         **kwargs: PyTree,
@@ -423,6 +424,7 @@ class Fit:
             *args: arguments as for `predict`, examples of those that will come; default, those given to fit. Arrays, by name of
                 the program's argument, are the inputs of the function; all else stays as it is here.
             keep: see `predict`. Sites that the guide draws from the data of the fit take these into the file.
+            only: "posterior" for the guide alone, as an encoder is served: the model is not in the file.
             symbolic_rows: whether the function takes any number of rows: the leading axis of the first array, and of each that
                 must grow with it. Programs that need to know the number (a scan over rows) are compiled for one: False.
             platforms: "cpu", "cuda", "tpu", "rocm"; default the one in use.
@@ -439,7 +441,7 @@ class Fit:
         arguments = self._args_or_stored(self._given("export", model, args, kwargs), "export")
         export_fit(
             model, guide, path, arguments, self.args,
-            keep=keep, symbolic_rows=symbolic_rows, platforms=platforms,
+            keep=keep, only=only, symbolic_rows=symbolic_rows, platforms=platforms,
         )  # fmt: skip
 
     def _bound(self, which: str) -> Any:

@@ -32,6 +32,7 @@ def predictive(
     keep: str | Sequence[str] | None,
     *,
     are_examples: bool = False,
+    is_guide_alone: bool = False,
 ) -> tuple[Callable[..., PyTree], tuple[PyTree, PyTree]]:
     """A function `(key, args, guide_args) -> (kept draws of the guide, predictions)`, and these arguments.
 
@@ -42,6 +43,7 @@ def predictive(
         fit_args: arguments of the fit; None if they were not kept.
         keep: see `Fit.predict`.
         are_examples: whether other rows than those of `args` will come, even if these are the fit's.
+        is_guide_alone: whether there are to be no predictions.
     """
     is_new = are_examples or not is_of_fit(model, args, fit_args)
     if keep is None:
@@ -71,7 +73,7 @@ def predictive(
     def draw(key: Key, args: tuple, at: tuple) -> PyTree:
         guide_key, model_key = jax.random.split(key)
         kept = kept_of(guide.simulate(guide_key, *at).shared_choices)
-        return kept, model.predict(model_key, kept, *args)
+        return kept, {} if is_guide_alone else model.predict(model_key, kept, *args)
 
     return draw, (args, at)
 

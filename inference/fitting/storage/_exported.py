@@ -20,7 +20,7 @@ from ._archive import write_bytes
 
 def export_fit(
     model: Program, guide: Program, path: str | os.PathLike, args: tuple, fit_args: tuple | None,
-    *, keep: str | Sequence[str] | None, symbolic_rows: bool, platforms: Sequence[str] | None,
+    *, keep: str | Sequence[str] | None, only: str | None, symbolic_rows: bool, platforms: Sequence[str] | None,
 ) -> None:  # fmt: skip
     """See `Fit.export`."""
     try:
@@ -29,19 +29,25 @@ def export_fit(
         raise ImportError(
             "Fit.export: the package flatbuffers is missing. Install it, or lapilli[export]."
         ) from err
+    if only not in (None, "posterior"):
+        raise ValueError(
+            f"Fit.export: argument 'only' is {only!r}. Pass only='posterior' for the guide alone, or leave it out."
+        )
     split = Arguments(args)
     arrays = split.arrays(args)
     names = [
         n for n, is_array in zip(leaf_names(model, args), split.is_array, strict=True) if is_array
     ]
-    draw, (_, guide_args) = predictive(model, guide, args, fit_args, keep, are_examples=True)
+    draw, (_, guide_args) = predictive(
+        model, guide, args, fit_args, keep, are_examples=True, is_guide_alone=only is not None
+    )
 
     def run(key_data: PyTree, inputs: dict[str, PyTree]) -> dict[str, PyTree]:
         new_args = split.join([inputs[name] for name in names])
         at = new_args if keep is None else guide_args
         keys = jax.random.wrap_key_data(key_data)
         kept, predicted = jax.vmap(lambda key: draw(key, new_args, at))(keys)
-        return {"posterior": kept, "predictive": predicted}
+        return {"posterior": kept} | ({} if only else {"predictive": predicted})
 
     shapes = dict(zip(names, split.arrays(shapes_of(args)), strict=True))
     first = next((x.shape for x in shapes.values()), ())
@@ -60,7 +66,8 @@ def export_fit(
         reason = f"{type(err).__name__}: {str(err).splitlines()[0]}"
         raise ValueError(
             f"Fit.export: the programs cannot be compiled for any number of rows, the leading axis of '{names[0]}' ({reason}). "
-            "Export them for as many rows as these arguments have: symbolic_rows=False."
+            "Where a program asks for len(x), write x.shape[0]; or export for as many rows as these arguments have: "
+            "symbolic_rows=False."
         ) from err
     inputs = dict(zip(names, arrays, strict=True))
     _check(exported, run, inputs)

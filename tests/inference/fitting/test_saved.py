@@ -428,3 +428,19 @@ def test_values_that_a_program_records_belong_to_it(tmp_path):
     inference.Fit.load(tmp_path / "fit.npz", bound_of(2.0))
     with pytest.raises(ValueError, match="model, 'doubled': another computation of its value"):
         inference.Fit.load(tmp_path / "fit.npz", bound_of(3.0))
+
+
+def test_the_guide_alone_is_exported_as_an_encoder_is_served(saved, tmp_path):
+    fit, _ = saved
+    with pytest.raises(ValueError, match="'only' is 'guide'.*only='posterior'"):
+        fit.export(tmp_path / "served", X, only="guide")
+    fit.export(tmp_path / "served", X, only="posterior")
+    served = jax.export.deserialize((tmp_path / "served").read_bytes())
+    keys = jax.random.key_data(jax.random.split(KEY, 3))
+    drawn = served.call(keys, {"x": X[:4]})
+    assert list(drawn) == ["posterior"]
+    whole = tmp_path / "whole"
+    fit.export(whole, X)
+    both = jax.export.deserialize(whole.read_bytes()).call(keys, {"x": X[:4]})
+    assert same(drawn["posterior"], both["posterior"])
+    assert os.path.getsize(tmp_path / "served") < os.path.getsize(whole)
