@@ -222,7 +222,7 @@ def draw(
     detector.set_xlabel("accuracy of a detector\n(1/2 is best)")
     error = 2 * column(others, "gap error")
     octave.errorbar(column(others, "top octave, nats"), place, xerr=error, fmt="C0o", ms=4)
-    octave.set_xlabel("detail beyond the real, nats\n(0 is best)")
+    octave.set_xlabel("power of fine detail, nats\n(0: as real images)")
     for axis, exact in zip(axes, (0.0, 1.0, 0.5, 0.0), strict=True):
         has_legend = axis in (frechet, detector)
         axis.axvline(exact, color="0.4", ls=":", lw=1, label=None if has_legend else "equal laws")
