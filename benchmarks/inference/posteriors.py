@@ -1,7 +1,8 @@
 """Is a posterior right that nobody here wrote, with nothing chosen, and is it said where it is not?
 
 Question: 23 posteriors of posteriordb, programs from `_posteriordb`, single precision, each with several keys, each run in a
-process of its own. Columns: `infer`, `fit` (a model alone), `nuts` and `tempered` (`tempered_smc`) of `lapilli.inference`;
+process of its own. Columns: `infer`, the same with a fit before its chains, and with a flow in their place; `fit` (a model
+alone), `nuts` and `tempered` (`tempered_smc`, of ten minutes at most) of `lapilli.inference`;
 NumPyro's NUTS (1,000 + 1,000, four vectorised chains) and AutoNormal (Adam 0.01, 10,000 steps); BlackJAX's Pathfinder of one path
 and of several (20, resampled). The others' programs have discrete sites summed out by `ppl.eliminate`, and start uniformly on
 (-2, 2), NumPyro's rule.
@@ -17,6 +18,7 @@ processor, compilation included, imports not.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -30,22 +32,36 @@ import numpy as np
 
 NUM_DRAWS, MOST_SECONDS = 4000, 600.0
 MEAN_OFF, SD_RATIO = 0.3, 1.43
-OURS = ("infer", "fit", "nuts", "tempered")
+OURS = ("infer", "fit", "nuts", "tempered", "infer, fit first", "infer, flow")
 PEERS = ("NumPyro NUTS", "NumPyro AutoNormal", "BlackJAX Pathfinder", "BlackJAX multi-path")
 
 
 class Found(NamedTuple):
-    """Draws of the program's sites, [S, ...] each, their weights (None: equal), and what was said against them."""
+    """Draws of the sites, [S, ...] each, their weights (None: equal), what was said against them, and gradients of chains."""
 
     choices: Mapping[str, Any]
     weights: np.ndarray | None = None
     said: tuple[str, ...] = ()
+    gradients: int = 0
 
 
-def by_infer(posterior: Any, args: dict[str, Any], key: Any) -> Found:
+def by_infer(
+    posterior: Any, args: dict[str, Any], key: Any, methods: tuple[str, ...] | None = None
+) -> Found:
     from lapilli import inference
 
-    return Found(inference.infer(posterior.model, args=args, key=key, progress=False).choices)
+    infer = functools.partial(inference.infer, progress=False)
+    infer = infer if methods is None else functools.partial(infer, methods=methods)
+    draws = infer(posterior.model, args=args, key=key)
+    return Found(draws.choices, gradients=sum(a.gradients for a in draws.certificate.attempts))
+
+
+def by_fit_first(posterior: Any, args: dict[str, Any], key: Any) -> Found:
+    return by_infer(posterior, args, key, ("eliminate", "fit", "nuts"))
+
+
+def by_flow(posterior: Any, args: dict[str, Any], key: Any) -> Found:
+    return by_infer(posterior, args, key, ("eliminate", "flow"))
 
 
 def by_fit(posterior: Any, args: dict[str, Any], key: Any) -> Found:
@@ -129,6 +145,8 @@ def by_blackjax_multipath(posterior: Any, args: dict[str, Any], key: Any) -> Fou
 
 COLUMNS: dict[str, Callable[[Any, dict[str, Any], Any], Found]] = {
     "infer": by_infer,
+    "infer, fit first": by_fit_first,
+    "infer, flow": by_flow,
     "fit": by_fit,
     "nuts": by_nuts,
     "tempered": by_tempered,
@@ -196,6 +214,7 @@ def run_one(name: str, column: str, key: int) -> dict[str, Any]:
         try:
             found = COLUMNS[column](posterior, args, jax.random.key(key))
             row |= {"seconds": time.process_time() - start, **compared(found, posterior)}
+            row |= {"gradients": found.gradients} if found.gradients else {}
             said = list(found.said)
         except Exception as err:  # a row of its own
             row |= {"seconds": time.process_time() - start, "error": f"{type(err).__name__}: {err}"}

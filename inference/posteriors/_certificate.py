@@ -21,12 +21,14 @@ class Attempt(NamedTuple):
         seconds: what it took, compilation included.
         outcome: "certified", or why it was left, in words.
         seen: what was measured, by name.
+        gradients: evaluations of the log-density's gradient by chains, all of them together, warm-up included.
     """
 
     method: str
     seconds: float
     outcome: str
     seen: Mapping[str, float]
+    gradients: int = 0
 
     def __str__(self) -> str:
         facts = f" ({told(self.seen)})" if self.seen else ""

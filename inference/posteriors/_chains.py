@@ -93,13 +93,14 @@ def run_chains(
     frame = sampler.frame() if frame is None else frame
     best, accepts, again = None, list(settings.accepts), label
     while accepts and not (best is not None and clock.is_over()):
-        accept, began = accepts.pop(0), time.perf_counter()
+        accept, began, before = accepts.pop(0), time.perf_counter(), sampler.num_gradients
         words = ", ".join(filter(None, ["nuts", again, f"acceptance {accept:g}"]))
         clock.check(words)
         key, start_key = jax.random.split(key)
         state = _started(method, sampler, target, start_key, frame, accept, starts)
         run, verdict = _run(sampler, target, state, frame, accept, settings)
-        tell(Attempt(words, time.perf_counter() - began, verdict.outcome, verdict.seen))
+        seconds, gradients = time.perf_counter() - began, sampler.num_gradients - before
+        tell(Attempt(words, seconds, verdict.outcome, verdict.seen, gradients))
         if clock.why and run.u.shape[1] < _FEWEST:
             break
         if best is None or verdict.rank < best[1].rank:

@@ -65,6 +65,9 @@ class Sampler:
         is_dense: whether the mass matrix has correlations.
         learns_mass: whether the warm-up adapts the mass matrix, and not the step size alone.
         clock: asked between device calls whether there is time for another one.
+
+    Attributes:
+        num_gradients: evaluations of the gradient so far, of all chains.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Sampler:
     ) -> None:  # fmt: skip
         self._log_density, self._arrays = log_density, arrays
         self.dimension, self.num_chains, self.num_warmup = dimension, num_chains, num_warmup
-        self._learns_mass = learns_mass
+        self._learns_mass, self.num_gradients = learns_mass, 0
         self._is_dense, self.clock, self._length = is_dense, clock or Clock(), 0
         self._begun = shared_jit(jax.vmap(self._begin, (0, 0, None, None, None)))
         self._many = shared_jit(self._transitions)
@@ -103,6 +106,7 @@ class Sampler:
                 size, began = min(max(self._length, 1), num - done), time.monotonic()
                 state, out = self._many(state, frame, target_accept, size, self._arrays)
                 parts.append(tuple(np.asarray(x)[:size] for x in out))
+                self.num_gradients += int(parts[-1][-1].sum())
                 done += size
                 self._set_length(size, time.monotonic() - began)
                 self.clock.tell(f"{done} of {num} {what}")

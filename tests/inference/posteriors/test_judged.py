@@ -161,7 +161,9 @@ def test_long_trajectories_count_at_the_end_of_the_warm_up(monkeypatch, steps, i
         length = np.repeat([[left.pop(0) for _ in range(parts)]], num // parts, 1).repeat(8, 0)
         return state, Run(x, energy, energy, np.zeros((8, num), bool), length)
 
-    sampler = types.SimpleNamespace(frame=lambda: None, advance=advance, clock=Clock())
+    sampler = types.SimpleNamespace(
+        frame=lambda: None, advance=advance, clock=Clock(), num_gradients=0
+    )
     monkeypatch.setattr("lapilli.inference.posteriors._chains._started", lambda *of: None)
     monkeypatch.setattr(
         "lapilli.inference.posteriors._chains.Sampler", lambda *of, **options: sampler
