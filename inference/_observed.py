@@ -45,7 +45,7 @@ def check_branches(method: str, trace: Trace) -> None:
         ValueError: with the site's name.
     """
     for name, x in trace.choices.items():
-        in_branch = any(region.kind == "cond" for region in trace.sites[name].regions)
+        in_branch = any(r.kind == "cond" and r.size < 2 for r in trace.sites[name].regions)
         if in_branch and jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"{method}: site '{name}' is drawn in a branch (ppl.cond), and has no law where that is not taken, so that there "

@@ -341,7 +341,7 @@ class Search:
         target = self._target(first)
         _, frame = near_guide(target, self.fitted, self.num_chains)
         if frame is None:
-            self._tell(Attempt("flow", 0.0, "there is no fit to begin at", {}))
+            self._tell(Attempt("flow", 0.0, "there is no Normal guide to begin at", {}))
             return False
         u, verdict, attempt = run_flow(target, frame, self._fresh(), self.num_samples, self.clock)
         self._tell(attempt)
@@ -408,6 +408,12 @@ def chains_found(problem: Problem, target: Target, chains: Chains, form: ModelFo
 def make_draws(problem: Problem, found: Found, key: Key, attempts: tuple[Attempt, ...]) -> Draws:
     """The result."""
     verdict, choices = found.verdict, found.draw(key)
+    is_lost = lambda x: np.issubdtype(x.dtype, np.floating) and np.isnan(x).any()
+    if lost := [
+        n for n, x in choices.items() if is_lost(x)
+    ]:  # of what was integrated out, without digits
+        text = f"draws of {', '.join(lost)} are no numbers: the precision does not tell them"
+        verdict = verdict._replace(problems=(text, *verdict.problems))
     certificate = Certificate(
         found.method, verdict.is_certified, verdict.problems, verdict.seen, attempts, found.form.eliminated,
         heavy_tails(choices, found.num_chains),

@@ -24,13 +24,13 @@ from ._clock import Clock
 from ._elimination import simulated
 from ._flow import NUM_STEPS, flow_draws
 from ._judged import LEAST_ESS, Verdict
-from ._sampler import DENSE_UP_TO, Frame, frame_of
+from ._sampler import DENSE_UP_TO, Frame
 from ._target import Target
 
 _DRAWS = 4  # for each that is kept, so that few of these are copies
 _EVEN = 0.7  # nats between the largest and the mean weight
 _WIDER = 1.5  # than the draws that chains begin at
-_OF_GUIDE = 1000  # draws that tell its coordinates
+_OF_GUIDE = 1000  # draws among which chains find places
 _STEPS = 500  # of a fit between looks at the clock
 
 
@@ -159,24 +159,21 @@ def near_guide(
 
     They begin at weighted draws, moved apart so that R-hat can tell. Points far from the guide would need most of the warm-up's
     steps to come near in its coordinates; of places that the guide has not met the fit's own search for modes tells, and where it
-    does, its guide is not used.
+    does, its guide is not used, nor one for which there was no search.
     """
-    if found.choices is None or found.guide is None or found.is_elsewhere:
+    normal = found.normal
+    if found.choices is None or found.guide is None or normal is None or found.is_elsewhere:
         return None, None
-    if set(target.sites) - set(found.choices):
+    if set(normal.sizes) != set(target.sites):
         return None, None
     points = shared_jit(lambda values: jax.vmap(target.point)(values))
     of = lambda draws: {n: jnp.asarray(draws[n][:_OF_GUIDE]) for n in target.sites}
     weighted, guide = (np.asarray(points(of(x)), float) for x in (found.choices, found.guide))
-    guide = guide[np.isfinite(guide).all(1)]
-    if len(guide) < 2 * target.dimension:
-        return None, None
-    starts = weighted[(np.arange(num_chains) * len(weighted)) // num_chains]
-    starts = starts + (_WIDER - 1) * (starts - guide.mean(0))
-    is_dense = target.dimension <= DENSE_UP_TO
-    if found.normal is not None and set(found.normal.sizes) == set(target.sites):
-        return starts, found.normal.frame(target.sites, is_dense=is_dense)
-    return starts, frame_of(guide, is_dense=is_dense)
+    places = np.unique(weighted, axis=0)  # copies would tell nothing
+    places = np.concatenate([places, guide])[: max(len(places), num_chains)]
+    places = places[(np.arange(num_chains) * len(places)) // num_chains]
+    frame = normal.frame(target.sites, is_dense=target.dimension <= DENSE_UP_TO)
+    return places + (_WIDER - 1) * (places - frame.location), frame
 
 
 def of_weights(log_weights: np.ndarray, choices: Mapping[str, np.ndarray] | None = None) -> Verdict:

@@ -335,7 +335,8 @@ def _check_branches(
     """
     for name, relation in taken.items():
         gone = sorted(sites[i].name for i in relation if isinstance(i, int))
-        if gone and jnp.issubdtype(kept[name].dtype, jnp.floating):
+        is_partial = any(r.kind == "cond" and r.size < 2 for r in infos[name].regions)
+        if gone and is_partial and jnp.issubdtype(kept[name].dtype, jnp.floating):
             raise ValueError(
                 f"{label}: site '{name}' is drawn in a branch (ppl.cond) that {gone} choose, and has no law where that is not "
                 "taken: the sum over them would add densities of unlike spaces. Draw it before the branch and use it inside, "

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..jaxprs import union
-from ._sites import SiteInfo
+from ._sites import Region, SiteInfo
 
 
 def check_infos(
@@ -45,11 +45,26 @@ def check_infos(
                     f"with {what} {one!r} ({a.distribution})",
                     f"with {other!r} ({b.distribution})",
                 )
-        if a.regions != b.regions:
+        if [r.kind for r in a.regions] != [r.kind for r in b.regions] or _axes(a) != _axes(b):
             raise _differs(name, f"within {_words(a.regions)}", f"within {_words(b.regions)}")
         one, other = (_arrays(n.get(name)) for n in numbers)
         if one != other:
             raise _differs(name, f"with numbers {one}", f"with {other}")
+
+
+def shared_regions(
+    one: Mapping[str, SiteInfo], other: Mapping[str, SiteInfo]
+) -> dict[str, tuple[Region, ...]]:
+    """Site of both branches -> the regions around it, that of the cond first."""
+    least = lambda a, b: a if a.size <= b.size else b
+    return {
+        n: (Region("cond", None, 2), *map(least, one[n].regions, other[n].regions))
+        for n in one.keys() & other.keys()
+    }
+
+
+def _axes(info: SiteInfo) -> list[Region]:
+    return [r for r in info.regions if r.axis is not None]
 
 
 def joined(a: Any, b: Any) -> Any:

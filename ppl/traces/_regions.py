@@ -11,6 +11,7 @@ primitives.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from .._compat import control_flow, control_flow_value, handler_stack, numpyro_c
 from .._types import Message
 from ._at_step import AtStep, GivenValues, given_around
 from ._begun import begun, check_begins_anew, check_one_length, leading
-from ._branches import check_infos, joined
+from ._branches import check_infos, joined, shared_regions
 from ._reach import completed
 from ._recorder import SEEN, Begun, Recorder, RegionState
 from ._sites import Region
@@ -240,12 +241,16 @@ def cond(
     out, numbers = lax.cond(pred, padded(1), padded(0), *operands)
     for i, recorder in enumerate(recorders):
         frame = frames[0][i]
+        in_both = shared_regions(frame.infos, frames[1][i].infos)
         frame.infos = {**frame.infos, **frames[1][i].infos}
         both = frame.sites.keys() & frames[1][i].sites.keys()
         shared = {name: joined(frame.sites[name], frames[1][i].sites[name]) for name in both}
         frame.sites = {**frame.sites, **frames[1][i].sites, **shared}
         frame.used |= frames[1][i].used
         recorder.merge(frame, numbers[i], Region("cond", None, 1))
+        for name, regions in in_both.items():
+            info = dataclasses.replace(recorder.frame.infos[name], regions=regions)
+            recorder.frame.infos[name] = info
     return out
 
 

@@ -37,7 +37,10 @@ PROPOSED = "lapilli_proposed"  # marks the prior of a drawn value (`_inline_guid
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """The body of a control-flow statement: its kind, the name of the axis it adds (None for cond), and its size."""
+    """The body of a control-flow statement: its kind, the name of the axis it adds (None for cond), and its size.
+
+    Of a cond the size is the number of branches, of two, in which the site stands.
+    """
 
     kind: str
     axis: str | None

@@ -14,7 +14,9 @@ from numpyro.infer.autoguide import AutoNormal
 from lapilli import inference, ppl
 from lapilli.inference.posteriors import _search
 from lapilli.inference.posteriors._infer import told
+from lapilli.inference.posteriors._judged import Verdict
 from lapilli.inference.posteriors._noncentred import noncentred
+from lapilli.inference.posteriors._problem import posed
 from lapilli.inference.posteriors._tails import heavy_tails, tail_shapes
 from lapilli.inference.posteriors._target import make_target
 from lapilli.inference.posteriors._weighted import run_fit
@@ -516,3 +518,14 @@ def test_chains_after_a_fit_begin_near_it_and_have_the_moments_of_the_posterior(
     slope = 1e-6 * np.asarray(draws.choices["a_wide"], float)
     least = (X * Y).sum() / (X**2).sum()
     assert abs(slope.mean() - least) < 0.05 and 0.1 < slope.std() < 0.4
+
+
+def test_draws_that_are_no_numbers_are_not_certified():
+    """As of sites that were integrated out in a precision that does not tell them."""
+    problem = posed("infer", ppl.as_program(line), (X, Y))
+    form = _search.ModelForm("", problem.program, ())
+    for value, is_good in ((0.5, True), (np.nan, False)):
+        draw = lambda key, value=value: {"slope": np.array([0.1, value, 0.3] * 20)}
+        found = _search.Found("exact", Verdict({}, ()), form, draw)
+        certificate = _search.make_draws(problem, found, KEY, ()).certificate
+        assert certificate.is_certified == is_good == ("no numbers" not in repr(certificate))

@@ -631,18 +631,19 @@ def chosen_branch(chooser, y, flag):
     """A continuous site of a branch that an eliminated site chooses, by itself or through others; or data do."""
     k = ppl.sample("k", dist.Bernoulli(0.4))
     j = ppl.sample("j", dist.Bernoulli(0.3 + 0.2 * k))
-    is_high = {"itself": k == 1, "another": k + j > 1, "data": flag}
+    is_high = {"itself": k == 1, "another": k + j > 1, "data": flag, "both": k == 1}
     high = lambda: ppl.sample("a", dist.Normal(2.0 + k, 1.0))
-    mean = ppl.cond(is_high[chooser], high, lambda: -1.0)
+    low = (lambda: ppl.sample("a", dist.Normal(-1.0, 0.5))) if chooser == "both" else lambda: -1.0
+    mean = ppl.cond(is_high[chooser], high, low)
     ppl.sample("y", dist.Normal(mean + j, 1.0), obs=y)
 
 
-@pytest.mark.parametrize("chooser", ["itself", "another", "data"])
+@pytest.mark.parametrize("chooser", ["itself", "another", "data", "both"])
 def test_densities_of_unlike_spaces_are_not_added(chooser):
-    """With branches chosen by data the law inside may depend on the site: that is one space, and exact."""
+    """With branches chosen by data, or a law in both branches, the site is of one space, and the sum is exact."""
     program = ppl.eliminate(chosen_branch, ["k", "j"])
     args, choices = (chooser, jnp.array(0.7), jnp.array(True)), {"a": jnp.array(0.4)}
-    if chooser == "data":
+    if chooser in ("data", "both"):
         each = [
             ppl.as_program(chosen_branch).log_density({**choices, "k": jnp.int32(k), "j": jnp.int32(j)}, *args)
             for k in (0, 1)
