@@ -34,7 +34,7 @@ class FitInfo:
     params: PyTree
     state: PyTree
     values: np.ndarray
-    num_skipped: np.ndarray
+    num_skipped: int | np.ndarray
     direction: Literal["max", "min"]
     seconds: float
 
