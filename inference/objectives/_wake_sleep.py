@@ -314,6 +314,7 @@ class SleepObjective(Objective):
         """One run: the model's trace with its data drawn, and the guide's at its choices."""
         args = joined(args, kwargs)
         drawn, latent, seen = _dreamt(self.name, model, self.data_args, args)
+        assert guide is not None
         return {"model": drawn, "guide": ppl.score(guide, latent, *seen)}
 
 
