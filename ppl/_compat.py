@@ -219,7 +219,7 @@ def checked_again(fn: PyTree) -> PyTree:
     if fn._validate_args is not None and new is base:
         return fn
     fn = copy.copy(fn)
-    if fn._validate_args is None:
+    if fn._validate_args is None and fn.support is not None:  # Levy's is lost as well
         fn._validate_args = type(fn)._validate_args
     if new is not None:
         fn.base_dist = new

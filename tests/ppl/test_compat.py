@@ -289,6 +289,8 @@ def _():
         with pytest.warns(UserWarning, match="Out-of-support"):
             assert c.checked_again(lost).log_prob(outside) == -jnp.inf
         assert c.checked_again(fn) is fn
+    levy = jax.tree.unflatten(*reversed(jax.tree.flatten(dist.Levy(0.0, 1.0))))
+    assert jnp.isfinite(c.checked_again(levy).log_prob(2.0))
     loose = dist.Exponential(1.0, validate_args=False)
     assert c.checked_again(loose) is loose
 
