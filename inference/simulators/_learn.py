@@ -17,7 +17,7 @@ from ...ppl._types import Key, ParamMap
 from .._abstract_objective import AbstractObjective
 from ..fitting import Fit, FitInfo, KeepBest, fit
 
-_RATE, _NORM = 1e-3, 5.0
+_RATE, _NORM = 3e-3, 5.0
 _STEPS_PER_ROOT = 60.0  # 6,000 steps for 10,000 rows, since larger data sets need fewer epochs
 _LOOKS = 40  # at the validation rows
 _PATIENCE = 1 / 3  # of all steps

@@ -35,7 +35,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def found(table):
-    return inference.amortise(table, key=jax.random.key(1), num_steps=800, progress=False)
+    return inference.amortise(table, key=jax.random.key(1), num_steps=200, progress=False)
 
 
 def test_the_posterior_is_that_of_normal_laws_within_hundredths_of_a_nat(found, table):

@@ -24,7 +24,7 @@ def rows(x, seen=None):
 @pytest.fixture(scope="module")
 def learned():
     table = reference_table(rows, (np.zeros(1),), num_simulations=10_000, key=KEY)
-    return inference.surrogate(table, key=jax.random.key(1), num_steps=600, progress=False)
+    return inference.surrogate(table, key=jax.random.key(1), num_steps=200, progress=False)
 
 
 def posterior_on_grid(program, *args):
