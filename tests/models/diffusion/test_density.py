@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import multivariate_normal
-from sklearn.utils.estimator_checks import check_estimator
 
 from lapilli.models.diffusion import DiffusionDensity
 
@@ -78,11 +77,3 @@ def test_a_correlated_normal_law_is_learned():
     drawn = fitted.sample(4000)
     np.testing.assert_allclose(drawn.std(0), [1.0, 9.0], rtol=0.1)
     assert abs(np.corrcoef(drawn.T)[0, 1] - 0.8) < 0.05
-
-
-@pytest.mark.slow  # a minute
-@pytest.mark.filterwarnings("ignore")
-def test_it_passes_the_checks_of_scikit_learn():
-    check_estimator(
-        DiffusionDensity(width=4, depth=1, num_steps=10, num_sampling_steps=2, num_times=2)
-    )

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from _compilations import compilations
 from sklearn.base import clone
-from sklearn.utils.estimator_checks import check_estimator
 
 from lapilli.models.imputation import SeriesClassifier, SeriesImputer, series
 
@@ -232,25 +231,6 @@ def test_imputed_cells_are_near_the_conditional_mean():
     low, high = estimator.quantiles(seen[test], [0.05, 0.95])
     covered = ((low <= truth) & (truth <= high))[hidden].mean()
     assert 0.8 < covered < 0.98
-
-
-CHECKED: dict[str, Any] = {
-    "num_hidden": 4, "num_draws": 4, "num_particles": 2, "validation_fraction": 0.0, "random_state": 0
-}  # fmt: skip
-
-
-@pytest.mark.slow  # some sixty fits, minutes
-@pytest.mark.filterwarnings("ignore")  # the checks provoke scikit-learn's own
-@pytest.mark.parametrize(
-    "estimator",
-    [
-        SeriesImputer(num_steps=4, **CHECKED),
-        SeriesClassifier(num_steps=80, learning_rate=3e-2, **CHECKED),
-    ],
-    ids=lambda e: type(e).__name__,
-)
-def test_the_checks_of_scikit_learn_pass(estimator):
-    check_estimator(estimator)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):

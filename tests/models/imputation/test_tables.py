@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.utils.estimator_checks import check_estimator
 
 from lapilli.models.imputation import TableImputer, pool
 from lapilli.models.imputation.tables._categories import INTERCEPT_SCALE, SCALE, draw_weights
@@ -396,12 +395,6 @@ def test_skew_residuals_are_told():
     x[:20, 1] = np.nan
     with pytest.warns(UserWarning, match="far from normal, with skewness {1: .*take logarithms"):
         TableImputer(num_draws=8, random_state=0).fit(x)
-
-
-@pytest.mark.slow  # some forty fits of as many shapes
-@pytest.mark.filterwarnings("ignore")  # the checks provoke scikit-learn's own
-def test_the_checks_of_scikit_learn_pass():
-    check_estimator(TableImputer(num_draws=4, max_sweeps=800, random_state=0))
 
 
 @pytest.mark.slow  # two hundred fits

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
-from sklearn.utils.estimator_checks import check_estimator
 
 from lapilli.models.mam import AnyOrderModel
 
@@ -132,9 +131,3 @@ def test_missing_cells_that_tell_nothing_do_no_harm():
         width=64, num_steps=2000, batch_size=2000, weight_decay=0.0, learning_rate=3e-3, num_orders=6, random_state=0
     ).fit(table.mask(lost, None))  # fmt: skip
     assert 0.5 * np.abs(P - np.exp(fitted.score_samples(WHOLE))).sum() < 0.05
-
-
-@pytest.mark.slow  # a minute
-@pytest.mark.filterwarnings("ignore")
-def test_it_passes_the_checks_of_scikit_learn():
-    check_estimator(AnyOrderModel(width=4, depth=1, num_steps=10, num_orders=2))
