@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 switch_off_wrong_fusions()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Workaround", "__version__", "inference", "models", "ppl", "workarounds"]
 
 _PACKAGES = ("inference", "models", "ppl")

@@ -9,7 +9,7 @@ HOUSE = Path(__file__).resolve().parents[1] / ".ci" / "house.py"
 
 # Counts of .ci/house.py that may only fall, and those that may only rise. A change that makes one better writes it here.
 AT_MOST = {
-    "Any per 1,000 lines": 7.4,
+    "Any per 1,000 lines": 7.3,
     "class names in two files": 0,
     "import circles": 0,
     "functions of more than ten parameters": 27,
