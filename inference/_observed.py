@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 
 from ..ppl._compat import ClosedJaxpr, is_concrete, jaxpr_as_fun
 from ..ppl._types import Key
-from ..ppl.language import Program, joined, parted, told_of_nan
+from ..ppl.language import Program, joined, parted, where_nan
 from ..ppl.traces import SiteInfo, Trace, stand_ins
 from ._arguments import Arguments, outcome
 from ._depends import depends
@@ -106,13 +106,10 @@ def check_numbers(method: str, run: TracedRun) -> None:
 
     without = met(lambda x: jnp.where(jnp.isnan(x), 0, x) if _is_real(x) else x)
     if sites := sorted(met(lambda x: x) - without):
-        remedy = (
-            " They are constants of the program: remove such rows, or mark the cells as missing, x = ppl.sample(name, law, "
-            "obs=filled, obs_mask=seen)."
-        )
         raise ValueError(
-            f"{method}: site '{sites[0]}' of {program!r} meets numbers that are NaN, and has no density there."
-            f"{told_of_nan(args) or remedy}"
+            f"{method}: site '{sites[0]}' of {program!r} meets numbers that are NaN, and has no density there. "
+            f"{where_nan(args) or 'Constants of the program hold NaN'}: remove such rows, or mark the cells as missing, "
+            "x = ppl.sample(name, law, obs=filled, obs_mask=seen)."
         )
 
 

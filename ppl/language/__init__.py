@@ -38,6 +38,7 @@ from ._keywords import (
     joined as joined,
     parted as parted,
     told_of_nan as told_of_nan,
+    where_nan as where_nan,
 )
 from ._labels import labelled_as as labelled_as, labels_of as labels_of
 from ._program import (

@@ -119,15 +119,19 @@ def apply(fn: Callable[..., PyTree], args: Args) -> PyTree:
     return fn(*positional, **keywords)
 
 
-def told_of_nan(args: PyTree) -> str:
-    """What an error says of the first argument with a NaN in it; nothing, if there is none."""
+def where_nan(args: PyTree) -> str:
+    """The first argument with a NaN in it, and how many it has; nothing, if there is none."""
     positional, keywords = parted(args)
     for name, x in (*enumerate(positional, 1), *keywords.items()):
         for leaf in jax.tree.leaves(x):
             is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
             if is_float and is_concrete(leaf) and jnp.isnan(leaf).any():
-                return (
-                    f" Argument {name} holds NaN, in {int(jnp.isnan(leaf).sum())} of {jnp.size(leaf)} numbers: remove such "
-                    "rows, or mark the cells as missing, x = ppl.sample(name, law, obs=filled, obs_mask=seen)."
-                )
+                return f"Argument {name} holds NaN, in {int(jnp.isnan(leaf).sum())} of {jnp.size(leaf)} numbers"
+    return ""
+
+
+def told_of_nan(args: PyTree) -> str:
+    """What an error says of the first argument with a NaN in it; nothing, if there is none."""
+    if where := where_nan(args):
+        return f" {where}: remove such rows, or mark the cells as missing, x = ppl.sample(name, law, obs=filled, obs_mask=seen)."
     return ""

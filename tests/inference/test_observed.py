@@ -46,7 +46,9 @@ def test_numbers_that_are_none_are_refused_by_site_and_argument(call, in_x, in_y
 
 def test_constants_of_a_program_are_data():
     x, y, _ = data(1, True, False)
-    with pytest.raises(ValueError, match="infer: site 'y'.*constants of the program.*obs_mask"):
+    with pytest.raises(
+        ValueError, match="infer: site 'y'.*Constants of the program hold NaN.*obs_mask"
+    ):
         CALLS["infer"](lambda: line(x, y))
 
 
