@@ -165,7 +165,7 @@ def test_dreg_with_weights_not_squared_is_found(monkeypatch):
     def broken(model, guide, args, num_particles, per, _):
         def particle():
             q = ppl.draw(guide, *args)
-            log_q = ppl.score(_path_gradients.detached(guide), q.choices, *args)
+            log_q = ppl.score(ppl.detached(guide), q.choices, *args)
             return _path_gradients.weight_of(ppl.score(model, q, *args), log_q, per)
 
         log_weights, _ = ppl.particles(num_particles)(particle)()

@@ -20,7 +20,7 @@ from _state_space import (
 )  # fmt: skip
 
 from lapilli import inference, ppl
-from lapilli.inference.particles.engine import run
+from lapilli.inference.particles.engine import FilterOptions, run
 
 # Program, memory of each scan, sites of each scan.
 MODELS = {
@@ -46,9 +46,9 @@ def test_densities_of_the_steps_ahead(name, key):
     program, memories, loops = MODELS[name]
     program = ppl.as_program(program)
     other = program.simulate(jax.random.fold_in(key, 1), LINE).choices
-    _, segments = run(
-        program, key, (LINE,), num_particles=4, policy=inference.particles.resampling.never(), history="ancestors", path="filter"
-    )  # fmt: skip
+    never = inference.particles.resampling.never()
+    options = FilterOptions(4, policy=never, history="ancestors", path="filter")
+    _, segments = run(program, key, (LINE,), options)
     assert [s.filter.future().memory for s in segments if s.filter] == memories
     past, known = [], {}  # sites whose log-probs are behind, and the particles' values
     for (values, record), names in zip(segments[:-1], loops, strict=True):

@@ -16,7 +16,7 @@ from _state_space import GOLDEN as Y, golden as walk, golden_chain, golden_poste
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles.engine import run
+from lapilli.inference.particles.engine import FilterOptions, run
 from lapilli.inference.particles.smoothing import _backward_kernels as kernels
 from lapilli.inference.particles.smoothing._backward import draw_slots
 
@@ -135,7 +135,8 @@ def test_law_of_a_path_given_the_particles(name, key):
         "metropolis": kernels.metropolis(60),
     }
     short = dataclasses.replace(CHAIN, num_steps=3)
-    result, segments = run(short, key, (), num_particles=3, history="ancestors", path="filter")
+    options = FilterOptions(3, history="ancestors", path="filter")
+    result, segments = run(short, key, (), options)
     tuples, law = law_of_slots(segments, result.log_weights)
     # Ends drawn one by one: the test's errors take paths as independent.
     keys = jax.random.split(key, 40_000)
