@@ -122,7 +122,7 @@ def surrogate(
         def one(row: Mapping[str, Array]) -> Array:
             own = (laws[n].at(params, {p: row[p] for p in parents[n]}) for n in names)
             return jnp.stack(
-                [law.log_prob(row[n]).sum() for n, law in zip(names, own, strict=True)]
+                [jnp.sum(law.log_prob(row[n])) for n, law in zip(names, own, strict=True)]
             ).sum()
 
         return jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
