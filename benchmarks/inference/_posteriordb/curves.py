@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from lapilli import ppl
@@ -131,8 +132,17 @@ def garch11(y, sigma1):
 
 
 def _latent_curve(z) -> dict[str, Array]:
-    x = jnp.arange(-10.0, 11.0, 2.0)
-    f = jax.vmap(lambda a, r, t: _root(x, a, r) @ t)(z["alpha"], z["rho"], z["f_tilde"])
+    # In double precision: for a long range the matrix is singular to single.
+    a, r, t = (np.asarray(z[name], float) for name in ("alpha", "rho", "f_tilde"))
+    x = np.arange(-10.0, 11.0, 2.0)
+    apart = (x[:, None] - x) / r[:, None, None]
+    f = (
+        np.linalg.cholesky(
+            a[:, None, None] ** 2 * np.exp(-0.5 * apart**2) + _JITTER * np.eye(len(x))
+        )
+        @ t[..., None]
+    )
+    f = f[..., 0]
     return {"rho": z["rho"], "alpha": z["alpha"], "f": f}
 
 
