@@ -110,6 +110,7 @@ def test_no_draws_in_time_is_an_error():
         inference.infer(ratio, args=ARGS, max_seconds=3, progress=False)
 
 
+@pytest.mark.slow(reason="chains of its own")
 def test_ctrl_c_keeps_the_draws_that_there_are(monkeypatch):
     looks = itertools.count()
 

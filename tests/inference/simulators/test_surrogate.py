@@ -48,6 +48,7 @@ def test_a_hundred_rows_have_the_posterior_of_a_normal_mean(learned):
     assert learned.held_out[0] == pytest.approx(-entropy, abs=4.5 * learned.held_out[1] + 0.01)
 
 
+@pytest.mark.slow(reason="compiles the law a second time")
 def test_missing_rows_count_as_rows_that_are_not_there(learned):
     x, seen = np.random.default_rng(1).normal(size=10), np.arange(10) % 2 == 0
     there = learned.model.log_density({"place": 0.2}, x[seen])
