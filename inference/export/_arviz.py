@@ -147,7 +147,7 @@ def to_arviz(
     content = _content(source, wanted, group, keys, num_samples, batch_size)
     content.data["constant_data"] = dict(constant_data or {})
     if diagnostics is not None:
-        content.attrs["sample_stats"] = {**_attributes(diagnostics)}
+        content.attrs["sample_stats"] = _attributes(diagnostics)
         if (text := evidence_of(source.model, source.args)) is not None:
             content.attrs["sample_stats"]["evidence"] = text
     tree = build_tree(base, content, coords or {}, dims or {})
@@ -276,7 +276,7 @@ def _replayed(wanted: frozenset[str], group: str) -> frozenset[str]:
     return frozenset({"posterior_predictive"} if "prior_predictive" in wanted else ())
 
 
-def _attributes(diagnostics: ImportanceDiagnostics) -> dict[str, float]:
+def _attributes(diagnostics: ImportanceDiagnostics) -> dict[str, float | str]:
     names = {"k_hat": "pareto_k", "k_threshold": "pareto_k_threshold"}
     fields = ("k_hat", "k_threshold", "ess", "log_evidence", "log_evidence_std_error", "elbo")
     return {names.get(field, field): getattr(diagnostics, field) for field in fields}

@@ -24,6 +24,7 @@ from ...ppl.densities import Eliminated
 from ...ppl.language import arrays, check_proposed_cells, misses, name_of
 from ...ppl.traces import check_match
 from .._arguments import Arguments
+from ..fitting.prediction import sites_of
 from ._summed import likelihoods, one_step_ahead, why_no_likelihood
 
 Choices = Mapping[str, Any]
@@ -121,9 +122,7 @@ def draw_guide(
         own = {n: value for n, value in q.deterministic.items() if n not in p.sites}
         if isinstance(summed, Eliminated):  # given the others, from the exact conditional
             rest = {n: value for n, value in p.choices.items() if not p.sites[n].is_imputed}
-            drawn = summed.posterior(jax.random.fold_in(model_key, 1), rest, *args)
-            traces["whole"] = summed.program.generate(model_key, {**rest, **drawn}, *args)[0]
-            own |= drawn
+            own |= summed.posterior(jax.random.fold_in(model_key, 1), rest, *args)
         penalties = check_match(p, q, ("covers",))
         penalty = check_proposed_cells(p, q) + sum(jnp.sum(x) for x in penalties.values())
         return p.choices, log_p + penalty, q.log_density, own
@@ -136,7 +135,10 @@ def draw_guide(
         raise ValueError(
             f"to_arviz: the guide {misses(missing)}. Predictions of {model!r} at new arguments are made by fit.predict."
         )
-    sites = {n: traces["whole"].sites[n] if n not in q.sites else q.sites[n] for n in own}
+    known = q.sites
+    if isinstance(summed, Eliminated):
+        known = {**sites_of(summed.program, args), **q.sites}
+    sites = {n: known[n] for n in own}
     return GuideDraws(choices, log_p, log_q, _why_no_weight(q, choices), own, sites)
 
 

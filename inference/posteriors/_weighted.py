@@ -95,8 +95,7 @@ def run_fit(
     attempt = Attempt("fit", time.perf_counter() - began, verdict.outcome, verdict.seen)
     if not verdict.seen:
         return FoundDraws(None, verdict, attempt)
-    log_weights = importance_diagnostics(drawn.log_weights).smoothed_log_weights
-    rows = resampling_indices(keep_key, log_weights)[::_DRAWS]
+    rows = _resampled(keep_key, drawn.log_weights)
     is_elsewhere = fitted.worth is None or fitted.worth.verdict not in (
         "",
         NEED_WEIGHTS,
@@ -104,6 +103,12 @@ def run_fit(
     )
     choices = {n: x[rows] for n, x in plain.items()}
     return FoundDraws(choices, verdict, attempt, plain, is_elsewhere, _normal_of(fitted))
+
+
+def _resampled(key: Key, log_weights: np.ndarray) -> np.ndarray:
+    """Rows of draws in proportion to their smoothed weights, one for each `_DRAWS` of them."""
+    smoothed = importance_diagnostics(log_weights).smoothed_log_weights
+    return np.asarray(resampling_indices(key, smoothed)[::_DRAWS])
 
 
 def _normal_of(fitted: Fit) -> GuideNormal | None:
@@ -148,8 +153,7 @@ def run_flow(
     attempt = Attempt("flow", time.perf_counter() - began, verdict.outcome, verdict.seen)
     if not verdict.seen:
         return None, verdict, attempt
-    log_weights = importance_diagnostics(drawn.log_weights).smoothed_log_weights
-    return drawn.u[resampling_indices(keep_key, log_weights)[::_DRAWS]], verdict, attempt
+    return drawn.u[_resampled(keep_key, drawn.log_weights)], verdict, attempt
 
 
 def near_guide(

@@ -43,7 +43,7 @@ class Pipeline(NamedTuple):
         return program
 
     def watched(self, params: PyTree, args: Args, key: Key) -> Analysed:
-        """The same, which checks derivatives in its arguments as well, if somebody takes them."""
+        """The analysed program with every check done, those of derivatives in its arguments too, if somebody takes them."""
         program = self.checked(params, args, jax.random.key_impl(key))
         return self.further.watch(program, params, args, args)
 

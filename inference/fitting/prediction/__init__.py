@@ -7,7 +7,11 @@ from ._from_draws import (
     thinned as thinned,
 )
 from ._map_keys import MappedKeys as MappedKeys, map_keys as map_keys
-from ._new_rows import check_rows as check_rows, of_other_rows as of_other_rows
+from ._new_rows import (
+    check_rows as check_rows,
+    of_other_rows as of_other_rows,
+    sites_of as sites_of,
+)
 from ._other_arguments import is_of_fit as is_of_fit
 from ._predictive import predictive as predictive
 

@@ -15,10 +15,9 @@ from ....ppl._types import Choices, Key, ModelFn
 from ....ppl.densities import Eliminated, has_nan, lost_digits
 from ....ppl.language import Program, predictions
 from ....ppl.traces import SiteInfo
-from ..._arguments import outcome
 from ..._forward import check_given, forward_program, in_scan
 from ._map_keys import map_keys
-from ._new_rows import of_any_rows, of_other_rows
+from ._new_rows import of_any_rows, of_other_rows, sites_of
 
 _KEEP = "keep=[...] with what all rows share"
 
@@ -67,7 +66,7 @@ def predicted(
         batch_size: draws held on the device at once.
     """
     before, remedy = origin.args, origin.remedy
-    sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
+    sites = sites_of(program, args)
     _check_eliminated_chain(method, program, args, sites, num_seen)
     if not isinstance(program, Eliminated):
         _check_num_seen(method, sites, num_seen)

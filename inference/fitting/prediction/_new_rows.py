@@ -165,6 +165,7 @@ def _predicted(sites: Mapping[str, SiteInfo], drawn: Collection[str]) -> set[str
 
 
 def sites_of(program: Program, args: tuple) -> Mapping[str, SiteInfo]:
+    """Descriptions of the program's sites at these arguments; nothing is computed."""
     return outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
 
 
