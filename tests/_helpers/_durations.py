@@ -40,8 +40,6 @@ BUDGETS = {
     "tests/inference/objectives": 50,
     "tests/inference/particles": 72,
     "tests/inference/posterior_checks": 14,
-    "tests/inference/posteriors": 50,
-    "tests/inference/simulators": 45,
     "tests/models": 102,
     "tests/docs": 124,
     "tests/examples": 10,
