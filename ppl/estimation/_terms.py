@@ -1,10 +1,14 @@
-"""The terms of an objective in all states of enumerated sites, with the states' weights.
+"""The terms of an objective in all states of enumerated sites, times the probabilities of the states.
 
-For terms c_j and joint states v: c_j(v) times its coefficient, and times w_v, the probability of v, differentiable: the
-product of the enumerated sites' probabilities, summed over those that the term does not see (`enumeration/_expectation.py`).
+For a term c_j with coefficient a_j and a joint state v of the sites whose dimensions it is kept in, a weighted term is
 
-Axis order of every array here: replicates, enumeration dimensions (by site index), then the axes of the term or of
-the site's elements. Of a `Split`, the first of these axes stands in front of all others.
+    w_v a_j c_j(v).
+
+w_v is the probability of v, differentiable: the product of the probabilities of all enumerated sites on which the term
+depends, summed over the states of the others (`enumeration/_expectation.py`).
+
+Axis order of every array here: replicates, enumeration dimensions (by site index), then the axes of the term or of the
+site's elements. In a `Split`, the first of the latter (time, or rows) comes before all others.
 """
 
 from __future__ import annotations
@@ -49,7 +53,8 @@ class Terms:
         program: the analysed program.
         inputs: leaves of the parameters.
         key: random key; it decides all noise.
-        invariants: what no replacement reaches, where it is known.
+        invariants: values that do not depend on replaced sites, computed once for several evaluations; None: made here,
+            or, with replicates, not used.
     """
 
     def __init__(
@@ -69,23 +74,26 @@ class Terms:
         self.reader = ValueReader(program, self.inputs, keys, self.replicates, invariants)
 
     def fixed(self) -> Terms:
-        """Terms without derivatives in the parameters; those in the value that a site's own log-prob has are kept."""
+        """The same terms without derivatives in the parameters.
+
+        The derivative of a score is not left out: `Costs.slope` takes it in the value that replaces the site's draw.
+        """
         program = dataclasses.replace(self.program, scores=frozenset())
         invariants = self.reader.invariants
         fixed = invariants and invariants.fixed()
         return Terms(program, [stop(x) for x in self.inputs], self.key, fixed)
 
     def dims(self, enumerated: Collection[int]) -> Dims:
-        """Replicates and the dimensions of enumerated sites, in canonical order."""
+        """The dimension of replicates, if there is one, and those of enumerated sites by index."""
         return self.replicates + tuple(sorted(enumerated))
 
     def result(self) -> Array:
-        """The result as it stands, averaged over replicates."""
+        """The program's scalar result at the sites' own draws, averaged over replicates."""
         value = self.reader.evaluate(self.replicates, [self.program.result])[0]
         return value.mean() if self.replicates else value
 
     def total(self) -> Array:
-        """The sum of all terms where no site has a surrogate."""
+        """The sum of all weighted terms over states and replicates, for programs in which no site has a surrogate."""
         terms, _ = self._weighted({}, range(len(self.program.terms)))
         return sum(map(total_of, terms.values()), jnp.zeros(()))
 
@@ -96,11 +104,19 @@ class Terms:
         wanted: Sequence[int] = (),
         extra: Dims = (),
     ) -> tuple[dict[int, Array], dict[int, tuple[PyTree, Array]]]:
-        """Terms times coefficients times weights of states, and the numbers of the `wanted` sites.
+        """Weighted terms by index, and the numbers of sites with the weights of the states in which they were computed.
+
+        Args:
+            forced: site -> (replacement of its value, the same tree with the dimensions of each part).
+            which: indices of terms.
+            wanted: indices of sites.
+            extra: dimensions of no site, such as those of replays.
 
         Returns:
-            term -> array [replicates, the dimensions it is kept in, extra ones, its axes], where the first of several terms with
-            the same relations stands for all; site -> (numbers, weight), [replicates, its dimensions, elements].
+            term -> array [replicates, the dimensions it is kept in, extra ones, its axes], where terms with the same
+            relations, dimensions and shape are summed at the index of the first; site -> (numbers, weight), both
+            [replicates, its dimensions, extra ones, elements], where numbers are what `Strategy.local` returned, and
+            probabilities that may be 0.
         """
         terms, local = self._weighted(forced, which, wanted, extra)
         kept = {j: self.dims(self.program.dimensions.kept[j]) + extra for j in terms}
@@ -110,7 +126,7 @@ class Terms:
         }
 
     def _whole(self, tree: PyTree, dims: Dims) -> PyTree:
-        """A tree of arrays, some of them split, as arrays."""
+        """A tree with each `Split` in it replaced by the array [dimensions, time, other axes]."""
         chains = chains_of(dims, self.program.layouts)
         return jax.tree.map(
             lambda x: whole_at(x, len(dims), chains) if is_split(x) else x, tree, is_leaf=is_split
@@ -123,15 +139,15 @@ class Terms:
         wanted: Sequence[int] = (),
         extra: Dims = (),
     ) -> tuple[dict[int, PyTree], dict[int, tuple[PyTree, PyTree]]]:
-        """Weighted terms and the numbers of the wanted sites as in `weighted`, with times of chains left split."""
+        """What `weighted` returns, some of the arrays as `Split`."""
         program = self.program
         # Enumerated sites that a term or a wanted site depends on: only their probabilities are needed.
         targets = [program.relations[j] for j in which] + [
             program.site_relations[i] for i in wanted
         ]
         enumerated = sorted({i for t in targets for i in t if i in program.layouts})  # type: ignore[misc]
-        # What to evaluate and in which dimensions: c_j and the factors of its coefficient in the dimensions that c_j reads; the
-        # numbers of a site in the dimensions of the enumerated sites upstream of it.
+        # What to evaluate and in which dimensions: c_j and the factors of its coefficient in the dimensions that c_j
+        # reads; the numbers of a site in the dimensions of the enumerated sites upstream of it.
         items: dict[tuple[str, int], tuple[Dims, list[Any]]] = {}
         for j in which:
             factors = [f.atom for _, path in program.terms[j].paths for f in path]
@@ -168,7 +184,7 @@ class Terms:
             if first in terms:
                 array = self._by_parts(operator.add, kept, terms[first], array)
             terms[first] = array
-        # w_v c_j(v), where w_v is the product of the q_i that c_j sees, summed over the states that it does not see.
+        # w_v a_j c_j(v), in the axes of a_j c_j(v); no weight where no enumerated site is upstream.
         for j, array in terms.items():
             kept = program.dimensions.kept[j]
             dims = self.dims(kept) + extra
@@ -187,26 +203,27 @@ class Terms:
         return terms, local
 
     def _by_parts(self, fn: Callable[..., PyTree], dims: Dims, *arrays: PyTree) -> PyTree:
-        """`by_parts` of arrays [dimensions, axes]."""
+        """`fn(*arrays)` of arrays [dimensions, axes], part by part where all of them are split."""
         chains = chains_of(dims, self.program.layouts)
         return by_parts(fn, *arrays, axis=len(dims), chains=chains)
 
     def _expectation(self, dims: Dims, cost: PyTree, weight: PyTree) -> PyTree:
-        """Costs times probabilities, both [dimensions, axes]."""
+        """Costs times probabilities elementwise, all [dimensions, axes]."""
         if not (is_split(cost) and is_split(weight)):
             return self._by_parts(_expected, dims, cost, weight)
-        # In the shape that the recursion has: across a reshape XLA would compute costs twice.
+        # Multiplied with windows opened into digits, as in the recursion that made the weights: with a reshape in
+        # between, XLA would compute the costs twice.
         chains = chains_of(dims, self.program.layouts)
         count = max(len(cost.first), len(weight.first))
         both = (open_windows(begun(x, chains) if count else x, chains) for x in (cost, weight))
         found = by_parts(_expected, *both, axis=0)
-        # Windows in which the first step does not count have no weight.
+        # At step 0, windows that do not show the known state before it have weight 0: `start` is not needed any more.
         return dataclasses.replace(close_windows(found, chains), start=())
 
     def _agreed(
         self, items: dict[tuple[str, int], tuple[Dims, list[PyTree]]], values: PyTree, extra: Dims
     ) -> tuple[PyTree, dict[int, int]]:
-        """The values of the items' atoms such that all agree on the states in which chains begin; and these states."""
+        """Item -> the values of its atoms, and site -> the state in which its chain begins in all of them."""
         chains = {
             n: chains_of(dims + extra, self.program.layouts) for n, (dims, _) in items.items()
         }
@@ -215,14 +232,14 @@ class Terms:
         return {n: [next(left) for _ in values[n]] for n in items}, start
 
     def _term(self, j: int, dims: Dims, variable: Array, *factors: Array) -> Any:
-        """A term times its coefficient, from the values of both."""
+        """A term times its coefficient, a_j c_j: [dims, axes of the term]."""
         # A score log q(z) at its own draw: E[d log q] = 0, so its derivative is left out and its value stays.
         program = self.program
         variable = stop(variable) if j in program.scores else variable
         atoms = [f.atom for _, path in program.terms[j].paths for f in path]
         values = {id(a): value for a, value in zip(atoms, factors, strict=True)}
         coefficient = program.terms[j].coefficient(lambda a: values[id(a)])
-        # The coefficient has the dimensions only, [dims]; the term has axes behind them, and of a `Split` time in front.
+        # The coefficient has the dimensions only, [dims]; the term has axes behind them, and a `Split` time in front.
         shape = jnp.shape(coefficient)
         if isinstance(variable, Split):
             shape = 1, *shape
@@ -231,15 +248,13 @@ class Terms:
         )
 
     def _folded(self, j: int, array: ArrayLike, dims: Dims) -> Any:
-        """A term summed over the axes that are no site's (events, say): weights and scores meet less.
-
-        Such axes have size 1 then, and are gone at the end.
-        """
-        # Axes of the term that a relation aligns with an axis of some site: scores and weights differ along these only.
+        """A term summed over those of its axes that no relation links to an axis of a site (those of events, say)."""
+        # Scores and weights vary along linked axes only, so they are multiplied with a smaller array.
         linked = {link.axis for relation in self.program.relations[j].values() for link in relation}
         if isinstance(array, Split) and 0 not in linked:
             array = self._whole(array, dims)
-        # Axes behind the last linked one are dropped; those in between stay with size 1, so that positions mean the same.
+        # Summed axes behind the last linked one are dropped; the others keep size 1, so that links still name the
+        # right axes.
         last = max((a for a in linked if isinstance(a, int)), default=-1)
 
         def folded(x: Array) -> Array:
@@ -260,8 +275,8 @@ class Terms:
 
         def probability(number: Array, active: Array) -> Array:
             active = active.reshape(active.shape + (1,) * (number.ndim - active.ndim))
-            # A site of a branch that is not taken has no probability: spread its states evenly, they all hold the
-            # same cost.
+            # In a branch that is not taken the cost is the same in all states of the site: any probabilities that sum
+            # to one give it, and these are equal.
             number = jnp.where(active > 0, number, absent)
             # Elements enumerated jointly have one state together: its probability is the product over them.
             first = number.ndim - len(site.sizes)
@@ -279,9 +294,9 @@ class Terms:
 
 @jax.custom_jvp
 def _expected(cost: Array, weight: Array) -> Array:
-    """Costs times probabilities. A state of probability zero counts nothing, whatever its cost (0 log 0 = 0).
+    """Costs times probabilities, 0 where the probability is 0, whatever the cost (0 log 0 = 0).
 
-    Its probability may begin to grow, which a finite cost feels in the derivative.
+    The derivative in a probability is the cost; in a probability of 0, the cost if it is finite, else 0.
     """
     return jnp.where(weight > 0, cost, 0.0) * weight
 
@@ -305,7 +320,7 @@ def is_split(
 
 
 def _shape_of(array: PyTree, num_dims: int) -> PyTree:
-    """Shape without dimensions of enumeration."""
+    """The shape behind the dimensions; of a `Split`, its length comes first."""
     if isinstance(array, Split):
         return array.length, *array.rest.shape[1 + num_dims :]
     return array.shape[num_dims:]

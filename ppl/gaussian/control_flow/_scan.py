@@ -1,6 +1,9 @@
-"""A scan of a lifted program: which carried values are uncertain, how a step is run, what is handed on.
+"""A scan of a program whose Gaussian sites are integrated out: which carried values are uncertain, how a step is run.
 
-How the steps are run, one after the other or at once, is `_run_scan.py`'s.
+Uncertain values are forms, affine in a vector of normal numbers, the basis (`_forms.py`); the belief is the law of the
+basis. A step *hands on* the forms among the carried values, and those from outside of the scan that are still read.
+Their joint law is the belief with which the next step begins. `_run_scan.py` runs the steps, one after the other or
+at once.
 """
 
 from __future__ import annotations
@@ -30,15 +33,18 @@ class Scan:
     """One scan of a lifted program.
 
     Attributes:
-        kept: what later steps or later statements read besides the carry, by id.
-        kinds: of the carried values, the same in every step.
+        kept: forms besides the carry that later steps or later statements read, by `id`.
+        kinds: of the carried values (`_kinds.py`), the same in every step.
         y_kinds: of the stacked results.
-        reads: which results a statement depends on.
-        lost: what stands for stacked results that are read; None: they are known. With `is_joined`, whether the steps are put
-            together for them, it is found by `run_scan`.
+        reads: for each result, carried or stacked, whether a statement depends on it.
+        rows: sizes of the axes of separate rows, the leading ones of a belief.
+        is_changed: whether a step adds to the basis or conditions it.
+        lost: `Beyond` in place of the uncertain stacked results, if a statement reads some of them and they cannot be
+            forms; else None. Set by `run_scan`, as is `is_joined`.
+        is_joined: whether the noise of all steps is the basis afterwards, since a statement reads stacked forms.
 
     Args:
-        outer: whose program the scan stands in.
+        outer: what runs the program that holds the scan.
         eqn: the scan.
         args: its arguments.
     """
@@ -50,7 +56,7 @@ class Scan:
         self.xs = args[num_consts + num_carry :]
         self.length = eqn.params["length"]
         self.has_statements = holds_statement(eqn)
-        self.has_slices = True  # as long as no step changes the basis
+        self.has_slices = True  # forms in xs are sliced, as long as no step changes the basis
         self.kept = dict(outer.live())
         self.kept.update({id(x): x for x in self.consts if isinstance(x, Form)})
         self.kinds = [kind_of(x) for x in self.init]
@@ -67,18 +73,19 @@ class Scan:
         self.is_joined = False
 
     def _explore(self) -> bool:
-        """Find which carried values are uncertain; whether the belief changes within the steps."""
-        # A fixed point: a carried value is uncertain if it is at the start or after a step whose carry is. Kinds only grow
-        # (certain -> affine -> beyond affine), so that this ends.
+        """Whether the belief changes within the steps; sets the kinds of carried values and results."""
+        # A fixed point: a carried value is uncertain if it is at the start or after a step whose carry is. Kinds only
+        # grow (certain -> affine -> beyond affine), so that this ends.
         num_carry = len(self.init)
         has_changed = False
 
         def run() -> None:
             nonlocal has_changed
-            probe = self.outer.inner(is_dry=True)  # and its numbers stay inside
+            probe = self.outer.inner(is_dry=True)  # made in here, so that no tracer leaks
             carry, kept = self.open_step(probe)
             if probe.belief is None and self.outer.belief is not None:
-                probe.belief = no_belief(self.rows)  # of slices of what stands outside
+                # Slices of forms need a basis, if an empty one.
+                probe.belief = no_belief(self.rows)
             xs = [self.first(x) for x in self.xs]
             outs = self.step(probe, carry, kept, xs)
             self.out_kinds = [kind_of(x) for x in outs]
@@ -89,7 +96,7 @@ class Scan:
 
         while True:
             with no_handlers():
-                jax.eval_shape(lambda: run())  # of no cache
+                jax.eval_shape(lambda: run())  # a new function each time: nothing is cached
             found = self.out_kinds
             joined = [either(a, b) for a, b in zip(self.kinds, found[:num_carry], strict=True)]
             if joined == self.kinds:
@@ -98,10 +105,10 @@ class Scan:
             self.kinds = joined
 
     def first(self, x: PyTree) -> PyTree:
-        """The slice of what is scanned over that stands for all of them; zeros where there are none."""
+        """The slice of a scanned-over value that stands for all of them: the first, or zeros if there are no steps."""
         if isinstance(x, Beyond):
             return x
-        # An uncertain array is sliced along time: const [T, ...] -> [...], no coefficients yet; the rows move one axis forward.
+        # Only the kind of the slice of a form is needed: const [T, ...] -> [...], no columns, axes of rows less by one.
         if isinstance(x, Form) and self.has_slices:
             return Form(
                 first_step(x.const),
@@ -117,14 +124,14 @@ class Scan:
     def step(
         self, inner: Integrator, carry: list[PyTree], kept: dict[int, Form], xs: list[PyTree]
     ) -> list[PyTree]:
-        """What the body of the scan makes of carried values and a slice."""
+        """The outputs of the scan's body, carry and results, from the carry, the kept forms by id, and slices."""
         consts = [kept.get(id(x), x) for x in self.consts]
         inner.open.append((kept, set(kept)))
         is_read = [True] * len(self.init) + self.reads[len(self.init) :]
         return inner.settled(inner.run(self.body, [*consts, *carry, *xs], is_read))
 
     def handed_on(self) -> list[Shaped]:
-        """The uncertain values that are handed on."""
+        """Shape, type and rows of each value that is handed on: of the uncertain carried ones, then of those kept."""
         invars = self.body.jaxpr.invars[len(self.consts) :]
         carried = [
             Shaped(v.aval.shape, v.aval.dtype, kind)
@@ -136,8 +143,12 @@ class Scan:
     def open_step(
         self, inner: Integrator, carry: Sequence[PyTree] | None = None, belief: Belief | None = None
     ) -> tuple[list[PyTree], dict[int, Form]]:
-        """The carried values and those kept, in a step; the belief of the step is that of them all."""
-        # The basis of a step are the n numbers that are handed to it: each value is its own entries of that vector, a form with
+        """The carried values, and the kept forms by id, in the basis of what is handed to a step.
+
+        `inner.belief` becomes `belief`, the law of that basis; if it is None, known zeros (unless nothing is handed on),
+        for a step that is only traced or collected as affine maps.
+        """
+        # The basis is the vector of the n numbers that are handed on. Each value is its own entries of it: a form with
         # const 0 and unit coefficients, coefs [n, *value.shape].
         forms = unit_forms(self.handed_on())
         if belief is not None:
@@ -149,7 +160,7 @@ class Scan:
     def values(
         self, certain: Sequence[PyTree], forms: Sequence[Form]
     ) -> tuple[list[PyTree], dict[int, Form]]:
-        """The carried values and those kept."""
+        """The carried values, and the kept forms by id, put together from certain values and the forms handed on."""
         sure, uncertain = iter(certain), iter(forms)
         values = [
             next(uncertain) if isinstance(k, tuple) else k if isinstance(k, Beyond) else next(sure)
@@ -162,20 +173,20 @@ class Scan:
         return [x for x, k in zip(values, self.kinds, strict=False) if k is None]
 
     def start(self) -> Belief | None:
-        """The belief of what is handed to the first step."""
+        """The belief of what is handed to the first step; None where no belief is handed on."""
         return self.belief_of(self.outer, self.init, self.kept) if self.has_belief else None
 
     @property
     def has_belief(self) -> bool:
-        """Whether a belief is handed on, be it of nothing but with what is known of it later."""
+        """Whether a belief is handed on: if a value is, or if sites are smoothed (then also a belief of no value)."""
         return bool(self.handed_on()) or self.outer.emit.smoothing is not None
 
     def slices(self) -> list[PyTree]:
-        """What of the scanned arrays is certain."""
+        """For each value that is scanned over, itself if it is certain, else None."""
         return [None if not is_certain(x) else x for x in self.xs]
 
     def given(self, x: Sequence[Array]) -> list[PyTree]:
-        """A slice of what is scanned over, with what of it is uncertain."""
+        """The slices of one step: `x` for certain values; for others, where `x` is None, what `first` returns."""
         return [self.first(a) if b is None else b for a, b in zip(self.xs, x, strict=True)]
 
     def filter_step(
@@ -185,7 +196,7 @@ class Scan:
         belief: Belief | None,
         x: Sequence[PyTree],
     ) -> tuple[list[PyTree], Belief | None]:
-        """One step, and the belief of what it hands on."""
+        """The outputs of one step, and the belief of what it hands on (None where no belief is handed on)."""
         values, kept = self.open_step(inner, certain, belief)
         outs = self.step(inner, values, kept, self.given(x))
         carry = outs[: len(self.init)]
@@ -194,7 +205,10 @@ class Scan:
     def results(
         self, certain: list[Array], belief: Belief | None, ys: Sequence[PyTree]
     ) -> list[Array | Beyond | Form]:
-        """The results, in a basis of what is handed on."""
+        """The results of the scan, carried values and then stacked ones, in the basis of what the last step hands on.
+
+        `belief` of this basis becomes that of `outer`, and its kept forms are written in it.
+        """
         outer = self.outer
         outer.has_changed, outer.belief = True, belief
         values, kept = self.open_step(outer, certain, belief)
@@ -204,29 +218,29 @@ class Scan:
     def belief_of(
         self, inner: Integrator, values: Sequence[PyTree], kept: dict[int, Form]
     ) -> Belief:
-        """The belief of what is handed on."""
-        # N(mean, root root^T) of the vector of what is handed on: the step's belief pushed through the affine forms of these
-        # values, with a square root of size n x n whatever the number of columns that the step has added.
+        """The belief of what is handed on, N(mean, root root^T) of one vector of n numbers."""
         if inner.belief is None:
             inner.belief = self.outer.nothing(self.rows)
+        # Smoothed sites that are not kept are read before their basis goes.
         inner.tell(kept)
+        # The law of affine forms of the old basis; the root is n x n, however many columns the step has added.
         return inner.law_of(self.forms(values, kept), is_square=True)
 
     def forms(self, values: Sequence[PyTree], kept: dict[int, Form]) -> list[Form]:
-        """What is handed on."""
+        """The forms of what is handed on, in the order of `handed_on`."""
         carried = [x for x, k in zip(values, self.kinds, strict=False) if isinstance(k, tuple)]
         forms = []
         for value, (shape, dtype, rows) in zip(
             [*carried, *kept.values()], self.handed_on(), strict=True
         ):
-            # At the start, or set anew: a constant, whose coefficients are none (0 columns).
+            # Certain here, though uncertain in other steps: a constant, with coefficients of 0 columns.
             if is_certain(value):
                 value = Form(jnp.asarray(value, dtype), jnp.zeros((0, *shape), dtype), rows)
             forms.append(value)
         return forms
 
     def stacked(self, ys: Sequence[PyTree], forms: Sequence[Form] = ()) -> list[PyTree]:
-        """The stacked results: certain ones, and those that are read."""
+        """The stacked results: `ys` where they are certain, `forms` where a statement reads them, else `Beyond`."""
         found, read = iter(ys), iter(forms)
         return [
             next(found)
