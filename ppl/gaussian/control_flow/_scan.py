@@ -145,7 +145,7 @@ class Scan:
     ) -> tuple[list[PyTree], dict[int, Form]]:
         """The carried values, and the kept forms by id, in the basis of what is handed to a step.
 
-        `inner.belief` becomes `belief`, the law of that basis; if it is None, known zeros (unless nothing is handed on),
+        `inner.belief` becomes `belief`, the law of that basis; if it is None and something is handed on, known zeros,
         for a step that is only traced or collected as affine maps.
         """
         # The basis is the vector of the n numbers that are handed on. Each value is its own entries of it: a form with
