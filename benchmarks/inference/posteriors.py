@@ -273,9 +273,20 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def record(
-    found: dict[str, dict[str, float]], names: int, keys: int, rows: list[dict[str, Any]]
-) -> None:
+def keys_of(rows: list[dict[str, Any]]) -> str:
+    """The keys of the columns, those with equal keys together: "0, 1, 2; of BlackJAX Pathfinder 0"."""
+    by_keys: dict[tuple[int, ...], list[str]] = {}
+    for column in COLUMNS:
+        keys = tuple(sorted({row["key"] for row in rows if row["column"] == column}))
+        if keys:
+            by_keys.setdefault(keys, []).append(column)
+    most = max(by_keys, key=len)
+    fewer = [(k, columns) for k, columns in by_keys.items() if k != most]
+    told = [f"of {', '.join(columns)} {', '.join(map(str, k))}" for k, columns in fewer]
+    return "; ".join([", ".join(map(str, most)), *told])
+
+
+def record(found: dict[str, dict[str, float]], names: int, rows: list[dict[str, Any]]) -> None:
     """The figures, for the page of figures: of columns with a run for each posterior."""
     texts = {
         column: " / ".join(str(int(row[v])) for v in VERDICTS)
@@ -292,7 +303,7 @@ def record(
         "wrong in silence / error, of so many runs, and median processor seconds",
         value={column: told for column, told in texts.items() if column in OURS},
         claim=", ".join(f"{column} {told}" for column, told in texts.items() if column in PEERS),
-        seeds=", ".join(map(str, range(keys))),
+        seeds=keys_of(rows),
         time=f"{sum(row.get('seconds', 0.0) for row in rows) / 60:.0f} minutes of processor time",
         measures=["inference", "benchmarks/inference/_posteriordb"],
         packages=["blackjax"],
@@ -338,7 +349,7 @@ def main() -> None:
         cells = "".join(f"{row[v]:>15.0f}" for v in (*VERDICTS, "runs"))
         print(f"{column:<22}{cells}{row['seconds']:>15.1f}")
     if options.record:
-        record(found, len(names), options.keys, rows)
+        record(found, len(names), rows)
 
 
 if __name__ == "__main__":
