@@ -3,7 +3,7 @@
 Posteriors
     infer                               draws of a model's posterior, by a way that is judged to suffice
     nuts                                the same by NumPyro's NUTS alone
-    Draws, Certificate, Attempt         what they return, and what stands behind it
+    Draws                               what they return, and what stands behind it
 
 Objectives: what to optimise, over a model and a guide
     Objective, objective                what `fit` takes; make one from a function of your own
@@ -23,9 +23,9 @@ Fitting
     local_laplace                       a guide that finds each row's posterior by itself
 
 Particles
-    smc, SMCResult                      particles through a program or a Feynman-Kac model
+    smc                                 particles through a program or a Feynman-Kac model
     FeynmanKac                          a chain with potentials, where there is no program
-    smooth, Smoothing                   paths given all data
+    smooth                              paths given all data
     tempered_smc, TemperedResult        from prior to posterior by temperature
     smc_sampler                         a particle run as a program with an estimated density
 
@@ -37,7 +37,7 @@ Simulators: from stored simulations, `simulators.reference_table`
 From results
     predict                             new rows and forecasts, from the draws of any sampler
     to_arviz                            a result as a tree for ArviZ, which writes netCDF
-    moment_matching, MomentMatching     what ArviZ's loo_moment_match needs of a model
+    moment_matching                     what ArviZ's loo_moment_match needs of a model
 
 Sub-namespaces, each with a list like this one
     fitting                             callbacks of `fit`, an optimiser for tables, its error
@@ -62,7 +62,6 @@ from . import (
 )
 from ._abstract_objective import AbstractObjective as AbstractObjective
 from .export import (
-    MomentMatching as MomentMatching,
     moment_matching as moment_matching,
     predict as predict,
     to_arviz as to_arviz,
@@ -92,16 +91,14 @@ from .objectives import (
     wake_phi as wake_phi,
     wake_theta as wake_theta,
 )
-from .particles.engine import FeynmanKac as FeynmanKac, SMCResult as SMCResult, smc as smc
+from .particles.engine import FeynmanKac as FeynmanKac, smc as smc
 from .particles.samplers import (
     TemperedResult as TemperedResult,
     smc_sampler as smc_sampler,
     tempered_smc as tempered_smc,
 )
-from .particles.smoothing import Smoothing as Smoothing, smooth as smooth
+from .particles.smoothing import smooth as smooth
 from .posteriors import (
-    Attempt as Attempt,
-    Certificate as Certificate,
     Draws as Draws,
     infer as infer,
     nuts as nuts,
@@ -112,8 +109,6 @@ __all__ = [
     "infer",
     "nuts",
     "Draws",
-    "Certificate",
-    "Attempt",
     "Objective",
     "objective",
     "AbstractObjective",
@@ -141,10 +136,8 @@ __all__ = [
     "Posterior",
     "local_laplace",
     "smc",
-    "SMCResult",
     "FeynmanKac",
     "smooth",
-    "Smoothing",
     "tempered_smc",
     "TemperedResult",
     "smc_sampler",
@@ -154,7 +147,6 @@ __all__ = [
     "predict",
     "to_arviz",
     "moment_matching",
-    "MomentMatching",
     "fitting",
     "local",
     "particles",

@@ -22,7 +22,7 @@ from lapilli.ppl import _precision
 NETWORKS = {
     "models/air.py",
     "models/deep_latent.py",
-    "models/diffusion/_levels.py",
+    "models/diffusion/_networks.py",
     "models/imputation/_networks.py",
     "models/koopman/_networks.py",
     "models/mam/_made.py",
@@ -133,6 +133,9 @@ def posterior(model, sites, *args):
     )(*args)
 
 
+LOW_RANK = inference.local.Curvature("low_rank_gauss_newton", rank=2)
+
+
 def laplace(curvature, **options):
     guide = inference.local_laplace(logistic, site="w", curvature=curvature, **options)
     bound = inference.elbo(logistic, guide)
@@ -183,7 +186,7 @@ PARTS = {
     "smoother": lambda: posterior(series, ["first", "z"], Y),
     "laplace": lambda: laplace("hessian"),
     "gauss-newton": lambda: laplace("gauss_newton"),
-    "low rank": lambda: laplace("low_rank_gauss_newton", rank=2, gradient="closed_form"),
+    "low rank": lambda: laplace(LOW_RANK, gradient="closed_form"),
     "normal-inverse-wishart": lambda: slopes(wishart, X),
     "linear constraints": lambda: slopes(constrained, X),
     "numpyro's laws": lambda: slopes(numpyro_laws, X),

@@ -248,8 +248,9 @@ def functions(case: Case, episodes: Any, num_steps: int, rank: int) -> dict[str,
         limits[f"NIW-Meta, rank {rank}"] = rank
     for name, limit in limits.items():
         programs = niw_meta.programs(
-            case.network, case.head, inner=inference.local.Descent(SGD, num_steps), rank=limit
-        )
+            case.network, case.head, inner=inference.local.Descent(SGD, num_steps),
+            curvature=inference.local.Curvature("low_rank_gauss_newton", limit),
+        )  # fmt: skip
         bound = inference.elbo(*programs, kl="analytic")
         found[name] = of(bound.with_plate_sizes(infinite))
     loc = params["loc"]

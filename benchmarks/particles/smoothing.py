@@ -23,6 +23,7 @@ import numpy as np
 from smc import data, feynman_kac, model
 
 from lapilli import inference
+from lapilli.inference import particles
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from _common import interleaved
@@ -90,11 +91,11 @@ def smoothers(ys: jax.Array, num: int) -> dict[str, Any]:
         "hand, ffbs": jax.jit(lambda key: by_hand(key, ys, num).mean(1)),
         "ffbs": of_chain(),
         "ffbs, program": jax.jit(of_program),
-        "mcmc, 1 move": of_chain(method="mcmc", num_moves=1),
+        "mcmc, 1 move": of_chain(method=particles.BackwardMetropolis(1)),
         "mcmc, 4 moves": of_chain(method="mcmc"),
-        "rejection": of_chain(method="rejection", log_bound=BOUND, num_proposals=30),
+        "rejection": of_chain(method=particles.BackwardRejection(BOUND, 30)),
         "genealogy": of_chain(method="genealogy"),
-        "fixed lag 10": of_chain(method="fixed_lag", lag=10),
+        "fixed lag 10": of_chain(method=particles.FixedLag(10)),
     }
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from docstrings import converted
 from faces import MAPPED, ROOT, Group, faces, first_line, groups, load, public, renew
@@ -36,6 +39,67 @@ def entry(face: str, name: str) -> list[str]:
     return [f".. autodata:: {full}", "   :no-value:", ""]
 
 
+def results(face: str, name: str, known: set[type]) -> list[type]:
+    """Classes of the library that a name returns, or its methods, and of their fields; those that are `known` left out.
+
+    They are no public names: whoever calls the function has them, and reads here what their fields are.
+    """
+    thing = getattr(load(face), name)
+    methods = vars(thing).values() if inspect.isclass(thing) else [thing]
+    waiting = [c for method in methods for c in returned(method)]
+    found: list[type] = []
+    while waiting:
+        one = waiting.pop(0)
+        if one not in known and (one.__doc__ or "").strip():
+            known.add(one)
+            found.append(one)
+            waiting += [
+                c for field in vars(one).get("__annotations__", {}) for c in of_field(one, field)
+            ]
+    return found
+
+
+def returned(thing: Any) -> list[type]:
+    """Classes of the library in the annotation of what a function or a property returns."""
+    fn = inspect.unwrap(
+        getattr(thing, "fget", None)
+        or getattr(thing, "func", None)
+        or getattr(thing, "__func__", thing)
+    )
+    return classes(getattr(fn, "__annotations__", {}).get("return"), getattr(fn, "__globals__", {}))
+
+
+def of_field(owner: type, field: str) -> list[type]:
+    """Classes of the library in the annotation of a field."""
+    return classes(owner.__annotations__[field], vars(inspect.getmodule(owner)))
+
+
+def classes(hint: Any, names: dict[str, Any]) -> list[type]:
+    """Public classes of the library's own in a type, which may be a text."""
+    if isinstance(hint, str):
+        try:
+            hint = eval(hint, dict(names))
+        except NameError:  # of what type checkers alone import
+            return []
+    if inspect.isclass(hint) and not typing.get_args(hint):
+        is_ours = hint.__module__.startswith("lapilli.") and not hint.__name__.startswith("_")
+        return [hint] if is_ours else []
+    return [c for part in typing.get_args(hint) for c in classes(part, names)]
+
+
+def exported() -> set[type]:
+    """Classes with an entry of their own."""
+    found = (getattr(load(face), name) for face in faces() for name in public(face))
+    return {thing for thing in found if inspect.isclass(thing)}
+
+
+def entries_of_results(face: str, names: list[str], known: set[type]) -> Iterator[str]:
+    """Entries of what the names of a page return."""
+    found = [c for name in names for c in results(face, name, known)]
+    for one in found:
+        yield from [f".. autoclass:: {one.__module__}.{one.__qualname__}", "   :members:", ""]
+
+
 def table(face: str, group: Group) -> list[str]:
     lines = [".. list-table::", "   :class: names", "   :widths: 35 65", ""]
     for names, purpose in group.rows:
@@ -60,7 +124,7 @@ def prose(face: str) -> list[str]:
     return [*converted(lines), ""]
 
 
-def page(face: str, parts: list[Group], title: str, intro: list[str]) -> str:
+def page(face: str, parts: list[Group], title: str, intro: list[str], known: set[type]) -> str:
     lines = [".. This page is generated.", "", *heading(title, "="), *intro]
     for group in parts:
         if len(parts) > 1 and group.title:
@@ -69,12 +133,16 @@ def page(face: str, parts: list[Group], title: str, intro: list[str]) -> str:
         for name in group.names:
             if name in public(face):
                 lines += entry(face, name)
+    names = [name for group in parts for name in group.names if name in public(face)]
+    if rows := list(entries_of_results(face, names, known)):
+        lines += [*heading("What these return", "-"), *rows]
     return "\n".join(lines)
 
 
 def pages() -> dict[str, str]:
     """File name without suffix -> text, of all pages."""
     found: dict[str, str] = {}
+    known = exported()
     for face in faces():
         parts = groups(face)
         if face in BY_TASK:
@@ -82,9 +150,9 @@ def pages() -> dict[str, str]:
             for group in here:
                 task = group.title.partition(":")[0].partition(",")[0]
                 intro = [f"In ``lapilli.{face}``.", ""]
-                found[f"{face}-{slug(task)}"] = page(face, [group], task, intro)
+                found[f"{face}-{slug(task)}"] = page(face, [group], task, intro, known)
         else:
-            found[face] = page(face, parts, face, prose(face))
+            found[face] = page(face, parts, face, prose(face), known)
     return found
 
 

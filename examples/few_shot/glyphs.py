@@ -195,7 +195,7 @@ def make_objective(name, config, setting):
             features=first,
             prior_scale=0.05,
             inner=inference.local.Newton(2, damping=0.5),
-            rank=config.rank,
+            curvature=inference.local.Curvature("low_rank_gauss_newton", config.rank),
         )
         return inference.elbo(*programs, kl="analytic").with_plate_sizes({"episodes": math.inf})
     if name == "ProtoNet":

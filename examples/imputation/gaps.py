@@ -90,8 +90,8 @@ def run(config: argparse.Namespace) -> dict:
     own = units.apply(data)
     imputer = train(own, config.steps, keys[0])
     found = imputation.impute(
-        *imputer, own, keys[1], num_particles=50 if config.smoke else 500, method="smc",
-        memory=imputation.memory("conv"), batch_size=16,
+        *imputer, own, keys[1], num_particles=50 if config.smoke else 500,
+        method=imputation.OverTime(imputation.memory("conv")), batch_size=16,
     )  # fmt: skip
     window, place = middles(len(raw))
     ppm = lambda x: (units.undo(x)[..., 0] + means[:, None])[..., window, place]

@@ -104,10 +104,7 @@ def learn(lattice, networks, config, schedule, num_steps, key, **options) -> mam
         networks,
         lattice.log_density,
         num_chains=config.num_chains,
-        tempered=config.tempered,
-        powers=config.powers,
-        explore=config.explore,
-        replay=0.0,
+        sources=mam.RowSources(config.tempered, config.powers, config.explore, replay=0.0),
         **options,
     )
     # Lost modes are looked for with exact draws of the lattice (`bracket`).

@@ -130,7 +130,7 @@ def train(target: Target, config: Config, key: jax.Array) -> mam.Pair:
     sizes = (target.num_variables, len(target.tenths))
     networks = mam.residual_mlps(*sizes, width=config.width, key=init_key)
     # No rows from elsewhere: log f is hundreds of nats lower there, and their spread would be all that is seen.
-    options = {"num_chains": config.num_chains, "replay": 0.0}
+    options = {"num_chains": config.num_chains, "sources": mam.RowSources(replay=0.0)}
     objective = mam.energy(networks, target.log_density, **options)
     optimizer = optax.adam(optax.cosine_decay_schedule(config.rate, config.num_steps))
     # What is lost shows against the exact log Z.

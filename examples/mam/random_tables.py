@@ -126,7 +126,7 @@ def run(config: Config, seed: int) -> Row:
         began = time.process_time()
         rate = optax.cosine_decay_schedule(3e-3, config.energy_steps)
         fit = inference.fit(
-            mam.energy(start, log_target, replay=replay), optax.adam(rate), (), k_hat="skip",
+            mam.energy(start, log_target, sources=mam.RowSources(replay=replay)), optax.adam(rate), (), k_hat="skip",
             num_steps=config.energy_steps, key=jax.random.key(seed + 1000), progress=False,
         )  # fmt: skip
         return start.with_params(fit.params), time.process_time() - began

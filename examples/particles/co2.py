@@ -204,7 +204,7 @@ def run(config: Config, key: jax.Array) -> dict[str, Any]:
 def filtered(program: Any, args: tuple, config: Config, key: jax.Array) -> dict[str, np.ndarray]:
     """Draws from the filtering distribution of each week, site -> [draws, weeks]."""
     result = inference.smooth(
-        program, key, *args, num_particles=config.num_drawn, method="fixed_lag", lag=0
+        program, key, *args, num_particles=config.num_drawn, method=inference.particles.FixedLag(0)
     )
     return {name: np.asarray(x) for name, x in result.paths.items() if np.ndim(x) == 2}
 

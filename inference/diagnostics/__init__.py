@@ -1,7 +1,7 @@
 """What a posterior, a guide or a gradient is worth.
 
 Posteriors and guides
-    importance_diagnostics, ImportanceDiagnostics   k-hat, ESS and evidence of weighted draws
+    importance_diagnostics                          k-hat, ESS and evidence of weighted draws
     evidence_bracket, EvidenceBracket               how far a guide is from the posterior
     calibrate, Calibration                          simulation-based calibration
 
@@ -14,10 +14,8 @@ Pictures
     plot_calibration                                ranks and coverage of simulation-based calibration
 
 Gradients
-    gradient_report, GradientReport                 mean, spread and cost of a gradient,
-    ParameterGradient, SiteGradient                 ... by parameter and by site
-    gradient_tree, plot_gradients                   the report for ArviZ, and as a picture
-    pilot, Pilot, Trial                             choose estimators by trial
+    gradient_report                                 mean, spread and cost of a gradient, by parameter and by site
+    pilot                                           choose estimators by trial
 """
 
 from ._calibration import Calibration as Calibration, calibrate as calibrate
@@ -32,7 +30,6 @@ from ._gradient_report import (
     SiteGradient as SiteGradient,
     gradient_report as gradient_report,
 )
-from ._gradient_views import gradient_tree as gradient_tree, plot_gradients as plot_gradients
 from ._pilot import Pilot as Pilot, Trial as Trial, pilot as pilot
 from ._plots import (
     plot_calibration as plot_calibration,
@@ -46,7 +43,6 @@ from ._weights import (
 
 __all__ = [
     "importance_diagnostics",
-    "ImportanceDiagnostics",
     "evidence_bracket",
     "EvidenceBracket",
     "calibrate",
@@ -56,12 +52,5 @@ __all__ = [
     "plot_weights",
     "plot_calibration",
     "gradient_report",
-    "GradientReport",
-    "ParameterGradient",
-    "SiteGradient",
-    "gradient_tree",
-    "plot_gradients",
     "pilot",
-    "Pilot",
-    "Trial",
 ]

@@ -4,7 +4,7 @@ Models
     Diffusion, Noising                  a model and its noising process
 
 Other laws from trained models
-    fkc, CorrectedDiffusion             powers, products and tilts of models
+    fkc                                 powers, products and tilts of models
     DriftControl                        a drift fitted so that its weights vary little
     Langevin                            moves after each of its steps
     replica_exchange, ReplicaExchange   the same laws by chains in place of particles
@@ -12,7 +12,7 @@ Other laws from trained models
 
 Rows of tokens (discrete diffusion, any-order models)
     TokenDiffusion                      a model
-    fkc_tokens, TokenParticle           powers, products and tilts of such models
+    fkc_tokens                          powers, products and tilts of such models
 
 Within a program
     diffuse                             a point of such a law
@@ -38,7 +38,6 @@ __all__ = [
     "Diffusion",
     "Noising",
     "fkc",
-    "CorrectedDiffusion",
     "DriftControl",
     "Langevin",
     "replica_exchange",
@@ -47,6 +46,5 @@ __all__ = [
     "fk_steering",
     "TokenDiffusion",
     "fkc_tokens",
-    "TokenParticle",
     "diffuse",
 ]

@@ -99,7 +99,6 @@ class Corrector:
         grid: the coefficients of the steps.
         ratios: where density ratios come from.
         law: of the first points.
-        max_score_norm: scores longer than this are cut to it; None for no limit.
         langevin: moves after each step; None for none.
         known: the grid in double precision.
         unseen: what of the target is checked by the weights of the first points.
@@ -110,7 +109,6 @@ class Corrector:
     grid: Grid
     ratios: Ratios
     law: Any
-    max_score_norm: float | None
     langevin: Langevin | None
     known: Coefficients
     unseen: Unseen
@@ -170,10 +168,7 @@ class Corrector:
         """The state at step n, without divergences."""
         t = self.grid.times[n]
         models, reward = self.composition.models, self.composition.reward
-        scores = [
-            _clipped(points.checked("a score", m.score(x, t), x), self.max_score_norm)
-            for m in models
-        ]
+        scores = [points.checked("a score", m.score(x, t), x) for m in models]
         tilt = None
         if reward is not None:
             value, gradient = jax.value_and_grad(reward)(x, t)
@@ -366,11 +361,3 @@ class Corrector:
 @full_precision
 def _combined(state: Diffused, w: Array) -> Array:
     return jax.tree.map(lambda s: jnp.tensordot(w, s, 1), state.scores)
-
-
-def _clipped(score: ArrayLike, max_norm: float | None) -> ArrayLike:
-    if max_norm is None:
-        return score
-    norm = jnp.sqrt(points.total(jnp.square, score))
-    factor = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-30))
-    return jax.tree.map(lambda s: s * factor, score)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
+from . import _points as points
 from ._points import normal_law
 
 Time = Float[Array, ""] | float
@@ -141,6 +142,17 @@ class Diffusion:
         variance, alpha = self.noising.variance(t), self.noising.alpha(t)
         score = self.score(x, jnp.asarray(t, float))
         return jax.tree.map(lambda x, s: (x + variance * s) / alpha, x, score)
+
+    def with_clipped_score(self, max_norm: float) -> Diffusion:
+        """The model with scores no longer than `max_norm`: in `fkc` they are cut in drift and weight alike."""
+
+        def clipped(x: PyTree, t: Array) -> PyTree:
+            score = self.score(x, t)
+            norm = jnp.sqrt(points.total(jnp.square, score))
+            factor = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-30))
+            return jax.tree.map(lambda s: s * factor, score)
+
+        return dataclasses.replace(self, score=clipped)
 
 
 def reverse_step(

@@ -103,7 +103,6 @@ def fkc(
     zeta: NoiseScale = "auto",
     weights: Weighting = "auto",
     start: dist.Distribution | None = None,
-    max_score_norm: float | None = None,
     langevin: Langevin | None = None,
     integrator: Integrator = "euler",
     control: DriftControl | None = None,
@@ -138,7 +137,6 @@ def fkc(
             "euler" where zeta may be 0, else for each model "exact" if its density is known and "rne" if it is not.
         start: law of x at the first time, a distribution or a tree of them as the models' `shape` says; Normal(0, variance / W)
             by default. Weights correct for it.
-        max_score_norm: scores longer than this are cut to it, in drift and weight alike.
         langevin: moves after each step that leave its target as it is (predictor-corrector), none by default.
         integrator: "euler", or "exponential": steps in log-SNR that solve the linear part of target and process exactly (see
             `grid/_steps.py`), for few and long steps. It needs "exact" weights, and times that end above noise 0.
@@ -194,7 +192,7 @@ def fkc(
     law = start_law(composition, known, start)
     unseen = check_target(composition, known, law, start is not None)
     grid = as_grid(known)
-    corrector = Corrector(composition, grid, ratios, law, max_score_norm, langevin, known, unseen)
+    corrector = Corrector(composition, grid, ratios, law, langevin, known, unseen)
     if control is not None:
         corrector = _controlled(corrector, control)
     is_auto, is_exact = isinstance(zeta, str), integrator == "exponential"

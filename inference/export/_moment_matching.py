@@ -16,7 +16,7 @@ from ...ppl._calls import checked_call
 from ...ppl._types import Choices
 from ...ppl.language import as_arguments
 from .._arguments import Arguments
-from ..particles.moves import transforms_of
+from .._supports import transforms_of
 from ._draws import describe, whole
 from ._summed import likelihoods
 

@@ -6,12 +6,8 @@ Optimisers
     by_row                  for tables of which a batch reads some rows
     settling                slows down once the value has settled, and ends the run
 
-Results
-    Averaging               what `fit(average="stationary")` knows of the iterates that it averaged
-
 Without noise
     fit_fixed_draws         L-BFGS on a bound whose draws are fixed once; standard errors, linear response
-    FixedDrawsFit           what it returns
 
 Starts
     AutoWhitenedNormal      the guide of a model alone: a Normal that begins near the best one, and in its units
@@ -45,9 +41,7 @@ from .stationarity import Averaging as Averaging, settling as settling
 __all__ = [
     "by_row",
     "settling",
-    "Averaging",
     "fit_fixed_draws",
-    "FixedDrawsFit",
     "AutoWhitenedNormal",
     "AutoMeanField",
     "pathfinder",

@@ -5,8 +5,10 @@
     Descent             steps along the gradient
     SGLD                stochastic gradient Langevin dynamics
     Inner               what these are: a program of one's own
+    Curvature           the second derivatives that a row's loss is expanded with
 """
 
+from ._curvature import Curvature as Curvature
 from ._inner import SGLD as SGLD, Descent as Descent, Inner as Inner, Newton as Newton
 from ._local_laplace import local_laplace as local_laplace
 
@@ -15,4 +17,5 @@ __all__ = [
     "Descent",
     "SGLD",
     "Inner",
+    "Curvature",
 ]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from ...ppl.strategies import element
 from ...ppl.traces import EngineRecorder, trace_of
 from ..objectives._analytic_kl import Laws
 from ..objectives._detached import refuse_estimated
+from ._curvature import Curvature, CurvatureKind
 from ._inner import SGLD, Inner, InnerProblem, InnerResult, Newton
 from ._local_model import LocalModel, law_at, normal_prior, read
 from ._local_site import NormalPrior, Potential, posterior
@@ -41,9 +42,6 @@ from ._student_prior import StudentPrior
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
-Curvature = Literal[
-    "hessian", "gauss_newton", "diagonal_gauss_newton", "low_rank_gauss_newton", "sgld_variance"
-]
 PARENTS = (
     ppl.distributions.NormalInverseWishart,
     ppl.distributions.NormalInverseGamma,
@@ -66,14 +64,11 @@ def local_laplace(
     *,
     site: str,
     inner: Inner = Newton(),  # noqa: B008, frozen
-    curvature: Curvature = "hessian",
+    curvature: CurvatureKind | Curvature = "hessian",
     gradient: Literal["unrolled", "closed_form", "partial"] = "unrolled",
     parent: str | None = None,
     parent_at: Literal["expected", "mode", "marginal"] = "expected",
     observations: Collection[str] | None = None,
-    max_curvature: float | None = None,
-    rank: int | None = None,
-    jacobian: Literal["whole", "by_observation"] = "whole",
 ) -> ppl.Program:
     """The guide q(phi) prod_i N(x_i; m_i, V_i) whose local site is a Laplace approximation, to be used in any objective.
 
@@ -88,10 +83,7 @@ def local_laplace(
         site: name of the local site.
         inner: inner program: `Newton`, `Descent` (SGD, Adam), `SGLD`. It starts at the prior's mean. The default, ten full Newton
             steps, goes to the mode; `Newton(1)` is enough, and cheaper, where observations are normal and linear in the site.
-        curvature: A_i. "hessian"; "gauss_newton", the Fisher information of the observations pulled back by the Jacobian U of
-            their parameters, U'U; "diagonal_gauss_newton", its diagonal; "low_rank_gauss_newton", U'U kept as a factor, for long
-            vectors with few observations: O(d m^2 + m^3); "sgld_variance", one over the variance of the draws of `SGLD`, less P.
-            "hessian" needs P + A_i to be positive definite at the point reached, the others always are.
+        curvature: A_i, see `Curvature`; its kind alone where it has no limits.
         gradient: what a bound's gradient sees of the guide. "unrolled": all of it, through the inner program, whose steps are
             then kept in memory. "closed_form": m_i and V_i as functions of m_0 and P, with b_i and A_i as constants.
             "partial": m_i and V_i as constants. The last two keep no inner steps.
@@ -106,14 +98,6 @@ def local_laplace(
             three are one where the parent has many degrees of freedom and its mean is certain.
         observations: names of the sites that count in l_i; default, all that the site moves. A bound counts all of them anyway:
             with `observations={"support"}` it is trained to predict the rest.
-        max_curvature: upper end of a diagonal A_i; the lower end is 0.
-        rank: of "low_rank_gauss_newton", for many observations: the m outputs projected on at most `rank` directions, which
-            hold most of what the prior leaves open; what is left out makes q wider. O(d m rank), exact where m is at most `rank`.
-        jacobian: "whole": one pullback for each of the m rows of U. "by_observation": one for each parameter of an observation,
-            whatever their number. It promises that an observation depends on the site's value at its own place only, and that
-            the model takes a value with the batch shape of the observations, by broadcasting as plates do. `rank` then leaves
-            each of a row's n observations `rank` / n of its directions, first the one in which its loss falls, if `rank` is at
-            least n. A broken promise makes q worse, and no bound wrong.
 
     Returns:
         A guide over all latent sites of the model, for `elbo`, `iwelbo`, `Fit.posterior`, `to_arviz`, ...
@@ -151,16 +135,15 @@ def local_laplace(
     """
     model = ppl.as_program(model)
     guide = None if guide is None else ppl.as_program(guide)
-    _check_options(
-        model, guide, inner, curvature, gradient, parent, parent_at, max_curvature, rank, jacobian
-    )
+    curvature = Curvature(curvature) if isinstance(curvature, str) else curvature
+    _check_options(model, guide, inner, curvature, gradient, parent, parent_at)
     freeze = _identity if gradient == "unrolled" else _stopped
     strategy = None if gradient == "unrolled" else FrozenExpansion()
 
     def with_local_laplace(*args: PyTree, **kwargs: PyTree) -> None:
         args = joined(args, kwargs)
         choices, laws = _run_guide(guide, args)
-        local = read(model, site, choices, args, observations, freeze, jacobian)
+        local = read(model, site, choices, args, observations, freeze, curvature.jacobian)
         student = None
         if parent is None:
             prior = normal_prior(local.law, site)
@@ -172,19 +155,18 @@ def local_laplace(
                 prior = student.normal
             else:
                 prior = _parent_prior(parent, parent_at, laws, local)
-        if curvature == "sgld_variance" and prior.scale is None:
+        if curvature.kind == "sgld_variance" and prior.scale is None:
             raise ValueError(
                 f"Site '{site}': curvature='sgld_variance' is diagonal, and takes a prior of independent coordinates, Normal "
                 "with to_event(1). Use another curvature for a MultivariateNormal."
             )
-        if rank is not None and prior.scale is None:
+        if curvature.rank is not None and prior.scale is None:
             raise ValueError(
-                f"Site '{site}': rank={rank} takes a prior of independent coordinates, Normal with to_event(1). With a "
+                f"Site '{site}': rank={curvature.rank} takes a prior of independent coordinates, Normal with to_event(1). With a "
                 "MultivariateNormal the precision is a whole matrix anyway: leave rank out."
             )
         key = ppl.rng_key(f"{site}_inner") if isinstance(inner, SGLD) else jax.random.key(0)
-        limits = Limits(max_curvature, rank)
-        expand = lambda prior: _potential(local, freeze(prior), inner, curvature, limits, key)
+        expand = lambda prior: _potential(local, freeze(prior), inner, curvature, key)
         if student is not None:
             prior = student.given(freeze(student.settled(expand)))
         law = posterior(prior, freeze(expand(prior)))
@@ -194,43 +176,34 @@ def local_laplace(
     return ppl.Program(with_local_laplace, None if guide is None else guide.params)
 
 
-class Limits(NamedTuple):
-    """Limits of a curvature: the largest diagonal entry, the largest rank; None where there is none."""
-
-    diagonal: float | None
-    rank: int | None
-
-
 def _potential(
-    local: LocalModel, prior: NormalPrior, inner: Inner, curvature: str, limits: Limits, key: Array
+    local: LocalModel, prior: NormalPrior, inner: Inner, curvature: Curvature, key: Array
 ) -> Potential:
     """Inner program, then expansion."""
 
     def at(x: Array) -> Potential:
-        found = _expansion(local, x, curvature, prior.scale, limits.rank)
+        found = _expansion(local, x, curvature, prior.scale)
         if found.diagonal is None:
             return found
-        return found._replace(diagonal=jnp.clip(found.diagonal, 0.0, limits.diagonal))
+        return found._replace(diagonal=jnp.clip(found.diagonal, 0.0, curvature.largest))
 
     result: InnerResult = inner.run(InnerProblem(prior, local.gradient, at), key)
-    if curvature != "sgld_variance":
+    if curvature.kind != "sgld_variance":
         return at(result.point)
     assert result.variance is not None and prior.scale is not None  # checked before
     # The draws have precision A + P, and their mean is where the gradient of loss and prior is zero.
-    diagonal = jnp.clip(1 / result.variance - 1 / prior.scale**2, 0.0, limits.diagonal)
+    diagonal = jnp.clip(1 / result.variance - 1 / prior.scale**2, 0.0, curvature.largest)
     slope = -prior.precision_times(result.point - prior.loc)
     return Potential(result.point, slope, diagonal=diagonal)
 
 
-def _expansion(
-    local: LocalModel, x: Array, curvature: str, scale: Array | None, rank: int | None
-) -> Potential:
-    if curvature == "hessian":
+def _expansion(local: LocalModel, x: Array, curvature: Curvature, scale: Array | None) -> Potential:
+    if curvature.kind == "hessian":
         return Potential(x, local.gradient(x), matrix=local.hessian(x))
-    slope, factor = local.observations.expanded(x, scale, rank)
-    if curvature == "low_rank_gauss_newton":
+    slope, factor = local.observations.expanded(x, scale, curvature.rank)
+    if curvature.kind == "low_rank_gauss_newton":
         return Potential(x, slope, factor=factor)
-    if curvature == "gauss_newton":
+    if curvature.kind == "gauss_newton":
         return Potential(x, slope, root=factor)
     return Potential(x, slope, diagonal=(factor**2).sum(-2))
 
@@ -357,8 +330,9 @@ def _stopped(tree: PyTree) -> Any:
 
 
 def _check_options(
-    model, guide, inner, curvature, gradient, parent, parent_at, max_curvature, rank, jacobian
-) -> None:
+    model: ppl.Program, guide: ppl.Program | None, inner: object, curvature: Curvature, gradient: str,
+    parent: str | None, parent_at: str,
+) -> None:  # fmt: skip
     for program in (model, guide):
         if program is not None:
             refuse_estimated("local_laplace", program, "so its rows have no loss to expand")
@@ -368,16 +342,13 @@ def _check_options(
             "program over the other latent sites."
         )
     problems = []
-    curvatures = Curvature.__args__
-    if curvature not in curvatures:
-        problems.append(f"'curvature' must be one of {curvatures}; got {curvature!r}")
     if not isinstance(inner, Inner):
         problems.append(
             f"'inner' must be an inner program such as Newton(3); got {type(inner).__name__}"
         )
-    if (curvature == "sgld_variance") != isinstance(inner, SGLD):
+    if (curvature.kind == "sgld_variance") != isinstance(inner, SGLD):
         problems.append(
-            f"'curvature' {curvature!r} and 'inner' {type(inner).__name__} do not fit: 'sgld_variance' and SGLD go together"
+            f"'curvature' {curvature.kind!r} and 'inner' {type(inner).__name__} do not fit: 'sgld_variance' and SGLD go together"
         )
     if gradient not in ("unrolled", "closed_form", "partial"):
         problems.append(
@@ -388,18 +359,10 @@ def _check_options(
         problems.append(
             f"'parent_at' must be one of {places}, and the last two need a parent; got {parent_at!r}"
         )
-    if max_curvature is not None and (
-        "gauss" in curvature and "diagonal" not in curvature or curvature == "hessian"
-    ):
-        problems.append(f"'max_curvature' bounds a diagonal, and {curvature!r} is a matrix")
-    if rank is not None and (
-        rank < 1 or curvature != "low_rank_gauss_newton" or gradient == "unrolled"
-    ):
+    if curvature.rank is not None and gradient == "unrolled":
         problems.append(
-            "'rank' is the positive rank of curvature 'low_rank_gauss_newton', with gradient 'closed_form' or 'partial' (the "
-            f"projection has no derivative where directions tie); got {rank!r} with {curvature!r}, {gradient!r}"
+            "'curvature' with a rank goes with gradient 'closed_form' or 'partial' (the projection has no derivative where "
+            f"directions tie); got rank {curvature.rank} with {gradient!r}"
         )
-    if jacobian not in ("whole", "by_observation"):
-        problems.append(f"'jacobian' must be 'whole' or 'by_observation'; got {jacobian!r}")
     if problems:
         raise ValueError("local_laplace: argument " + ";\nargument ".join(problems) + ".")

@@ -7,6 +7,8 @@ All use that E[d/dphi log q_phi(z)] = 0 at a fixed draw z, for a support that do
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._compat import is_concrete
+from ...ppl._precision import full_precision
 from ...ppl._types import Message
 from ...ppl.densities import log_mean_exp
 from ...ppl.distributions import Support, same_support, support_of_law
@@ -24,10 +27,11 @@ from ...ppl.strategies import element
 from ...ppl.traces import strategies_met
 from ._detached import CommonNoise, refuse_estimated, refuse_new_draws, sites_met
 from ._row_weights import log_density_of, over_imputations, plate_of, weight_of
-from ._transported import transported
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
+LOCATION_SCALE = (dist.Normal, dist.Laplace, dist.Logistic, dist.Cauchy, dist.Gumbel)
+SCALE = (dist.HalfNormal, dist.HalfCauchy)
 
 
 def sticking_the_landing(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
@@ -216,3 +220,61 @@ def _within(handler: Messenger, program: ppl.Program) -> ppl.Program:
             return program.fn(*args, **kwargs)
 
     return ppl.Program(run, program.params)
+
+
+# Draws carried along by their law.
+
+
+@full_precision
+def transported(fn: dist.Distribution, value: Array) -> Array | None:
+    """T(noise; parameters) with noise = T^-1(value) fixed: equal to `value`, with the derivative in the parameters of `fn`.
+
+    The value may come from anywhere in the support, not only from `fn`. None where no T is known here, and for masked
+    distributions, whose masked elements have no density to follow.
+    """
+    if _has_mask(fn):
+        return None
+    base: Any = element(fn)[0]
+    value = stop(value)
+    if isinstance(base, dist.TransformedDistribution):
+        return _through_transforms(base, value)
+    if type(base) in LOCATION_SCALE:
+        return base.loc + base.scale * stop((value - base.loc) / base.scale)
+    if type(base) in SCALE:
+        return base.scale * stop(value / base.scale)
+    if type(base) is dist.Exponential:
+        return stop(value * base.rate) / base.rate
+    if isinstance(base, dist.Gamma):
+        return _gamma(base, value)
+    if type(base) is dist.MultivariateNormal:
+        noise = jnp.linalg.solve(stop(base.scale_tril), (value - stop(base.loc))[..., None])
+        return base.loc + (base.scale_tril @ noise)[..., 0]
+    return None
+
+
+def _through_transforms(fn: Callable[..., PyTree], value: Array) -> Array | None:
+    inner = value
+    for transform in reversed(fn.transforms):
+        inner = stop(transform.inv(inner))
+    moved = transported(fn.base_dist, inner)
+    if moved is None:
+        return None
+    for transform in fn.transforms:
+        moved = transform(moved)
+    return moved
+
+
+def _gamma(fn: Callable[..., PyTree], value: PyTree) -> Array:
+    """Along the distribution function: dx/da = -(dF/da) / p(x) at rate 1."""
+    standard = stop(value * fn.rate)
+    concentration = jnp.broadcast_to(fn.concentration, jnp.shape(standard))
+    slope = jax.lax.random_gamma_grad(stop(concentration), standard)  # pyright: ignore[reportCallIssue]
+    return (standard + slope * (concentration - stop(concentration))) / fn.rate
+
+
+def _has_mask(fn: dist.Distribution) -> bool:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return False

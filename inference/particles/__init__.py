@@ -3,18 +3,20 @@
 `smc`, `FeynmanKac`, `smooth`, `tempered_smc` and `smc_sampler` stand on top of `inference`. What else there is, by task:
 
 Parameters and states together
-    pmmh, PMMHResult                                particle marginal Metropolis-Hastings
-    particle_gibbs, ParticleGibbsResult             Gibbs moves on whole paths,
+    pmmh                                            particle marginal Metropolis-Hastings
+    particle_gibbs                                  Gibbs moves on whole paths,
     conditional_smc                                 ... one of them
-    smc2, SMC2Result                                particles of parameters, each with a filter
-    liu_west, LiuWestResult                         one pass, approximate
+    smc2                                            particles of parameters, each with a filter
+    liu_west                                        one pass, approximate
+    FilterOptions, GibbsBlock                       how the filters inside run, how parameters move
 
 Many runs
-    islands, IslandsResult                          many systems of particles, on many devices
-    replicate, Replicates                           independent runs side by side
+    islands                                         many systems of particles, on many devices
+    replicate                                       independent runs side by side
 
 Smoothing
-    InformationFilter                               a filter from the end, for `smooth(method="two_filter")`
+    BackwardMetropolis, BackwardRejection           values of `smooth(method=)`: moves, or draws under a bound,
+    FixedLag, InformationFilter                     ... ancestors of later particles, a filter from the end
 
 What a run tells
     evidence_variance, unique_ancestors             how far a run can be trusted
@@ -35,7 +37,9 @@ from .diagnostics import (
     plot_smc as plot_smc,
     unique_ancestors as unique_ancestors,
 )
+from .engine import FilterOptions as FilterOptions
 from .parameters import (
+    GibbsBlock as GibbsBlock,
     LiuWestResult as LiuWestResult,
     ParticleGibbsResult as ParticleGibbsResult,
     PMMHResult as PMMHResult,
@@ -51,22 +55,27 @@ from .scaling import (
     islands as islands,
     replicate as replicate,
 )
-from .smoothing import InformationFilter as InformationFilter, conditional_smc as conditional_smc
+from .smoothing import (
+    BackwardMetropolis as BackwardMetropolis,
+    BackwardRejection as BackwardRejection,
+    FixedLag as FixedLag,
+    InformationFilter as InformationFilter,
+    conditional_smc as conditional_smc,
+)
 
 __all__ = [
     "pmmh",
-    "PMMHResult",
     "particle_gibbs",
-    "ParticleGibbsResult",
     "conditional_smc",
     "smc2",
-    "SMC2Result",
     "liu_west",
-    "LiuWestResult",
+    "FilterOptions",
+    "GibbsBlock",
     "islands",
-    "IslandsResult",
     "replicate",
-    "Replicates",
+    "BackwardMetropolis",
+    "BackwardRejection",
+    "FixedLag",
     "InformationFilter",
     "evidence_variance",
     "unique_ancestors",

@@ -1,7 +1,7 @@
 """Is a posterior right? Checks beyond simulation-based calibration, of any function that returns posterior draws.
 
 The whole
-    check_posterior, PosteriorReport    every check below, and what is wrong in words
+    check_posterior                     every check below, and what is wrong in words
     check_simulations                   the same for simulations that are there already
     report_tree, plot_report            the report for ArviZ, and as a picture
 
@@ -9,14 +9,14 @@ Simulations
     simulate, Simulations               truths, data and posterior draws, many times
 
 One by one
-    coverage, RankCheck                 of intervals, densest regions, joint regions, with simultaneous bands
+    coverage                            of intervals, densest regions, joint regions, with simultaneous bands
     tarp                                balls around random points, or points that know the data
     directions                          intervals along the directions that look worst
     vsbc                                whether the centre is right, whatever the width
-    local_coverage, LocalCoverage       where in the space of data the posterior is wrong, and to which side
-    local_c2st, LocalC2ST               a classifier's view of the posterior at the data that were seen
-    z_scores, ZScores                   how far off, and how much the data teach
-    misspecification, Misspecification  whether the model predicts the data at all
+    local_coverage                      where in the space of data the posterior is wrong, and to which side
+    local_c2st                          a classifier's view of the posterior at the data that were seen
+    z_scores                            how far off, and how much the data teach
+    misspecification                    whether the model predicts the data at all
 
 Simulation-based calibration itself is `inference.diagnostics.calibrate`. What each check misses, and which sees it: a wrong
 correlation has right intervals ("joint", "directions", "tarp"); a posterior that ignores the data has uniform ranks ("local",
@@ -44,23 +44,17 @@ from ._views import plot_report as plot_report, report_tree as report_tree
 
 __all__ = [
     "check_posterior",
-    "PosteriorReport",
     "check_simulations",
     "report_tree",
     "plot_report",
     "simulate",
     "Simulations",
     "coverage",
-    "RankCheck",
     "tarp",
     "directions",
     "vsbc",
     "local_coverage",
-    "LocalCoverage",
     "local_c2st",
-    "LocalC2ST",
     "z_scores",
-    "ZScores",
     "misspecification",
-    "Misspecification",
 ]

@@ -19,7 +19,7 @@ from ...ppl._compat import fresh_caches
 from ...ppl._quiet import quiet
 from ...ppl._types import Message
 from .._depends import depends
-from ..particles.moves import transforms_of
+from .._supports import transforms_of
 
 Array = jax.Array
 Maps = Callable[[Mapping[str, Array]], tuple[dict[str, Any], dict[str, Array]]]

@@ -11,16 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, PyTree
 from numpyro.distributions import constraints, transforms
-from numpyro.primitives import Messenger
-
-from ... import ppl
-from ...ppl._types import Key, Message
 
 _LEAST_SCALE = 1e-12  # of a coordinate that never moves
 
@@ -93,52 +88,6 @@ class StandardCoordinates(NamedTuple):
             more = len(inner) - bijection.domain.event_dim  # pyright: ignore
             steps.append(transforms.IndependentTransform(bijection, more) if more else bijection)
         return dist.TransformedDistribution(base, steps)
-
-
-class _SiteLaws(Messenger):
-    """Remember the law of each latent and observed site."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.laws: dict[str, Any] = {}
-
-    def process_message(self, msg: Message) -> None:
-        if msg["type"] == "sample":
-            self.laws[msg["name"]] = msg["fn"]
-
-
-def laws_of(model: ppl.Program, key: Key, args: tuple[PyTree, ...]) -> dict[str, Any]:
-    """The laws of the sites of one run."""
-    with_laws = _SiteLaws()
-
-    def run(*args: PyTree, **kwargs: PyTree) -> None:
-        with with_laws:
-            model.run(*args, **kwargs)
-
-    ppl.Program(run, model.params).simulate(key, *args)
-    return with_laws.laws
-
-
-def supports_of(
-    caller: str, model: ppl.Program, key: Key, args: tuple[PyTree, ...], names: list[str]
-) -> dict[str, constraints.Constraint]:
-    """The supports of latent sites, which must be the same in each run.
-
-    Raises:
-        ValueError: a support moves with another draw.
-    """
-    first, second = (laws_of(model, k, args) for k in jax.random.split(key))
-    for name in names:
-        if not _are_equal(first[name].support, second[name].support):
-            raise ValueError(
-                f"{caller}: the support of site '{name}' moves with another draw, so that no one transform takes it to the real "
-                "line. Write the site as a transformed one, e.g. low + width * sample('share', Uniform(0, 1)), or give a guide."
-            )
-    return {name: first[name].support for name in names}
-
-
-def _are_equal(one: object, other: object) -> bool:
-    return bool(np.all(one == other))
 
 
 def _bijection(support: constraints.Constraint, shape: tuple[int, ...]) -> transforms.Transform:

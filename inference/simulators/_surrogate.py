@@ -23,7 +23,7 @@ from ...ppl._compat import no_handlers, typed_key
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.traces import BoundParams, SiteInfo
-from ._coordinates import StandardCoordinates, supports_of
+from ._coordinates import StandardCoordinates
 from ._learn import Learned, learn
 from ._standing_in import ARGUMENTS, reads_of, refuse_noise, standing_in
 from ._table import ReferenceTable
@@ -280,7 +280,8 @@ def _law_of(
     if own is not None:
         return _LearnedLaw(name, own)
     events = _events(table.rows("training"), [name], {name: parents}, infos)
-    of_parents = StandardCoordinates.of({p: events[p] for p in parents}, _supports(table, parents))
+    supports = table.supports("surrogate", [p for p in parents if p in table.parameters])
+    of_parents = StandardCoordinates.of({p: events[p] for p in parents}, supports)
     values = events[name]
     event_ndim = len(infos[name].event_shape)
     if np.issubdtype(values.dtype, np.floating):
@@ -328,9 +329,3 @@ def _categorical(num: int, of_parents: StandardCoordinates) -> Callable[..., dis
         return dist.CategoricalLogits(logits)
 
     return categorical
-
-
-def _supports(table: ReferenceTable, names: Sequence[str]) -> dict[str, Any]:
-    """Supports of latent sites among the parents; in single events, as those of whole sites are."""
-    latent = [n for n in names if n in table.parameters]
-    return supports_of("surrogate", table.model, jax.random.key(0), table.args, latent)

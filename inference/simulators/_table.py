@@ -12,12 +12,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+from numpyro.distributions.constraints import Constraint
 
 from ... import ppl
 from ...ppl._calls import checked_call
@@ -26,8 +28,9 @@ from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from .._runs import checked
+from .._supports import supports_of
 from ..fitting.storage._archive import read, write
-from ._coordinates import StandardCoordinates, supports_of
+from ._coordinates import StandardCoordinates
 from ._simulators import SimulatedRows, SimulatorFn, black_box, called, carrier, drawn_by
 
 Part = Literal["training", "validation", "held out"]
@@ -99,14 +102,26 @@ class ReferenceTable:
     def coordinates(self) -> tuple[StandardCoordinates, StandardCoordinates]:
         """Of parameters, unconstrained, and of data; both standardised by the training rows."""
         parameters, data = self.rows("training")
-        names = list(parameters)
-        supports = supports_of("ReferenceTable", self.model, jax.random.key(0), self.args, names)
+        supports = self.supports("ReferenceTable", list(parameters))
         self._check_supports(supports)
         return StandardCoordinates.of(parameters, supports), StandardCoordinates.of(data, {})
 
+    def supports(self, caller: str, names: Sequence[str]) -> dict[str, Constraint]:
+        """The supports of latent sites, the same at every draw.
+
+        Args:
+            caller: who asks, for messages.
+            names: of the sites.
+
+        Raises:
+            ValueError: one that depends on another draw.
+        """
+        values = {name: jnp.asarray(self.parameters[name][0]) for name in names}
+        return supports_of(caller, self.model, self.args, values)
+
     def _check_supports(self, supports: Mapping) -> None:
         for name, support in supports.items():
-            inside = np.asarray(support(jax.numpy.asarray(self.parameters[name])))
+            inside = np.asarray(support(jnp.asarray(self.parameters[name])))
             if not inside.all():
                 wrong = int((~inside).reshape(self.num_simulations, -1).any(1).sum())
                 raise ValueError(

@@ -13,9 +13,8 @@ from ._classifier import Classification as Classification, classify as classify
 from ._contexts import Context as Context, SetEncoder as SetEncoder
 from ._flow import flow_log_likelihood as flow_log_likelihood, flow_sample as flow_sample
 from ._law import DiffusionLaw as DiffusionLaw, law as law
-from ._levels import LevelNet as LevelNet
 from ._mixtures import gaussian_mixture as gaussian_mixture
-from ._networks import MLP as MLP, ImageNet as ImageNet
+from ._networks import MLP as MLP, ImageNet as ImageNet, LevelNet as LevelNet
 from ._parametrisations import Parametrisation as Parametrisation, convert as convert
 from ._poisson import PoissonNoise as PoissonNoise
 from ._samplers import (
@@ -41,11 +40,9 @@ __all__ = [
     "bound",
     "denoising_errors",
     "law",
-    "DiffusionLaw",
     "reverse_chain",
     "noising_chain",
     "token_law",
-    "TokenLaw",
     "masked_bound",
     "classify",
     "Classification",
@@ -57,7 +54,6 @@ __all__ = [
     "LevelNet",
     "SetEncoder",
     "Context",
-    "Parametrisation",
     "convert",
     "PoissonNoise",
     "ancestral",

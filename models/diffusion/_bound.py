@@ -31,7 +31,7 @@ from ...inference.diffusion import Diffusion, Noising
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike, is_concrete, typed_key
 from ._grid import check_chain, gamma, point_shape, reverse_variance
-from ._levels import level_values
+from ._networks import level_values
 from ._samplers import time_of
 
 

@@ -57,8 +57,8 @@ class Control(eqx.Module):
         self,
         num_dims: int,
         *,
-        width: int,
-        depth: int,
+        width: int = 64,
+        depth: int = 2,
         max_score: float = 10.0,
         min_relative_scale: float = 0.75,
         key: Array,
@@ -285,8 +285,6 @@ def diffusion_sampler(
     control: object = None,
     flow_network: object = None,
     min_relative_scale: float = 0.75,
-    width: int = 64,
-    depth: int = 2,
     key: Array,
 ) -> DiffusionSampler:
     """A sampler of R / Z, Z the integral of R, by a learned diffusion of `num_steps` steps from 0.
@@ -302,11 +300,9 @@ def diffusion_sampler(
         flow: "total", log Z alone (trajectory balance); "network", log F of every point (detailed, subtrajectory balance).
         forward_looking: t log R(x) / Normal(x; 0, sigma^2) is a known part of log F.
         control: an equinox module (x, t, score) -> [2 d], drift and log relative scale; None: `Control`, zero before training.
-        flow_network: for flow="network", an equinox module [d + 1] -> [1]; None: a perceptron.
+        flow_network: for flow="network", an equinox module [d + 1] -> [1]; None: a perceptron of two hidden layers of 64.
         min_relative_scale: least standard deviation of a step relative to the reference's, above 1 / sqrt(2), below which
             importance weights have an infinite variance, and at most 1.
-        width: width of the perceptrons.
-        depth: number of hidden layers.
         key: PRNG key of the initial values.
 
     Raises:
@@ -358,9 +354,9 @@ def diffusion_sampler(
     control_key, flow_key = jax.random.split(key)
     if control is None:
         least = {"min_relative_scale": min_relative_scale}
-        control = Control(num_dims, width=width, depth=depth, **least, key=control_key)
+        control = Control(num_dims, **least, key=control_key)
     if flow == "network" and flow_network is None:
-        flow_network = eqx.nn.MLP(num_dims + 1, 1, width, depth, jax.nn.gelu, key=flow_key)
+        flow_network = eqx.nn.MLP(num_dims + 1, 1, 64, 2, jax.nn.gelu, key=flow_key)
     return DiffusionSampler(
         log_density, num_dims, num_steps, scale, control, flow, flow_network, forward_looking,
         min_relative_scale, 100.0 * scale,

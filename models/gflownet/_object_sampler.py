@@ -50,10 +50,11 @@ _LOSSES: dict[str, Callable[[], Loss]] = {
 }
 _FORMAT = "object sampler 1"
 # Least value -> parameters.
+_NUM_JUDGED = 1_000  # trajectories of each run by which it is judged
 _COUNTS = {
     0: ("random_state",),
-    1: ("num_hidden", "num_steps", "patience", "check_every"),
-    2: ("batch_size", "num_runs", "num_judged"),
+    1: ("num_hidden", "num_steps", "patience"),
+    2: ("batch_size", "num_runs"),
 }
 
 
@@ -84,9 +85,7 @@ class ObjectSampler:
         learning_rate: of Adam; log Z has 0.1.
         explore: share of the steps over which uniform actions fall from all to none.
         num_runs: independent runs, which judge each other; the best one is kept.
-        num_judged: trajectories of each run by which it is judged.
-        patience: steps after the exploration without a smaller spread of the log-weights, after which training ends.
-        check_every: steps between looks.
+        patience: steps after the exploration without a smaller spread of the log-weights, after which training ends; four looks.
         random_state: an integer, not negative.
 
     Attributes:
@@ -121,9 +120,7 @@ class ObjectSampler:
         learning_rate: float = 1e-3,
         explore: float = 0.5,
         num_runs: int = 2,
-        num_judged: int = 1_000,
         patience: int = 1_000,
-        check_every: int = 250,
         random_state: int = 0,
     ) -> None:
         own = {k: v for k, v in locals().items() if k not in ("self", "env")}
@@ -160,7 +157,7 @@ class ObjectSampler:
         )  # fmt: skip
         params = objective.init(fit_key)
         starts = [{**params, **_weights(one)} for one in nets]
-        judge = jax.jit(lambda params, key: _judged(net, params, key, own["num_judged"]))
+        judge = jax.jit(lambda params, key: _judged(net, params, key, _NUM_JUDGED))
         best = inference.fitting.KeepBest(
             lambda params, key: _spread(judge(params, key)), look_key, name="spread"
         )
@@ -177,7 +174,7 @@ class ObjectSampler:
             objective, rates, (),
             num_steps=own["num_steps"], key=fit_key, num_seeds=own["num_runs"], progress=False,
             params=jax.tree.map(lambda *x: jnp.stack(x), *starts),
-            callbacks=[ends], callback_every=own["check_every"],
+            callbacks=[ends], callback_every=max(own["patience"] // 4, 1),
         )  # fmt: skip
         lower, upper, log_z = judge(best.params, judge_key)
         kept = int(jnp.argmax(_log_mean(lower)))

@@ -24,7 +24,6 @@ def programs(
     policy: Any = None,
     flow_network: object = None,
     num_hidden: int = 256,
-    depth: int = 2,
     activation: Callable[[Array], Array] = jax.nn.relu,
     key: Array,
 ) -> GFlowNet:
@@ -48,8 +47,7 @@ def programs(
             part is pinned at 0 where an object is complete; without that, any policy has zero loss.
         policy: an equinox module from features to outputs; None: a perceptron.
         flow_network: for flow="network", an equinox module from features to [1]; None: a perceptron.
-        num_hidden: width of the perceptrons.
-        depth: number of hidden layers.
+        num_hidden: width of the two hidden layers of the perceptrons.
         activation: their activation.
         key: PRNG key of the initial values.
 
@@ -73,7 +71,7 @@ def programs(
     num_outputs = env.num_choices + (flow == "shared")
     num_outputs += env.num_actions if backward == "learned" else 0
     perceptron = lambda size, key: eqx.nn.MLP(
-        features.shape[0], size, num_hidden, depth, activation=activation, key=key
+        features.shape[0], size, num_hidden, 2, activation=activation, key=key
     )
     policy = perceptron(num_outputs, policy_key) if policy is None else policy
     found = jax.eval_shape(policy, features).shape

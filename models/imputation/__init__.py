@@ -64,6 +64,7 @@ from ._networks import (
     memory as memory,
     missingness as missingness,
 )
+from ._over_time import OverTime as OverTime
 from ._programs import (
     Imputer as Imputer,
     programs as programs,
@@ -81,7 +82,6 @@ if TYPE_CHECKING:
 __all__ = [
     "TableImputer",
     "pool",
-    "Pooled",
     "SeriesImputer",
     "SeriesClassifier",
     "to_arviz",
@@ -91,9 +91,9 @@ __all__ = [
     "smoothed",
     "step_log_prob",
     "Imputation",
-    "ImputationDraws",
     "draws",
     "impute",
+    "OverTime",
     "MECHANISMS",
     "blocks",
     "mar",

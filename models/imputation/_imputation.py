@@ -33,10 +33,10 @@ class Imputation:
         log_weights: log r_kj, nats, [K, J, series].
         logits: class logits at each draw, [K, J, series, classes]; None without a classifier.
         weights: w_kj, [K, J, series]; they sum to 1 over k and j.
-        average: "outer" or "inner".
         is_collapsed: the weights do not depend on the missing cells, so that their law given z can be averaged exactly.
         origins: [K, series], numbers of the particles of the first step from which draws descend; None without resampling.
         acceptance: share of the moves of each series that were accepted, [series]; None without moves.
+        average: which weights; `dataclasses.replace(found, average="outer")` has the other ones.
     """
 
     observed: np.ndarray
@@ -44,10 +44,14 @@ class Imputation:
     x_loc: np.ndarray
     log_weights: np.ndarray
     logits: np.ndarray | None
-    average: Literal["outer", "inner"]
     is_collapsed: bool
     origins: np.ndarray | None = None
     acceptance: np.ndarray | None = None
+    average: Literal["inner", "outer"] = "inner"
+
+    def __post_init__(self) -> None:
+        if self.average not in ("inner", "outer"):
+            raise ValueError(f"Imputation: average is {self.average!r}. Choose 'inner' or 'outer'.")
 
     def rows(self, index: PyTree) -> Imputation:
         """The imputation of the series that `index` chooses."""

@@ -23,7 +23,7 @@ from ...ppl._types import Key
 from .._series import Series
 from ._imputation import Imputation
 from ._moves import moved
-from ._over_time import OF_GUIDE, OF_MODEL, paths
+from ._over_time import OF_GUIDE, OF_MODEL, OverTime, paths
 from ._refine import refined
 
 
@@ -35,9 +35,7 @@ def impute(
     *,
     num_particles: int = 20,
     num_imputations: int | None = None,
-    average: Literal["outer", "inner"] = "inner",
-    method: Literal["importance", "smc"] = "importance",
-    memory: int | None = None,
+    method: Literal["importance", "smc"] | OverTime = "importance",
     num_refinements: int = 0,
     num_moves: int = 0,
     batch_size: int = 64,
@@ -57,10 +55,7 @@ def impute(
         key: PRNG key; or one for each series, [series], so that what is found for a series does not depend on the others.
         num_particles: K, draws from the guide.
         num_imputations: J, draws of the missing cells at each, 5 by default. With "smc" 1: particles carry their missing cells.
-        average: which weights, see `Imputation`.
-        method: "importance" weighs whole draws; "smc" resamples over time.
-        memory: for "smc", the number of earlier steps in the window on which the decoder is run at each step, by default all.
-            What it reads (`imputation.memory`) is enough; fewer cost effective sample size, and more cost time.
+        method: "importance" weighs whole draws; "smc", or `OverTime(memory)`, resamples over time.
         num_refinements: steps of Adam that suit the guide to these series before draws are made, see `_refine`: for series
             on which the encoder does badly, long ones of a small training set.
         num_moves: steps of Hamiltonian Monte Carlo after weighting, see `_moves`: draws are resampled, moved, and weigh the same.
@@ -71,7 +66,7 @@ def impute(
         `Imputation`, on the host.
 
     Raises:
-        ValueError: K, J or the batch size is not positive, or `average` or `method` is unknown; "smc" with J > 1, with programs
+        ValueError: K, J or the batch size is not positive, or `method` is unknown; "smc" with J > 1, with programs
             that lack its sites (those of `programs` have them); keys of another number than the series; `num_moves` with a
             model of the mask, or with programs that lack the sites that moves need.
 
@@ -82,10 +77,10 @@ def impute(
         tell how good the draws are, `acceptance` tells whether they move.
     """
     sizes = (num_particles, num_imputations or 1, batch_size)
-    if min(sizes) < 1 or num_imputations == 0 or average not in ("outer", "inner"):
+    if min(sizes) < 1 or num_imputations == 0:
         raise ValueError(
             "impute: num_particles, num_imputations and batch_size must be positive, got "
-            f"{(num_particles, num_imputations, batch_size)}, and average 'outer' or 'inner', got {average!r}."
+            f"{(num_particles, num_imputations, batch_size)}. Give 1 or more."
         )
     data = data._replace(labels=None)
     size, num_steps = np.shape(data.valid)
@@ -106,16 +101,17 @@ def impute(
         run = functools.partial(
             draws, num_particles=num_particles, num_imputations=num_imputations or 5
         )
-    elif method == "smc":
+    elif method == "smc" or isinstance(method, OverTime):
         _check_sequential(kinds, _kinds(guide, data), num_imputations)
-        if memory is not None and memory < 0:
-            raise ValueError(f"impute: memory must not be negative, got {memory}.")
+        memory = method.memory if isinstance(method, OverTime) else None
         run = functools.partial(
             _draws_over_time, num_particles=num_particles, memory=num_steps if memory is None else memory,
             carries_cells=not _is_collapsed(kinds),
         )  # fmt: skip
     else:
-        raise ValueError(f"impute: no method {method!r}; choose 'importance' or 'smc'.")
+        raise ValueError(
+            f"impute: no method {method!r}; choose 'importance', 'smc' or OverTime(memory)."
+        )
 
     def batch(params: tuple[dict[str, PyTree], ...], key: Key, data: Series) -> ImputationDraws:
         programs = model.bind(params[0]), guide.bind(params[1])
@@ -155,9 +151,8 @@ def impute(
     found = ImputationDraws(*joined)
     arrays = (found.x, found.x_loc, found.log_weights, found.logits)
     return Imputation(
-        np.asarray(data.observed), *arrays, average, _is_collapsed(kinds), found.origins,
-        found.acceptance,
-    )  # fmt: skip
+        np.asarray(data.observed), *arrays, _is_collapsed(kinds), found.origins, found.acceptance
+    )
 
 
 class ImputationDraws(NamedTuple):

@@ -27,6 +27,7 @@ Reference: Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted filters);
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ from jaxtyping import Array, PyTree
 
 from ... import ppl
 from ...inference import FeynmanKac, smc
+from ...ppl._checks import check_counts
 from ...ppl._precision import full_precision
 from ...ppl._types import Key
 from .._series import Series
@@ -45,6 +47,25 @@ from ._refine import set_sites
 OF_MODEL = ("mixing", "path", "step_log_prob", "step_log_draw")
 OF_GUIDE = ("looked", "looks", "look_precision")
 NUM_REFRESHES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class OverTime:
+    """Draws by particles that are weighed and resampled over time; what `impute(method="smc")` means.
+
+    Args:
+        memory: number of earlier steps in the window on which the decoder is run at each step; None for all. What it reads
+            (`imputation.memory`) is enough; fewer cost effective sample size, and more cost time.
+
+    Raises:
+        ValueError: a negative memory.
+    """
+
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            check_counts("OverTime", 0, memory=self.memory)
 
 
 class SeriesPaths(NamedTuple):

@@ -23,6 +23,7 @@ from ._objectives import (
 from ._orders import UniformOrder as UniformOrder
 from ._particles import Particle as Particle, feynman_kac as feynman_kac
 from ._persistent import ChainState as ChainState, PersistentObjective as PersistentObjective
+from ._row_sources import RowSources as RowSources
 from ._tempering import unnormalised as unnormalised
 from .annealing import (
     Annealed as Annealed,
@@ -57,19 +58,16 @@ __all__ = [
     "anneal",
     "bracket",
     "unnormalised",
-    "Distilled",
     "distilled",
     "scored",
     "ResidualCNN",
     "residual_cnns",
-    "OrderedDraw",
     "MaM",
     "BlockGibbs",
     "MaskedUNet",
     "unets",
     "MADE",
     "autoregressive",
-    "ObservedMarginal",
     "Networks",
     "Pair",
     "ResidualMLP",
@@ -77,12 +75,11 @@ __all__ = [
     "any_order",
     "distil",
     "energy",
+    "RowSources",
     "regress",
     "UniformOrder",
     "Particle",
     "feynman_kac",
-    "ChainState",
-    "PersistentObjective",
     "Remembered",
     "CausalTransformer",
     "MaskedTransformer",

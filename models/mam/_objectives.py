@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -27,13 +27,13 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from ... import ppl
 from ...inference import Objective, objective as as_objective
-from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from ...ppl._types import ModelFn
 from . import _chain
 from ._bracket import verdicts
 from ._orders import random_orders
 from ._persistent import PersistentChains, PersistentObjective, RowReplay
+from ._row_sources import RowSources
 from ._tempering import LogTarget, tempered_rows
 from .networks import Networks, Pair
 
@@ -214,11 +214,7 @@ def energy(
     penalty: float = 4.0,
     block_size: int = 4,
     refresh_every: int | None = 200,
-    tempered: float = 0.0,
-    powers: tuple[float, float] = (-1.0, 1.0),
-    explore: float = 0.0,
-    replay: float | None = None,
-    num_particles: int = 1_024,
+    sources: RowSources | None = None,
     log_z: float | None = None,
     floor: float = 1e-2,
 ) -> PersistentObjective:
@@ -252,18 +248,7 @@ def energy(
         block_size: variables redrawn by one move, M.
         refresh_every: steps after which all chains are drawn anew along whole orders, D passes; None for never. Under
             `fit(num_seeds=)` these passes are made, and mostly thrown away, at every step.
-        tempered: share of chains that draw from the conditionals c^power, normalised anew, the powers spread evenly over
-            `powers`: for questions about states that the law itself seldom meets, and against lost modes. The spread and the
-            residuals are then those under the mixture of all rows.
-        powers: from the lowest to the highest. Near 0 chains wander freely, above 1 they seek what is most likely, below 0
-            what is least likely: order of the opposite kind.
-        explore: share of rows replaced, in both terms, by independent values whose frequencies are themselves drawn uniformly
-            (Dirichlet), a different draw for each row, with the same purpose.
-        replay: share of rows that are replayed, by default half of what `tempered` and `explore` leave. 0 is the published
-            training, from the model's own draws alone. At 1 nothing corrects what the model believes of states that no particle
-            holds: of 12 bits with random energies it lost nearly all, where 0.25 to 0.75 did alike.
-        num_particles: particles of the tempering run, two Gibbs sweeps at each temperature: 2 D (K - 1) evaluations of f for each
-            particle and temperature, once, when training starts.
+        sources: where the rows come from; by default half from chains, half replayed.
         log_z: constant of "plain", nats; D log K by default.
         floor: smallest sensible standard deviation, nats; it keeps the step of "std" from becoming noise of unit size at the
             optimum.
@@ -272,7 +257,7 @@ def energy(
         The objective, with the chains as its state.
 
     Raises:
-        ValueError: an impossible size or share, an unknown spread, a constant that the spread does not use.
+        ValueError: an impossible size, an unknown spread, a constant that the spread does not use.
 
     Warns:
         UserWarning: after `inference.fit` of 1,000 steps or more, tempered particles lie where the model hardly ever draws
@@ -286,11 +271,10 @@ def energy(
 
     Reference: Liu, Ramadge and Adams 2024, arXiv:2310.12920, section 4.2, equation 9 (penalty 4, 512 chains, 4 variables a move).
     """
-    replay = max(1 - tempered - explore, 0) / 2 if replay is None else replay
-    shares = {"tempered": tempered, "explore": explore, "replay": replay}
-    _check_energy(num_chains, spread, shares, log_z)
-    check_counts("energy", num_particles=num_particles)
-    num_replayed, num_explored = round(replay * num_chains), round(explore * num_chains)
+    sources = sources or RowSources()
+    _check_energy(num_chains, spread, log_z)
+    num_replayed = round(sources.replayed * num_chains)
+    num_explored = round(sources.explore * num_chains)
     num_own = num_chains - num_replayed
     anchor = networks.num_variables * math.log(networks.num_values) if log_z is None else log_z
 
@@ -307,13 +291,12 @@ def energy(
 
     def particles(key: Array) -> Array:
         sizes = (networks.num_variables, networks.num_values)
-        return (
-            tempered_rows(log_target, *sizes, key, num_particles=num_particles).particles["x"] + 1
-        )
+        run = tempered_rows(log_target, *sizes, key, num_particles=sources.num_particles)
+        return run.particles["x"] + 1
 
     # The last chains are tempered, the first ones replaced: the shares do not meet.
-    num_tempered = min(round(tempered * num_chains), num_own - num_explored)
-    each = tuple(float(p) for p in np.linspace(*powers, num_tempered))
+    num_tempered = min(round(sources.tempered * num_chains), num_own - num_explored)
+    each = tuple(float(p) for p in np.linspace(*sources.powers, num_tempered))
     chains = PersistentChains(
         networks.with_params, lambda: num_own, block_size, refresh_every, each
     )
@@ -401,18 +384,11 @@ def _where_seen(seen: ArrayLike, x: PyTree) -> ArrayLike:
     return (np if is_concrete((seen, x)) else jnp).where(seen, x, 0)
 
 
-def _check_energy(
-    num_chains: int, spread: str, shares: Mapping[str, float], log_z: float | None
-) -> None:
+def _check_energy(num_chains: int, spread: str, log_z: float | None) -> None:
     if spread not in _SPREADS:
         raise ValueError(f"energy: spread must be one of {_SPREADS}, got {spread!r}.")
     if not isinstance(num_chains, int) or num_chains < 2:
         raise ValueError(f"energy: num_chains must be an integer >= 2, got {num_chains!r}.")
-    if min(shares.values()) < 0 or sum(shares.values()) > 1:
-        raise ValueError(
-            f"energy: {', '.join(f'{name}={x}' for name, x in shares.items())} are shares of the rows; none may be "
-            "negative, nor their sum exceed 1. Lower them, or leave them out."
-        )
     if log_z is not None and spread != "plain":
         raise ValueError(
             f"energy: log_z={log_z} is for spread='plain'; {spread!r} does not depend on a constant. Leave it out."

@@ -53,7 +53,6 @@ __all__ = [
     "Softmax",
     "Student",
     "Tempered",
-    "NIWMeta",
     "observe",
     "optimizer",
     "programs",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import dataclasses
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,7 @@ def programs(
     widths: Literal["weight", "layer"] = "weight",
     population: Literal["infinite", "finite"] = "infinite",
     inner: inference.local.Inner = inference.local.Newton(3, damping=0.5),  # noqa: B008, frozen
-    curvature: Any = "low_rank_gauss_newton",
-    rank: int | None = None,
+    curvature: str | inference.local.Curvature = "low_rank_gauss_newton",
     gradient: Literal["unrolled", "closed_form", "partial"] = "closed_form",
     parent_at: Literal["expected", "mode", "marginal"] = "expected",
 ) -> NIWMeta:
@@ -71,10 +71,9 @@ def programs(
             [d], "mean_precision", "concentration" and "rate", [d] or [L]). "infinite": the optimal q(phi) is a point then; mean
             and scale are the parameters "loc", [d], and "scale", [d] or [L].
         inner: inner program, see `local_laplace`.
-        curvature: see `local_laplace`.
-        rank: see `local_laplace`; a few dozen where labels times classes are many. With a head that looks at each point by
-            itself, the number of points in the support leaves each of them one direction, at half the cost of the Jacobian
-            or less.
+        curvature: see `inference.local.Curvature`; its rank a few dozen where labels times classes are many. With a head that
+            looks at each point by itself the Jacobian goes by observation, and the number of points in the support as rank
+            leaves each of them one direction, at half the cost of the Jacobian or less.
         gradient: see `local_laplace`; the paper's is "closed_form".
         parent_at: what an episode's weights are drawn from, for a finite population: normal laws at the "expected" natural
             parameters or the "mode" of q(phi), of which the paper trains with the first and tests with the second, or the exact
@@ -116,6 +115,8 @@ def programs(
         raise ValueError(
             f"niw_meta.programs: parent_at={parent_at!r} needs population='finite'; with an infinite one q(phi) is a point."
         )
+    if isinstance(curvature, str):
+        curvature = inference.local.Curvature(curvature)  # pyright: ignore[reportArgumentType]
     weights = Weights(network)
     loc = weights.start
     group = weights.layer if widths == "layer" else None
@@ -168,11 +169,11 @@ def programs(
         parent="phi" if is_finite else None,
         parent_at=parent_at,
         inner=inner,
-        curvature=curvature,
-        rank=rank,
+        curvature=dataclasses.replace(
+            curvature, jacobian="by_observation" if head.is_pointwise else "whole"
+        ),
         gradient=gradient,
         observations=["support"],
-        jacobian="by_observation" if head.is_pointwise else "whole",
     )
     return NIWMeta(model, local_guide)
 

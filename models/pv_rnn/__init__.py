@@ -34,7 +34,6 @@ from ._network import (
     Layer as Layer,
     Network as Network,
 )
-from ._plot import plot_latents as plot_latents
 from ._predictive import interval as interval, log_score as log_score, mean as mean
 from ._programs import (
     PVRNN as PVRNN,
@@ -43,19 +42,14 @@ from ._programs import (
     programs as programs,
     site_weights as site_weights,
 )
-from ._regression import (
-    ErrorRegression as ErrorRegression,
-    Forecast as Forecast,
-    Stream as Stream,
-)
+from ._regression import ErrorRegression as ErrorRegression, NewRow as NewRow
+from ._stream import Forecast as Forecast, Stream as Stream
 
 if TYPE_CHECKING:
     from .estimators import SeriesForecaster as SeriesForecaster
 
 __all__ = [
     "SeriesForecaster",
-    "Latents",
-    "NGramDivergence",
     "diverging_step",
     "generate",
     "largest_lyapunov",
@@ -69,18 +63,15 @@ __all__ = [
     "Gaussian",
     "Layer",
     "Network",
-    "plot_latents",
     "interval",
     "log_score",
     "mean",
-    "PVRNN",
     "adaptive_vectors",
     "frozen",
     "programs",
     "site_weights",
     "ErrorRegression",
-    "Forecast",
-    "Stream",
+    "NewRow",
 ]
 
 

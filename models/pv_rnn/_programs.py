@@ -289,10 +289,9 @@ def site_weights(
     network: Network,
     w: float | Sequence[float] | Array,
     *,
-    w1: float | Sequence[float] | Array | None = None,
     num_steps: int,
 ) -> dict[str, Array]:
-    """The meta-prior as site weights: 1/O for "x", seen in whole or in part, w_l / Z_l for "z<l>", w1_l / Z_l at the first step.
+    """The meta-prior as site weights: 1/O for "x", seen in whole or in part, w_l / Z_l for "z<l>".
 
     The weighted elbo is then -F with
 
@@ -304,17 +303,14 @@ def site_weights(
 
     Args:
         network: sizes.
-        w: meta-prior, one number or one for each layer.
-        w1: that of the first step, default w.
+        w: meta-prior, one number, one for each layer, or [2, layers], those of the first step and of the others.
         num_steps: number of steps.
     """
-    num_layers = len(network.layers)
-    w = jnp.broadcast_to(jnp.asarray(w, float), (num_layers,))
-    w1 = w if w1 is None else jnp.broadcast_to(jnp.asarray(w1, float), (num_layers,))
+    first, w = jnp.broadcast_to(jnp.asarray(w, float), (2, len(network.layers)))
     # With missing cells the sites of x are "x_observed" and "x_unobserved".
     weights: dict[str, PyTree] = {"x*": jnp.asarray(1 / network.output.size)}
     for l, layer in enumerate(network.layers):
-        schedule = jnp.full(num_steps, w[l]).at[0].set(w1[l])
+        schedule = jnp.full(num_steps, w[l]).at[0].set(first[l])
         weights[f"z{l + 1}"] = schedule / layer.num_latents
     return weights
 

@@ -24,56 +24,31 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from ... import inference, ppl
 from ...inference.fitting.storage import Checkpoint, describe_step, fingerprint, load, save
-from ...ppl._compat import is_concrete, typed_key
+from ...ppl._compat import typed_key
 from ._network import Network, State
 from ._programs import Marks, Table, has_more, unroll
+from ._stream import Forecast, RegressionWindow, Stream, checked_cells
 
 if TYPE_CHECKING:
     import optax
 
 
-class Stream(eqx.Module):
-    """What error regression knows after some observations: arrays only, to be saved and resumed.
+class NewRow(eqx.Module):
+    """The vector with which a new step of the window begins.
 
-    Attributes:
-        key: data of the PRNG key of the whole stream, of which step t uses its own part.
-        num_seen: number of steps so far, of which something was seen or not.
-        adaptive: vectors of the window's steps, [W, 2 Z] by layer, the latest last.
-        x: observations of the window, [W, size]; zero in cells that are not seen.
-        seen: which cells are, boolean [W, size].
-        edge: state before the window, [D] by layer.
-        after_first: state after the window's first step.
-        last: state after its last step.
+    Args:
+        kind: "prior", that of the prior there (no divergence at the start); "copy" of the one before; "zero"; "normal", from
+            N(0, 1).
+        first: the vector of a sequence's first step, [2 Z] by layer, e.g. the median over training sequences; None: as `kind`
+            has it.
     """
 
-    key: Array
-    num_seen: Int[Array, ""]
-    adaptive: Table
-    x: Array
-    seen: Bool[Array, "window size"]
-    edge: State
-    after_first: State
-    last: State
-
-
-class Forecast(eqx.Module):
-    """Laws of the next observations and of those in the window; see `log_score`, `mean`, `interval`.
-
-    Attributes:
-        emitted: [horizon, K, out]: row n - 1 for x_{t+n}, given x up to t.
-        window: [W, K, out], for the window's own observations, by q ("postdiction").
-        value: the objective at the window's vectors before the last optimiser step (nats); -inf without any.
-        is_ready: whether the window has been inferred; false only while a window that does not grow is not yet full.
-    """
-
-    emitted: Float[Array, "horizon particles out"]
-    window: Float[Array, "window particles out"]
-    value: Float[Array, ""]
-    is_ready: Bool[Array, ""]
+    kind: Literal["prior", "copy", "zero", "normal"] = eqx.field(default="prior", static=True)
+    first: Table | None = None
 
 
 class ErrorRegression(eqx.Module):
@@ -84,20 +59,17 @@ class ErrorRegression(eqx.Module):
         window: W >= 1.
         num_iterations: optimiser steps per observation; 0 leaves new vectors as they were made.
         optimizer: of the vectors, started anew at each observation; default Adam of rate 0.09.
-        w: meta-prior of the window, one number or one for each layer; see `site_weights`.
-        w1: that of the sequence's first step, default w.
-        new_row: the vector of a new step: "prior", that of the prior there (no divergence at the start); "copy" of the one
-            before; "zero"; "normal", from N(0, 1).
-        first_row: the vector of a sequence's first step, [2 Z] by layer, e.g. the median over training sequences; None: as
-            `new_row` has it.
+        w: meta-prior of the window, one number, one for each layer, or [2, layers], those of the sequence's first step and of
+            the others; see `site_weights`.
+        new_row: the vector of a new step, a `NewRow` or its kind.
         keep: the vectors after the "last" step, or those with the "best" value met (of one noisy draw each).
         grow: infer windows of 1, 2, ..., W - 1 observations too, or wait for W of them.
         horizon: number of steps predicted.
         num_particles: K.
 
     Raises:
-        ValueError: a number is too small, `new_row` or `keep` is unknown, or `first_row` has other shapes than the layers'
-            vectors; all problems at once.
+        ValueError: a number is too small, `new_row` or `keep` is unknown, or `new_row.first` has other shapes than the
+            layers' vectors; all problems at once.
 
     Validity: an approximation of the filter, whose error no number here measures: q is local, the past before the edge is one
     draw, and the optimiser stops early. Means of q lie in (-1, 1) (`latent_law`): latents far out are not found. Predictions
@@ -118,12 +90,10 @@ class ErrorRegression(eqx.Module):
 
     network: Network
     w: Array
-    w1: Array
     window: int = eqx.field(static=True)
     num_iterations: int = eqx.field(static=True)
     optimizer: PyTree = eqx.field(static=True)
-    first_row: Table | None
-    new_row: str = eqx.field(static=True)
+    new_row: NewRow
     keep: str = eqx.field(static=True)
     grow: bool = eqx.field(static=True)
     horizon: int = eqx.field(static=True)
@@ -137,9 +107,7 @@ class ErrorRegression(eqx.Module):
         num_iterations: int = 20,
         optimizer: optax.GradientTransformation | None = None,
         w: float | Sequence[float] | Array = 1.0,
-        w1: float | Sequence[float] | Array | None = None,
-        new_row: Literal["prior", "copy", "zero", "normal"] = "prior",
-        first_row: Table | None = None,
+        new_row: Literal["prior", "copy", "zero", "normal"] | NewRow = "prior",
         keep: Literal["last", "best"] = "last",
         grow: bool = True,
         horizon: int = 1,
@@ -149,26 +117,26 @@ class ErrorRegression(eqx.Module):
         problems = [f"{name} must be >= 1, got {n}" for name, n in counts.items() if n < 1]
         if num_iterations < 0:
             problems.append(f"num_iterations must be >= 0, got {num_iterations}")
-        if new_row not in ("prior", "copy", "zero", "normal"):
-            problems.append(f"new_row is {new_row!r}; choose 'prior', 'copy', 'zero' or 'normal'")
+        new_row = new_row if isinstance(new_row, NewRow) else NewRow(new_row)
+        if new_row.kind not in ("prior", "copy", "zero", "normal"):
+            problems.append(
+                f"new_row is {new_row.kind!r}; choose 'prior', 'copy', 'zero' or 'normal'"
+            )
         sizes = [(2 * layer.num_latents,) for layer in network.layers]
-        if first_row is not None and [jnp.shape(row) for row in first_row] != sizes:
-            found = [jnp.shape(row) for row in first_row]
-            problems.append(f"first_row has shapes {found}; the layers' vectors have {sizes}")
+        if new_row.first is not None and [jnp.shape(row) for row in new_row.first] != sizes:
+            found = [jnp.shape(row) for row in new_row.first]
+            problems.append(f"new_row.first has shapes {found}; the layers' vectors have {sizes}")
         if keep not in ("last", "best"):
             problems.append(f"keep is {keep!r}; choose 'last' or 'best'")
         if problems:
             raise ValueError(f"ErrorRegression: {'; '.join(problems)}.")
         import optax  # on use: a tenth of a second
 
-        layers = (len(network.layers),)
         self.network = network
-        self.w = jnp.broadcast_to(jnp.asarray(w, float), layers)
-        self.w1 = self.w if w1 is None else jnp.broadcast_to(jnp.asarray(w1, float), layers)
+        self.w = jnp.broadcast_to(jnp.asarray(w, float), (2, len(network.layers)))
         self.window, self.num_iterations = window, num_iterations
         self.optimizer = optax.adam(0.09) if optimizer is None else optimizer
-        self.first_row = None if first_row is None else tuple(map(jnp.asarray, first_row))
-        self.new_row, self.keep, self.grow = new_row, keep, grow
+        self.new_row, self.keep, self.grow = jax.tree.map(jnp.asarray, new_row), keep, grow
         self.horizon, self.num_particles = horizon, num_particles
 
     def init(self, key: Array) -> Stream:
@@ -199,7 +167,7 @@ class ErrorRegression(eqx.Module):
             ValueError: a shape does not fit; a cell that counts as seen is not finite. Under a transformation of JAX values are
                 not known, and such a cell makes NaN of all that follows.
         """
-        return _observe(self, stream, *self._checked(x, seen, 1))
+        return _observe(self, stream, *checked_cells(self.network.output.size, x, seen, 1))
 
     def run(self, stream: Stream, xs: Array, seen: PyTree = None) -> tuple[Stream, Forecast]:
         """`observe` for each row, in one compiled scan; predictions are stacked along the first axis.
@@ -215,7 +183,7 @@ class ErrorRegression(eqx.Module):
         Raises:
             ValueError: as `observe`.
         """
-        return _run(self, stream, *self._checked(xs, seen, 2))
+        return _run(self, stream, *checked_cells(self.network.output.size, xs, seen, 2))
 
     def save(self, path: str | os.PathLike, stream: Stream) -> None:
         """Write a stream to a file, whole or not at all.
@@ -250,41 +218,16 @@ class ErrorRegression(eqx.Module):
 
     def _description(self) -> dict[str, PyTree]:
         """What a stream belongs to."""
-        plain = "window num_iterations new_row keep grow horizon num_particles".split()
+        plain = "window num_iterations keep grow horizon num_particles".split()
         own = {name: getattr(self, name) for name in plain}
-        own |= {n: str(np.asarray(getattr(self, n)).tolist()) for n in ("w", "w1")}
-        trees = {"network": self.network, "first_row": self.first_row}
+        own |= {"new_row": self.new_row.kind, "w": str(np.asarray(self.w).tolist())}
+        trees = {"network": self.network, "first_row": self.new_row.first}
         arrays = {n: eqx.filter(tree, eqx.is_array) for n, tree in trees.items()}
         hashes = {n: str(fingerprint(jax.tree.leaves(tree))) for n, tree in arrays.items()}
         x = jnp.zeros(self.network.output.size)
         step = lambda stream, x: _step(self, stream, x, jnp.ones(x.shape, bool))
         belongs = describe_step({"regression": own | hashes}, step, self.init(jax.random.key(0)), x)
         return {"belongs to": belongs}
-
-    def _checked(self, x: ArrayLike, seen: Any, ndim: int) -> tuple[Array, Array]:
-        """Observations, zero where they are not seen, and the cells that are."""
-        size, shape = self.network.output.size, jnp.shape(x)
-        if len(shape) != ndim or shape[-1] != size:
-            axes = "[size]" if ndim == 1 else "[steps, size]"
-            raise ValueError(
-                f"ErrorRegression: observations have shape {shape}; {axes} with size {size} is needed."
-            )
-        array = jnp if isinstance(seen, jax.Array) else np
-        cells = np.ones(shape, bool) if seen is None else array.asarray(seen, bool)
-        if cells.shape not in (shape, shape[:-1]):
-            raise ValueError(
-                f"ErrorRegression: argument 'seen' has shape {cells.shape}; give one entry for each cell, {shape}, or for each "
-                f"step, {shape[:-1]}."
-            )
-        cells = cells if cells.shape == shape else array.broadcast_to(cells[..., None], shape)
-        if is_concrete((x, cells)):
-            wrong = np.argwhere(np.asarray(cells) & ~np.isfinite(np.asarray(x)))
-            if len(wrong):
-                raise ValueError(
-                    f"ErrorRegression: {len(wrong)} cells that count as seen are not finite, the first at {wrong[0].tolist()}. "
-                    "Say which cells are seen, e.g. seen=~np.isnan(x); the others are left out."
-                )
-        return jnp.where(cells, jnp.asarray(x), 0), jnp.asarray(cells)
 
 
 @eqx.filter_jit
@@ -301,12 +244,15 @@ def _step(er: ErrorRegression, stream: Stream, x: Array, seen: Array) -> tuple[S
     _, fit_key, window_key, ahead_key = _keys(stream)
     moved = shift(er, stream, x, seen)
     slots = jnp.arange(er.window)
-    is_valid = slots >= er.window - moved.num_seen
-    is_first = slots == er.window - moved.num_seen
+    start = er.window - moved.num_seen
+    window = RegressionWindow(moved.x, moved.seen, moved.edge, slots == start, slots >= start, er.w)
     is_ready = jnp.asarray(er.grow) | (moved.num_seen >= er.window)
-    adaptive, value = _regress(er, fit_key, moved, is_first, is_valid, is_ready)
+    adaptive, value = _regress(er, fit_key, moved.adaptive, window, is_ready)
     moved = eqx.tree_at(lambda s: s.adaptive, moved, adaptive)
-    states = _posterior_particles(er, window_key, moved, is_first, is_valid)
+    # States of K particles through the window by q, [W, K, D] by layer.
+    states = ppl.guide_of(_window).simulate(
+        window_key, er.network, window, adaptive, er.num_particles
+    ).retval  # fmt: skip
     last = tuple(h[-1] for h in states)
     ahead = ppl.Program(_ahead).simulate(
         ahead_key, er.network, last, jnp.zeros(er.horizon, bool), er.num_particles, er.horizon
@@ -346,27 +292,29 @@ def shift(er: ErrorRegression, stream: Stream, x: Array, seen: Array) -> Stream:
 def _new_row(er: ErrorRegression, stream: Stream, l: int) -> Array:
     """The vector of layer l with which the step after `stream` starts."""
     net, before = er.network, stream.adaptive[l][-1]
-    if er.new_row == "prior":
+    if er.new_row.kind == "prior":
         row = net.prior(l, stream.last, stream.num_seen == 0) - net.from_state(l, stream.last)
-    elif er.new_row == "normal":
+    elif er.new_row.kind == "normal":
         row = jax.random.normal(jax.random.fold_in(_keys(stream)[0], l), before.shape)
     else:
-        row = before if er.new_row == "copy" else jnp.zeros_like(before)
-    return row if er.first_row is None else jnp.where(stream.num_seen == 0, er.first_row[l], row)
+        row = before if er.new_row.kind == "copy" else jnp.zeros_like(before)
+    first = er.new_row.first
+    return row if first is None else jnp.where(stream.num_seen == 0, first[l], row)
 
 
 def _regress(
-    er: ErrorRegression, key: Array, stream: Stream, is_first: Array, is_valid: Array, is_ready: Any
+    er: ErrorRegression, key: Array, vectors: Table, window: RegressionWindow, is_ready: Any
 ) -> tuple[Table, Array]:
     """The vectors after the optimiser's steps, and the last value met."""
     import optax
 
     objective = window_objective(er)
-    args = (er.network, stream.x, stream.seen, stream.edge, is_first, is_valid, er.w, er.w1)
 
     def body(i: Array, carry: PyTree) -> PyTree:
         params, opt_state, _, best, best_value = carry
-        value, grads = objective.value_and_grad(params, jax.random.fold_in(key, i), *args)
+        value, grads = objective.value_and_grad(
+            params, jax.random.fold_in(key, i), er.network, window
+        )
         is_better = value > best_value
         best = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), params, best)
         descent = jax.tree.map(jnp.negative, grads)
@@ -374,7 +322,7 @@ def _regress(
         params = optax.apply_updates(params, updates)
         return params, opt_state, value, best, jnp.maximum(value, best_value)
 
-    params = {"adaptive": stream.adaptive}
+    params = {"adaptive": vectors}
     nothing = jnp.asarray(-jnp.inf)
     start = (params, er.optimizer.init(params), nothing, params, nothing)
     num_steps = jnp.where(is_ready, er.num_iterations, 0)
@@ -383,37 +331,16 @@ def _regress(
 
 
 def window_objective(er: ErrorRegression) -> inference.Objective:
-    """The elbo of a window under the meta-prior, in its vectors: args (network, x, seen, edge, is_first, is_valid, w, w1)."""
+    """The elbo of a window under the meta-prior, in its vectors: args (network, window)."""
     network = er.network
 
     @ppl.model
-    def window(
-        net: PyTree,
-        x: Array,
-        seen: PyTree,
-        edge: PyTree,
-        is_first: PyTree,
-        is_valid: PyTree,
-        w: PyTree,
-        w1: PyTree,
-    ) -> PyTree:
-        vectors = ppl.param(
-            "adaptive",
-            tuple(jnp.zeros((er.window, 2 * layer.num_latents)) for layer in network.layers),
-        )
-        return _window(net, x, seen, vectors, edge, is_first, is_valid, 1)
+    def model(net: Network, window: RegressionWindow) -> State:
+        zeros = tuple(jnp.zeros((er.window, 2 * layer.num_latents)) for layer in network.layers)
+        return _window(net, window, ppl.param("adaptive", zeros), 1)
 
-    def weights(
-        net: PyTree,
-        x: Array,
-        seen: PyTree,
-        edge: PyTree,
-        is_first: PyTree,
-        is_valid: PyTree,
-        w: PyTree,
-        w1: PyTree,
-    ) -> PyTree:
-        by_step = jnp.where(is_first[:, None], w1, w)  # [W, layers]
+    def weights(net: Network, window: RegressionWindow) -> dict[str, PyTree]:
+        by_step = jnp.where(window.is_first[:, None], *window.w)  # [W, layers]
         latent = {
             f"z{l + 1}": by_step[:, l] / layer.num_latents for l, layer in enumerate(net.layers)
         }
@@ -421,29 +348,19 @@ def window_objective(er: ErrorRegression) -> inference.Objective:
 
     # The statements are those of training, whose jumps have been searched for there.
     return inference.elbo(
-        window, ppl.guide_of(window), kl="analytic", site_weights=weights, check_jumps=False
+        model, ppl.guide_of(model), kl="analytic", site_weights=weights, check_jumps=False
     )
 
 
-def _window(
-    net: Network, x: Array, seen: PyTree, vectors: Table, edge: State, is_first: Any, is_valid: Any, num_rows: int
-) -> State:  # fmt: skip
+def _window(net: Network, window: RegressionWindow, vectors: Table, num_rows: int) -> State:
     """The statements of a window, for rows that share everything but their noise."""
     rows = lambda a: jnp.broadcast_to(a, (num_rows, *a.shape))
+    x, seen, edge, is_first, is_valid, _ = window
     return unroll(
         net, rows(x), lambda l, h, a: rows(a[l]), vectors, num_rows=num_rows, num_steps=len(x),
         state=tuple(rows(h) for h in edge),
         marks=Marks(is_first, is_valid, counted=rows(seen), informed=rows(has_more(seen))),
     )  # fmt: skip
-
-
-def _posterior_particles(
-    er: ErrorRegression, key: Array, stream: Stream, is_first: Array, is_valid: Array
-) -> State:
-    """States of K particles through the window by q, [W, K, D] by layer."""
-    args = (er.network, stream.x, stream.seen, stream.adaptive, stream.edge, is_first, is_valid)
-    guide = ppl.guide_of(_window)
-    return guide.simulate(key, *args, er.num_particles).retval
 
 
 def _ahead(net: Network, state: State, is_first: Any, num_rows: int, num_steps: int) -> State:

@@ -5,11 +5,13 @@ sites, lays out enumerated sites, and refuses what a strategy cannot do soundly.
 is in the compiled program. `plan_of` tells it to the user.
 """
 
-from ._analyse import Analysed as Analysed, analyse as analyse, check_sites as check_sites
+from ._analyse import analyse as analyse
+from ._analysed import Analysed as Analysed
 from ._control import Controlled as Controlled
 from ._flip_groups import flip_groups as flip_groups
 from ._plan import Plan as Plan, SitePlan as SitePlan, plan_of as plan_of
 from ._read_together import read_together as read_together
+from ._refusals import check_sites as check_sites
 from ._replay import (
     check_replay as check_replay,
     replay_axes as replay_axes,

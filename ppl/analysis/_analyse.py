@@ -8,15 +8,14 @@ in the compiled program.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
-from .._compat import Atom, ClosedJaxpr, Jaxpr, Literal, own_caches
+from .._compat import Atom, Jaxpr, Literal, own_caches
 from .._foreign import named_errors
 from ..enumeration import (
     Dimensions,
@@ -26,106 +25,27 @@ from ..enumeration import (
     is_sampled,
     layouts_of,
 )
-from ..evaluation import Layout, hoist_noise, is_on
+from ..evaluation import hoist_noise, is_on
 from ..inputs import refuse_own_noise
 from ..jaxprs import (
-    PARAMS,
     Analysis,
     Fact,
     Relations,
     Term,
     aligned,
     join,
-    other_derivatives,
-    site_p,
     split,
 )
 from ..language import apply
-from ..strategies import GAMMA_FAMILY, Boundary, Decision, Engine, StrategyError, StrategySite
-from ..traces import SiteInfo
+from ..strategies import Decision, Engine, StrategySite
+from ._analysed import Analysed, Numbers
 from ._control import Controlled, check_mean
 from ._decisions import with_decisions
 from ._flip_groups import check_flips
+from ._refusals import check_partly_pathwise, check_relaxed, check_sites
 from ._replay import check_replay, replay_axes, replay_groups
-from ._rows import KIND as ROWS, RowSuspect, row_suspects
+from ._rows import KIND as ROWS, row_suspects
 from ._upstream import closed_relations, direct_relations, relations_of, through_sites
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbers:
-    """Where a site's numbers stand in the traced program: atoms of its jaxpr."""
-
-    value: PyTree
-    log_prob: Any
-    active: Any
-    fixed: tuple[Any, ...]
-    local: tuple[PyTree, ...]
-    local_tree: Any
-
-    @property
-    def probabilities(self) -> tuple[PyTree, ...]:
-        """Those that may be 0, where the strategy misses such values (`distributions/_null_values.py`)."""
-        return jax.tree.unflatten(self.local_tree, self.local)[1]
-
-    @property
-    def read(self) -> tuple[PyTree, ...]:
-        """The atoms that an estimate may read in dimensions of enumerated sites."""
-        return (self.log_prob, self.active, *self.local)
-
-
-@dataclasses.dataclass(frozen=True)
-class Analysed:
-    """A traced program with all that the estimator needs.
-
-    Attributes:
-        closed: the traced program; its inputs are the leaves of the parameters and the key.
-        result: atom of the scalar result.
-        terms: additive terms of the result.
-        relations: per term, its closed relations to the sites that are not pathwise.
-        site_relations: per site index, its closed relations to sites upstream.
-        sites: by index.
-        numbers: by index.
-        scores: terms that are the log-prob of a sampled site at its own draw. Their derivative has mean zero, so it is left out.
-        layouts: by index, for enumerated sites with something downstream.
-        dimensions: in those of which enumerated sites terms and numbers of sites are evaluated.
-        num_replicates: independent runs of the program.
-        infos: site descriptions by address, in program order.
-        plates: plate sizes.
-        rows: rows of plates that may meet, to be tried.
-        subsampled: plates that stand for more rows than they run on: name -> (rows they run on, rows they stand for).
-        alarmed: eliminated programs that may have a probability of 0 which parameters move.
-        is_controlled: the function returns a `Controlled`; the program is that of the coefficient 1.
-    """
-
-    closed: ClosedJaxpr
-    result: Any
-    terms: list[Term]
-    relations: list[Relations]
-    site_relations: dict[int, Relations]
-    sites: dict[int, StrategySite]
-    numbers: dict[int, Numbers]
-    scores: frozenset[int]
-    layouts: dict[int, Layout]
-    dimensions: Dimensions
-    num_replicates: int
-    infos: dict[str, SiteInfo]
-    plates: dict[str, int]
-    facts: Analysis
-    out_dtype: Any
-    rows: list[RowSuspect]
-    subsampled: dict[str, tuple[int, float]]
-    alarmed: set[str]
-    is_controlled: bool = False
-
-    @property
-    def may_have_null_values(self) -> bool:
-        """Whether a parameter may move a probability of 0 that a site's strategy misses (`distributions/_null_values.py`)."""
-        return bool(self.alarmed) or any(n.probabilities for n in self.numbers.values())
-
-    @property
-    def is_pathwise(self) -> bool:
-        """Whether every site is pathwise: the program is then differentiated as it stands."""
-        return all(site.strategy.is_pathwise for site in self.sites.values())
 
 
 def analyse(
@@ -205,7 +125,7 @@ def analyse(
     result = outvars[0]
     rows = row_suspects(record["infos"], numbers, sites, facts)
     check_sites(sites, table, facts)
-    _check_partly_pathwise(sites, closed.jaxpr)
+    check_partly_pathwise(sites, closed.jaxpr)
     if all(site.strategy.is_pathwise for site in sites.values()):
         # The derivative of the result itself is the estimate: nothing is split, nothing is weighted.
         terms, relations, upstream, layouts = [], [], {}, {}
@@ -239,7 +159,7 @@ def analyse(
                 for joint, members in replay_groups(site, index, relations, axes).items():
                     if is_used:
                         check_replay(site, joint, [relations[j][index] for j in members])
-        _check_relaxed(sites, relations, upstream)
+        check_relaxed(sites, relations, upstream)
     replicates = max([num_replicates, *(s.strategy.num_replicates for s in sites.values())])
     return Analysed(
         closed, result, terms, relations, upstream, sites, table, scores, layouts, dimensions, replicates,
@@ -327,128 +247,3 @@ def _own_scores(
     ]
     own = {id(source(table[i].log_prob)) for i in sampled}
     return frozenset(j for j, term in enumerate(terms) if id(source(term.variable)) in own)
-
-
-def _check_relaxed(
-    sites: dict[int, StrategySite], relations: list[Relations], upstream: dict[int, Relations]
-) -> None:
-    """Refuse relaxed values where a sampled site lies downstream: its draw jumps as they move."""
-    for index, site in sites.items():
-        if "slope" not in site.strategy.calls:
-            continue
-        jumping = [
-            other.address
-            for i, other in sites.items()
-            if index in upstream[i]
-            and not other.strategy.is_pathwise
-            and other.strategy.kind != "enumerated"
-            and any(i in r for r in relations)
-        ]
-        if jumping:
-            raise StrategyError(
-                site.name,
-                f"Site '{site.address}': strategy '{site.strategy.name}' differentiates the cost at relaxed values, "
-                f"but the sampled site '{jumping[0]}' depends on this one, and its draw would jump. Enumerate "
-                f"'{jumping[0]}', or use 'disarm', 'reinforce' or ppl.Relax for '{site.address}', e.g. "
-                f"strategies={{'{site.name}': 'reinforce'}}.",
-            )
-
-
-def check_sites(sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis) -> None:
-    """Refuse sites whose strategy has no derivative in what `facts` calls a parameter.
-
-    Raises:
-        StrategyError: naming site and remedy.
-    """
-    _check_supports(sites, facts)
-    _check_fixed(sites, table, facts)
-
-
-def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
-    """Refuse scores of sites whose support moves, or may."""
-    for index, site in sites.items():
-        if site.strategy.is_pathwise or is_fully_enumerated(site):
-            continue
-        moved = set(facts.supports[index].relations)
-        pathwise = {i for i in moved if isinstance(i, int) and sites[i].strategy.moves_value}
-        if not (PARAMS in moved or pathwise or site.unknown_support):
-            continue
-        if PARAMS in moved:
-            what = f"the support of {site.distribution} depends on a parameter"
-        elif pathwise:
-            what = (
-                f"the support of {site.distribution} depends on the reparameterised site "
-                f"'{sites[min(pathwise)].address}'"
-            )
-        else:
-            what = (
-                f"the support of {site.distribution} cannot be known, since {site.unknown_support}"
-            )
-        raise StrategyError(
-            site.name,
-            f"Site '{site.address}': {what}, so strategy '{site.strategy.name}' would miss the boundary's part of the "
-            f"gradient. {_fixed_support(site)} (Where the density vanishes at the edge that moves, that part is zero, but nobody "
-            "looks: draw such a law, too, from a fixed support, e.g. b of Beta(2, 2), then low + (high - low) * b, which has "
-            "the same gradient.)",
-        )
-
-
-def _fixed_support(site: StrategySite) -> str:
-    """What to do about a support that moves: only what serves this site."""
-    remedies = ["'reparam'"] if site.is_reparameterisable else []
-    remedies.append(
-        "a fixed support that is transformed afterwards (u of Uniform(0, 1), then low + (high - low) * u)"
-        if not site.distribution.startswith("Mixture")
-        else "a site for the component and one for the value in each, each with its own strategy"
-    )
-    if site.unknown_support:
-        remedies.append("declare the law's `support` as a set")
-    return f"Use {', or '.join(remedies)}."
-
-
-def _check_partly_pathwise(sites: dict[int, StrategySite], jaxpr: Jaxpr) -> None:
-    """Refuse derivatives of the program's own where only a part of the estimate would follow them."""
-    for index, site in sites.items():
-        if not site.strategy.is_partly_pathwise:
-            continue
-        starts = lambda eqn, i=index: eqn.primitive is site_p and eqn.params["index"] == i
-        if found := sorted(other_derivatives(jaxpr, jaxpr.outvars[:1], starts)):
-            rest, remedy = "a score", "'reinforce' (which sees values only)"
-            if isinstance(site.strategy, Boundary):
-                rest, remedy = (
-                    "made of jumps of values",
-                    "ppl.Boundary('reinforce') (which sees values only)",
-                )
-            follows = "'implicit'" if site.distribution in GAMMA_FAMILY else "'reparam'"
-            raise StrategyError(
-                site.name,
-                f"Site '{site.address}': strategy '{site.strategy.name}' is in part a pathwise derivative and in part {rest}, "
-                f"and {found[0]} downstream changes the first part only, so the estimate would be that of neither program. "
-                f"Use {follows} (which follows the program's own derivatives) or {remedy}, e.g. "
-                f"strategies={{'{site.name}': {follows}}}.",
-            )
-
-
-def _check_fixed(
-    sites: dict[int, StrategySite], table: dict[int, Numbers], facts: Analysis
-) -> None:
-    """Refuse parameters of laws that move and in which the strategy has no derivative."""
-    for index, site in sites.items():
-        for name, atom in zip(site.fixed, table[index].fixed, strict=True):
-            if not _moves(sites, facts[atom].relations):
-                continue
-            able = ["'implicit'"] if site.distribution in GAMMA_FAMILY else []
-            able += [] if _moves(sites, facts.supports[index].relations) else ["'reinforce'"]
-            remedy = f"Use {' or '.join(able)}, or keep" if able else "Keep"
-            raise StrategyError(
-                site.name,
-                f"Site '{site.address}': strategy '{site.strategy.name}' gives no derivative in "
-                f"'{name}' of {site.distribution}, which depends on parameters. {remedy} '{name}' constant.",
-            )
-
-
-def _moves(sites: dict[int, StrategySite], sources: Iterable[PyTree]) -> bool:
-    """Whether parameters are among the sources, or a site whose value moves with them."""
-    return any(
-        s == PARAMS or (isinstance(s, int) and sites[s].strategy.moves_value) for s in sources
-    )

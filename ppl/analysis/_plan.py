@@ -11,7 +11,7 @@ from .._show import shown
 from .._table import table
 from ..enumeration import mixing
 from ..strategies import Decision
-from ._analyse import Analysed
+from ._analysed import Analysed
 from ._flip_groups import num_flips
 from ._replay import replay_axes
 

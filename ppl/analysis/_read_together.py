@@ -34,7 +34,7 @@ from ..jaxprs import (
     site_p,
 )
 from ..strategies import StrategySite
-from ._analyse import Analysed
+from ._analysed import Analysed
 from ._upstream import axis_order
 
 MOST_SETS = 10  # those of steps before those of poles, the smallest first

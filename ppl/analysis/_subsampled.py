@@ -122,16 +122,19 @@ def traced_rows(
         record.update(sites=engine.frame.sites, infos=engine.frame.infos)
         return engine.frame.numbers
 
+    # The drawn indices are inputs, so that what an equation does with them is seen like any other dependence.
     rows = {p: jax.ShapeDtypeStruct((n,), jnp.arange(1).dtype) for p, (n, _) in plates.items()}
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, data, rows, key)
     numbers = jax.tree.unflatten(jax.tree.structure(shapes), closed.jaxpr.outvars)
     num_params, num_data = len(jax.tree.leaves(params)), len(data)
+    # Inputs in order: parameters, data, indices by plate name, key. The middle two are what is asked about.
     sources = {num_params + n: _argument(n) for n in range(num_data)}
     sources |= {num_params + num_data + n: _index(p) for n, p in enumerate(sorted(rows))}
     sites = {s.index: s for s in record["sites"].values()}
     draws = {i: (s.range, s.noise) for i, s in sites.items()}
     flags = [i < num_params for i in range(len(closed.jaxpr.invars))]
     infos = {a: i for a, i in record["infos"].items() if i.kind != TERM}
+    # A log-prob that is a constant of the trace sees no rows.
     terms = [
         SiteDensity(i.name, i.distribution, i, numbers[a]["term"])
         for a, i in record["infos"].items()
@@ -152,6 +155,7 @@ def meetings(program: RowProgram) -> list[Meeting]:
     found: list[Meeting] = []
     of_data: dict[str, list[list[Meeting]]] = {}
     for plate in program.plates:
+        # A row may be seen through values drawn in the plate, through the indices, or through the data.
         inside = [i for i, s in program.sites.items() if plate in program.infos[s.address].dims]
         for source in (*inside, _index(plate)):
             found += _of(program, plate, source)
@@ -173,11 +177,13 @@ def _of(program: RowProgram, plate: str, source: int | str) -> list[Meeting]:
         relation = program.facts[term.atom].relations.get(source)
         if relation is None:
             continue
+        # Data and indices have rows as their first axis.
         link, axis = relation[0], term.axis(plate)
         if isinstance(source, int):  # marker's layout: times, particles, then the value's own axes
             info = program.infos[program.sites[source].address]
             rank = len(info.batch_shape) + len(info.event_shape)
             link = relation[len(relation) - rank + info.dims.index(plate)]
+        # Soundly scaled is a term whose row n along the plate sees row n of the source and no other.
         if axis is None or link != aligned(axis):
             found.append(Meeting(term, plate, source, link))
     return found

@@ -1,11 +1,10 @@
 """Programs whose densities are sums or estimates over another program's choices.
 
 `marginal` and `normalize` estimate (unbiasedly: E[exp] = p, and E[1 / exp] = 1 / p for their own draws), `eliminate` sums
-discrete sites and integrates normal ones exactly. These three stand on top of `ppl`; their results are
+discrete sites and integrates normal ones exactly. These three stand on top of `ppl`. What they make:
 
 Programs
     StochasticProgram       a program whose density is estimated
-    Marginal, Normalized    what `marginal` and `normalize` make
     Eliminated              what `eliminate` makes: a density without estimates, a posterior, a mode
 """
 
@@ -27,7 +26,5 @@ from ._sums import Summed as Summed
 
 __all__ = [
     "StochasticProgram",
-    "Marginal",
-    "Normalized",
     "Eliminated",
 ]

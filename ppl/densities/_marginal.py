@@ -109,6 +109,7 @@ class Marginal(StochasticProgram):
         self, kept: dict[str, Array], args: PyTree, kwargs: dict[str, PyTree]
     ) -> _SignedTerms:
         """The weight of auxiliary choices drawn from the proposal."""
+        # From the prior of the auxiliary sites: their log-probs cancel against the proposal's, the kept sites' remain.
         if self.proposal is None:
             recorder = Constrained(kept)
             with recorder:
@@ -127,6 +128,7 @@ class Marginal(StochasticProgram):
             joint = self.program._score({**kept, **drawn.choices}, *args, **kwargs)
         except ChoiceMismatch as err:
             raise self._mismatch(err.missing, err.extra) from err
+        # g(v, a) / q(a | v), term by term, so that signs and parts of the weight can be told.
         return _SignedTerms.of(matched(joint, drawn, ("covers",))).minus(_SignedTerms.of(drawn))
 
     def _given_proposal(self, rest: Any, kept: Any, args: PyTree, kwargs: PyTree) -> Trace:

@@ -5,7 +5,6 @@ Laws for programs
     Chosen                                      one of several laws, by an index
     NormalInverseGamma, NormalInverseWishart    a mean and its variance or covariance
     GroupedNormalInverseGamma                   means, and variances that they share by groups
-    ExpectedNormal                              expected natural parameters of a Normal under such a law
     GroupedStudentT                             a vector whose groups are multivariate Student t
     Orthonormal, UniformFrames                  orthonormal columns: a constraint, the uniform law
     LinearConstraints, TruncatedInTurn          coordinates that keep linear relations: a constraint, a law
@@ -78,7 +77,6 @@ __all__ = [
     "NormalInverseGamma",
     "NormalInverseWishart",
     "GroupedNormalInverseGamma",
-    "ExpectedNormal",
     "GroupedStudentT",
     "Orthonormal",
     "UniformFrames",

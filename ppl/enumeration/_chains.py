@@ -119,14 +119,17 @@ def _memory(
     for what, closed, direct, other in readers:
         if index not in closed:
             continue
+        # The axis of the reader along which its elements go with the steps of the chain.
         at = closed[index][axis].axis
         if not isinstance(at, int):
             return f"{what} depends on several steps ({closed[index][axis].why})"
+        # A reader that is a site, and no chain of the same scan, joins the steps of all that read it in turn.
         if other is not None and axes.get(other) != at:
             if any(u[at].kind != "aligned" for u in uses_of(other, readers)):
                 return f"the steps of {what}, which depends on it, meet"
         if any(y in closed and closed[y][a].axis != at for y, a in axes.items()):
             return f"chains of different scans meet in {what}"
+        # Direct uses alone tell the lag: 1 for what sees the step before; indirect ones add up along the chain.
         uses = [r[index] for r in direct if index in r]
         lag = memory_of(uses, axis, site.sizes[axis])
         if isinstance(lag, Link) or any(u[axis].axis != at for u in uses):

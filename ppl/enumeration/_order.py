@@ -52,6 +52,7 @@ def order_of(
     Raises:
         Intractable: none is ready.
     """
+    # Variable elimination: a factor is (sites it sees, axes along which it separates).
     axes_of = {i: unit.axes for unit in units for i in unit.sites}
     left, order = list(units), []
     largest: frozenset[int] = frozenset()
@@ -59,10 +60,13 @@ def order_of(
     while left:
         ready, ways = [], []
         for unit in left:
+            # Summing the unit out multiplies all factors that see it, and leaves one factor of the other sites in them.
             met = [f for f in live if f[0] & unit.sites]
             sites = unit.sites.union(*(s for s, _ in met))
+            # Axes over which that product has to be reduced, since the unit is not separate along them.
             gone = frozenset().union(*(a for _, a in met)) - unit.axes
             gone |= {unit.time} - {None}
+            # A site that separates along such an axis stands in the way: its elements would meet in one number.
             way = {i: gone & axes_of.get(i, frozenset()) for i in sites - unit.sites}
             if any(way.values()):
                 ways.append({i: axes for i, axes in way.items() if axes})
@@ -70,6 +74,7 @@ def order_of(
                 ready.append((size_of(sites, layouts), min(unit.sites), unit, sites))
         if not ready:
             raise Intractable(ways)
+        # Greedy, by the number of joint states that the product has; the lowest site breaks ties.
         _, _, unit, sites = min(ready, key=lambda r: r[:2])
         largest = max(largest, sites, key=lambda s: size_of(s, layouts))
         live = [f for f in live if not f[0] & unit.sites]

@@ -55,6 +55,7 @@ def _replay(
 
 
 def _both(replay: Callable[[Array], Array], below: Array) -> Array:
+    # The estimate needs the cost with the value below the place and above it, all else equal: their difference.
     lower, upper = jax.vmap(replay)(jnp.stack([below, ~below]))
     return lower - upper
 
@@ -72,8 +73,10 @@ def _by_row(
         p.index: full(_outcome(local["peers"][p.index], local["place"], is_later=p.index > index))
         for p in decision.peers
     }
+    # Without joint axes no term sees two elements: all rows flip in one evaluation.
     mask = None
     if joint:
+        # Elements that one term joins are replayed one by one: row r of the mask flips element r alone.
         eye = np.eye(math.prod(site.sizes[i] for i in joint), dtype=bool)
         sizes = [n if i in joint else 1 for i, n in enumerate(site.sizes)]
         mask = jnp.broadcast_to(eye.reshape(-1, *sizes), (len(eye), *site.sizes))
@@ -97,6 +100,7 @@ def _by_element(
     own, place = costs.full(index, local["place"])
     flat = lambda x, shape: x.reshape(*x.shape[: x.ndim - len(shape)], -1)
     place = flat(place, site.sizes)  # [own, replays]
+    # owner[e]: the element of the deciding site that element e of the decision belongs to.
     owner = np.asarray(decision.owner)
     forced = {decision.site: _at(program.sites[decision.site], place, owner, own)}
     for p in decision.peers:
@@ -115,6 +119,7 @@ def _by_element(
     replay = _replay(costs, index, joint, members, has_dim=True)
 
     def cost(outcome: Array) -> Array:
+        # Replay e: element e takes the outcome on trial, the others what their order says.
         own_value = jnp.where(np.eye(len(owner), dtype=bool), outcome[..., None], value)
         own_forced = _masked(own_value, owner, owner, site.sizes, own)
         return replay({**forced, index: own_forced})

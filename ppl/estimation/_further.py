@@ -65,6 +65,7 @@ class FurtherChecks:
 
     def _search_gradient(self, plain: PyTree, params: PyTree, args: Args) -> None:
         """Refuse a gradient that jumps at fixed noise."""
+        # The gradient as a function of its own: parameters and floating arguments move, the rest is held.
         split = lambda params, args: ((params, moving(args)[0]), (moving(args)[1],))
         inner = self.make(
             slope_of(plain.value),
@@ -85,6 +86,7 @@ class FurtherChecks:
             )
         structure = jax.tree.structure(args)
 
+        # Leaf `number` leaves the arguments, None in its place, and joins the parameters.
         def move(leaves: list[PyTree]) -> tuple[PyTree, list[PyTree]]:
             return leaves[number], [*leaves[:number], None, *leaves[number + 1 :]]
 

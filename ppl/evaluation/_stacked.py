@@ -203,6 +203,7 @@ def _numbered(things: Sequence[Hashable]) -> list[int]:
 
 def _signature(eqn: Member, texts: Texts) -> tuple[Hashable, ...] | None:
     """What alike equations have in common; None where one is to run as it stands."""
+    # Runs as it stands: what is stacked already, has effects or markers, or is dearer in a stack.
     if isinstance(eqn, StackedSum) or eqn.effects or holds_marker(eqn) or _holds(eqn, _ALONE):
         return None
     name, params = eqn.primitive.name, dict(eqn.params)
@@ -210,13 +211,16 @@ def _signature(eqn: Member, texts: Texts) -> tuple[Hashable, ...] | None:
         return None
     picks = name in _PICKS
     atoms = (*eqn.invars, *eqn.outvars)
+    # Large arrays gain nothing: their time is in the arithmetic, not in the number of equations.
     if any(aval_of(v).size > MOST_ENTRIES for v in atoms[picks:]):
         return None
     if name == "slice":
         if len(aval_of(eqn.invars[0]).shape) != 1 or params["strides"] is not None:
             return None
+        # Slices of one vector differ in their places only, which become an input of the stack.
         params = {}
     key = tuple((n, _hashable(params[n], texts)) for n in sorted(params))
+    # Picks are alike where they pick from the same array.
     whole = eqn.invars[0] if picks and not isinstance(eqn.invars[0], Literal) else None
     found = name, key, whole, *((aval_of(v), isinstance(v, Literal)) for v in atoms)
     try:

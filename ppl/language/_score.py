@@ -55,11 +55,13 @@ def score_at(
     kwargs = dict(kwargs or {})
     if not isinstance(trace, Trace):
         return as_program(program)._score(arrays(trace), *args, **kwargs)
+    # A guide written at the model's statements has run the model already: only supports are left to compare.
     if trace.scored is not None and trace.scored.is_run_of(program, args, kwargs):
         model = trace.scored.trace
         check_supports(model.sites, trace.sites, list(trace.choices), supports)
         return with_penalties(model, check_reach(model, trace, list(trace.choices), supports))
     choices = trace.shared_choices
+    # With auxiliary u the weight needs q(z), of which log q(z, u) is no part unless z is a function of u.
     random = [name for name in choices if trace.sites[name].distribution != "Delta"]
     if trace.auxiliary and random:
         raise ValueError(
@@ -69,6 +71,7 @@ def score_at(
             "model's sites deterministic (Delta) given the auxiliary ones, or drop the auxiliary sites."
         )
     try:
+        # A name that one side lacks is told as what the guide misses and what it has too much.
         scored = as_program(program)._score(choices, *args, **kwargs)
         return matched(scored, trace, supports)
     except ChoiceMismatch as err:

@@ -291,6 +291,7 @@ class Engine(Recorder):
         name, fn = msg["name"], msg["fn"]
         base, _ = element(fn)
         chosen, why = self._asked(name)
+        # What is asked of the expectation goes before what stands at the site.
         if chosen is None and msg["infer"].get("strategy") is not None:
             chosen, why = msg["infer"]["strategy"], "at the site"
         if chosen == "auto":
@@ -317,6 +318,7 @@ class Engine(Recorder):
         return strategy, why
 
     def _asked(self, name: str) -> tuple[None, str]:
+        # The site's own name before patterns, whatever their order in the mapping.
         for pattern in (name, *self.strategies):
             if pattern in self.strategies and (
                 pattern == name or fnmatch.fnmatchcase(name, pattern)
@@ -327,6 +329,7 @@ class Engine(Recorder):
 
     def _automatic(self, name: str, base: dist.Distribution) -> tuple[Strategy, str]:
         """The rule of `strategies="auto"`; see `ppl.expectation`."""
+        # Choices that a check of this program has refused already: the rule goes on to the next one.
         refused = self.demoted.get(name, set())
         for choice, why in AUTO.items():
             strategy = STRATEGIES[choice]()

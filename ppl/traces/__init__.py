@@ -6,8 +6,14 @@ in which recorders keep frames of their own (`_regions.py`); a `Trace` is what i
 the traces of a model and its guide.
 """
 
-from ._init_params import compiled as compiled, init_params as init_params
-from ._keys import FOLD_ADDRESS as FOLD_ADDRESS, fold_name as fold_name
+from ._in_step import first_step as first_step
+from ._keys import (
+    COMMON as COMMON,
+    FOLD_ADDRESS as FOLD_ADDRESS,
+    SALT as SALT,
+    Salted as Salted,
+    fold_name as fold_name,
+)
 from ._match import (
     Inclusion as Inclusion,
     check_is_law as check_is_law,
@@ -17,7 +23,6 @@ from ._match import (
     compared_with_draws as compared_with_draws,
     with_penalties as with_penalties,
 )
-from ._noise import COMMON as COMMON, SALT as SALT, Salted as Salted
 from ._params import (
     BoundParams as BoundParams,
     ParamCollector as ParamCollector,
@@ -37,14 +42,15 @@ from ._recorder import HiddenDraw as HiddenDraw, Noiseless as Noiseless, Recorde
 from ._regions import (
     all_steps as all_steps,
     cond as cond,
-    first_step as first_step,
     particles as particles,
     scan as scan,
 )
 from ._runner import (
     EngineRecorder as EngineRecorder,
     Runner as Runner,
+    compiled as compiled,
     guarded_log_prob as guarded_log_prob,
+    init_params as init_params,
     numbers_for_trace as numbers_for_trace,
     stand_in as stand_in,
     stand_ins as stand_ins,

@@ -47,6 +47,7 @@ def check_infos(
                 )
         if [r.kind for r in a.regions] != [r.kind for r in b.regions] or _axes(a) != _axes(b):
             raise _differs(name, f"within {_words(a.regions)}", f"within {_words(b.regions)}")
+        # What one branch records leaves the cond in the places of what the other does: equal shapes and types.
         one, other = (_arrays(n.get(name)) for n in numbers)
         if one != other:
             raise _differs(name, f"with numbers {one}", f"with {other}")
@@ -56,6 +57,7 @@ def shared_regions(
     one: Mapping[str, SiteInfo], other: Mapping[str, SiteInfo]
 ) -> dict[str, tuple[Region, ...]]:
     """Site of both branches -> the regions around it, that of the cond first."""
+    # Of a region that is shorter in one branch the rest of the other one's steps belong to no shared site.
     least = lambda a, b: a if a.size <= b.size else b
     return {
         n: (Region("cond", None, 2), *map(least, one[n].regions, other[n].regions))
@@ -87,6 +89,7 @@ def joined(a: Any, b: Any) -> Any:
             f"with the values {_values(a.support)}",
             f"with {_values(b.support)}, and strategy '{a.strategy.name}' sums over one set of values",
         )
+    # What is claimed of the joint site is what holds in either branch: the weaker statement, the wider range.
     return dataclasses.replace(
         b,
         is_unbounded=a.is_unbounded and b.is_unbounded,

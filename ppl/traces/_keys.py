@@ -1,19 +1,26 @@
-"""Random keys of addresses."""
+"""Random keys of addresses, and other noise for chosen sites, all else equal."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.primitives import Messenger
+
+from .._types import Message
 
 Array = jax.Array
 # The name under which a jaxpr calls the derivation: interpreters of traced programs know it for what it is.
 FOLD_ADDRESS = "lapilli_fold_address"
 # Odd, so that the product is a bijection of the words; not one, so that nested addresses do not commute.
 MULTIPLIER = np.uint32(0x9E3779B1)
+SALT = "lapilli_salt"
+# A site that is met again in the same region draws from the key of its name, not of its address: the same noise again.
+COMMON = "lapilli_common_noise"
 
 
 def fold_name(key: Array, name: str, *, kind: str = "site") -> Array:
@@ -45,3 +52,19 @@ def _fold(key: Array, *words: Array) -> Array:
 
 _fold.__name__ = FOLD_ADDRESS
 _fold_address = jax.jit(_fold)
+
+
+class Salted(Messenger):
+    """Draw the sites named in `salts` (name -> integer) under an expectation from keys of their own.
+
+    Two runs with equal keys and salts draw equal values; a site whose salt differs gets independent noise, in all its
+    steps, rows and particles, while every other site keeps its own.
+    """
+
+    def __init__(self, salts: Mapping[str, Array]) -> None:
+        super().__init__()
+        self.salts = salts
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.salts:
+            msg["infer"] = {**(msg["infer"] or {}), SALT: self.salts[msg["name"]]}

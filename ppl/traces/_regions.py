@@ -17,16 +17,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro
 from jax import lax
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._checks import is_integer
-from .._compat import control_flow, control_flow_value, handler_stack, numpyro_cond, numpyro_scan
+from .._compat import control_flow, control_flow_value
 from .._types import Message
 from ._at_step import AtStep, GivenValues, given_around
 from ._begun import begun, check_begins_anew, check_one_length, leading
 from ._branches import check_infos, joined, shared_regions
+from ._in_step import (
+    are_exploring,
+    axis_name,
+    explored,
+    first_step,
+    merge_all,
+    pop_all,
+    push_all,
+    recorders_around,
+    repeated,
+)
+from ._numpyro_regions import cond_of_numpyro, scan_of_numpyro
 from ._reach import completed
 from ._recorder import SEEN, Begun, Recorder, RegionState
 from ._sites import Region
@@ -79,7 +90,7 @@ def all_steps(step: Callable[[PyTree], PyTree], xs: PyTree, length: int) -> Any:
     Returns:
         The stacked `y`.
     """
-    if not _recorders():
+    if not recorders_around():
         return jax.vmap(step, axis_size=length)(xs)
     handing_on = lambda carry, x: (carry, step(x))
     return _scan(handing_on, None, xs, length, is_reversed=False, is_parallel=True)[1]
@@ -97,9 +108,9 @@ def _scan(
     is_reversed: bool,
     is_parallel: bool = False,
 ) -> tuple[PyTree, PyTree]:
-    recorders = _recorders()
+    recorders = recorders_around()
     if not recorders:
-        return _numpyro_scan(step, init, xs, length)
+        return scan_of_numpyro(step, init, xs, length)
     if given := given_around():
         step, xs = _at_steps(step, given, length), (jnp.arange(length), xs)
     for recorder in recorders:
@@ -117,22 +128,22 @@ def _scan(
         slices = _of_sites(recorders, keys, slices, length, lambda: step(init, first_step(xs)))
         if is_reversed:
             check_begins_anew(slices)
-    is_explored = _is_explored(recorders)
-    first = _explore(
+    is_explored = are_exploring(recorders)
+    first = explored(
         recorders, lambda: (keys, first_step(slices)), lambda: step(init, first_step(xs))
     )
     if is_explored:
-        return first[0], _repeated(first[1], length)
+        return first[0], repeated(first[1], length)
     # `frames` leaves the body by side effect: it holds static descriptions only, the same in every step.
     frames: list[RegionState] = []
 
     def body(carry: Array, inputs: tuple[PyTree, ...]) -> tuple[PyTree, PyTree]:
         t, keys_now, forced, x = inputs
-        _push(recorders, "scan", keys_now, forced)
+        push_all(recorders, "scan", keys_now, forced)
         carry, y = step(carry, x)
         for recorder in recorders:
             recorder.end_step(carry, t)
-        frames[:], numbers = _pop(recorders)
+        frames[:], numbers = pop_all(recorders)
         return carry, (y, numbers)
 
     # Keys of all steps at once: the hash of one inside of a step costs as much as some sites.
@@ -146,7 +157,7 @@ def _scan(
         carry, (ys, numbers) = jax.vmap(lambda x: body(init, x))(inputs)
     else:
         carry, (ys, numbers) = lax.scan(body, init, inputs, length)
-    _merge(recorders, frames, numbers, Region("scan", _axis_name(recorders, "scan"), length))
+    merge_all(recorders, frames, numbers, Region("scan", axis_name(recorders, "scan"), length))
     return carry, ys
 
 
@@ -197,23 +208,23 @@ def cond(
             "whole program. Use a scalar predicate, or sample both alternatives in the plate and "
             "combine them with jnp.where."
         )
-    recorders = _recorders()
+    recorders = recorders_around()
     if not recorders:
-        return _numpyro_cond(pred, true_fn, false_fn, operands)
+        return cond_of_numpyro(pred, true_fn, false_fn, operands)
     threads = [r.open_region("cond") for r in recorders]
     keys, forced = [key for key, _ in threads], [values for _, values in threads]
-    is_explored = _is_explored(recorders)
-    first = _explore(recorders, lambda: (keys, forced), lambda: true_fn(*operands))
-    _explore(recorders, lambda: (keys, forced), lambda: false_fn(*operands))
+    is_explored = are_exploring(recorders)
+    first = explored(recorders, lambda: (keys, forced), lambda: true_fn(*operands))
+    explored(recorders, lambda: (keys, forced), lambda: false_fn(*operands))
     if is_explored:
         return first
     frames: dict[int, list[RegionState]] = {}
 
     def run(index: int, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def branch(*args: PyTree) -> tuple[PyTree, list[dict[str, PyTree]]]:
-            _push(recorders, "cond", keys, forced)
+            push_all(recorders, "cond", keys, forced)
             out = fn(*args)
-            frames[index], numbers = _pop(recorders)
+            frames[index], numbers = pop_all(recorders)
             return out, numbers
 
         return branch
@@ -293,7 +304,7 @@ class particles:
         """The function that runs `fn` as K particles with the same arguments."""
 
         def runs(*args: PyTree, **kwargs: PyTree) -> tuple[Array, Array]:
-            size, recorders = self.num_particles, _recorders()
+            size, recorders = self.num_particles, recorders_around()
             if not recorders:
                 raise RuntimeError(
                     "ppl.particles(K) runs inside ppl.expectation, an objective or a program's own "
@@ -303,26 +314,26 @@ class particles:
             threads = [r.open_region("particles") for r in recorders]
             keys = [None if key is None else jax.random.split(key, size) for key, _ in threads]
             slices = [leading(forced, size) for _, forced in threads]
-            is_explored = _is_explored(recorders)
-            first = _explore(
+            is_explored = are_exploring(recorders)
+            first = explored(
                 recorders, lambda: first_step((keys, slices)), lambda: fn(*args, **kwargs)
             )
             if is_explored:
-                return _repeated(first, size)
+                return repeated(first, size)
             frames: list[RegionState] = []
 
             def one(key: PyTree, forced: list[dict[str, PyTree]]) -> tuple[PyTree, PyTree]:
-                _push(recorders, "particles", key, forced)
+                push_all(recorders, "particles", key, forced)
                 out = fn(*args, **kwargs)
-                frames[:], numbers = _pop(recorders)
+                frames[:], numbers = pop_all(recorders)
                 return out, numbers
 
             out, numbers = jax.vmap(one, axis_size=size)(keys, slices)
-            _merge(
+            merge_all(
                 recorders,
                 frames,
                 numbers,
-                Region("particles", _axis_name(recorders, "particles"), size),
+                Region("particles", axis_name(recorders, "particles"), size),
             )
             return out
 
@@ -345,72 +356,6 @@ def adopt(msg: Message) -> tuple[tuple[None, None, Array], tuple[PyTree, None]]:
 Recorder.adopt = staticmethod(adopt)
 
 
-def _recorders() -> list[Recorder]:
-    """The recorders on the stack; none if no run of ours is at the end of it."""
-    recorders = [h for h in handler_stack() if isinstance(h, Recorder)]
-    return recorders if any(r.is_final for r in recorders) else []
-
-
-def _push(
-    recorders: list[Recorder], kind: str, keys: list[PyTree], forced: list[dict[str, PyTree]]
-) -> None:
-    for recorder, key, values in zip(recorders, keys, forced, strict=True):
-        recorder.push(kind, key, values)
-
-
-def _pop(recorders: list[Recorder]) -> tuple[list[RegionState], list[PyTree]]:
-    popped = [r.pop() for r in recorders]
-    return [frame for frame, _ in popped], [numbers for _, numbers in popped]
-
-
-def _explore(
-    recorders: list[Recorder], inputs: Callable[..., PyTree], body: Callable[..., PyTree]
-) -> PyTree:
-    """What the body returns in a run that shows its parameters, and counts for nothing; None where nobody asks."""
-    if not any(r.is_exploring for r in recorders):
-        return None
-    _push(recorders, "explore", *inputs())
-    out = body()
-    for recorder in recorders:
-        recorder.pop()
-    return out
-
-
-def _is_explored(recorders: list[Recorder]) -> bool:
-    """Whether this statement stands in a body that is explored by all of them: one run of its own body is then enough.
-
-    Each level of nested statements would double the runs otherwise. What it returns is that of one step or branch. One that
-    began inside of an explored body (of a guide within particles) keeps its sites, which others are scored at: it needs the run.
-    """
-    return all(any(frame.kind == "explore" for frame in r.frames) for r in recorders)
-
-
-def _repeated(tree: PyTree, length: int) -> Any:
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (length, *jnp.shape(x))), tree)
-
-
-def first_step(tree: PyTree) -> PyTree:
-    """What arrays with a leading axis of steps hold in the first one; zeros where there are no steps, to trace one."""
-    return jax.tree.map(lambda x: x[0] if len(x) else _blank(x), tree)
-
-
-def _blank(x: Array) -> Array:
-    """One step's worth of an array of no steps."""
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(x)), x.shape[1:])
-    return jnp.zeros(x.shape[1:], x.dtype)
-
-
-def _merge(
-    recorders: list[Recorder],
-    frames: list[RegionState],
-    numbers: list[dict[str, PyTree]],
-    region: Region,
-) -> None:
-    for recorder, frame, values in zip(recorders, frames, numbers, strict=True):
-        recorder.merge(frame, values, region)
-
-
 def _of_sites(
     recorders: list[Recorder],
     keys: list[PyTree],
@@ -422,9 +367,9 @@ def _of_sites(
     used: list[set[str]] = []
 
     def body() -> None:
-        _push(recorders, "scan", keys, first_step(slices))
+        push_all(recorders, "scan", keys, first_step(slices))
         run()
-        used.extend(frame.used for frame in _pop(recorders)[0])
+        used.extend(frame.used for frame in pop_all(recorders)[0])
 
     jax.eval_shape(body)
     for recorder, own in zip(recorders, used, strict=True):
@@ -434,12 +379,6 @@ def _of_sites(
         {name: value for name, value in forced.items() if holds(name, value, own)}
         for forced, own in zip(slices, used, strict=True)
     ]
-
-
-def _axis_name(recorders: list[Recorder], kind: str) -> str:
-    base = "time" if kind == "scan" else kind
-    depth = recorders[0].depth(kind)
-    return base if depth == 0 else f"{base}_{depth}"
 
 
 def _check_functions(call: str, **functions: PyTree) -> None:
@@ -467,54 +406,3 @@ def _scan_length(xs: ArrayLike | None, length: int | None) -> int:
             "axis, or xs=None with length=T."
         )
     return next(iter(sizes))
-
-
-def _numpyro_scan(
-    step: Callable[..., PyTree],
-    init: Array | float | tuple[list[Array], PyTree],
-    xs: PyTree,
-    length: int,
-) -> tuple[PyTree, PyTree]:
-    if not handler_stack():
-        return lax.scan(step, init, xs, length)
-    step = _with_params_outside(step, init, first_step(xs))
-    return numpyro_scan(step, init, xs, length)
-
-
-def _numpyro_cond(
-    pred: object, true_fn: Callable[..., PyTree], false_fn: Callable[..., PyTree], operands: PyTree
-) -> Any:
-    if not handler_stack():
-        return lax.cond(pred, true_fn, false_fn, *operands)
-    true_fn, false_fn = (_with_params_outside(fn, *operands) for fn in (true_fn, false_fn))
-    try:
-        return numpyro_cond(pred, lambda x: true_fn(*x), lambda x: false_fn(*x), operands)
-    except TypeError as err:
-        raise ValueError(
-            "ppl.cond under NumPyro's own inference needs the same sites, of the same distributions, in both "
-            "branches. Sample them in both, or use our inference, which takes different ones."
-        ) from err
-
-
-def _with_params_outside(body: Callable[..., PyTree], *example: PyTree) -> Callable[..., PyTree]:
-    """`body` with its parameters declared around it: NumPyro does not see them inside its control flow."""
-    with (
-        numpyro.handlers.block(),
-        numpyro.handlers.trace() as sites,
-        numpyro.handlers.seed(rng_seed=0),
-    ):
-        body(*example)
-    params: PyTree = {
-        name: numpyro.param(
-            name,
-            site["args"][0] if site["args"] else (lambda _, v=site["value"]: v),
-            **site["kwargs"],
-        )
-        for name, site in sites.items()
-        if site["type"] == "param"
-    }
-    if not params:
-        return body
-    # Substituted, and hidden from NumPyro's trace of the body, which would declare them again.
-    substituted = numpyro.handlers.substitute(body, data=params)
-    return numpyro.handlers.block(substituted, hide=list(params))

@@ -1,4 +1,4 @@
-"""Running one program: simulate it, score given values, or watch it run under a gradient engine."""
+"""Running one program: simulate it, score given values, find initial parameters, or watch it run under a gradient engine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import numpyro.distributions as dist
 from jaxtyping import PyTree
 from numpyro.distributions import biject_to, constraints
 
-from .._compat import is_concrete, mask_of
+from .._compat import is_concrete, mask_of, own_caches, typed_key
 from .._foreign import kind_of
-from .._types import Message
+from .._shared_jit import shared_jit
+from .._types import Key, Message
 from ..distributions import is_boolean, is_masked, is_one_way, is_unbounded
+from ..evaluation import evaluate
 from ._keys import fold_name
+from ._params import ParamCollector, Params, check_initial
 from ._reach import penalty_of_reach, reach_of
 from ._recorder import Begun, Recorder
 from ._running import running_engine
@@ -66,11 +69,13 @@ class Runner(Recorder):
         self.placed: list[str] = []  # latent sites whose value is a handler's inside of the program
 
     def visit(self, msg: Message) -> None:
+        # No handler outside of the run gives this site a value.
         msg["stop"] = True
         name = msg["name"]
         given = None if msg["is_observed"] else self.given(name)
         if given is not None:
             keep = self.keep
+            # Of a shorter scan: the value, and in which steps it holds.
             if isinstance(given, Begun):
                 given, keep = given
             msg["value"] = given if keep is None else jnp.where(keep, given, self._draw(msg))
@@ -80,8 +85,10 @@ class Runner(Recorder):
             not self.redraw_observed or msg.get("is_set") or msg["fn"].event_shape is None
         ):
             return
+        # A handler inside of the program was first.
         elif msg["value"] is not None and not msg["is_observed"]:
             self.placed.append(name)
+        # Missing cells go on to the handler outside, which draws them.
         elif self.defer_imputed and msg["infer"].get("imputed"):
             msg["stop"] = False
             msg["_imputed"] = True
@@ -90,6 +97,7 @@ class Runner(Recorder):
                 msg["intermediates"] = []
                 msg["value"] = self._held(msg, self._draw(msg))
         else:
+            # Scored without a value: zeros stand in until `missing` is reported, all names at once.
             self.missing.append(name)
             dtype = int if msg["fn"].support.is_discrete else float
             msg["value"] = jnp.zeros(msg["fn"].shape(), dtype)
@@ -240,3 +248,29 @@ def _mask_of(fn: dist.Distribution) -> PyTree:
 
 def _is_unit(fn: dist.Distribution) -> bool:
     return 0 in fn.event_shape
+
+
+def init_params(
+    run: Callable[..., PyTree], key: Key, recorder: Callable[[jax.Array], Recorder]
+) -> Params:
+    """Initial unconstrained parameters of every param and module statement met in `run` under an exploring recorder.
+
+    Raises:
+        ValueError: an initial value outside its constraint.
+    """
+
+    def initial(key: jax.Array) -> PyTree:
+        collector = ParamCollector()  # holds tracers, and ends with the trace
+        with own_caches(), collector, recorder(key):
+            run()
+        return collector.unconstrained()
+
+    params = compiled(initial, typed_key(key))
+    return check_initial(params) if is_concrete(params) else params
+
+
+def compiled(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """`fn(*args)` compiled as one program, site markers removed; what the result does not need is not run."""
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    outs = shared_jit(lambda inputs: evaluate(closed, inputs, {}))(jax.tree.leaves(args))
+    return jax.tree.unflatten(jax.tree.structure(shapes), outs)

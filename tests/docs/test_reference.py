@@ -48,6 +48,23 @@ def test_every_public_name_is_in_the_reference(face, reference):
     assert faces.public(face) and not missing
 
 
+@pytest.mark.parametrize(
+    ("face", "function", "field"),
+    [
+        ("inference", "smc", "log_evidence"),
+        ("inference.particles", "islands", "log_evidence"),
+        ("inference.diagnostics", "gradient_report", "seconds"),
+    ],
+)
+def test_results_are_in_the_reference_without_being_names(face, function, field, reference):
+    import reference as module
+
+    (result,) = module.returned(getattr(faces.load(face), function))
+    assert result.__name__ not in faces.places()
+    assert field in result.__doc__
+    assert f".. autoclass:: {result.__module__}.{result.__name__}\n" in reference
+
+
 def test_every_package_with_a_map_is_a_face():
     """A sub-namespace that a map lists is one of the reference's places."""
     below = {

@@ -16,7 +16,8 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.inference import evaluation
-from lapilli.ppl._data import Masked, _over_rows, as_data, as_numbers
+from lapilli.ppl._data import Masked, as_data, as_numbers
+from lapilli.ppl._single import _over_rows
 
 KEY = jax.random.key(0)
 BIG = 3_000_000_000

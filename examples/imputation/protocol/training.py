@@ -16,6 +16,7 @@ from lapilli import inference, ppl
 from lapilli.models.imputation import (
     Imputation,
     Imputer,
+    OverTime,
     Series,
     draws,
     impute,
@@ -127,7 +128,7 @@ def evaluate(
     start = time.perf_counter()
     found = impute(
         trained.model, trained.guide, joined(task.test, task.valid), key,
-        num_particles=num_particles, method="smc", memory=trained.memory, num_refinements=num_refinements,
+        num_particles=num_particles, method=OverTime(trained.memory), num_refinements=num_refinements,
     )  # fmt: skip
     seconds = trained.seconds + time.perf_counter() - start
     size = len(task.truth)

@@ -25,6 +25,7 @@ from ....ppl.evaluation import stacked
 from ....ppl.language import what_is_not_finite
 from ....ppl.traces import stand_ins
 from ..._arguments import Arguments, outcome
+from ..._supports import supports_of
 
 Array = jax.Array
 _STEP = 5e-3  # of differences
@@ -62,8 +63,6 @@ class Space:
     def __init__(
         self, program: ppl.Program, args: tuple, hidden: tuple[str, ...] = (), method: str = "fit"
     ) -> None:
-        from ...particles.moves import supports_of
-
         self.program, self.method = program, method
         trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
         values = {n: trace.choices[n] for n in sorted(trace.choices) if n not in hidden}

@@ -24,6 +24,7 @@ from ._mesh import (
 from ._result import SMCResult as SMCResult, check_increments as check_increments
 from ._run import (
     FilterOptions as FilterOptions,
+    RunOptions as RunOptions,
     check_sizes as check_sizes,
     run as run,
     run_engine as run_engine,

@@ -1,6 +1,11 @@
-"""From options to a run: which are refused, and the front end for a model.
+"""A run of particles in three stages, each a function that can be read alone.
 
-`FilterOptions` is what a caller asks for, `Settings` what the engine reads. `run` serves `smc` and the methods that need more of
+    choose_settings     options -> settings: names looked up, defaults filled in, what does not go together refused
+    run_engine          model and settings -> the numbers of a run: the front ends `_filter.py` (programs) and `_feynman_kac.py`,
+                        on one step (`_step.py`)
+    result_of           numbers -> `SMCResult`: the evidence, and what derivatives may be taken of
+
+`RunOptions` is what a caller asks for, `Settings` what the engine reads. `run` serves `smc` and the methods that need more of
 a run than its result: conditional runs, smoothing.
 """
 
@@ -8,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +56,24 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class FilterOptions:
+    """How the particles of a filter go through a model, for the methods that run filters inside; options of `smc`, in its words.
+
+    Args:
+        proposal: program of the same arguments for some or all latent sites. Parameters that it draws take the values of
+            the chain or particle that runs the filter, so that it may depend on them.
+        resampling: scheme by name, or a `Scheme`.
+        policy: when to resample.
+        batch_size: particles that take a step at once; None for all.
+    """
+
+    proposal: ModelFn | None = None
+    resampling: Resampling = "systematic"
+    policy: Policy | None = None
+    batch_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
     """How particles go through a model; all but `path` and `place` are options of `smc`, in its words.
 
     Attributes:
@@ -75,50 +98,95 @@ def run(
     model: FeynmanKac | ModelFn,
     key: Key,
     args: Args,
-    options: FilterOptions,
+    options: RunOptions,
     retained: PyTree = None,
 ) -> tuple[SMCResult, list[Segment]]:
     """What `smc` does; with path "filter" also the record for backward sampling, see `run_program`."""
-    key, num_particles = typed_key(key), options.num_particles
-    policy, order, twist, gradient = options.policy, options.order, options.twist, options.gradient
-    check_sizes("smc", num_particles, options.batch_size, None)
+    chosen = choose_settings(options, is_conditional=retained is not None)
+    retained = jax.tree.map(jnp.asarray, retained)
+    fields = run_engine(
+        "smc", model, options.proposal, typed_key(key), args, chosen.settings, retained
+    )
+    return result_of(fields, chosen)
+
+
+class ChosenSettings(NamedTuple):
+    """What options come to.
+
+    Attributes:
+        settings: what the engine reads.
+        strategy: how derivatives pass through resampling; None where they are refused.
+        offspring: what is known of the offspring counts, see `SMCResult`.
+    """
+
+    settings: Settings
+    strategy: ResamplingGradient | None
+    offspring: str
+
+
+def choose_settings(options: RunOptions, *, is_conditional: bool) -> ChosenSettings:
+    """The options as settings, names looked up and defaults filled in.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+    check_sizes("smc", options.num_particles, options.batch_size, None)
     scheme = as_resampling(options.resampling)
-    strategy = None if gradient is None else as_gradient(gradient)
-    policy = policy or (ess_below(0.5) if strategy is None else strategy.default_policy())
+    strategy = None if options.gradient is None else as_gradient(options.gradient)
+    policy = options.policy or (ess_below(0.5) if strategy is None else strategy.default_policy())
     differentiation = None
-    if order is not None and retained is not None:
+    if options.order is not None and is_conditional:
         raise ValueError(
             "smc: with a retained path particle 0 has a law of its own, which sorting would break. Leave out order=."
         )
     if strategy is not None:
-        if retained is not None:
-            raise ValueError(
-                "smc: a run with retained choices has no gradient strategy (its evidence is not unbiased). Leave out gradient=."
-            )
-        if order is not None:
-            raise ValueError(
-                "smc: a gradient strategy draws ancestors by itself, in no order. Leave out order= or gradient=."
-            )
-        if isinstance(scheme, Partial):
-            raise ValueError(
-                "smc: a gradient strategy draws all ancestors and their weights by itself. Leave out gradient=, or use "
-                f"resampling='{scheme.scheme.name}'."
-            )
-        if twist is not None and isinstance(strategy, Transport):
-            raise ValueError(
-                "smc: gradient='ot' puts other particles in the place of those whose psi is known. Leave out twist=, or use "
-                "gradient='stop_gradient'."
-            )
-        strategy.check(scheme, policy, num_particles, options.history)
+        _check_gradient(options, scheme, strategy, is_conditional)
+        strategy.check(scheme, policy, options.num_particles, options.history)
         differentiation = Differentiation(strategy, scheme)
+    looks = options.twist is not None or options.order is not None
     settings = Settings(
-        num_particles, scheme.ancestors if retained is None else scheme.retaining(), policy, options.history,
+        options.num_particles, scheme.retaining() if is_conditional else scheme.ancestors, policy, options.history,
         options.batch_size, options.path, gradient=differentiation,
-        look=None if twist is None and order is None else Look(twist, order),
-        place=options.place,
+        look=Look(options.twist, options.order) if looks else None, place=options.place,
     )  # fmt: skip
-    retained = jax.tree.map(jnp.asarray, retained)
-    fields = run_engine("smc", model, options.proposal, key, args, settings, retained)
+    offspring = "conditional" if is_conditional else scheme.offspring
+    # These two draw other offspring than the scheme does by the weights.
+    if isinstance(strategy, Soft | Transport):
+        offspring = "unknown"
+    return ChosenSettings(settings, strategy, offspring)
+
+
+def _check_gradient(
+    options: RunOptions, scheme: object, strategy: ResamplingGradient, is_conditional: bool
+) -> None:
+    """Refuse what a gradient through resampling does not go with."""
+    if is_conditional:
+        raise ValueError(
+            "smc: a run with retained choices has no gradient strategy (its evidence is not unbiased). Leave out gradient=."
+        )
+    if options.order is not None:
+        raise ValueError(
+            "smc: a gradient strategy draws ancestors by itself, in no order. Leave out order= or gradient=."
+        )
+    if isinstance(scheme, Partial):
+        raise ValueError(
+            "smc: a gradient strategy draws all ancestors and their weights by itself. Leave out gradient=, or use "
+            f"resampling='{scheme.scheme.name}'."
+        )
+    if options.twist is not None and isinstance(strategy, Transport):
+        raise ValueError(
+            "smc: gradient='ot' puts other particles in the place of those whose psi is known. Leave out twist=, or use "
+            "gradient='stop_gradient'."
+        )
+
+
+def result_of(fields: dict[str, Any], chosen: ChosenSettings) -> tuple[SMCResult, list[Segment]]:
+    """What the engine leaves as a result, refused or marked where somebody differentiates what has no derivative.
+
+    Raises:
+        ValueError: a weight is NaN.
+    """
+    strategy = chosen.strategy
     segments, limited, _ = fields.pop("segments", []), fields.pop("limited"), fields.pop("islands")
     scores, is_scored = fields.pop("scores"), fields.pop("is_scored")
     if strategy is not None and not strategy.in_weights:
@@ -128,13 +196,12 @@ def run(
             fields |= evidence_only(strategy, rest)
     if strategy is not None:
         fields = once_only(fields)
-    check_increments(fields["increments"], twist is not None, limited)
+    look = chosen.settings.look
+    has_twist = look is not None and look.twist is not None
+    check_increments(fields["increments"], has_twist, limited)
     log_evidence, failed_at = evidence(fields["increments"])
     result = SMCResult(
-        **fields,
-        log_evidence=log_evidence,
-        failed_at=failed_at,
-        offspring=_offspring(scheme, strategy, retained),
+        **fields, log_evidence=log_evidence, failed_at=failed_at, offspring=chosen.offspring
     )
     return result, segments
 
@@ -154,14 +221,6 @@ def check_path(model: Any, path: Any) -> None:
             f"smc: retained is no path of numbers: {path!r:.60}. Give the value of each latent site by name, of a FeynmanKac "
             "x_0, ..., x_T stacked along the first axis."
         )
-
-
-def _offspring(scheme: Any, strategy: ResamplingGradient | None, retained: Any) -> str:
-    """What is known of the offspring counts, see `SMCResult`."""
-    if retained is not None:
-        return "conditional"
-    # These two draw other offspring than the scheme does by the weights.
-    return "unknown" if isinstance(strategy, Soft | Transport) else scheme.offspring
 
 
 def run_engine(

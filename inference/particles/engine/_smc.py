@@ -22,7 +22,7 @@ from ..resampling import (
 from ._feynman_kac import FeynmanKac
 from ._mesh import Axes, as_placement
 from ._result import SMCResult, check_increments, warn_of_degeneracy
-from ._run import FilterOptions, check_path, check_sizes, run
+from ._run import RunOptions, check_path, check_sizes, run
 from ._step import History
 
 Array = jax.Array
@@ -140,7 +140,7 @@ def smc(
         check_path(model, retained)
     place = as_placement("smc", "particles", num_particles, mesh, mesh_axes, key)
 
-    options = FilterOptions(
+    options = RunOptions(
         num_particles, proposal, resampling, policy, history, batch_size,
         twist=twist, order=order, gradient=gradient, place=place,
     )  # fmt: skip

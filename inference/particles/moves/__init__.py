@@ -1,4 +1,4 @@
-"""Markov kernels on R^d, and on discrete values, that move particles, and the maps from R^d onto supports.
+"""Markov kernels on R^d, and on discrete values, that move particles.
 
 A kernel leaves exp(log_density) invariant for every tuning; scale and spread are learnt from acceptance rates and from particles.
 
@@ -25,7 +25,6 @@ from ._kernels import (
     cholesky as cholesky,
     root_of as root_of,
 )
-from ._supports import supports_of as supports_of, transforms_of as transforms_of
 
 __all__ = [
     "RandomWalk",

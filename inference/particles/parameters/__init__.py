@@ -7,6 +7,7 @@ Metropolis on estimated evidence (`pmmh`), by particles of parameters that carry
 
 from ._liu_west import LiuWestResult as LiuWestResult, liu_west as liu_west
 from ._particle_gibbs import (
+    GibbsBlock as GibbsBlock,
     ParticleGibbsResult as ParticleGibbsResult,
     particle_gibbs as particle_gibbs,
 )

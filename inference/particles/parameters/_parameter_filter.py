@@ -14,7 +14,7 @@ from .... import ppl
 from ....ppl._shared_jit import shared_jit
 from ....ppl._types import Args
 from ..._arguments import Arguments
-from ..engine import SMCResult, smc
+from ..engine import FilterOptions, SMCResult, smc
 from ..resampling import as_resampling
 from ._parameters import Parameters, given, make_parameters
 
@@ -116,10 +116,10 @@ class Task:
 def make_task(
     method: str,
     model: ppl.Program | Callable[..., PyTree],
-    proposal: ppl.Program | Callable[..., PyTree] | None,
     args: Args,
     parameters: Sequence[str],
-    options: Mapping[str, PyTree],
+    num_particles: int,
+    filter: FilterOptions,
     settings: PyTree,
 ) -> Task:
     """What `pmmh` and `smc2` are asked for.
@@ -127,13 +127,15 @@ def make_task(
     Raises:
         ValueError: a scheme by which the evidence is biased.
     """
-    scheme = as_resampling(options["resampling"])
+    scheme = as_resampling(filter.resampling)
     if not scheme.is_unbiased:
         raise ValueError(
             f"{method}: resampling scheme '{scheme.name}' makes the evidence estimates biased, and the draws with them. Use "
             "'systematic', 'stratified' or another unbiased scheme."
         )
     model = ppl.as_program(model)
+    options = {"num_particles": num_particles, **vars(filter)}
+    proposal = options.pop("proposal")
     guide = None if proposal is None else ppl.as_program(proposal)
     return Task(method, model, guide, tuple(parameters), options, settings, Arguments(args))
 

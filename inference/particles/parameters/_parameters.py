@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from .... import ppl
 from ....ppl._compat import fresh_caches, is_concrete, jaxpr_as_fun
 from ..._depends import depends
-from ..moves import transforms_of
+from ..._supports import transforms_of
 
 Array = jax.Array
 NUM_PRIOR_DRAWS = 256  # for the scales that a chain starts with

@@ -17,15 +17,35 @@ from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Args, Key, ModelFn
 from ..._runs import checked
-from ..engine import FeynmanKac, smc
+from ..engine import FeynmanKac, FilterOptions, smc
 from ..moves import HMC, Kernel
 from ..population import voided
-from ..resampling import Policy, Resampling
 from ..smoothing import Model, Path, conditional_smc, pick
 from ._parameter_moves import ParameterMoves
 from ._parameters import given, make_parameters
 
 Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GibbsBlock:
+    """Latent sites that move together, given all others.
+
+    Args:
+        sites: their names; continuous.
+        kernel: moves them, in unconstrained coordinates.
+        num_moves: moves for each move of the others.
+
+    Raises:
+        ValueError: no move.
+    """
+
+    sites: Sequence[str]
+    kernel: Kernel = HMC()
+    num_moves: int = 1
+
+    def __post_init__(self) -> None:
+        check_counts("GibbsBlock", num_moves=self.num_moves)
 
 
 @shown
@@ -50,20 +70,15 @@ def particle_gibbs(
     num_particles: int,
     num_warmup: int = 0,
     init: PyTree = None,
-    parameters: Sequence[str] = (),
-    kernel: Kernel | None = None,
-    num_moves: int = 1,
+    parameters: Sequence[str] | GibbsBlock = (),
     path: Path = "genealogy",
-    proposal: ppl.Program | Callable[..., PyTree] | None = None,
-    resampling: Resampling = "systematic",
-    policy: Policy | None = None,
-    batch_size: int | None = None,
+    filter: FilterOptions = FilterOptions(),  # noqa: B008, frozen
     **kwargs: PyTree,
 ) -> ParticleGibbsResult:
     """A chain of `conditional_smc` moves, and of moves of parameters.
 
     Without `parameters` every latent site is part of a particle. A site that all steps share is better named a parameter: the
-    chain then alternates between states given parameters, by `conditional_smc`, and parameters given states, by `kernel`.
+    chain then alternates between states given parameters, by `conditional_smc`, and parameters given states, by a kernel.
 
     Args:
         model: a `FeynmanKac` or a program.
@@ -72,16 +87,11 @@ def particle_gibbs(
         kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         num_samples: states to return.
         num_particles: K of each move.
-        num_warmup: moves before the first returned state. `kernel` adapts in them only.
+        num_warmup: moves before the first returned state. The kernel of the parameters adapts in them only.
         init: the first state, values of all latent sites; by default a path drawn by an unconditional run.
-        parameters: latent sites, continuous, drawn before the scans.
-        kernel: moves the parameters in unconstrained coordinates; `HMC()` by default.
-        num_moves: moves of the parameters for each move of the states.
+        parameters: latent sites, continuous, drawn before the scans; or a `GibbsBlock`, which says how they move.
         path: how a path is made, see `conditional_smc`.
-        proposal: for some or all states. It may depend on parameters; those that it draws take the chain's values.
-        resampling: see `smc`.
-        policy: when to resample, see `conditional_smc`.
-        batch_size: particles that take a step at once; None for all.
+        filter: how particles go through the model, see `conditional_smc`.
 
     Returns:
         The draws after warmup.
@@ -111,14 +121,12 @@ def particle_gibbs(
     Reference: Andrieu, Doucet and Holenstein 2010, section 2.4.3; Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
     """
     args = checked(particle_gibbs, model, args, kwargs)
-    check_counts("particle_gibbs", num_samples=num_samples, num_moves=num_moves)
+    check_counts("particle_gibbs", num_samples=num_samples)
     check_counts("particle_gibbs", 0, num_warmup=num_warmup)
     init_key, tune_key, chain_key = jax.random.split(typed_key(key), 3)
-    options = {
-        "num_particles": num_particles, "path": path, "proposal": proposal, "resampling": resampling,
-        "policy": policy, "batch_size": batch_size,
-    }  # fmt: skip
-    moves = _moves_of(model, args, parameters, kernel, num_moves)
+    options = {"num_particles": num_particles, "path": path, **vars(filter)}
+    block = parameters if isinstance(parameters, GibbsBlock) else GibbsBlock(tuple(parameters))
+    moves = _moves_of(model, args, block)
     state = _first(model, init_key, args, options) if init is None else init
     state = jax.tree.map(jnp.asarray, state)
     is_wrong = jnp.asarray(False)
@@ -132,7 +140,7 @@ def particle_gibbs(
     move, start = of_states, state
     if moves is not None:
         move = _alternate(moves, num_warmup, options)
-        states = {name: x for name, x in state.items() if name not in parameters}
+        states = {name: x for name, x in state.items() if name not in block.sites}
         start = states, moves.start(tune_key, state)
     total = num_warmup + num_samples
     inputs = jnp.arange(total), jax.random.split(chain_key, total)
@@ -180,24 +188,18 @@ def _alternate(
 def _moves_of(
     model: Model,
     args: Args,
-    parameters: Sequence[str],
-    kernel: Kernel | None,
-    num_moves: int,
+    block: GibbsBlock,
 ) -> ParameterMoves | None:
     """How the parameters move, None without any."""
-    if not parameters:
-        if kernel is not None:
-            raise ValueError(
-                "particle_gibbs: kernel moves parameters, and none are named. Give parameters=[...]."
-            )
+    if not block.sites:
         return None
     if isinstance(model, FeynmanKac):
         raise ValueError(
             "particle_gibbs: a FeynmanKac has no sites, so no parameters. Write the model as a program."
         )
     program = ppl.as_program(model)
-    space = make_parameters("particle_gibbs", program, args, parameters)
-    return ParameterMoves(program, args, space, kernel or HMC(), num_moves)
+    space = make_parameters("particle_gibbs", program, args, block.sites)
+    return ParameterMoves(program, args, space, block.kernel, block.num_moves)
 
 
 def _first(model: Model, key: Array, args: Args, options: dict[str, Any]) -> Any:

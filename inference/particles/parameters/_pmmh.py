@@ -18,9 +18,8 @@ from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._runs import checked
-from ..engine import smc
+from ..engine import FilterOptions, smc
 from ..moves import acceptance, cholesky
-from ..resampling import Policy, Resampling
 from ._parameter_filter import ParameterFilter, compiled, make_task, one_path
 
 Array = jax.Array
@@ -78,10 +77,7 @@ def pmmh(
     num_warmup: int = 500,
     init: Mapping[str, float] | None = None,
     target_accept: float = 0.2,
-    proposal: ppl.Program | Callable[..., PyTree] | None = None,
-    resampling: Resampling = "systematic",
-    policy: Policy | None = None,
-    batch_size: int | None = None,
+    filter: FilterOptions = FilterOptions(),  # noqa: B008, frozen
     **kwargs: PyTree,
 ) -> PMMHResult:
     """A Markov chain on parameters and states whose likelihood ratios come from particle filters.
@@ -106,11 +102,7 @@ def pmmh(
         num_warmup: moves before the first sample, two filters each.
         init: parameter -> first value; by default one draw by `smc` of the whole program, which weights draws from the prior.
         target_accept: acceptance rate that warmup aims at.
-        proposal: as for `smc`, of the other latent sites. Parameters that it draws take the chain's values, so that it may
-            depend on them.
-        resampling: as for `smc`; an unbiased scheme.
-        policy: as for `smc`.
-        batch_size: as for `smc`.
+        filter: how particles go through the model; its scheme unbiased, its proposal for the other latent sites.
 
     Returns:
         A `PMMHResult`. For several chains `jax.vmap` over keys; `to_arviz` takes one or several.
@@ -145,11 +137,8 @@ def pmmh(
     """
     args = checked(pmmh, model, args, kwargs)
     _check(num_samples, num_particles, num_warmup, target_accept, parameters, init)
-    options = {
-        "num_particles": num_particles, "resampling": resampling, "policy": policy, "batch_size": batch_size,
-    }  # fmt: skip
     settings = _PmmhSettings(num_warmup, num_samples, target_accept)
-    task = make_task("pmmh", model, proposal, args, parameters, options, settings)
+    task = make_task("pmmh", model, args, parameters, num_particles, filter, settings)
     space = task.space(args)
     start = None if init is None else {name: jnp.asarray(init[name], float) for name in parameters}
     if start is not None:

@@ -17,6 +17,7 @@ from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._runs import checked
+from ..engine import FilterOptions
 from ..moves import RandomWalk, acceptance, along
 from ..population import (
     evidence,
@@ -26,7 +27,7 @@ from ..population import (
     reweight,
     uniform,
 )
-from ..resampling import Policy, Scheme, as_scheme, equally_weighted, ess_below, resample
+from ..resampling import Scheme, as_scheme, equally_weighted, ess_below, resample
 from ._parameter_filter import ParameterFilter, compiled, make_task
 from ._parameters import Parameters
 
@@ -104,9 +105,7 @@ def smc2(
     num_particles: int,
     num_moves: int = 3,
     target_ess: float = 0.5,
-    proposal: ppl.Program | Callable[..., PyTree] | None = None,
-    resampling: str | Scheme = "systematic",
-    policy: Policy | None = None,
+    filter: FilterOptions = FilterOptions(),  # noqa: B008, frozen
     batch_size: int | None = None,
     **kwargs: PyTree,
 ) -> SMC2Result:
@@ -129,9 +128,7 @@ def smc2(
         num_particles: K of each filter.
         num_moves: moves after each resampling of the parameters, Gaussian steps with the particles' own covariance.
         target_ess: fraction of N, in (0, 1).
-        proposal: as for `pmmh`.
-        resampling: of parameters and of states; an unbiased scheme.
-        policy: of the filters, as for `smc`.
+        filter: as for `pmmh`; its scheme resamples the parameters, too.
         batch_size: filters that run at once; None for all.
 
     Returns:
@@ -166,11 +163,10 @@ def smc2(
     check_counts("smc2", num_particles=num_particles, num_moves=num_moves)
     if not 0 < target_ess < 1:
         raise ValueError(f"smc2: target_ess must lie in (0, 1), got {target_ess}.")
-    options = {"num_particles": num_particles, "resampling": resampling, "policy": policy}
     settings = _Smc2Settings(
-        num_parameter_particles, num_moves, target_ess, as_scheme(resampling), batch_size
+        num_parameter_particles, num_moves, target_ess, as_scheme(filter.resampling), batch_size
     )
-    task = make_task("smc2", model, proposal, args, parameters, options, settings)
+    task = make_task("smc2", model, args, parameters, num_particles, filter, settings)
     task.space(args)  # what is wrong with the parameters, before any device work
     return compiled(_run, task, args)(typed_key(key))
 

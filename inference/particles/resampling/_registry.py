@@ -37,7 +37,7 @@ RESAMPLERS: dict[str, Scheme] = {
 }  # fmt: skip
 
 
-def as_scheme(scheme: str | Scheme) -> Scheme:
+def as_scheme(scheme: object) -> Scheme:
     """The scheme of a name in `RESAMPLERS`; a `Scheme` is returned as it is.
 
     Raises:

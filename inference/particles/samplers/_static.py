@@ -17,7 +17,7 @@ from ....ppl.traces import stand_ins
 from ..._improper import check_proper, improper_sites
 from ..._noise import check_noise
 from ..._observed import check_observed
-from ..moves import transforms_of
+from ..._supports import transforms_of
 from ._start import Base
 
 Array = jax.Array

@@ -10,5 +10,10 @@ from ._conditional_smc import (
     conditional_smc as conditional_smc,
     pick as pick,
 )
+from ._methods import (
+    BackwardMetropolis as BackwardMetropolis,
+    BackwardRejection as BackwardRejection,
+    FixedLag as FixedLag,
+)
 from ._smooth import Smoothing as Smoothing, smooth as smooth
 from ._two_filter import InformationFilter as InformationFilter

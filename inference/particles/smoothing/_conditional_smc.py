@@ -14,7 +14,7 @@ from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
 from ....ppl._types import Key
 from ..._runs import checked
-from ..engine import FeynmanKac, FilterOptions, SMCResult, run
+from ..engine import FeynmanKac, RunOptions, SMCResult, run
 from ..population import voided
 from ..resampling import Policy, Resampling, every
 from ._backward import draw_slots, taken
@@ -89,7 +89,7 @@ def conditional_smc(
         )
     run_key, choice_key = jax.random.split(typed_key(key))
     is_backward = path == "backward"
-    options = FilterOptions(
+    options = RunOptions(
         num_particles, proposal, resampling, policy or every(), "ancestors" if is_backward else "full", batch_size,
         path="filter" if is_backward else path,
     )  # fmt: skip

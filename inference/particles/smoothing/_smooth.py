@@ -17,19 +17,22 @@ from ....ppl._compat import Tracer, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._runs import checked
-from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, FilterOptions, run
+from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, RunOptions, run
 from ..population import underived, voided
 from ..resampling import Policy, Resampling, systematic
 from . import _backward_kernels as kernels
 from ._backward import draw_slots, taken
+from ._methods import BackwardMetropolis, BackwardRejection, FixedLag
 from ._two_filter import InformationFilter, marginals
 
 Array = jax.Array
-Method = Literal["ffbs", "mcmc", "rejection", "genealogy", "fixed_lag", "two_filter"]
-# Which option belongs to which method.
-OPTIONS = {
-    "num_moves": "mcmc", "log_bound": "rejection", "num_proposals": "rejection", "lag": "fixed_lag", "backward": "two_filter",
-}  # fmt: skip
+Method = (
+    Literal["ffbs", "mcmc", "genealogy"]
+    | BackwardMetropolis
+    | BackwardRejection
+    | FixedLag
+    | InformationFilter
+)
 ROUNDING = 1e-4  # nats by which a density may exceed its bound in float32
 
 
@@ -41,7 +44,7 @@ class Smoothing:
 
     Attributes:
         paths: for a program site -> values [samples, ...] (in scans [samples, time, ...]), which `to_arviz` takes as they are;
-            for a `FeynmanKac` x_0, ..., x_T [samples, steps + 1, ...]. With methods "fixed_lag" and "two_filter" a row is
+            for a `FeynmanKac` x_0, ..., x_T [samples, steps + 1, ...]. With `FixedLag` and `InformationFilter` a row is
             no path: only averages of one time mean something.
         log_evidence: of the forward run, nats.
         ess: of the forward run, after each weighing.
@@ -50,9 +53,9 @@ class Smoothing:
         acceptance: share of proposals accepted in each step, [steps]; NaN for methods without proposals.
         failed_at: number of the first weighing of the forward run after which no particle had positive weight, -1 if there is
             none.
-        excess: largest log-density above `log_bound`, nats; -inf without a bound. Above zero the bound was none, and NaN says
-            that a density was: then paths are NaN (integers their dtype's lowest value), and outside jit `smooth` raises. So they
-            are where log_evidence is.
+        excess: largest log-density above `BackwardRejection.log_bound`, nats; -inf without a bound. Above zero the bound was
+            none, and NaN says that a density was: then paths are NaN (integers their dtype's lowest value), and outside jit
+            `smooth` raises. So they are where log_evidence is.
     """
 
     paths: Any
@@ -80,11 +83,6 @@ def smooth(
     resampling: Resampling = "systematic",
     policy: Policy | None = None,
     batch_size: int | None = None,
-    num_moves: int | None = None,
-    log_bound: float | Callable[[Array], PyTree] | None = None,
-    num_proposals: int | None = None,
-    lag: int | None = None,
-    backward: InformationFilter | None = None,
     **kwargs: PyTree,
 ) -> Smoothing:
     """Draw N paths given all data: a run of K particles forward, then each path from its end.
@@ -97,16 +95,16 @@ def smooth(
     of which `L` steps matter (see `conditional_smc`; 1 for Markov states). Methods, with the cost of a step in densities:
 
     - "ffbs": exact draws from B_t, N K.
-    - "mcmc": `num_moves` independent Metropolis moves that keep B_t, from the path's own parent, N num_moves.
-    - "rejection": exact draws from B_t by rejection under `log_bound`, N / acceptance on average; a path rejected
-      `num_proposals` times is drawn as in "ffbs".
+    - `BackwardMetropolis(num_moves)`, or "mcmc": independent Metropolis moves that keep B_t, from the path's own parent,
+      N num_moves.
+    - `BackwardRejection(log_bound)`: exact draws from B_t by rejection, N / acceptance on average.
     - "genealogy": the particles' own ancestors, none.
-    - "fixed_lag": at each time the ancestors of the particles `lag` steps later, none; later data are not used.
-    - "two_filter": at each time particles of a second run, backwards from the end, weighted by the first, K^2; needs `backward`.
+    - `FixedLag(lag)`: at each time the ancestors of the particles `lag` steps later, none; later data are not used.
+    - `InformationFilter(...)`: at each time particles of a second run, backwards from the end, weighted by the first, K^2.
       They are where the later data are, when the forward particles are not.
 
     Args:
-        model: a `FeynmanKac` or a program. The first three methods, and "two_filter", need the `FeynmanKac`'s
+        model: a `FeynmanKac` or a program. All methods but "genealogy" and `FixedLag` need the `FeynmanKac`'s
             `log_transition`.
         key: PRNG key of either kind.
         args: the program's arguments.
@@ -118,30 +116,23 @@ def smooth(
         resampling: as for `smc`.
         policy: as for `smc`.
         batch_size: as for `smc`, in the run forward.
-        num_moves: Metropolis moves in each step; 4 by default.
-        log_bound: a number, or `t -> number`, in nats, that no density of the next step exceeds as a function of the particle:
-            of log M_t(., x_t), with log G_t added if that looks at x_{t-1}; for a program the log-probs of the next L
-            steps that depend on the particle. t counts as in `log_transition`; for a program steps of a scan, from 0.
-        num_proposals: proposals before a path is drawn exactly; K by default.
-        lag: steps of later data.
-        backward: artificial priors and the kernel of the second run, see `InformationFilter`.
 
     Returns:
         A `Smoothing`.
 
     Raises:
-        ValueError: an unknown method, an option of another method or a missing one; densities that are not known, as for
-            `conditional_smc`; a bound that is exceeded; for "two_filter" a scan whose steps see more of the past than the
+        ValueError: an unknown method; densities that are not known, as for
+            `conditional_smc`; a bound that is exceeded; for two filters a scan whose steps see more of the past than the
             last one's choices, data after the scan, or an artificial prior that leaves no particle any weight.
 
-    Validity: averages over paths are consistent in K and N, with a bias of order 1 / K; all but "fixed_lag", whose bias does
-    not vanish with K: it goes down with `lag`, by forgetting. "ffbs" and "rejection" have the same law. "mcmc" is consistent for
+    Validity: averages over paths are consistent in K and N, with a bias of order 1 / K; all but `FixedLag`, whose bias does
+    not vanish with K: it goes down with the lag, by forgetting. "ffbs" and rejection have the same law. "mcmc" is consistent for
     any number of moves, since a parent has law B_t already; moves make the paths differ more.
     (benchmarks/particles/smoothing.py: for a linear-Gaussian model of 200 steps and K = N = 1000 one move has the error of
     "ffbs" in a ninetieth of its time.)
     "genealogy" is consistent, but its variance grows in proportion to the number of steps; where kernels have no density it
-    is the only one. "two_filter" is consistent for averages of one time, with priors and kernels that are positive where
-    the smoothing density is; `backward.log_kernel` has to be the density that `backward.kernel` draws from (not checked).
+    is the only one. Two filters are consistent for averages of one time, with priors and kernels that are positive where
+    the smoothing density is; `log_kernel` has to be the density that `kernel` draws from (not checked).
 
     Example:
         >>> from lapilli import inference, ppl
@@ -161,13 +152,10 @@ def smooth(
     (fixed lag); Briers, Doucet and Maskell 2010, Smoothing algorithms for state-space models (two filters).
     """
     args = checked(smooth, model, args, kwargs)
-    of_method = {
-        "num_moves": num_moves, "log_bound": log_bound, "num_proposals": num_proposals, "lag": lag, "backward": backward,
-    }  # fmt: skip
     num_samples = num_particles if num_samples is None else num_samples
-    draw = _draw(method, of_method, num_samples)
+    check_counts("smooth", num_samples=num_samples)
     run_key, path_key = jax.random.split(typed_key(key))
-    options = FilterOptions(
+    options = RunOptions(
         num_particles, proposal, resampling, policy, "ancestors", batch_size, path="filter"
     )
     result, segments = run(model, run_key, args, options)
@@ -178,10 +166,10 @@ def smooth(
             "smooth: there is no step of a top-level scan with sites, so no path to smooth. Use smc, whose particles "
             "already see all data."
         )
-    if backward is not None:
+    if isinstance(method, InformationFilter):
         second = dataclasses.replace(options, proposal=None)
         paths, num_distinct = marginals(
-            path_key, segments, backward, num_samples, isinstance(model, FeynmanKac), second
+            path_key, segments, method, num_samples, isinstance(model, FeynmanKac), second
         )
         nothing = jnp.full(len(num_distinct) - 1, jnp.nan)
         return Smoothing(
@@ -194,8 +182,9 @@ def smooth(
             result.failed_at,
         )
     acceptance, excess = jnp.full(num_steps, jnp.nan), jnp.asarray(-jnp.inf)
+    draw = _draw(method)
     if draw is None:
-        lag = num_steps if lag is None else lag
+        lag = method.lag if isinstance(method, FixedLag) else num_steps
         slots = _ancestors(path_key, loops, result.log_weights, num_samples, lag)
     else:
         slots, reports = draw_slots(path_key, segments, result.log_weights, num_samples, draw)
@@ -214,28 +203,17 @@ def smooth(
     )
 
 
-def _draw(method: str, options: dict[str, int | None], num_samples: object) -> kernels.Draw | None:
-    """How particles before a step are drawn, None for ancestors; checks the options."""
-    for name, owner in OPTIONS.items():
-        if options[name] is not None and owner != method:
-            raise ValueError(
-                f"smooth: {name} belongs to method {owner!r}, and method is {method!r}. Leave it out, or change the method."
-            )
-    check_counts("smooth", num_samples=num_samples)
-    for name, least in (("num_moves", 1), ("num_proposals", 0), ("lag", 0)):
-        if options[name] is not None:
-            check_counts("smooth", least, **{name: options[name]})
-    for name in ("log_bound", "lag", "backward"):
-        if OPTIONS[name] == method and options[name] is None:
-            raise ValueError(
-                f"smooth: method {method!r} needs {name}. Give it, or use another method."
-            )
-    bound = options["log_bound"]
-    if method == "rejection":
-        log_bound = bound if callable(bound) else lambda t: bound
-        return kernels.rejection(log_bound, options["num_proposals"])
+def _draw(method: Method) -> kernels.Draw | None:
+    """How particles before a step are drawn, None for ancestors."""
+    if isinstance(method, BackwardRejection):
+        bound = method.log_bound
+        return kernels.rejection(
+            bound if callable(bound) else lambda t: bound, method.num_proposals
+        )
     if method == "mcmc":
-        return kernels.metropolis(options["num_moves"] or 4)
+        method = BackwardMetropolis()
+    if isinstance(method, BackwardMetropolis):
+        return kernels.metropolis(method.num_moves)
     return kernels.exact if method == "ffbs" else None
 
 

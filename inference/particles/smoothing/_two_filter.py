@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
-from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, FilterOptions, Segment, run
+from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, RunOptions, Segment, run
 from ..population import times, underived, uniform, voided
 from ..programs import Future
 from ..resampling import systematic
@@ -72,7 +72,7 @@ class InformationFilter:
 
 def marginals(
     key: Array, segments: list[Segment], info: InformationFilter, num_samples: int, is_chain: bool,
-    options: FilterOptions,
+    options: RunOptions,
 ) -> tuple[Any, Array]:  # fmt: skip
     """Draws of each time, as `taken` shapes paths, and the numbers of different particles among them, [steps + 1]."""
     (segment, record), future = _only_loop(segments)
@@ -156,7 +156,7 @@ def _only_loop(segments: list[Segment]) -> tuple[tuple[Any, Filter], Future]:
     loops = [s for s in segments if s.filter is not None]
     if len(loops) != 1:
         raise ValueError(
-            f"smooth: method 'two_filter' runs backwards through one scan, and the program has {len(loops)} with sites. Use "
+            f"smooth: an InformationFilter runs backwards through one scan, and the program has {len(loops)} with sites. Use "
             "method='ffbs'."
         )
     record = loops[0].filter
@@ -169,7 +169,7 @@ def _only_loop(segments: list[Segment]) -> tuple[tuple[Any, Filter], Future]:
             else "steps that see more of the past than the choices of the last one"
         )
         raise ValueError(
-            f"smooth: method 'two_filter' needs a Markov chain seen through a scan, and the program has {what}. Let the last "
+            f"smooth: an InformationFilter needs a Markov chain seen through a scan, and the program has {what}. Let the last "
             "choices be the whole state (condition on what all steps share, ppl.condition), or use method='ffbs'."
         )
     return (loops[0].values, record), future
@@ -182,8 +182,8 @@ def _check_choices(info: InformationFilter, record: Filter) -> None:
     have = shape(jax.eval_shape(info.init, jax.random.key(0)))
     if have != want:
         raise ValueError(
-            f"smooth: backward.init draws values of shapes {have}, and a step of the model has {want}. Draw every latent site "
-            "of the step (the state of a FeynmanKac)."
+            f"smooth: InformationFilter.init draws values of shapes {have}, a step of the model has {want}. Draw every "
+            "latent site of the step (the state of a FeynmanKac)."
         )
 
 

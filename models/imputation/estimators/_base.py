@@ -17,6 +17,7 @@ from ..._series_inputs import Given, digest, given
 from .._imputation import Imputation
 from .._impute import impute
 from .._networks import memory
+from .._over_time import OverTime
 from .._programs import Imputer, programs
 from ._training import Recipe, bind, bound, held_out_loss, optimizer, shapes
 
@@ -145,7 +146,7 @@ class SeriesEstimator(StoredEstimator):
             rows = np.resize(np.arange(part.start, part.stop), max(part.stop - part.start, width))
             found = impute(
                 model, guide, self._standard.apply(data.rows(rows)), keys[rows], num_particles=own["num_draws"],
-                method=method, memory=memory(own["decoder"]) if method == "smc" else None, batch_size=width,
+                method=OverTime(memory(own["decoder"])) if method == "smc" else method, batch_size=width,
             )  # fmt: skip
             yield part, found.rows(slice(0, part.stop - part.start))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +84,7 @@ def anneal(
     key: Array,
     *,
     num_particles: int = 16_384,
-    num_moves: int = 2,
-    target_ess: float = 0.8,
-    temperatures: object = None,
+    tempering: Mapping[str, PyTree] | None = None,
     num_steps: int = 3_000,
     batch: int = 512,
     remember: bool = True,
@@ -100,9 +99,8 @@ def anneal(
         log_target: log f of one row `[D] -> scalar`, nats; also of rows that p hardly ever draws.
         key: PRNG key of either kind.
         num_particles: particles of each of two tempering runs.
-        num_moves: Gibbs sweeps at each temperature, D (K - 1) evaluations of f for each particle.
-        target_ess: effective sample size, of `num_particles`, down to which a temperature may go; near 1 for small steps.
-        temperatures: increasing exponents that end with 1, instead of adapting them.
+        tempering: options of `inference.tempered_smc` for these runs. By default `num_moves` of 2, Gibbs sweeps at each
+            temperature of D (K - 1) evaluations of f for each particle, and a `target_ess` of 0.8, for small steps.
         num_steps: steps of the conditional network.
         batch: rows of a step.
         remember: whether heavy states may be known by heart (`Remembered`), for laws that no network fits as well; a law spread
@@ -136,15 +134,14 @@ def anneal(
     Reference: Del Moral, Doucet and Jasra 2006 (tempered SMC); Blessing et al. 2024, arXiv:2406.07423 (EUBO).
     """
     smc_key, fit_key, distil_key, share_key, bracket_key = jax.random.split(typed_key(key), 5)
-    temper = lambda key: tempered_rows(
-        log_target, networks.num_variables, networks.num_values, key, num_particles=num_particles,
-        num_moves=num_moves, target_ess=target_ess, temperatures=temperatures,
-    )  # fmt: skip
+    of_runs = {"num_particles": num_particles, "target_ess": 0.8, **(tempering or {})}
+    sizes = networks.num_variables, networks.num_values
+    temper = lambda key: tempered_rows(log_target, *sizes, key, **of_runs)
     runs = jax.jit(lambda keys: jax.lax.map(temper, keys))(jax.random.split(smc_key))
     if not jnp.isfinite(runs.log_evidence).all():
         raise RuntimeError(
             f"anneal: the tempering runs give log Z {runs.log_evidence}: at some temperature no particle had a finite weight, or "
-            "100 temperatures were not enough. Make log_target finite where rows may go, lower target_ess, or give temperatures."
+            "100 temperatures were not enough. Make log_target finite where rows may go, or give `tempering`."
         )
     learned, judged = rows = runs.particles["x"]
     import optax

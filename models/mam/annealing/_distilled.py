@@ -101,7 +101,6 @@ def distilled(
     rate: float = 5e-3,
     patience: int = 500,
     max_steps: int = 20_000,
-    warm: bool = True,
     progress: bool = False,
 ) -> Distilled:
     """Fit the marginal network to a fixed conditional one, and stop by held-out rows.
@@ -111,7 +110,8 @@ def distilled(
     has not fallen for `patience` steps; the best parameters seen are kept.
 
     Args:
-        networks: the pair; its conditional network is taken as it is.
+        networks: the pair; its conditional network is taken as it is, and the marginal one starts from its layers where it has a
+            linear layer `last` (`Pair.with_warm_marginal`).
         rows: values 0 to K - 1: data, or draws of the target.
         key: PRNG key of either kind.
         num_scored: rows that are scored at most, drawn without replacement.
@@ -120,7 +120,6 @@ def distilled(
         rate: Adam's rate at the start.
         patience: steps without a smaller held-out error after which the run ends.
         max_steps: steps at most.
-        warm: start from the layers of the conditional network (`Pair.with_warm_marginal`).
         progress: show progress bars.
 
     Returns:
@@ -159,7 +158,8 @@ def distilled(
     order = jax.random.permutation(split_key, total)
     cut = total // 10
     held_out, table = ([x[part] for x in table] for part in (order[:cut], order[cut:]))
-    start = networks.with_warm_marginal() if warm else networks
+    can_warm = hasattr(networks.conditional, "last")
+    start = networks.with_warm_marginal() if can_warm else networks
     objective = regress(start)
     best = inference.fitting.KeepBest(
         _held_out_error(start, held_out), look_key, patience=patience, name="held-out rows"

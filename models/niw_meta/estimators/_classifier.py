@@ -251,7 +251,8 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         features = eqx.nn.MLP(size, width, width, 1, final_activation=jax.nn.relu, key=keys[0])
         return programs(
             eqx.nn.Linear(width, self.num_outputs, key=keys[1]), NearestCentroid(ways, is_learned=True),
-            features=features, prior_scale=0.05, inner=local.Newton(2, damping=0.5), rank=self.rank,
+            features=features, prior_scale=0.05, inner=local.Newton(2, damping=0.5),
+            curvature=local.Curvature("low_rank_gauss_newton", self.rank),
         )  # fmt: skip
 
     def _bound(self, ways: int) -> Any:

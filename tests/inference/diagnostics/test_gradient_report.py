@@ -97,21 +97,6 @@ def test_it_prints_both_tables(report):
     assert any(line.split()[:2] == ["w", "reparam"] for line in text.splitlines())
 
 
-def test_it_becomes_a_tree_and_a_picture(report, tmp_path):
-    tree = inference.diagnostics.gradient_tree(report)
-    assert list(tree["gradient_parameter"].parameter) == list(report.parameters)
-    sites = tree["gradient_site"]
-    assert str(sites.strategy.sel(site="w").item()) == "reparam"
-    np.testing.assert_allclose(sites.variance.sel(site="w"), report.sites["w"].variance)
-    assert sites.attrs["num_draws"] == report.num_draws
-    tree.to_netcdf(tmp_path / "gradient.nc")
-    figure = inference.diagnostics.plot_gradients(report)
-    labels = [text.get_text() for text in figure.axes[1].get_yticklabels()]
-    assert labels == [f"{name} (reparam)" for name in report.sites]
-    figure.savefig(tmp_path / "gradient.png")
-    assert (tmp_path / "gradient.png").stat().st_size > 1000
-
-
 def test_an_objective_without_parameters_is_refused():
     with pytest.raises(ValueError, match="'cost' has no parameters, so there is no gradient"):
         inference.diagnostics.gradient_report(cost(empty, empty), {}, jax.random.key(0))

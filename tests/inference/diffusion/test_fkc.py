@@ -35,9 +35,9 @@ def test_the_oracle_gives_the_golden_numbers(row):
     )
 
 
-def corrected(row, num_steps, zeta, weights, **options):
+def corrected(row, num_steps, zeta, weights, models=(Q1, Q2), **options):
     return inference.diffusion.fkc(
-        [Q1, Q2],
+        models,
         np.linspace(1.0, options.pop("last", 0.0), num_steps + 1),
         exponents=list(row[:2]),
         reward=tilt(row[2]),
@@ -75,8 +75,8 @@ def test_golden_rows(shift, key):
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def evidences(key, row, zeta, max_score_norm=None):
-    model = corrected(row, 20, zeta, "exact", max_score_norm=max_score_norm)
+def evidences(key, row, zeta, models=(Q1, Q2)):
+    model = corrected(row, 20, zeta, "exact", models)
     run = lambda key: inference.smc(model, key, num_particles=64, history="none").log_evidence
     return jax.vmap(run)(jax.random.split(key, 1000))
 
@@ -92,7 +92,10 @@ def test_evidence_is_exact_at_every_noise_scale_however_coarse_the_steps(key):
 @pytest.mark.slow  # one more compilation of many runs
 def test_evidence_is_exact_with_cut_scores(key):
     row = (1.0, 0.7, 0.0)
-    assert_evidence(evidences(key, row, 1.5, 1.0), quadrature(row, 0.0)[0])
+    assert_evidence(
+        evidences(key, row, 1.5, tuple(q.with_clipped_score(1.0) for q in (Q1, Q2))),
+        quadrature(row, 0.0)[0],
+    )
 
 
 @pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")  # few steps
@@ -270,11 +273,11 @@ def test_a_corrector_of_a_corrector_is_one_corrector(key):
 
 @pytest.mark.parametrize("weights", ["euler", pytest.param("rne", marks=pytest.mark.slow)])
 def test_scores_are_cut_in_drift_and_weight_alike(weights, key):
-    """Cut to 1/2 by `max_score_norm`, or by a model whose own score is the cut one: the same step and the same log-weight."""
+    """Cut to 1/2 by `with_clipped_score`, or by a model whose own score is the cut one: the same step and the same log-weight."""
     cut = lambda x, t: jnp.clip(Q1.score(x, t), -0.5, 0.5)
     by_hand = inference.diffusion.Diffusion(NOISING, cut)
     options = {"exponents": 1.8, "zeta": 1.3, "weights": weights}
-    a = inference.diffusion.fkc(blind(Q1), STEPS, max_score_norm=0.5, **options)
+    a = inference.diffusion.fkc(blind(Q1).with_clipped_score(0.5), STEPS, **options)
     b = inference.diffusion.fkc(by_hand, STEPS, **options)
 
     @jax.jit

@@ -41,11 +41,16 @@ def on_tree(model, is_blind=False):
 @pytest.mark.parametrize("weights", ["exact", "rne", "euler"])
 def test_sites_weigh_as_one_array_does(weights, key):
     """The step's mean and log-weights, at a state and the one after it, cut scores and a reward included."""
-    options = {"exponents": [0.7, 0.8], "zeta": 1.3, "weights": weights, "max_score_norm": 2.0}
+    options = {"exponents": [0.7, 0.8], "zeta": 1.3, "weights": weights}
     reward = lambda x, t: (1 - t) * jnp.sin(x).sum()
-    one = inference.diffusion.fkc(FLAT, TIMES, reward=reward, **options).corrector
+    one = inference.diffusion.fkc(
+        [m.with_clipped_score(2.0) for m in FLAT], TIMES, reward=reward, **options
+    ).corrector
     many = inference.diffusion.fkc(
-        [on_tree(m) for m in FLAT], TIMES, reward=lambda x, t: reward(as_array(x), t), **options
+        [on_tree(m).with_clipped_score(2.0) for m in FLAT],
+        TIMES,
+        reward=lambda x, t: reward(as_array(x), t),
+        **options,
     ).corrector
 
     def numbers(corrector, x, y):

@@ -12,7 +12,7 @@ from numpyro.distributions.kl import kl_divergence
 from _stats import assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference import local_laplace
-from lapilli.inference.local import SGLD, Descent, Newton
+from lapilli.inference.local import SGLD, Curvature, Descent, Newton
 from lapilli.inference.local._gram import gram, gram_transposed
 from lapilli.inference.local._inner import InnerProblem
 from lapilli.inference.local._local_model import read
@@ -641,8 +641,7 @@ def test_sampled_variance_and_clip_make_a_proper_guide():
             linear,
             site="theta",
             inner=SGLD(0.05, 60, 20),
-            curvature="sgld_variance",
-            max_curvature=limit,
+            curvature=Curvature("sgld_variance", largest=limit),
         )
         one, two = (jax.jit(guide.simulate)(jax.random.key(k), *data) for k in (0, 1))
         assert np.isfinite(one.log_density) and one.choices["theta"].shape == (4, 1, 3)
@@ -862,7 +861,7 @@ def test_models_that_do_not_fit_are_refused():
                 with ppl.plate(f"points_{n}", n, dim=-1):
                     ppl.sample(f"y_{n}", dist.Normal(z, 1.0), obs=jnp.zeros((3, n)))
 
-    options = {"curvature": "gauss_newton", "jacobian": "by_observation"}
+    options = {"curvature": Curvature("gauss_newton", jacobian="by_observation")}
     refused(two_plates, r"but they have several: \{'y_4': \(3, 4\), 'y_5'", **options)
 
 
@@ -872,7 +871,7 @@ def test_sampled_variance_takes_independent_coordinates():
             linear_dense, site="theta", inner=SGLD(0.1, 4), curvature="sgld_variance"
         )
         jax.eval_shape(guide.simulate, jax.random.key(0), *linear_data())
-    options = {"curvature": "low_rank_gauss_newton", "gradient": "closed_form", "rank": 1}
+    options = {"curvature": Curvature("low_rank_gauss_newton", 1), "gradient": "closed_form"}
     with pytest.raises(ValueError, match="rank=1 takes a prior of independent coordinates"):
         guide = local_laplace(linear_dense, site="theta", **options)
         jax.eval_shape(guide.simulate, jax.random.key(0), *linear_data())
@@ -916,15 +915,31 @@ def test_guides_and_parents_that_do_not_fit_are_refused():
         ({"gradient": "total"}, "gradient must be 'unrolled'"),
         ({"inner": SGLD(0.1, 5)}, "'sgld_variance' and SGLD go together"),
         ({"parent_at": "mode"}, "the last two need a parent; got 'mode'"),
-        ({"max_curvature": 1.0}, "'hessian' is a matrix"),
-        ({"jacobian": "rows"}, "jacobian must be 'whole' or 'by_observation', got 'rows'"),
-        ({"rank": 3}, "'rank' is the positive rank of .*got 3 with 'hessian', 'unrolled'"),
+        (
+            {"curvature": Curvature("low_rank_gauss_newton", 3)},
+            "directions tie.; got rank 3 with 'unrolled'",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
 def test_options_are_checked(options, match):
     with pytest.raises(ValueError, match=match):
         local_laplace(rows, site="z", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"kind": "fisher"}, "kind must be one of .'hessian', 'gauss_newton'"),
+        ({"largest": 1.0}, "'hessian' is a matrix"),
+        ({"jacobian": "rows"}, "jacobian must be 'whole' or 'by_observation', got 'rows'"),
+        ({"rank": 3}, "rank is the positive rank of .*got 3 with 'hessian'"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_curvatures_are_checked(options, match):
+    with pytest.raises(ValueError, match=match):
+        Curvature(**options)
 
 
 def test_inner_programs_are_checked():

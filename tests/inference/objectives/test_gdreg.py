@@ -11,7 +11,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal
 from _stats import assert_same_mean, assert_unbiased
 from lapilli import inference, ppl
 from lapilli.inference.objectives import _path_gradients
-from lapilli.inference.objectives._transported import transported
+from lapilli.inference.objectives._path_gradients import transported
 from lapilli.ppl.strategies._strategy import element
 
 KEY = jax.random.key(0)

@@ -97,6 +97,7 @@ def hierarchical(ys):
 
 HALF, PARTIAL = resampling.ess_below(0.5), resampling.partial_resampling(0.5)
 few = {"num_particles": 4}
+METROPOLIS = particles.FilterOptions(resampling="metropolis")
 smc = functools.partial(inference.smc, **few)
 chain = functools.partial(smc, WALK)
 tempered = functools.partial(inference.tempered_smc, **few)
@@ -161,8 +162,6 @@ STRUCTURE = {
     "path must be 'genealogy'": lambda key, ys: conditional(key, jnp.zeros(4), path="old", **few),
     "log_transition is missing": lambda key, ys: conditional(key, jnp.zeros(4), path="ancestor", **few),
     "method must be 'ffbs', 'mcmc'": lambda key, ys: smooth(WALK, key, method="best"),
-    "num_moves belongs to method": lambda key, ys: smooth(WALK, key, num_moves=2),
-    "needs log_bound": lambda key, ys: smooth(WALK, key, method="rejection"),
     "no path to smooth": lambda key, ys: smooth(straight, key, ys),
     "temperatures or a frozen": lambda key, ys: tempered(straight, key, ys, temperatures=[1.0], frozen=FROZEN),
     "keep must be": lambda key, ys: tempered(straight, key, ys, keep="first"),
@@ -181,8 +180,7 @@ STRUCTURE = {
     "target_accept must lie": lambda key, ys: pmmh(walk, key, ys, target_accept=1.0),
     "init names": lambda key, ys: pmmh(walk, key, ys, init={"b": 0.5}),
     "init of 'a' has shape": lambda key, ys: pmmh(walk, key, ys, init={"a": jnp.zeros(2)}),
-    "makes the evidence estimates biased": lambda key, ys: pmmh(walk, key, ys, resampling="metropolis"),
-    "kernel moves parameters, and none": lambda key, ys: gibbs(WALK, key, kernel=particles.moves.HMC()),
+    "makes the evidence estimates biased": lambda key, ys: pmmh(walk, key, ys, filter=METROPOLIS),
     "has no sites, so no parameters": lambda key, ys: gibbs(WALK, key, parameters=["a"]),
     "smc2: target_ess must lie": lambda key, ys: smc2(walk, key, ys, target_ess=0.0),
     "discount must lie in": lambda key, ys: liu_west(walk, key, ys, discount=0.2),
@@ -219,7 +217,7 @@ PRECISE = inference.FeynmanKac(
 DRAWN = {
     "NaN at weighing": lambda key: inference.smc(NAN, key, num_particles=16).log_evidence,
     "temperatures ended": lambda key: tempered(straight, key, YS * 100, max_steps=1).log_evidence,
-    "exceeds log_bound": lambda key: smooth(PRECISE, key, method="rejection", log_bound=0.0, num_proposals=2).paths,
+    "exceeds log_bound": lambda key: smooth(PRECISE, key, method=particles.BackwardRejection(0.0, 2)).paths,
     "init has log-density": lambda key: gibbs(walk, key, YS, init={"a": 2.0, "x": jnp.zeros(3)}).choices["a"],
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ def sets():
 
 
 def make(env, **options):
-    options = {"num_hidden": 16, "depth": 1, "key": jax.random.key(0)} | options
+    options = {"num_hidden": 16, "key": jax.random.key(0)} | options
     return gflownet.programs(env, **options)
 
 

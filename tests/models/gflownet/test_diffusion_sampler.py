@@ -54,7 +54,7 @@ class ExactFlow(eqx.Module):
 def untrained(flow="network", forward_looking=False, seed=0, **options):
     """Random weights in the last layers too."""
     sampler = gflownet.diffusion_sampler(
-        log_r, 1, num_steps=T, scale=SIGMA, flow=flow, forward_looking=forward_looking, width=8,
+        log_r, 1, num_steps=T, scale=SIGMA, flow=flow, forward_looking=forward_looking,
         key=jax.random.key(seed), **options,
     )  # fmt: skip
     params = sampler.forward.init(jax.random.key(1))

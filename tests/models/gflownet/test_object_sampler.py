@@ -11,7 +11,7 @@ from lapilli.models import gflownet
 from lapilli.models.gflownet._object_sampler import _judged, _log_mean, _spread
 
 GRID = gflownet.Hypergrid(2, 6, rewards=(0.1, 0.5, 2.0))
-SIZES = {"num_hidden": 32, "num_steps": 800, "learning_rate": 5e-3, "check_every": 100}
+SIZES = {"num_hidden": 32, "num_steps": 800, "learning_rate": 5e-3}
 
 
 @pytest.fixture(scope="module")

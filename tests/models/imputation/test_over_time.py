@@ -80,7 +80,13 @@ def test_evidence_and_imputed_means_are_unbiased(key):
     """1,000 runs of 30 particles: E[Z] and E[Z mean] are exact at every K; a bias of 3% is 7 standard errors or more."""
     data = copies(VALUES, 1000)
     found = imputation.impute(
-        regression(), rough, data, key, num_particles=30, method="smc", memory=0, batch_size=1000
+        regression(),
+        rough,
+        data,
+        key,
+        num_particles=30,
+        method=imputation.OverTime(0),
+        batch_size=1000,
     )
     log_z, mean = exact()
     ratio = np.exp(found.log_weights[:, 0] - log_z).mean(0)
@@ -173,7 +179,7 @@ def test_particles_carry_the_cells_that_hide_themselves(key):
     """Five missing cells: P(miss) = 1/2 and E[x | miss] = 0.605706 each, by quadrature."""
     data = copies(np.full((5, 1), np.nan), 2000)
     found = imputation.impute(
-        hiding, blind, data, key, num_particles=30, method="smc", memory=0, batch_size=2000
+        hiding, blind, data, key, num_particles=30, method=imputation.OverTime(0), batch_size=2000
     )
     ratio = np.exp(found.log_weights[:, 0] + 5 * np.log(2.0)).mean(0)
     assert_unbiased(ratio, 1.0)
@@ -191,7 +197,7 @@ def test_what_the_window_does_not_show_leaves_no_bias(shift, key):
     reads = lambda path: path + 0.3 * jnp.roll(path, shift, 1) * (path.shape[1] == T)
     # In one piece the decoder mixes two steps, in windows of one step it does not.
     found = imputation.impute(
-        regression(reads), rough, copies(VALUES, 1000), key, num_particles=30, method="smc", memory=0, batch_size=1000
+        regression(reads), rough, copies(VALUES, 1000), key, num_particles=30, method=imputation.OverTime(0), batch_size=1000
     )  # fmt: skip
     roll = np.eye(T) + 0.3 * np.roll(np.eye(T), shift, 0)
     log_z, mean = exact(roll @ K @ roll.T)
@@ -212,7 +218,7 @@ def test_members_of_the_family_run_over_time(switches, key):
         2, num_classes=3, missingness="linear", num_hidden=4, encoder="conv", classifier="conv", key=key, **switches
     )  # fmt: skip
     run = lambda memory: imputation.impute(
-        *imputer, data, key, num_particles=20, method="smc", memory=memory
+        *imputer, data, key, num_particles=20, method=imputation.OverTime(memory)
     )
     narrow, wide = run(imputation.memory("conv")), run(None)
     assert narrow.logits.shape == (20, 1, 3, 3) and narrow.origins.shape == (20, 3)
@@ -231,8 +237,8 @@ def test_what_cannot_be_run_over_time_is_refused_by_name(key):
         imputation.impute(regression(), regression(), data, key, method="smc")
     with pytest.raises(ValueError, match="no method 'filter'"):
         imputation.impute(regression(), rough, data, key, method="filter")
-    with pytest.raises(ValueError, match="memory must not be negative"):
-        imputation.impute(regression(), rough, data, key, method="smc", memory=-1)
+    with pytest.raises(ValueError, match="OverTime: memory must be an integer >= 0"):
+        imputation.OverTime(-1)
     with pytest.raises(ValueError, match="num_refinements=5 moves .* of the guide, which it lacks"):
         imputation.impute(regression(), regression(), data, key, num_refinements=5)
     with pytest.raises(ValueError, match="num_moves must not be negative"):

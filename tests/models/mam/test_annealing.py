@@ -88,7 +88,7 @@ def test_distillation_ends_by_itself_near_the_chain(key):
     pair = eqx.tree_at(lambda n: n.conditional, pair, table.log_conditionals)
     start = mam.residual_mlps(D, K, width=32, key=key)
     pair = eqx.tree_at(lambda n: n.marginal, pair, start.marginal)
-    options = {"warm": False, "num_draws": 2_000, "max_steps": 8_000, "patience": 300}
+    options = {"num_draws": 2_000, "max_steps": 8_000, "patience": 300}
     found = mam.distilled(pair, np.repeat(X, 50, 0), key, **options)
     assert found.stop_reason == "settled" and found.error < 0.05
     assert "held-out rows" in repr(found)

@@ -260,7 +260,12 @@ class TestEnergy:
     def test_explored_rows_replace_chains(self, key):
         """With Dirichlet frequencies a row of 3 bits with s ones has probability 1 / (4 binomial(3, s))."""
         objective = mam.energy(
-            NETWORKS, log_f, num_chains=400, spread="variance", penalty=0.0, explore=1.0
+            NETWORKS,
+            log_f,
+            num_chains=400,
+            spread="variance",
+            penalty=0.0,
+            sources=mam.RowSources(explore=1.0),
         )
         params = objective.init(key)
         gap = np.array([NETWORKS.log_marginal(x + 1) - log_f(x) for x in X], float)
@@ -292,18 +297,20 @@ class TestEnergy:
 
     def test_replayed_rows_stand_behind_the_chains(self, key):
         """Each of the particles equally often, |z| < 4.5; the shares of rows add up."""
-        objective = mam.energy(NETWORKS, log_f, num_chains=400, explore=0.2)
+        objective = mam.energy(NETWORKS, log_f, num_chains=400, sources=mam.RowSources(explore=0.2))
         assert objective.replay.count == 160 and objective.chains.count() == 240
         particles = jnp.arange(5)[:, None] * jnp.ones(D, int) + 10
         rows = objective._rows(jnp.zeros((240, D), int), particles, key)
         assert rows.shape == (400, D) and (rows[:240] == 0).all()
         assert_unbiased(rows[240:, :1] == particles[:, 0], np.full(5, 0.2))
-        assert mam.energy(NETWORKS, log_f, explore=1.0).replay is None
+        assert mam.energy(NETWORKS, log_f, sources=mam.RowSources(explore=1.0)).replay is None
 
     @pytest.mark.slow  # a tempering run
     def test_particles_are_kept_over_steps_and_follow_the_law(self, key):
         """Of 8 states, after two Gibbs sweeps all but independent: |z| < 4.5. Every step has the same particles."""
-        objective = mam.energy(NETWORKS, log_f, num_chains=8, num_particles=4_000)
+        objective = mam.energy(
+            NETWORKS, log_f, num_chains=8, sources=mam.RowSources(num_particles=4_000)
+        )
         params = objective.init(key)
         state = objective.init_state(params, key)
         after = jax.jit(objective.step)(params, state, key)[2]
@@ -349,17 +356,23 @@ class TestEnergy:
         for options, text in [
             ({"spread": "kl"}, "spread must be one of.*'kl'"),
             ({"num_chains": 1}, "num_chains must be an integer >= 2, got 1"),
-            ({"explore": 2.0}, "explore=2.0, replay=0.0 are shares of the rows"),
-            ({"tempered": 0.6, "explore": 0.5}, "tempered=0.6, explore=0.5, replay=0.0 are"),
-            ({"explore": 0.6, "replay": 0.5}, "explore=0.6, replay=0.5 are shares of the rows"),
-            ({"num_particles": 0}, "energy: num_particles .* 0"),
-            ({"tempered": -0.1}, "tempered=-0.1"),
             ({"log_z": 1.0}, "log_z=1.0 is for spread='plain'"),
             ({"block_size": 0}, "block_size must be an integer >= 1"),
             ({"refresh_every": 0}, "refresh_every must be an integer >= 1"),
         ]:
             with pytest.raises(ValueError, match=text):
                 mam.energy(NETWORKS, log_f, **options)
+
+    def test_impossible_sources_are_refused(self):
+        for options, text in [
+            ({"explore": 2.0}, "explore=2.0, replay=0.0 are shares of the rows"),
+            ({"tempered": 0.6, "explore": 0.5}, "tempered=0.6, explore=0.5, replay=0.0 are"),
+            ({"explore": 0.6, "replay": 0.5}, "explore=0.6, replay=0.5 are shares of the rows"),
+            ({"num_particles": 0}, "RowSources: num_particles .* 0"),
+            ({"tempered": -0.1}, "tempered=-0.1"),
+        ]:
+            with pytest.raises(ValueError, match=text):
+                mam.RowSources(**options)
 
 
 class Lookup(eqx.Module):
@@ -475,7 +488,9 @@ class TestThresholds:
         log_f = 3.5 * np.random.default_rng(3).normal(size=(2,) * 12)
         table = jnp.asarray(log_f)
         networks = mam.residual_mlps(12, 2, width=128, key=key)
-        objective = mam.energy(networks, lambda x: table[tuple(x)], replay=replay)
+        objective = mam.energy(
+            networks, lambda x: table[tuple(x)], sources=mam.RowSources(replay=replay)
+        )
         options = {"rate": optax.cosine_decay_schedule(3e-3, 2000), "k_hat": "skip"}
         fit = train(objective, key, 2000, **options)
         law = np.exp(mam.sampler_law(networks.with_params(fit.params))[(slice(1, None),) * 12])

@@ -18,6 +18,7 @@ from lapilli import inference
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import Categorical, ErrorRegression, Gaussian, Network
 from lapilli.models.pv_rnn._regression import window_objective
+from lapilli.models.pv_rnn._stream import RegressionWindow
 
 T, SIZE, SCALE, SMALL = 6, 2, 0.7, 1e-3
 SEEN = np.ones((T, SIZE), bool)
@@ -79,7 +80,7 @@ def window_gradients(seen, vectors, key):
     er = ErrorRegression(network, window=T, w=2 / SIZE)
     x = jnp.where(seen, XS, 0)
     slots = (jnp.arange(T) == 0, jnp.ones(T, bool))
-    args = (network, x, jnp.asarray(seen), network.initial_state(), *slots, er.w, er.w1)
+    args = (network, RegressionWindow(x, jnp.asarray(seen), network.initial_state(), *slots, er.w))
     bound = window_objective(er)
     run = jax.jit(jax.vmap(lambda k: bound.grad({"adaptive": (vectors,)}, k, *args)))
     return run(jax.random.split(key, 10_000))["adaptive"][0]
@@ -124,7 +125,7 @@ def trained_bound(num_steps, seen, x, key):
     """Value and gradients of the weighted objective of two sequences at vectors that are not zero."""
     network = Network([(4, 2, 2.0), (3, 1, 4.0)], Gaussian(SIZE, 0.5), key=jax.random.key(1))
     programs = pv_rnn.programs(network, num_sequences=2, num_steps=num_steps)
-    weights = pv_rnn.site_weights(network, [0.3, 0.1], w1=0.5, num_steps=num_steps)
+    weights = pv_rnn.site_weights(network, [[0.5, 0.5], [0.3, 0.1]], num_steps=num_steps)
     bound = inference.elbo(
         *programs, kl="analytic", strategies={"z*": Frozen()}, check_jumps=False, site_weights=weights
     )  # fmt: skip

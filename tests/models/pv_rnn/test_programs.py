@@ -103,9 +103,9 @@ def test_categorical_output_equals_a_loop_by_hand(key):
 
 @pytest.mark.slow
 def test_weighted_objective_is_the_free_energy(key):
-    """F of `site_weights`, with w by layer and w1 at the first step."""
+    """F of `site_weights`, with w by layer, other ones at the first step."""
     network, _, bound = make()
-    weights = pv_rnn.site_weights(network, [0.1, 0.02], w1=[1.0, 0.5], num_steps=T)
+    weights = pv_rnn.site_weights(network, [[1.0, 0.5], [0.1, 0.02]], num_steps=T)
     bound = bound.with_site_weights(weights)
     params = bound.init(key, X, INDEX)
     w = lambda l, t: ((1.0, 0.5) if t == 0 else (0.1, 0.02))[l] / network.layers[l].num_latents

@@ -13,6 +13,7 @@ from lapilli import inference
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import ErrorRegression, Gaussian, Layer, Network
 from lapilli.models.pv_rnn._regression import shift, window_objective
+from lapilli.models.pv_rnn._stream import RegressionWindow
 
 LAYERS = (Layer(5, 2, 2.0), Layer(3, 1, 4.0))
 XS = 0.5 * jax.random.normal(jax.random.key(7), (7, 2))
@@ -71,22 +72,17 @@ def test_the_window_moves_on(key):
 def test_window_of_the_whole_sequence_has_the_objective_of_training(key):
     """W = t: value and gradient are those of `pv_rnn.programs` with the same vectors and weights, in the mean over noise."""
     network = make_network()
-    er = ErrorRegression(network, window=4, w=[0.3, 0.1], w1=0.5)
+    er = ErrorRegression(network, window=4, w=[[0.5, 0.5], [0.3, 0.1]])
     vectors = pv_rnn.adaptive_vectors(network, 1, 4, scale=0.5, key=key)
     model, guide = pv_rnn.programs(network, num_sequences=1, num_steps=4)
-    weights = pv_rnn.site_weights(network, [0.3, 0.1], w1=0.5, num_steps=4)
+    weights = pv_rnn.site_weights(network, [[0.5, 0.5], [0.3, 0.1]], num_steps=4)
     offline = inference.elbo(model, guide, kl="analytic", site_weights=weights)
     params = offline.init(key, XS[None, :4], jnp.arange(1))
     params["adaptive"] = vectors
+    slots = (jnp.arange(4) == 0, jnp.ones(4, bool))
     args = (
         network,
-        XS[:4],
-        jnp.ones((4, 2), bool),
-        network.initial_state(),
-        jnp.arange(4) == 0,
-        jnp.ones(4, bool),
-        er.w,
-        er.w1,
+        RegressionWindow(XS[:4], jnp.ones((4, 2), bool), network.initial_state(), *slots, er.w),
     )
     online, rows = window_objective(er), {"adaptive": tuple(a[0] for a in vectors)}
     one = jax.jit(
@@ -112,15 +108,10 @@ def test_masked_steps_count_for_nothing(key):
         x = jnp.zeros((size, 2)).at[-2:].set(XS[:2])
         bound = window_objective(er)
         params = {"adaptive": tuple(a[0, -size:] for a in rows)}
+        places = (slots == size - 2, slots >= size - 2)
         args = (
             network,
-            x,
-            jnp.ones((size, 2), bool),
-            network.initial_state(),
-            slots == size - 2,
-            slots >= size - 2,
-            er.w,
-            er.w1,
+            RegressionWindow(x, jnp.ones((size, 2), bool), network.initial_state(), *places, er.w),
         )
         run = jax.jit(jax.vmap(lambda k, b=bound, p=params, a=args: b.value_and_grad(p, k, *a)))
         results.append(run(jax.random.split(jax.random.fold_in(key, size), 10_000)))
@@ -274,7 +265,7 @@ def test_symbols(key):
 def test_random_and_first_rows(key):
     """Rows of N(0, 1) by the stream's key and step; a first row of one's own is that of the first step only."""
     first = (jnp.arange(4.0), jnp.arange(2.0))
-    er = ErrorRegression(make_network(), window=3, new_row="normal", first_row=first)
+    er = ErrorRegression(make_network(), window=3, new_row=pv_rnn.NewRow("normal", first))
     stream = shift(er, er.init(key), XS[0], ALL)
     for row, table in zip(first, stream.adaptive, strict=True):
         np.testing.assert_array_equal(table[-1], row)
@@ -302,8 +293,10 @@ def test_errors(key):
         ValueError, match="window must be >= 1, got 0; .*num_iterations.*new_row.*keep"
     ):
         ErrorRegression(network, window=0, num_iterations=-1, new_row="x", keep="y")  # pyright: ignore
-    with pytest.raises(ValueError, match=r"first_row has shapes \[\(4,\)\]; .*\[\(4,\), \(2,\)\]"):
-        ErrorRegression(network, window=2, first_row=(jnp.zeros(4),))
+    with pytest.raises(
+        ValueError, match=r"new_row.first has shapes \[\(4,\)\]; .*\[\(4,\), \(2,\)\]"
+    ):
+        ErrorRegression(network, window=2, new_row=pv_rnn.NewRow(first=(jnp.zeros(4),)))
     er = ErrorRegression(network, window=2)
     with pytest.raises(ValueError, match=r"shape \(3,\); \[size\] with size 2"):
         er.observe(er.init(key), jnp.zeros(3))

@@ -615,7 +615,7 @@ def test_a_name_with_its_values_in_both_branches_is_summed():
 
 
 def test_unconstrained_coordinates_of_a_name_with_two_supports_are_refused():
-    from lapilli.inference.particles.moves._supports import transforms_of
+    from lapilli.inference._supports import transforms_of
 
     @ppl.model
     def program():

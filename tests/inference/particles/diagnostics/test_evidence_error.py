@@ -94,7 +94,7 @@ def test_parameters_with_filters_tell_the_spread_over_200_runs(scheme, most, key
     def run(key):
         result = inference.particles.smc2(
             walk, key, ys, parameters=["a"], num_parameter_particles=100, num_particles=20,
-            resampling=scheme,
+            filter=inference.particles.FilterOptions(resampling=scheme),
         )  # fmt: skip
         return result.log_evidence, result.log_evidence_std_error
 

@@ -398,7 +398,13 @@ def test_particle_gibbs_samples_the_posterior(key):
     mean, cov = golden_posterior()
     run = lambda key: (
         inference.particles.particle_gibbs(
-            walk, key, Y, num_samples=200, num_warmup=20, num_particles=10, proposal=optimal
+            walk,
+            key,
+            Y,
+            num_samples=200,
+            num_warmup=20,
+            num_particles=10,
+            filter=inference.particles.FilterOptions(optimal),
         ).choices
     )
     states = jax.jit(jax.vmap(run))(jax.random.split(key, 200))

@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
+from lapilli.inference.particles import FilterOptions, GibbsBlock
 
 CHAINS = {
     "two scans, backward": (two_scans, "backward", ("a", "b", "x", "z")),
@@ -85,8 +86,8 @@ def walk_guide(ys):
 
 PARAMETER_CHAINS = {
     "ancestor": {"path": "ancestor"},
-    "backward, proposal": {"path": "backward", "proposal": walk_guide},
-    "random walk": {"kernel": inference.particles.moves.RandomWalk(), "num_moves": 3},
+    "backward, proposal": {"path": "backward", "filter": FilterOptions(walk_guide)},
+    "random walk": {"parameters": GibbsBlock(["a"], inference.particles.moves.RandomWalk(), 3)},
 }
 
 
@@ -98,8 +99,8 @@ def test_parameters_and_states_alternate(name, key):
     """200 chains; the coefficient against quadrature. A bias of 0.15 sd of the posterior is 7 standard errors."""
     ys = np.array([1.5, 1.0, 0.2, 0.8], np.float32)
     sample = lambda key: inference.particles.particle_gibbs(
-        unknown_walk, key, ys, parameters=["a"], num_samples=100, num_warmup=100, num_particles=5,
-        **PARAMETER_CHAINS[name],
+        unknown_walk, key, ys, num_samples=100, num_warmup=100, num_particles=5,
+        **{"parameters": ["a"], **PARAMETER_CHAINS[name]},
     ).choices  # fmt: skip
     draws = jax.jit(jax.vmap(sample))(jax.random.split(key, 200))
     assert draws["x"].shape == (200, 100, 4)
@@ -139,8 +140,7 @@ def gibbs(key, **options):
 ERRORS = {
     "samples": (lambda k: gibbs(k, num_samples=0), "num_samples must be an integer >= 1"),
     "warmup": (lambda k: gibbs(k, num_warmup=-1), "num_warmup must be an integer >= 0"),
-    "kernel": (lambda k: gibbs(k, kernel=inference.particles.moves.HMC()), "none are named"),
-    "moves": (lambda k: gibbs(k, parameters=["slope"], num_moves=0), "num_moves must be"),
+    "moves": (lambda k: GibbsBlock(["slope"], num_moves=0), "GibbsBlock: num_moves must be"),
     "parameter": (lambda k: gibbs(k, parameters=["x"]), "'x' stands in a scan"),
     "chain": (
         lambda k: inference.particles.particle_gibbs(

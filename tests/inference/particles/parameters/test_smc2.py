@@ -10,6 +10,7 @@ import pytest
 from scipy.special import gammaln
 
 from lapilli import inference, ppl
+from lapilli.inference.particles import FilterOptions
 
 Y = np.array([0.5, -1.0, 0.25, 2.0, 1.5, 2.5], np.float32)
 
@@ -104,7 +105,7 @@ def guided(ys):
 
 @pytest.mark.slow  # compiles model and proposal
 def test_filters_with_a_proposal_are_exact(key):
-    increments, moments, _ = run_walk(key, target_ess=0.8, proposal=guided)
+    increments, moments, _ = run_walk(key, target_ess=0.8, filter=FilterOptions(guided))
     assert_near(increments, exact()[0])
     assert_near(moments, exact()[1])
 
@@ -177,7 +178,7 @@ def refuse(**options):
 
 ERRORS = {
     "in a scan": (refuse(parameters=["x"]), "smc2: parameter 'x' stands in a scan"),
-    "scheme": (refuse(resampling="metropolis"), "smc2: resampling scheme 'metropolis'"),
+    "scheme": (refuse(filter=FilterOptions(resampling="metropolis")), "smc2: resampling scheme 'metropolis'"),
     "parameter particles": (refuse(num_parameter_particles=1), "num_parameter_particles must be"),
     "particles": (refuse(num_particles=0), "num_particles must be"),
     "moves": (refuse(num_moves=0), "num_moves must be"),

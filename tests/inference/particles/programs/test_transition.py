@@ -20,7 +20,7 @@ from _state_space import (
 )  # fmt: skip
 
 from lapilli import inference, ppl
-from lapilli.inference.particles.engine import FilterOptions, run
+from lapilli.inference.particles.engine import RunOptions, run
 
 # Program, memory of each scan, sites of each scan.
 MODELS = {
@@ -47,7 +47,7 @@ def test_densities_of_the_steps_ahead(name, key):
     program = ppl.as_program(program)
     other = program.simulate(jax.random.fold_in(key, 1), LINE).choices
     never = inference.particles.resampling.never()
-    options = FilterOptions(4, policy=never, history="ancestors", path="filter")
+    options = RunOptions(4, policy=never, history="ancestors", path="filter")
     _, segments = run(program, key, (LINE,), options)
     assert [s.filter.future().memory for s in segments if s.filter] == memories
     past, known = [], {}  # sites whose log-probs are behind, and the particles' values

@@ -249,7 +249,7 @@ ERRORS = {
     ),
     "support": (
         lambda k: inference.tempered_smc(moving_support, k, num_particles=5),
-        "support of one of the sites .'below', 'top'. depends on another draw",
+        "support of site 'below' depends on another draw",
     ),
     "two schedules": (
         lambda k: inference.tempered_smc(

@@ -155,8 +155,8 @@ BROKEN = dataclasses.replace(
 METHODS = {
     "exact": {"method": "ffbs"},
     "Metropolis": {"method": "mcmc"},
-    "rejection": {"method": "rejection", "log_bound": 0.0},
-    "rejection that gives up": {"method": "rejection", "log_bound": 9.0, "num_proposals": 0},
+    "rejection": {"method": inference.particles.BackwardRejection(0.0)},
+    "rejection that gives up": {"method": inference.particles.BackwardRejection(9.0, 0)},
 }
 
 

@@ -16,7 +16,8 @@ from _state_space import GOLDEN as Y, golden as walk, golden_chain, golden_poste
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
-from lapilli.inference.particles.engine import FilterOptions, run
+from lapilli.inference import particles
+from lapilli.inference.particles.engine import RunOptions, run
 from lapilli.inference.particles.smoothing import _backward_kernels as kernels
 from lapilli.inference.particles.smoothing._backward import draw_slots
 
@@ -54,8 +55,8 @@ def assert_kalman(target, key, *args, n=200, num_particles=500, num_samples=200,
 
 METHODS = {
     "ffbs": {"method": "ffbs"},
-    "mcmc": {"method": "mcmc", "num_moves": 1},
-    "rejection": {"method": "rejection", "log_bound": BOUND, "num_proposals": 3},
+    "mcmc": {"method": particles.BackwardMetropolis(1)},
+    "rejection": {"method": particles.BackwardRejection(BOUND, 3)},
     "genealogy": {"method": "genealogy"},
 }
 
@@ -76,7 +77,7 @@ def test_fixed_lag_forgets_later_data(key):
     """At each time the mean given the data up to `lag` steps later, which is not the smoothing mean."""
 
     def of_run(key):
-        fixed = inference.smooth(CHAIN, key, num_particles=1000, method="fixed_lag", lag=1)
+        fixed = inference.smooth(CHAIN, key, num_particles=1000, method=particles.FixedLag(1))
         return fixed.paths.mean(0)
 
     n = len(Y)
@@ -91,7 +92,7 @@ def test_fixed_lag_forgets_later_data(key):
 @pytest.mark.slow
 def test_a_lag_of_all_steps_is_the_genealogy(key):
     of = lambda **options: inference.smooth(CHAIN, key, num_particles=20, **options).paths
-    np.testing.assert_array_equal(of(method="genealogy"), of(method="fixed_lag", lag=4))
+    np.testing.assert_array_equal(of(method="genealogy"), of(method=particles.FixedLag(4)))
 
 
 # One run's particles: the law of a path by summing over all of them.
@@ -135,7 +136,7 @@ def test_law_of_a_path_given_the_particles(name, key):
         "metropolis": kernels.metropolis(60),
     }
     short = dataclasses.replace(CHAIN, num_steps=3)
-    options = FilterOptions(3, history="ancestors", path="filter")
+    options = RunOptions(3, history="ancestors", path="filter")
     result, segments = run(short, key, (), options)
     tuples, law = law_of_slots(segments, result.log_weights)
     # Ends drawn one by one: the test's errors take paths as independent.
@@ -262,7 +263,7 @@ def test_kernels_without_density_keep_their_parents(key):
 @pytest.mark.slow
 def test_a_bound_that_is_none_is_found(key):
     smooth = lambda key: inference.smooth(
-        CHAIN, key, num_particles=20, method="rejection", log_bound=BOUND - 1.0
+        CHAIN, key, num_particles=20, method=particles.BackwardRejection(BOUND - 1.0)
     )
     with pytest.raises(ValueError, match="exceeds log_bound by"):
         smooth(key)
@@ -279,7 +280,7 @@ def test_discrete_paths_under_no_bound_are_marked(key):
 
         ppl.scan(step, 0, ys)
 
-    options = {"num_particles": 5, "method": "rejection", "log_bound": -2.0}
+    options = {"num_particles": 5, "method": particles.BackwardRejection(-2.0)}
     run = jax.jit(lambda key: inference.smooth(chain, key, jnp.zeros(2), **options))
     assert (run(key).paths["k"] == jnp.iinfo(jnp.int32).min).all()
 
@@ -302,10 +303,9 @@ def smooth(key, target=CHAIN, **options):
 
 ERRORS = {
     "method": (lambda k: smooth(k, method="exact"), "method must be 'ffbs'"),
-    "option": (lambda k: smooth(k, lag=2), "lag belongs to method 'fixed_lag'"),
-    "bound": (lambda k: smooth(k, method="rejection"), "needs log_bound"),
-    "lag": (lambda k: smooth(k, method="fixed_lag"), "needs lag"),
-    "moves": (lambda k: smooth(k, method="mcmc", num_moves=0), "num_moves must be an integer >= 1"),
+    "lag": (lambda k: particles.FixedLag(-1), "lag must be an integer >= 0"),
+    "moves": (lambda k: particles.BackwardMetropolis(0), "num_moves must be an integer >= 1"),
+    "proposals": (lambda k: particles.BackwardRejection(0.0, -1), "num_proposals must be an integer >= 0"),
     "samples": (lambda k: smooth(k, num_samples=0), "num_samples must be"),
     "density": (lambda k: smooth(k, dataclasses.replace(CHAIN, log_transition=None)), "log_transition is missing"),
     "no step": (lambda k: smooth(k, dataclasses.replace(CHAIN, num_steps=0)), "no step of a top-level scan"),
@@ -326,7 +326,7 @@ def test_bad_input_is_refused_by_name(name, key):
 def test_genealogy_needs_no_density(key):
     chain = dataclasses.replace(CHAIN, log_transition=None)
     assert smooth(key, chain, method="genealogy").paths.shape == (4, 5)
-    assert smooth(key, chain, method="fixed_lag", lag=1).paths.shape == (4, 5)
+    assert smooth(key, chain, method=particles.FixedLag(1)).paths.shape == (4, 5)
 
 
 @pytest.mark.slow
@@ -356,5 +356,7 @@ def test_a_bound_by_step_counts_steps_as_the_densities_do(key):
         log_transition=log_move,
     )
     bound = lambda t: log_move(0.0, 0.0, t)
-    result = inference.smooth(chain, key, num_particles=50, method="rejection", log_bound=bound)
+    result = inference.smooth(
+        chain, key, num_particles=50, method=particles.BackwardRejection(bound)
+    )
     assert -1.0 < float(result.excess) <= 1e-5

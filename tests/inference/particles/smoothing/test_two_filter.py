@@ -50,7 +50,7 @@ def assert_kalman(target, key, *args, backward, n=200, **options):
 
     def of_run(key):
         paths = inference.smooth(
-            target, key, *args, num_particles=200, num_samples=200, method="two_filter", backward=backward,
+            target, key, *args, num_particles=200, num_samples=200, method=backward,
             **options,
         ).paths  # fmt: skip
         paths = jnp.concatenate([paths["x0"][:, None], paths["x"]], 1) if args else paths
@@ -125,7 +125,7 @@ def test_it_agrees_with_backward_sampling_on_several_sites(key):
         return result.mean(lambda c: jnp.concatenate([c["x"].reshape(-1), c["b"]]))
 
     k1, k2 = jax.random.split(key)
-    two = jax.jit(jax.vmap(lambda k: means(k, method="two_filter", backward=backward)))
+    two = jax.jit(jax.vmap(lambda k: means(k, method=backward)))
     one = jax.jit(jax.vmap(lambda k: means(k, method="mcmc")))
     a, b = np.asarray(two(jax.random.split(k1, 100))), np.asarray(one(jax.random.split(k2, 100)))
     z = (a.mean(0) - b.mean(0)) / np.sqrt(a.var(0) / 100 + b.var(0) / 100)
@@ -135,23 +135,19 @@ def test_it_agrees_with_backward_sampling_on_several_sites(key):
 
 BACKWARD = information(*REVERSED, **SITE)
 ERRORS = {
-    "missing": (lambda run: run(walk), "'two_filter' needs backward"),
-    "of another method": (
-        lambda run: run(walk, method="ffbs", backward=BACKWARD), "backward belongs to method 'two_filter'",
-    ),
-    "memory": (lambda run: run(second_order, backward=BACKWARD), "needs a Markov chain.*see more of the past"),
-    "endless": (lambda run: run(moving_average, backward=BACKWARD), "needs a Markov chain"),
-    "shared site": (lambda run: run(random_slope, backward=BACKWARD), "ppl.condition"),
-    "shapes": (lambda run: run(walk, backward=information(*REVERSED)), "backward.init draws values of shapes"),
+    "memory": (lambda run: run(second_order, BACKWARD), "needs a Markov chain.*see more of the past"),
+    "endless": (lambda run: run(moving_average, BACKWARD), "needs a Markov chain"),
+    "shared site": (lambda run: run(random_slope, BACKWARD), "ppl.condition"),
+    "shapes": (lambda run: run(walk, information(*REVERSED)), "InformationFilter.init draws values of shapes"),
 }  # fmt: skip
 
 
-@pytest.mark.fast("endless", "of another method", "shapes")
+@pytest.mark.fast("endless", "shapes")
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input_is_refused_by_name(name, key):
     call, message = ERRORS[name]
-    run = lambda target, method="two_filter", **options: inference.smooth(
-        target, key, Y[:4], num_particles=5, method=method, **options
+    run = lambda target, method: inference.smooth(
+        target, key, Y[:4], num_particles=5, method=method
     )
     with pytest.raises(ValueError, match=message):
         call(run)
@@ -171,9 +167,7 @@ def test_data_after_the_scan_and_several_scans_are_refused(key):
 
     for program, message in ((ending, "data after the scan"), (twice, "has 2 with sites")):
         with pytest.raises(ValueError, match=message):
-            inference.smooth(
-                program, key, LINE, num_particles=5, method="two_filter", backward=BACKWARD
-            )
+            inference.smooth(program, key, LINE, num_particles=5, method=BACKWARD)
 
 
 @pytest.mark.slow  # seconds of compilation
@@ -183,9 +177,7 @@ def test_priors_that_miss_the_data_are_refused_and_nan_under_jit(key):
         lambda key: jax.random.uniform(key), lambda key, x, t: jax.random.uniform(key), lambda old, x, t: 0.0, 2,
         log_transition=lambda old, x, t: jnp.where((x > 0) & (x < 1), 0.0, -jnp.inf),
     )  # fmt: skip
-    run = lambda key: (
-        inference.smooth(narrow, key, num_particles=5, method="two_filter", backward=far).paths
-    )
+    run = lambda key: inference.smooth(narrow, key, num_particles=5, method=far).paths
     with pytest.raises(ValueError, match="no pair of forward and backward particles"):
         run(key)
     assert jnp.isnan(jax.jit(run)(key)).all()
@@ -205,9 +197,7 @@ def test_densities_that_are_nan_are_refused_and_void_under_jit(where, words, key
         log_transition=lambda *at: jnp.where(where(*at), jnp.nan, -0.5 * (at[1] - at[0]) ** 2),
     )  # fmt: skip
     run = lambda key: (
-        inference.smooth(
-            broken, key, num_particles=50, method="two_filter", backward=information(*REVERSED)
-        ).paths
+        inference.smooth(broken, key, num_particles=50, method=information(*REVERSED)).paths
     )
     with pytest.raises(ValueError, match=words):
         run(key)

@@ -10,11 +10,11 @@ from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions.transforms import biject_to
 from numpyro.primitives import Messenger
 
-from .... import ppl
-from ....ppl._compat import fresh_caches
-from ....ppl._types import Args, Message
-from ....ppl.traces import compiled
-from ..._depends import depends
+from .. import ppl
+from ..ppl._compat import fresh_caches
+from ..ppl._types import Args, Message
+from ..ppl.traces import compiled
+from ._depends import depends
 
 Array = jax.Array
 
@@ -47,12 +47,14 @@ def supports_of(
         return met.supports
 
     inputs = jax.random.key(0), dict(template)
-    closed = jax.make_jaxpr(meet)(*inputs)
-    if any(depends(closed.jaxpr, [True] * len(closed.jaxpr.invars))):
-        raise ValueError(
-            f"{method}: the support of one of the sites {list(template)} depends on another draw, and their unconstrained "
-            "coordinates would with it. Draw it on a fixed support, and scale or shift it."
-        )
+    closed, shapes = jax.make_jaxpr(meet, return_shape=True)(*inputs)
+    moves = depends(closed.jaxpr, [True] * len(closed.jaxpr.invars))
+    for (path, _), is_moving in zip(jax.tree.leaves_with_path(shapes), moves, strict=True):
+        if is_moving:
+            raise ValueError(
+                f"{method}: the support of site '{path[0].key}' depends on another draw, and its unconstrained coordinates would "
+                "with it. Draw it on a fixed support, and scale or shift it, e.g. low + width * sample('share', Uniform(0, 1))."
+            )
     return dict(compiled(meet, *inputs))
 
 
