@@ -79,7 +79,7 @@ def classes(hint: Any, names: dict[str, Any]) -> list[type]:
     if isinstance(hint, str):
         try:
             hint = eval(hint, dict(names))
-        except NameError:  # of what type checkers alone import
+        except Exception:  # of what type checkers alone can read
             return []
     if inspect.isclass(hint) and not typing.get_args(hint):
         is_ours = hint.__module__.startswith("lapilli.") and not hint.__name__.startswith("_")

@@ -37,6 +37,9 @@ class Imputation:
         origins: [K, series], numbers of the particles of the first step from which draws descend; None without resampling.
         acceptance: share of the moves of each series that were accepted, [series]; None without moves.
         average: which weights; `dataclasses.replace(found, average="outer")` has the other ones.
+
+    Raises:
+        ValueError: an unknown `average`.
     """
 
     observed: np.ndarray

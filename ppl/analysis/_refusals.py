@@ -61,6 +61,7 @@ def _check_supports(sites: dict[int, StrategySite], facts: Analysis) -> None:
     for index, site in sites.items():
         if site.strategy.is_pathwise or is_fully_enumerated(site):
             continue
+        # What the support may move with. A score is blind to the boundary's share of the derivative.
         moved = set(facts.supports[index].relations)
         pathwise = {i for i in moved if isinstance(i, int) and sites[i].strategy.moves_value}
         if not (PARAMS in moved or pathwise or site.unknown_support):
@@ -103,6 +104,7 @@ def check_partly_pathwise(sites: dict[int, StrategySite], jaxpr: Jaxpr) -> None:
     for index, site in sites.items():
         if not site.strategy.is_partly_pathwise:
             continue
+        # Rules of derivatives of the program's own (custom_jvp, straight-through, ...) downstream of the draw.
         starts = lambda eqn, i=index: eqn.primitive is site_p and eqn.params["index"] == i
         if found := sorted(other_derivatives(jaxpr, jaxpr.outvars[:1], starts)):
             rest, remedy = "a score", "'reinforce' (which sees values only)"
@@ -129,6 +131,7 @@ def _check_fixed(
         for name, atom in zip(site.fixed, table[index].fixed, strict=True):
             if not _moves(sites, facts[atom].relations):
                 continue
+            # What has a derivative there: implicit ones for gamma's shape, scores where the support stands still.
             able = ["'implicit'"] if site.distribution in GAMMA_FAMILY else []
             able += [] if _moves(sites, facts.supports[index].relations) else ["'reinforce'"]
             remedy = f"Use {' or '.join(able)}, or keep" if able else "Keep"

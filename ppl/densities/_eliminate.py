@@ -216,6 +216,7 @@ class Eliminated(Program):
         found: dict[str, Array] = {}
         program: Program = made
         while isinstance(program, Integrated):  # the mode of a joint normal law, part by part
+            # The mean of a joint normal law is its mode: the last call's sites first, then the earlier ones' given them.
             found |= program.means({**choices, **found}, *args, **kwargs)
             program = program.program
         warn_of_nan(self, "mode", found, choices, args, kwargs)

@@ -118,11 +118,13 @@ class _Moments:
                 f"{program.label}: the unscented approximation keeps no law of {list(program.sites)} given later data. Use "
                 'approximation="ekf", or particles: inference.smc(program, ..., proposal="ukf") and inference.particles.smooth.'
             )
+        # The same program with sites of value 0 beside the asked ones, in which the log-density's gradient is the moment.
         emit = Emit(smoothing=smoothing)
         asked = Integrated(
             program.program, program.sites, program.label, emit, program.approximation
         )
         given = as_arrays(choices)
+        # Their names and shapes come from a run of which nothing is computed.
         drawn = lambda: asked.simulate(jax.random.key(0), *args, **kwargs).choices
         beside = {
             name: jnp.zeros(x.shape, x.dtype)

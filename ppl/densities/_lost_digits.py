@@ -84,6 +84,7 @@ def _condition_number(
     with jax.enable_x64(True):
         choices, args, kwargs = jax.tree.map(_wide, (dict(choices), args, dict(kwargs)))
 
+        # Draws of prior and posterior, with one key for both.
         def both(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
             whole: Program = program.program
             before = whole.generate(key, choices, *args, **kwargs)[0].choices
@@ -96,10 +97,12 @@ def _condition_number(
         )
     if not (np.isfinite(prior).all() and np.isfinite(posterior).all()):
         return None
+    # In units of the prior, so that a site measured in thousands does not count as wide.
     unit = prior.std(0)
     prior, posterior = ((x - x.mean(0)) / np.where(unit > 0, unit, 1) for x in (prior, posterior))
     sizes = [x.std(0) for x in (prior, posterior)]
     if prior.shape[1] <= _MOST:
+        # Singular values of centred draws over sqrt(N) are the scales along principal axes.
         sizes = [np.linalg.svd(x / _NUM**0.5, compute_uv=False) for x in (prior, posterior)]
     least = sizes[1][sizes[1] > 0]
     return float(sizes[0].max() / least.min()) if least.size else None

@@ -59,6 +59,7 @@ class Normalized(StochasticProgram):
     def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         if self.num_particles == 1:
             return self.proposal._draw(*args, **kwargs)
+        # w_i = p(x_i) / q(x_i), i ~ w: given the draw x, E[1 / estimate] = 1 / q_N(x) with estimate = p(x) / mean_i w_i.
         log_weights, log_targets, q = particles(self.num_particles)(
             lambda: self._particle(args, kwargs)
         )()
@@ -74,6 +75,7 @@ class Normalized(StochasticProgram):
             return q
         p = matched(self._target(choices, args, kwargs), q, ("covers",))
         refuse_scaled(self.label, p.sites, q.sites)
+        # For given x it takes the place of one particle, and N - 1 fresh ones join it: E[p(x) / mean w] = q_N(x).
         others = particles(self.num_particles - 1)(lambda: self._particle(args, kwargs))()[0]
         log_weights = jnp.concatenate([(p.log_density - q.log_density)[None], others])
         return estimated(self.label, choices, q.sites, p.log_density - log_mean_exp(log_weights))

@@ -151,6 +151,7 @@ class StochasticProgram(Program, abc.ABC):
 
     def own_key(self) -> Array:
         """Randomness from the handlers around, another at each call in one run."""
+        # Numbered by what this run has used already, so that two calls in one program draw apart.
         used, number = running_engine().frame.used, 1
         while f"rng:{self.label}_{number}" in used:
             number += 1
@@ -249,6 +250,7 @@ class Constrained(Recorder):
     def visit(self, msg: Message) -> None:
         value = None if msg["is_observed"] else self.given(msg["name"])
         if value is None:
+            # The handler outside draws it; here its log-prob is kept.
             msg["_collected"] = True
             return
         msg["value"], msg["_forced"], msg["stop"] = value, True, True

@@ -135,6 +135,7 @@ class CheckedPrograms:
         if not self.examples and is_concrete((params, args)):
             self.examples.append((params, args))
         try:
+            # Data at which a program may jump are looked at before the call; a check of its shape may come during it.
             was_checked = self._look_again(params, args)
             yield
             if not (was_checked or self._now.has_checked):  # by another thread, at its values
@@ -158,6 +159,7 @@ class CheckedPrograms:
                 self._search(check, program, params, args)
                 break
             except StrategyError as error:
+                # A refusal of a choice of `auto` makes it choose again, for that site alone; all other refusals stand.
                 if not self._is_automatic(error.site, check.demoted):
                     raise
                 check = _Check(self._demote(check.demoted, error.site))
@@ -205,6 +207,7 @@ class CheckedPrograms:
         if program.rows:
             known, _ = self._known(params, args)
             try_rows(program, copy, *self._leaves(*known))
+        # Probabilities that may be 0 are tried at known values only: stand-ins would find zeros that never come.
         may_be_null = program.may_have_null_values and is_concrete(self._now.values)
         if may_be_null and (known := self._known(params, args))[1]:
             try_null_values(copy(), *self._leaves(*known[0]))
@@ -238,6 +241,7 @@ class CheckedPrograms:
         leaves, data = self._leaves(*known)
         found = check.search(leaves, data)
         check.search.refuse(found, elsewhere="" if is_known else UNKNOWN)
+        # Other data may bring the jump that these do not.
         if not check.search.is_settled(found):
             check.data = (check.data or set()) | {fingerprint(data)}
 
@@ -258,6 +262,7 @@ class CheckedPrograms:
         if is_concrete(leaves):
             if fingerprint(leaves) not in check.data:
                 self._look(check, params, args)
+        # Unknown data, under jit: stand-ins of their shapes decide.
         elif not _has_known_data.get():
             self._look(check, params, args)
         return True

@@ -141,6 +141,7 @@ def _results(
     name, unknown = eqn.primitive.name, [None] * len(eqn.outvars)
     if name in CALLS:
         inner = eqn.params[CALLS[name]]
+        # What is known of the operands is known of the arguments of the call's body.
         consts = inner.consts if isinstance(inner, ClosedJaxpr) else ()
         jaxpr = inner_jaxpr(inner)
         if jaxpr is None or len(jaxpr.invars) != len(operands):
@@ -150,15 +151,18 @@ def _results(
         _scan(eqn, operands, found)
         return list(unknown)
     if name == "cond":
+        # Every branch is looked at; which one is taken, and so what comes out, is not known.
         for branch in eqn.params["branches"]:
             _run(branch.jaxpr, branch.consts, operands[1:], found)
         return list(unknown)
     if name == "while":
         body, (skipped, own) = eqn.params["body_jaxpr"], while_counts(eqn.params)
+        # What a loop carries is known of no turn in particular.
         fixed = operands[skipped : skipped + own]
         carried = [None] * len(eqn.outvars)
         _run(body.jaxpr, body.consts, [*fixed, *carried], found)
         return list(unknown)
+    # One result of known operands: kept as an expression, computed where somebody asks for its value.
     is_plain = not eqn.effects and next(inner_jaxprs(eqn), None) is None and len(eqn.outvars) == 1
     if not is_plain or any(o is None for o in operands):
         return list(unknown)

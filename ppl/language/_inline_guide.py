@@ -221,14 +221,17 @@ def _split(joint: Trace) -> JointRun:
     q_sites: dict[str, SiteInfo] = {}
     p_sites: dict[str, SiteInfo] = {}
     for name, info in joint.sites.items():
+        # Divergences in closed form, which stand for the difference of the two log-probs.
         if name.endswith(KL):
             kl[name.removesuffix(KL)] = joint.log_probs[name]
         elif name.endswith(PRIOR):
+            # The model's law of a site that the guide draws; the value is the guide's.
             site = name.removesuffix(PRIOR)
             p_probs[site] = joint.log_probs[name]
             p_sites[site] = dataclasses.replace(info, name=site, kind="latent")
         elif info.kind == "latent":
             q_probs[name], q_sites[name] = joint.log_probs[name], info
+            # Drawn from the prior by both: the log-probs cancel in every weight.
             if f"{name}{PRIOR}" not in joint.sites:
                 p_probs[name], p_sites[name] = joint.log_probs[name], info
         else:

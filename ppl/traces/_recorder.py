@@ -181,6 +181,7 @@ class Recorder(Messenger, abc.ABC):
     def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "plate":
             name, size = msg["name"], msg["args"][0]
+            # After the run of the program every plate has one size, by which log-probs were scaled.
             if self.plates.setdefault(name, size) != size:
                 raise ValueError(
                     f"Plate '{name}' has {self.plates[name]} rows in one place and {size} in another; log-probs "
