@@ -353,8 +353,7 @@ def diffusion_sampler(
         raise ValueError("diffusion_sampler: " + ";\n".join(problems) + ".")
     control_key, flow_key = jax.random.split(key)
     if control is None:
-        least = {"min_relative_scale": min_relative_scale}
-        control = Control(num_dims, **least, key=control_key)
+        control = Control(num_dims, min_relative_scale=min_relative_scale, key=control_key)
     if flow == "network" and flow_network is None:
         flow_network = eqx.nn.MLP(num_dims + 1, 1, 64, 2, jax.nn.gelu, key=flow_key)
     return DiffusionSampler(

@@ -33,6 +33,7 @@ from ..resampling import (
     Policy,
     Resampling,
     ResamplingGradient,
+    Scheme,
     Score,
     Soft,
     Transport,
@@ -140,9 +141,9 @@ def choose_settings(options: RunOptions, *, is_conditional: bool) -> ChosenSetti
             "smc: with a retained path particle 0 has a law of its own, which sorting would break. Leave out order=."
         )
     if strategy is not None:
-        _check_gradient(options, scheme, strategy, is_conditional)
-        strategy.check(scheme, policy, options.num_particles, options.history)
-        differentiation = Differentiation(strategy, scheme)
+        whole = _check_gradient(options, scheme, strategy, is_conditional)
+        strategy.check(whole, policy, options.num_particles, options.history)
+        differentiation = Differentiation(strategy, whole)
     looks = options.twist is not None or options.order is not None
     settings = Settings(
         options.num_particles, scheme.retaining() if is_conditional else scheme.ancestors, policy, options.history,
@@ -157,9 +158,12 @@ def choose_settings(options: RunOptions, *, is_conditional: bool) -> ChosenSetti
 
 
 def _check_gradient(
-    options: RunOptions, scheme: object, strategy: ResamplingGradient, is_conditional: bool
-) -> None:
-    """Refuse what a gradient through resampling does not go with."""
+    options: RunOptions,
+    scheme: Scheme | Partial,
+    strategy: ResamplingGradient,
+    is_conditional: bool,
+) -> Scheme:
+    """The scheme, if all that is asked for goes with a gradient through resampling."""
     if is_conditional:
         raise ValueError(
             "smc: a run with retained choices has no gradient strategy (its evidence is not unbiased). Leave out gradient=."
@@ -178,6 +182,7 @@ def _check_gradient(
             "smc: gradient='ot' puts other particles in the place of those whose psi is known. Leave out twist=, or use "
             "gradient='stop_gradient'."
         )
+    return scheme
 
 
 def result_of(fields: dict[str, Any], chosen: ChosenSettings) -> tuple[SMCResult, list[Segment]]:
