@@ -16,8 +16,9 @@ both.
 
 from ._amortise import Amortised as Amortised, amortise as amortise
 from ._ratio import Ratio as Ratio, ratio as ratio
+from ._reference_table import reference_table as reference_table
 from ._surrogate import Surrogate as Surrogate, surrogate as surrogate
-from ._table import ReferenceTable as ReferenceTable, reference_table as reference_table
+from ._table import ReferenceTable as ReferenceTable
 
 __all__ = [
     "reference_table",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping
 
@@ -22,10 +23,13 @@ from ...ppl.language import ChoiceMismatch, matched
 from ..fitting import Posterior
 from ..posterior_checks import PosteriorReport, Simulations, check_simulations
 from ._learn import Learned, learn
+from ._region import scored
+from ._rounds import Rounds, in_rounds
 from ._table import ReferenceTable
 
 _CHECKED, _DRAWS = 400, 99  # held-out data sets that the report is on, and draws for each
 _BATCH = 500
+_LEAST_EPSILON = 1e-5  # a threshold needs ten draws beyond it, out of a million
 
 
 @shown
@@ -39,6 +43,7 @@ class Amortised:
         held_out: mean of log q(theta | x) over pairs that nothing was trained on, and its standard error, nats.
         report: the checks of its posteriors on these pairs.
         training: the run, its looks at the validation rows, which parameters were kept.
+        rounds: what was done in rounds at one observation, of which alone it is the posterior then; None: it is for any.
     """
 
     table: ReferenceTable
@@ -46,6 +51,7 @@ class Amortised:
     held_out: tuple[float, float]
     report: PosteriorReport
     training: Learned
+    rounds: Rounds | None = None
 
     def draws(
         self, key: Key, data: Mapping[str, PyTree], num_samples: int = 4_000
@@ -74,7 +80,7 @@ class Amortised:
             choices: latent site -> value.
             data: observed site -> value.
         """
-        return _scored(self.guide, choices, **self._checked(data))
+        return scored(self.guide, choices, **self._checked(data))
 
     def posterior(
         self, key: Key, *args: PyTree, num_samples: int = 4_000, model: ModelFn | None = None
@@ -108,7 +114,7 @@ class Amortised:
         def weighted(key: Key) -> tuple[dict[str, Array], Array]:
             trace = self.guide.simulate(key, **data)
             choices = trace.shared_choices
-            return choices, _scored(program, choices, *args) - trace.log_density
+            return choices, scored(program, choices, *args) - trace.log_density
 
         keys = jax.random.split(typed_key(key), num_samples)
         run = shared_jit(
@@ -118,19 +124,13 @@ class Amortised:
         return Posterior(dict(choices), np.asarray(log_weights))
 
     def _checked(self, data: Mapping[str, PyTree]) -> dict[str, Array]:
-        arrays = {name: jnp.asarray(x) for name, x in data.items()}
-        wanted = {name: x.shape[1:] for name, x in self.table.data.items()}
-        given = {name: x.shape for name, x in arrays.items()}
-        if given != wanted:
+        arrays = _checked_data(self.table, data)
+        if self.rounds is None:
+            return arrays
+        if other := [n for n, x in arrays.items() if not jnp.array_equal(x, self.rounds.data[n])]:
             raise ValueError(
-                f"Amortised: data have the shapes {given}, and the simulations {wanted}. Give each observed site by name, of one "
-                "data set."
-            )
-        wrong = [n for n, x in arrays.items() if not np.isfinite(np.asarray(x, float)).all()]
-        if wrong:
-            raise ValueError(
-                f"Amortised: the data of {wrong} are not finite, and no simulation was like that. Simulate what was seen, e.g. "
-                "with missing cells as zeros and their mask beside them."
+                f"Amortised: the posterior was learned in rounds at one observation, and the data of {other} are others, of "
+                "which it knows nothing. Call amortise with at= these data, or without at= for any."
             )
         return arrays
 
@@ -146,6 +146,7 @@ class Amortised:
             else None,
             "held out": f"log q {self.held_out[0]:.4g} +- {self.held_out[1]:.2g} nats",
             "training": str(self.training),
+            **({} if self.rounds is None else self.rounds.facts()),
             "checks": f"{objections} object"
             if objections
             else "none objects; print(...) shows each",
@@ -157,6 +158,10 @@ def amortise(
     table: ReferenceTable,
     *,
     guide: ModelFn | None = None,
+    at: Mapping[str, PyTree] | None = None,
+    num_rounds: int = 4,
+    epsilon: float = 1e-4,
+    tolerance: float = 0.05,
     key: Key | None = None,
     num_steps: int | None = None,
     progress: bool = True,
@@ -165,13 +170,21 @@ def amortise(
 
     The loss is that of `sleep`, -E_{p(theta, x)} log q(theta | x), on stored pairs instead of fresh ones.
 
+    With `at` it is the posterior at these data alone, learned in rounds (TSNPE): each simulates as many pairs as the table has,
+    with parameters drawn from the prior where the posterior of the round before has all of its mass but epsilon, and learns from
+    all pairs that lie there. What is learned then is right up to this mass, without any correction.
+
     Args:
-        table: simulations, of `simulators.reference_table`.
+        table: simulations, of `simulators.reference_table`; with `at` the first round.
         guide: a program of the latent sites, whose arguments are the observed sites by name. Default: site after site a spline
             flow on unconstrained, standardised values, given the data and the sites before; it begins as a Normal whose mean is
             linear.
+        at: one observation, site -> value.
+        num_rounds: at most so many, for `at`.
+        epsilon: mass that the posterior of a round may have outside of the region of the next, at least 1e-5.
+        tolerance: rounds end when the posterior at the data moves by less than so many nats, the mean of both KL divergences.
         key: PRNG key; default `jax.random.key(0)`.
-        num_steps: as for `ratio`.
+        num_steps: as for `ratio`, in each round.
         progress: show a bar.
 
     Returns:
@@ -179,13 +192,15 @@ def amortise(
         weights that lead to the exact posterior.
 
     Raises:
-        ValueError: the guide does not match the model; a discrete site has no guide; a support moves with another draw.
+        ValueError: the guide does not match the model; a discrete site has no guide; a support moves with another draw; numbers
+            are impossible; the table's rows are from a file, or of rounds at other data.
 
     Validity: the guide is exact at the optimum of a family without limit, given unlimited simulations. What was learned is
-    judged by `Amortised.report`, of `posterior_checks.check_simulations` on pairs that nothing was trained on.
+    judged by `Amortised.report`, of `posterior_checks.check_simulations` on pairs that nothing was trained on. In rounds these
+    are pairs of the region; a round whose tails are too light on them is the last, and `Amortised.rounds` says so.
 
     Reference: Papamakarios and Murray 2016, arXiv:1605.06376; Greenberg, Nonnenmacher and Macke 2019, arXiv:1905.07488 (NPE);
-    the checks, see `inference.posterior_checks`.
+    Deistler, Goncalves and Macke 2022, arXiv:2210.04815 (rounds); the checks, see `inference.posterior_checks`.
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist
@@ -196,8 +211,39 @@ def amortise(
         >>> table = inference.simulators.reference_table(model, (0.0,))  # doctest: +SKIP
         >>> found = inference.amortise(table)  # doctest: +SKIP
         >>> draws = found.draws(jax.random.key(1), {"x": 2.0})  # doctest: +SKIP
+        >>> found = inference.amortise(table, at={"x": 2.0})  # doctest: +SKIP
     """
     key = jax.random.key(0) if key is None else typed_key(key)
+    if table.region is not None:
+        raise ValueError(
+            "amortise: the table has draws of the prior cut to where one posterior can be, which are wrong for other data. Give "
+            "the table that the rounds began with."
+        )
+    learned = functools.partial(_learned, guide=guide, num_steps=num_steps, progress=progress)
+    if at is None:
+        return learned(table, key)
+    check_counts("amortise", num_rounds=num_rounds)
+    if not _LEAST_EPSILON <= epsilon < 1 or not tolerance >= 0:
+        raise ValueError(
+            f"amortise: epsilon is {epsilon} and tolerance {tolerance}. Give a mass from {_LEAST_EPSILON} to 1, which draws can "
+            "tell from nothing, and a number of nats that is not negative."
+        )
+    if table.simulate is None:
+        raise ValueError(
+            "amortise: rounds simulate, and the table's rows are from a file or given, so that nothing is known to make others. "
+            "Make the table by reference_table."
+        )
+    data = _checked_data(table, at)
+    found, rounds = in_rounds(
+        learned, table, data, num_rounds=num_rounds, epsilon=epsilon, tolerance=tolerance, key=key
+    )
+    return dataclasses.replace(found, rounds=rounds)
+
+
+def _learned(
+    table: ReferenceTable, key: Key, *, guide: ModelFn | None, num_steps: int | None, progress: bool
+) -> Amortised:
+    """The posterior that one table tells."""
     net_key, learn_key, draw_key, check_key = jax.random.split(key, 4)
     own = _default_guide(table, net_key) if guide is None else ppl.as_program(guide)
     _check_guide(table, own)
@@ -208,7 +254,7 @@ def amortise(
 
     def log_densities(params: ParamMap, rows: Mapping[str, ArrayLike]) -> Array:
         def one(row: Mapping[str, Array]) -> Array:
-            return _scored(own.bind(params), _named(row, "parameters"), **_named(row, "data"))
+            return scored(own.bind(params), _named(row, "parameters"), **_named(row, "data"))
 
         return jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
 
@@ -228,9 +274,23 @@ def amortise(
     return Amortised(table, bound, (mean, error), report, learned)
 
 
-def _scored(program: ppl.Program, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Array:
-    """`log_density`, with a key: networks may be made from one before their parameters are bound."""
-    return program.generate(jax.random.key(0), choices, *args, **kwargs)[0].log_density
+def _checked_data(table: ReferenceTable, data: Mapping[str, PyTree]) -> dict[str, Array]:
+    """One observation, of the simulations' shapes and finite."""
+    arrays = {name: jnp.asarray(x) for name, x in data.items()}
+    wanted = {name: x.shape[1:] for name, x in table.data.items()}
+    given = {name: x.shape for name, x in arrays.items()}
+    if given != wanted:
+        raise ValueError(
+            f"Amortised: data have the shapes {given}, and the simulations {wanted}. Give each observed site by name, of one "
+            "data set."
+        )
+    wrong = [n for n, x in arrays.items() if not np.isfinite(np.asarray(x, float)).all()]
+    if wrong:
+        raise ValueError(
+            f"Amortised: the data of {wrong} are not finite, and no simulation was like that. Simulate what was seen, e.g. "
+            "with missing cells as zeros and their mask beside them."
+        )
+    return arrays
 
 
 def _named(row: Mapping[str, Array], group: str) -> dict[str, Array]:

@@ -196,6 +196,11 @@ def ratio(
             f"ratio: gamma is {gamma}, and odds are positive numbers. Give 1, or more to see more pairs; infinite odds are "
             "kind='softmax'."
         )
+    if table.region is not None:
+        raise ValueError(
+            "ratio: the table has draws of the prior cut to where one posterior can be, and a ratio to the evidence of the whole "
+            "prior cannot be learned from them. Give the table that the rounds began with."
+        )
     refuse_noise("ratio", reads_of(table.model, table.args), list(table.data))
     key = jax.random.key(0) if key is None else typed_key(key)
     init_key, learn_key = jax.random.split(key)

@@ -1,11 +1,9 @@
-"""Runs of simulators: programs and traced functions on the device, black boxes in this process or in workers."""
+"""Runs of simulators on the device: programs and traced functions; for black boxes see `_black_box.py`."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import inspect
-import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, PyTree
-from tqdm.auto import tqdm
 
 from ... import ppl
 from ...ppl._shared_jit import shared_jit
@@ -22,6 +19,8 @@ from ...ppl._types import Key
 type Values = Mapping[str, np.ndarray]
 # (key, or NumPy's generator; parameters by name) -> data by name, or one array
 type SimulatorFn = Callable[..., PyTree]
+# (parameters in rows, key) -> the rows with their data
+type DataFn = Callable[[Values, Key], SimulatedRows]
 
 
 class SimulatedRows(NamedTuple):
@@ -68,65 +67,36 @@ def named(data: PyTree) -> dict[str, PyTree]:
     return dict(data) if isinstance(data, Mapping) else {"x": data}
 
 
-def black_box(
-    simulator: SimulatorFn, parameters: Values, key: Key, num_workers: int, progress: bool
-) -> SimulatedRows:
-    """Calls of a function with NumPy's numbers, in this process or in workers; row i has a generator of its own.
+def data_by(draw: Callable[[Key, dict[str, Array]], dict[str, PyTree]], batch_size: int) -> DataFn:
+    """Data of given parameters by a compiled simulator; the last batch is filled up by its first rows."""
 
-    Raises:
-        ValueError: data of two simulations have other names or shapes.
-    """
-    size = len(next(iter(parameters.values())))
-    entropy = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    jobs = [
-        (simulator, [*entropy, i], {n: x[i] for n, x in parameters.items()}) for i in range(size)
-    ]
-    rows, failed, reason = [], np.zeros(size, bool), ""
-    bar = tqdm(_results(jobs, num_workers), total=size, disable=not progress, desc="simulations")
-    for i, (data, error) in enumerate(bar):
-        failed[i] = error is not None
-        reason = reason or error or ""
-        rows.append(data)
-    if failed.all():
-        raise ValueError(
-            f"reference_table: all {size} calls of the simulator raised, the first one {reason}. Mend it, or a prior that draws "
-            "what it cannot take."
+    def simulate(parameters: Values, key: Key) -> SimulatedRows:
+        size = len(next(iter(parameters.values())))
+        batch = min(batch_size, size)
+        run = shared_jit(
+            jax.vmap(lambda key, values: {n: jnp.asarray(x) for n, x in draw(key, values).items()})
         )
-    first = int(np.flatnonzero(~failed)[0])
-    shapes = {name: np.shape(x) for name, x in rows[first].items()}
-    for i in np.flatnonzero(~failed):
-        other = {name: np.shape(x) for name, x in rows[i].items()}
-        if other != shapes:
-            raise ValueError(
-                f"reference_table: simulation {first} returned {shapes}, and simulation {i} {other}. Let the simulator return "
-                "data of one shape, e.g. summaries, or values padded with a count beside them."
-            )
-    stand_in = rows[first]
-    data = {
-        name: np.stack([np.asarray(stand_in[name] if f else row[name]) for row, f in zip(rows, failed, strict=True)])
-        for name in shapes
-    }  # fmt: skip
-    return SimulatedRows(dict(parameters), data, failed, reason)
+        keys = jax.random.split(key, -(-size // batch) * batch)
+        filled = lambda x: np.resize(x, (batch, *x.shape[1:]))
+        parts = [
+            run(keys[i : i + batch], {n: filled(x[i : i + batch]) for n, x in parameters.items()})
+            for i in range(0, size, batch)
+        ]
+        data = jax.tree.map(lambda *x: np.concatenate(x)[:size], *jax.device_get(parts))
+        return SimulatedRows(dict(parameters), data, np.zeros(size, bool))
+
+    return simulate
 
 
-def _results(jobs: list[tuple], num_workers: int) -> Iterator[tuple[dict | None, str | None]]:
-    if num_workers == 0:
-        yield from map(_job, jobs)
-        return
-    # Started afresh: a fork of a process in which JAX has threads may hang.
-    context = multiprocessing.get_context("spawn")
-    chunk = max(1, len(jobs) // (8 * num_workers))
-    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        yield from pool.map(_job, jobs, chunksize=chunk)
+def data_of(program: ppl.Program, args: tuple, batch_size: int = 1_000) -> DataFn:
+    """Data of given parameters, simulated by a program."""
+    draw = lambda key, values: dict(program.predict_trace(key, values, *args).observed)
+    return data_by(draw, batch_size)
 
 
-def _job(job: tuple) -> tuple[dict | None, str | None]:
-    simulator, entropy, parameters = job
-    try:
-        data = named(simulator(np.random.default_rng(entropy), parameters))
-        return {name: np.asarray(x) for name, x in data.items()}, None
-    except Exception as err:  # a failure is counted, and the first one told
-        return None, f"{type(err).__name__}: {err}"
+def zeros_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[np.ndarray, ...]:
+    """Data of these shapes, for what only asks for shapes."""
+    return tuple(np.zeros(shape, np.float32) for shape in shapes.values())
 
 
 def carrier(
@@ -148,3 +118,8 @@ def carrier(
     joint.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
     joint.__name__ = f"{getattr(prior, '__name__', 'prior')}_and_simulator"
     return ppl.Program(joint, prior.params)
+
+
+def is_carrier(program: ppl.Program) -> bool:
+    """Whether data of the program are made by a plain function that it does not know."""
+    return getattr(program.fn, "is_carrier", False)

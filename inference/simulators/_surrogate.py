@@ -25,6 +25,7 @@ from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.traces import BoundParams, SiteInfo
 from ._coordinates import StandardCoordinates
 from ._learn import Learned, learn
+from ._simulators import is_carrier
 from ._standing_in import ARGUMENTS, reads_of, refuse_noise, standing_in
 from ._table import ReferenceTable
 
@@ -216,7 +217,7 @@ def _parents(
     Raises:
         ValueError: it reads an argument whose values a learned law would not know.
     """
-    if getattr(table.model.fn, "is_carrier", False):  # nothing is known of what a black box reads
+    if is_carrier(table.model):  # nothing is known of what a black box reads
         return {n: [*table.parameters, *names[:i]] for i, n in enumerate(names)}
     if wrong := [n for n in names if ARGUMENTS in reads[n]]:
         raise ValueError(

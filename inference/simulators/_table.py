@@ -22,21 +22,27 @@ from jaxtyping import PyTree
 from numpyro.distributions.constraints import Constraint
 
 from ... import ppl
-from ...ppl._calls import checked_call
-from ...ppl._checks import check_counts
-from ...ppl._compat import ArrayLike, typed_key
+from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
-from .._runs import checked
 from .._supports import supports_of
 from ..fitting.storage._archive import read, write
 from ._coordinates import StandardCoordinates
-from ._simulators import SimulatedRows, SimulatorFn, black_box, called, carrier, drawn_by
+from ._region import Region
+from ._simulators import (
+    DataFn,
+    SimulatedRows,
+    Values,
+    carrier,
+    data_of,
+    is_carrier,
+    zeros_of,
+)
 
 Part = Literal["training", "validation", "held out"]
 _FORMAT = "lapilli simulations 1"
 _SHARE, _LEAST = 0.05, 100  # of the rows that validate, and as many that are held out
-_FEWEST, _JUDGED = 60, 20  # rows in all, and of those that judge: fewer tell nothing
+FEWEST, _JUDGED = 60, 20  # rows in all, and of those that judge: fewer tell nothing
 
 
 @shown
@@ -55,6 +61,8 @@ class ReferenceTable:
         data: observed site -> [N, ...].
         failed: latent site -> [F, ...], parameters of the simulations that were dropped.
         reason: why the first of them was; "" where there is none.
+        simulate: (parameters in rows, key) -> their data in rows; None of one that is read from a file.
+        region: what the prior of the rows is cut to; None where it is whole.
     """
 
     model: ppl.Program
@@ -63,6 +71,8 @@ class ReferenceTable:
     data: Mapping[str, np.ndarray]
     failed: Mapping[str, np.ndarray]
     reason: str = ""
+    simulate: DataFn | None = None
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         _check_rows(self)
@@ -119,6 +129,34 @@ class ReferenceTable:
         values = {name: jnp.asarray(self.parameters[name][0]) for name in names}
         return supports_of(caller, self.model, self.args, values)
 
+    def within(self, region: Region, parameters: Values, key: Key) -> ReferenceTable:
+        """The rows that lie in a region, and simulations of other parameters there.
+
+        Args:
+            region: a part of the one that the rows are of.
+            parameters: draws of the prior in it, by site in rows.
+            key: PRNG key.
+        """
+        assert self.simulate is not None
+        drawn = self.simulate(parameters, key)
+        found = sorted_rows(self.model, self.args, drawn)
+        own = (
+            {n: x[region.holds(v)] for n, x in w.items()}
+            for v, w in (
+                (self.parameters, self.parameters),
+                (self.parameters, self.data),
+                (self.failed, self.failed),
+            )
+        )
+        both = [
+            {n: np.concatenate([x, new[n]]) for n, x in old.items()}
+            for old, new in zip(own, found, strict=True)
+        ]
+        return dataclasses.replace(
+            self, parameters=both[0], data=both[1], failed=both[2], region=region,
+            reason=self.reason or reason_of(drawn),
+        )  # fmt: skip
+
     def _check_supports(self, supports: Mapping) -> None:
         for name, support in supports.items():
             inside = np.asarray(support(jnp.asarray(self.parameters[name])))
@@ -137,7 +175,13 @@ class ReferenceTable:
 
         Raises:
             OSError: the file cannot be written; what was there before is unchanged.
+            ValueError: the rows are of a prior that is cut to a region, which a file cannot hold.
         """
+        if self.region is not None:
+            raise ValueError(
+                "ReferenceTable.save: the rows are draws of the prior cut to where one posterior can be, and a file would not "
+                "say so. Save the table that the rounds began with."
+            )
         groups = {"parameters": self.parameters, "data": self.data, "failed": self.failed}
         arrays = {f"{g}/{n}": x for g, values in groups.items() for n, x in values.items()}
         write(path, {"format": _FORMAT, "reason": self.reason}, arrays)
@@ -166,7 +210,7 @@ class ReferenceTable:
         shapes = {name: x.shape[1:] for name, x in groups["data"].items()}
         trace = program.simulate(jax.random.key(0), *args)
         if not trace.observed:
-            program, args = carrier(program, args, shapes), _zeros(shapes)
+            program, args = carrier(program, args, shapes), zeros_of(shapes)
             trace = program.simulate(jax.random.key(0), *args)
         same = lambda values, stored: (
             {n: np.shape(x) for n, x in values.items()}
@@ -178,7 +222,8 @@ class ReferenceTable:
                 f"has {list(trace.choices)} and { {n: np.shape(x) for n, x in trace.observed.items()} }. Give the program and "
                 "the arguments that they were simulated with."
             )  # fmt: skip
-        return cls(program, args, **groups, reason=str(header["reason"]))
+        simulate = None if is_carrier(program) else data_of(program, args)
+        return cls(program, args, **groups, reason=str(header["reason"]), simulate=simulate)
 
     def _facts(self) -> dict[str, PyTree]:
         sizes = {part: len(rows) for part, rows in self.parts.items()}
@@ -190,154 +235,43 @@ class ReferenceTable:
             "data": {n: x[0] for n, x in self.data.items()},
             "failed": f"{dropped}: {self.reason}" if self.num_failed else "none",
             "prior": "cut where simulations fail, see reference_table" if self.num_failed else None,
+            "region": "parameters that one posterior can have, see amortise"
+            if self.region
+            else None,
         }
 
 
-@checked_call
-def reference_table(
-    model: ModelFn,
-    args: tuple | None = None,
-    *,
-    simulator: SimulatorFn | None = None,
-    num_simulations: int = 10_000,
-    key: Key | None = None,
-    loop: Literal["compiled", "python"] = "compiled",
-    num_workers: int = 0,
-    batch_size: int = 1_000,
-    progress: bool = True,
-) -> ReferenceTable:
-    """Simulations of a program, or of a prior and a plain function, drawn once: what `amortise`, `ratio`, `surrogate` learn from.
-
-    Args:
-        model: a program with observations, which are drawn with the latent sites; one without a density observes a point mass,
-            see `inference.sleep`. With `simulator`, the prior alone.
-        args: its arguments; observations in them give shapes only.
-        simulator: `(key, parameters) -> data`, a function of the latent sites by name: data by name, or one array, which is then
-            called "x". With loop="python" its first argument is a `numpy.random.Generator` of its own for each simulation.
-        num_simulations: how many are drawn, those that fail included.
-        key: PRNG key; default `jax.random.key(0)`.
-        loop: "compiled" traces the simulator once and runs it on the device; "python" calls it with NumPy's numbers.
-        num_workers: processes that call it, for loop="python"; 0 calls it in this one. The numbers do not depend on it. Workers
-            are started afresh and import the function, so that it must stand in a module (and a script needs
-            `if __name__ == "__main__":`).
-        batch_size: simulations that run at once in a compiled loop.
-        progress: show a bar, for loop="python".
-
-    Returns:
-        A `ReferenceTable`.
-
-    Raises:
-        ValueError: the model observes nothing, has a factor, missing cells or a parameter to be learned; the prior of a
-            `simulator` observes something; all simulations fail; data have other shapes from one to the next.
-
-    Validity: simulations that raise (of a Python loop) or are not finite are dropped and counted. Posteriors learned from the
-    rest are right for data that are finite, whose simulations cannot have failed; the prior of the rows is cut there.
-
-    Example:
-        >>> import numpy as np, numpyro.distributions as dist
-        >>> from lapilli import inference, ppl
-        >>> prior = lambda: ppl.sample("rate", dist.Gamma(2.0, 1.0))
-        >>> def counts(rng, parameters):
-        ...     return rng.poisson(parameters["rate"], size=5)
-        >>> table = inference.simulators.reference_table(
-        ...     prior, simulator=counts, loop="python", num_simulations=100, progress=False
-        ... )
-        >>> table.data["x"].shape
-        (100, 5)
-
-    Reference: the name is that of approximate Bayesian computation, Marin et al. 2012, arXiv:1101.0955.
-    """
-    check_counts("reference_table", _FEWEST, num_simulations=num_simulations)
-    check_counts("reference_table", 0, num_workers=num_workers)
-    check_counts("reference_table", batch_size=batch_size)
-    args = checked(reference_table, model, () if args is None else args, {})
-    program = ppl.as_program(model)
-    key = jax.random.key(0) if key is None else typed_key(key)
-    _check_model(program, args, has_simulator=simulator is not None)
-    if simulator is None:
-        if loop == "python":
-            raise ValueError(
-                "reference_table: loop='python' is for a simulator that is a plain function, and none is given. Pass "
-                "simulator=, or leave loop out: a program is compiled."
-            )
-        drawn = drawn_by(lambda k: _joint(program, k, args), key, num_simulations, batch_size)
-        return _table(program, args, drawn)
-    prior = lambda key: dict(program.simulate(key, *args).choices)
-    if loop == "compiled":
-        drawn = drawn_by(lambda k: called(simulator, prior, k), key, num_simulations, batch_size)
-    else:
-        parameters = drawn_by(lambda k: (prior(k), {}), key, num_simulations, batch_size)
-        drawn = black_box(simulator, parameters.parameters, key, num_workers, progress)
-    shapes = {name: x.shape[1:] for name, x in drawn.data.items()}
-    return _table(carrier(program, args, shapes), _zeros(shapes), drawn)
-
-
-def _zeros(shapes: Mapping[str, tuple[int, ...]]) -> tuple[np.ndarray, ...]:
-    return tuple(np.zeros(shape, np.float32) for shape in shapes.values())
-
-
-def _joint(program: ppl.Program, key: Key, args: tuple) -> tuple[dict, dict]:
-    trace = program.predict_trace(key, {}, *args)
-    return dict(trace.choices), dict(trace.observed)
-
-
-def _table(program: ppl.Program, args: tuple, drawn: SimulatedRows) -> ReferenceTable:
-    """The table of the draws that are finite."""
-    groups = (drawn.parameters, drawn.data)
-    size = len(drawn.failed)
-    finite = np.ones(size, bool)
-    for values in groups:
-        for x in values.values():
-            finite &= np.isfinite(np.asarray(x, float).reshape(size, -1)).all(1)
-    fine = finite & ~drawn.failed
-    if not fine.any():
-        raise ValueError(
-            f"reference_table: all {size} simulations failed, the first one: {drawn.reason or 'its data are not finite'}. Mend "
-            "the simulator, or a prior that draws what it cannot take."
-        )
+def sorted_rows(
+    program: ppl.Program, args: tuple, drawn: SimulatedRows
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Parameters and data of the rows that did not fail, and parameters of those that did."""
+    fine = _are_finite(drawn) & ~drawn.failed
     # JAX sorts names; what follows reads them in the order of the program.
     known = list(program.simulate(jax.random.key(0), *args).sites)
-    order = lambda values: {n: values[n] for n in sorted(values, key=known.index)}
-    reason = drawn.reason or ("" if finite.all() else "data that are not finite")
-    take = lambda values, rows: {name: np.asarray(x)[rows] for name, x in values.items()}
-    return ReferenceTable(
-        program, args, take(order(drawn.parameters), fine), take(order(drawn.data), fine),
-        take(order(drawn.parameters), ~fine), reason,
-    )  # fmt: skip
+    take = lambda values, rows: {
+        n: np.asarray(values[n])[rows] for n in sorted(values, key=known.index)
+    }
+    return take(drawn.parameters, fine), take(drawn.data, fine), take(drawn.parameters, ~fine)
 
 
-def _check_model(program: ppl.Program, args: tuple, *, has_simulator: bool) -> None:
-    trace = program.simulate(jax.random.key(0), *args)
-    sites = trace.sites.items()
-    factors = [n for n, s in sites if s.kind == "factor" and s.alters_law]
-    cells = [n for n, s in sites if s.is_imputed or s.is_masked]
-    if factors or cells:
-        raise ValueError(
-            f"reference_table: sites {factors + cells} of {program!r} are factors or have masks, and simulations are draws of "
-            "whole data. Simulate complete data without factors; missing cells belong to the program that a surrogate serves."
-        )
-    if not trace.choices:
-        raise ValueError(
-            f"reference_table: {program!r} has no latent site, so that there is nothing to infer. Draw its parameters by "
-            "ppl.sample."
-        )
-    if has_simulator and trace.observed:
-        raise ValueError(
-            f"reference_table: {program!r} observes {list(trace.observed)}, and a simulator makes the data. Give the prior "
-            "alone, or leave simulator out."
-        )
-    if not has_simulator and not trace.observed:
-        raise ValueError(
-            f"reference_table: {program!r} observes nothing. Pass data of the right shape as its arguments (their values are not "
-            "used), or the simulator as a function, simulator=."
-        )
+def _are_finite(drawn: SimulatedRows) -> np.ndarray:
+    size = len(drawn.failed)
+    finite = np.ones(size, bool)
+    for x in [*drawn.parameters.values(), *drawn.data.values()]:
+        finite &= np.isfinite(np.asarray(x, float).reshape(size, -1)).all(1)
+    return finite
+
+
+def reason_of(drawn: SimulatedRows) -> str:
+    """Why the first failure failed; "" where none did."""
+    return drawn.reason or ("" if _are_finite(drawn).all() else "data that are not finite")
 
 
 def _check_rows(table: ReferenceTable) -> None:
     values: list[ArrayLike] = [*table.parameters.values(), *table.data.values()]
     sizes = {np.shape(x)[:1] for x in values}
-    if not table.parameters or not table.data or len(sizes) != 1 or next(iter(sizes)) < (_FEWEST,):
+    if not table.parameters or not table.data or len(sizes) != 1 or next(iter(sizes)) < (FEWEST,):
         raise ValueError(
             f"ReferenceTable: parameters {list(table.parameters)} and data {list(table.data)} have {sorted(sizes)} rows. Give "
-            f"one number of rows to all, at least {_FEWEST} that did not fail."
+            f"one number of rows to all, at least {FEWEST} that did not fail."
         )

@@ -1,4 +1,4 @@
-"""Draws of exact posteriors in closed form or by a grid, and those that the benchmark ships."""
+"""Exact posteriors, in closed form or by a grid: draws and log-densities; and the draws that the benchmark ships."""
 
 import bz2
 import csv
@@ -8,18 +8,19 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr, ndtri
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from .tasks import TASKS, infected
 
 
 def read(folder, task, number):
     """Observation and reference draws of one of the ten observations in an unpacked `sbibm` wheel."""
-    place = Path(folder) / task / "files" / f"num_observation_{number}"
+    name, file = TASKS[task].place or (task, "observation")
+    place = Path(folder) / name / "files" / f"num_observation_{number}"
     table = lambda text: np.array(
         [[float(v) for v in row] for row in list(csv.reader(io.StringIO(text)))[1:]]
     )
-    observation = table((place / "observation.csv").read_text())[0]
+    observation = table((place / f"{file}.csv").read_text())[0]
     draws = table(
         bz2.decompress((place / "reference_posterior_samples.csv.bz2").read_bytes()).decode()
     )
@@ -131,6 +132,44 @@ def rejected(proposed, size):
     return np.concatenate(parts)[:size]
 
 
+def linear_log_density(theta, x):
+    return norm.logpdf(theta, x / 2, 0.05**0.5).sum(1)
+
+
+def linear_uniform_log_density(theta, x):
+    sd = 0.1**0.5
+    inside = ndtr((1 - x) / sd) - ndtr((-1 - x) / sd)
+    return (norm.logpdf(theta, x, sd) - np.log(inside)).sum(1)
+
+
+def mixture_log_density(theta, x):
+    parts = [norm.logpdf(theta, x, s).sum(1) for s in (1.0, 0.1)]
+    inside = [(ndtr((10 - x) / s) - ndtr((-10 - x) / s)).prod() for s in (1.0, 0.1)]
+    return np.logaddexp(*parts) - np.log(sum(inside))
+
+
+def moons_log_density(theta, x, num=200_000):
+    """Its evidence from the share of inverted noise that falls into the box."""
+    rng = np.random.default_rng(0)
+    a, r = rng.uniform(-np.pi / 2, np.pi / 2, num), rng.normal(0.1, 0.01, num)
+    q = x - np.stack([r * np.cos(a) + 0.25, r * np.sin(a)], -1)
+    both, other = 2**0.5 * np.abs(q[:, 0]), 2**0.5 * q[:, 1]
+    inside = [
+        ((q[:, 0] <= 0) & (np.abs(s * both - other) <= 2) & (np.abs(s * both + other) <= 2)).mean()
+        for s in (1, -1)
+    ]
+    total = theta[:, 0] + theta[:, 1], theta[:, 1] - theta[:, 0]
+    noise = x - np.stack([0.25 - np.abs(total[0]) / 2**0.5, total[1] / 2**0.5], -1)
+    radius = np.linalg.norm(noise, axis=1)
+    return norm.logpdf(radius, 0.1, 0.01) - np.log(np.pi * radius) - np.log(sum(inside))
+
+
+LOG_DENSITIES = {
+    "gaussian_linear": linear_log_density,
+    "gaussian_linear_uniform": linear_uniform_log_density,
+    "gaussian_mixture": mixture_log_density,
+    "two_moons": moons_log_density,
+}
 REFERENCES = {
     f.__name__: f
     for f in (gaussian_linear, gaussian_linear_uniform, two_moons, gaussian_mixture, slcp, sir)

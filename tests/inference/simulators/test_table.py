@@ -1,17 +1,25 @@
 """Simulations in rows: split once, scaled by the training rows, failures counted; plain functions in place of programs."""
 
+import dataclasses
+import functools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _simulators import fails_below_zero, noisy
+from _simulators import dies, fails_below_zero, noisy, table_of_slow
 
 from lapilli import inference, ppl
 from lapilli.inference.simulators import ReferenceTable, reference_table
 from lapilli.inference.simulators._coordinates import StandardCoordinates
 
 KEY = jax.random.key(0)
+HELPERS = Path(__file__).parents[2] / "_helpers"
 
 
 def prior():
@@ -28,8 +36,8 @@ def model(x):
 
 
 def black_box(simulator, num=100, **options):
-    options = {"loop": "python", "progress": False, "num_simulations": num} | options
-    return reference_table(prior, simulator=simulator, key=KEY, **options)
+    options = {"loop": "python", "progress": False, "num_simulations": num, "key": KEY} | options
+    return reference_table(prior, simulator=simulator, **options)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +148,108 @@ def test_a_file_has_all_rows_and_belongs_to_its_program(table, tmp_path):
     assert list(ReferenceTable.load(tmp_path / "black.npz", prior).data) == ["x"]
 
 
+CALLS = []
+
+
+def counted(rng, parameters):
+    """Interrupted in the third batch of twenty."""
+    CALLS.append(float(parameters["m"]))
+    if len(CALLS) == 57:
+        raise KeyboardInterrupt
+    return noisy(rng, parameters) if parameters["m"] < 1 else np.nan
+
+
+def test_batches_on_disk_are_not_simulated_again(tmp_path):
+    """A run that is stopped in its third batch goes on there, to the table of a run that was never stopped."""
+    CALLS.clear()
+    options = {"batch_size": 20, "folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        black_box(counted, **options)
+    assert len(list(tmp_path.iterdir())) == 2
+    resumed = black_box(counted, **options)
+    assert len(CALLS) == 57 + 60
+    whole = black_box(counted)
+    assert np.array_equal(resumed.data["x"], whole.data["x"])
+    assert np.array_equal(resumed.failed["m"], whole.failed["m"]) and whole.num_failed > 5
+    assert "not finite" in repr(resumed)
+    assert black_box(counted, 200, **options).num_failed > resumed.num_failed
+    assert len(CALLS) == 57 + 60 + 100 + 100  # the first hundred are there
+
+
+def shifted_by(number):
+    return lambda rng, parameters: noisy(rng, parameters) + number
+
+
+@dataclasses.dataclass
+class Shift:
+    number: float
+
+    def __call__(self, rng, parameters):
+        return noisy(rng, parameters) + self.number
+
+
+def plus(rng, parameters, number):
+    return noisy(rng, parameters) + number
+
+
+@pytest.mark.parametrize("make", [shifted_by, Shift, lambda n: functools.partial(plus, number=n)])
+def test_state_of_a_simulator_is_part_of_it(make, tmp_path):
+    """A closure, an object, a partial: of another number, another simulator."""
+    one = black_box(make(1.0), folder=tmp_path).data["x"]
+    other = black_box(make(3.0), folder=tmp_path).data["x"]
+    assert np.allclose(other - one, 2.0)
+    assert np.array_equal(black_box(make(1.0), folder=tmp_path).data["x"], one)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_batches_of_others_are_not_taken(tmp_path):
+    """Another simulator, or another key, in the same folder; a file that is damaged is no batch."""
+    one = black_box(noisy, 200, folder=tmp_path)
+    other = black_box(fails_below_zero, 200, folder=tmp_path)
+    assert other.num_failed > 0 and one.num_failed == 0
+    again = black_box(fails_below_zero, 200, folder=tmp_path)
+    assert again.reason == other.reason and np.array_equal(again.data["x"], other.data["x"])
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-40])
+    shifted = black_box(noisy, 200, folder=tmp_path, key=jax.random.key(1))
+    assert not np.array_equal(shifted.data["x"], one.data["x"])
+    with pytest.raises(ValueError, match="is no batch of simulations"):
+        black_box(noisy, 200, folder=tmp_path)
+
+
+@pytest.mark.slow(reason="processes that start afresh")
+def test_a_killed_run_goes_on_with_workers(tmp_path):
+    """Killed from outside while workers run; the table is that of one process without files."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from _simulators import *\n"
+        "if __name__ == '__main__': table_of_slow(sys.argv[1])\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    folder = tmp_path / "batches"
+    run = subprocess.Popen([sys.executable, str(script), str(folder), str(HELPERS)])
+    try:
+        deadline = time.monotonic() + 240
+        while len(list(folder.glob("*.npz"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        run.kill()
+        run.wait()
+    kept = set(folder.glob("*.npz"))
+    assert 2 <= len(kept) < 10
+    times = {f: f.stat().st_mtime_ns for f in kept}
+    resumed = table_of_slow(folder, num_workers=0)
+    assert times == {f: f.stat().st_mtime_ns for f in kept}
+    assert np.array_equal(resumed.data["x"], table_of_slow(None, 0).data["x"])
+
+
+@pytest.mark.slow(reason="processes that start afresh")
+def test_a_worker_that_dies_is_told():
+    with pytest.raises(RuntimeError, match="a worker process has died"):
+        black_box(dies, num_workers=1)
+
+
 def with_factor(x):
     model(x)
     ppl.factor("f", 1.0)
@@ -161,6 +271,7 @@ REFUSED = {
     "nothing observed": (lambda: reference_table(prior), "observes nothing"),
     "observed twice": (lambda: reference_table(model, (0.0,), simulator=noisy), "a simulator makes"),
     "no function": (lambda: reference_table(model, (0.0,), loop="python"), "plain function"),
+    "no batches": (lambda: reference_table(model, (0.0,), folder="batches"), "Leave it out, and use"),
     "few": (lambda: reference_table(model, (0.0,), num_simulations=3), "num_simulations"),
     "always raises": (lambda: black_box(lambda rng, p: 1 / 0), "all 100 calls.*ZeroDivisionError"),
     "never a number": (lambda: black_box(lambda rng, p: np.inf), "all 100 simulations failed"),
