@@ -37,7 +37,7 @@ type Job = tuple[SimulatorFn, list[int], dict[str, np.ndarray]]
 type Answer = tuple[dict[str, np.ndarray] | None, str | None]  # data, or why there are none
 
 
-class _Batch(NamedTuple):
+class _Calls(NamedTuple):
     """Simulations of some rows: which failed, why the first did, data of the others."""
 
     failed: np.ndarray
@@ -73,7 +73,7 @@ class BlackBox(NamedTuple):
         entropy = np.asarray(jax.random.key_data(key)).ravel().tolist()
         prefix = None if self.folder is None else f"{_identity(self.simulator)} {entropy}"
         row = lambda i: {n: x[i] for n, x in parameters.items()}
-        batches: list[_Batch] = []
+        batches: list[_Calls] = []
         with (
             _calls(self.num_workers) as calls,
             tqdm(total=size, disable=not self.progress, desc="simulations") as bar,
@@ -117,16 +117,16 @@ def _identity(simulator: SimulatorFn) -> str:
     return " ".join(known)
 
 
-def _kept(path: Path) -> _Batch | None:
+def _kept(path: Path) -> _Calls | None:
     """What a run before has left."""
     if not path.exists():
         return None
     header, arrays = read(path, _WHAT, _FORMAT)
     data = {n.removeprefix("data/"): x for n, x in arrays.items() if n != "failed"}
-    return _Batch(arrays["failed"], str(header["reason"]), data)
+    return _Calls(arrays["failed"], str(header["reason"]), data)
 
 
-def _keep(path: Path, batch: _Batch) -> None:
+def _keep(path: Path, batch: _Calls) -> None:
     arrays = {f"data/{n}": x for n, x in batch.data.items()}
     write(path, {"format": _FORMAT, "reason": batch.reason}, {"failed": batch.failed, **arrays})
 
@@ -165,7 +165,7 @@ def _job(job: Job) -> Answer:
         return None, f"{type(err).__name__}: {err}"
 
 
-def _batch(answers: Iterable[Answer], start: int) -> _Batch:
+def _batch(answers: Iterable[Answer], start: int) -> _Calls:
     """Answers in rows; `start` is the number of the first."""
     rows = list(answers)
     failed = np.array([error is not None for _, error in rows])
@@ -174,7 +174,7 @@ def _batch(answers: Iterable[Answer], start: int) -> _Batch:
     for number, data in fine:
         _check_shapes(fine[0], (number, data))
     first = fine[0][1] if fine else {}
-    return _Batch(failed, reason, {n: np.stack([data[n] for _, data in fine]) for n in first})
+    return _Calls(failed, reason, {n: np.stack([data[n] for _, data in fine]) for n in first})
 
 
 def _check_shapes(one: tuple[int, Values], other: tuple[int, Values]) -> None:
@@ -186,7 +186,7 @@ def _check_shapes(one: tuple[int, Values], other: tuple[int, Values]) -> None:
         )
 
 
-def _joined(parameters: Values, batches: list[_Batch]) -> SimulatedRows:
+def _joined(parameters: Values, batches: list[_Calls]) -> SimulatedRows:
     """All rows; data of those that failed are zero."""
     failed = np.concatenate([b.failed for b in batches])
     reason = next((b.reason for b in batches if b.reason), "")

@@ -32,7 +32,7 @@ _PAIRS, _DRAWS, _FALSE_ALARM = 200, 499, 1e-3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Region:
+class TruncatedPrior:
     """A part of the prior's support.
 
     Attributes:
@@ -43,11 +43,11 @@ class Region:
     data: Mapping[str, Array]
     cuts: tuple[tuple[ppl.Program, float], ...] = ()
 
-    def cut(self, guide: ppl.Program, epsilon: float, key: Key) -> Region:
+    def cut(self, guide: ppl.Program, epsilon: float, key: Key) -> TruncatedPrior:
         """The part of it that the posterior `guide` reaches, but for epsilon of its mass."""
         _, logs = draws_at(guide, self.data, key, int(np.ceil(_OUTSIDE / epsilon)))
         threshold = float(np.sort(logs)[_RANK - 1])
-        return Region(self.data, (*self.cuts, (guide, threshold)))
+        return TruncatedPrior(self.data, (*self.cuts, (guide, threshold)))
 
     def holds(self, parameters: Values) -> np.ndarray:
         """Which rows of parameters lie in it, [N]."""

@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from ... import ppl
 from ...ppl._types import Key
-from ._region import Region, densities_at, draws_at, misses
+from ._region import TruncatedPrior, densities_at, draws_at, misses
 from ._table import ReferenceTable
 
 _DRAWS = 2_000  # of each posterior, behind the change between two
@@ -96,7 +96,7 @@ def in_rounds[Found: Guided](
 ) -> tuple[Found, Rounds]:
     """What the last round learned, and the rounds."""
     each = table.num_simulations + table.num_failed
-    rounds, region, share, before = [], Region(data), 1.0, None
+    rounds, region, share, before = [], TruncatedPrior(data), 1.0, None
     while True:
         key, learn_key, change_key, region_key, miss_key, data_key = jax.random.split(key, 6)
         found = learned(table, learn_key)

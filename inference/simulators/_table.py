@@ -28,7 +28,7 @@ from ...ppl._types import Key, ModelFn
 from .._supports import supports_of
 from ..fitting.storage._archive import read, write
 from ._coordinates import StandardCoordinates
-from ._region import Region
+from ._region import TruncatedPrior
 from ._simulators import (
     DataFn,
     SimulatedRows,
@@ -72,7 +72,7 @@ class ReferenceTable:
     failed: Mapping[str, np.ndarray]
     reason: str = ""
     simulate: DataFn | None = None
-    region: Region | None = None
+    region: TruncatedPrior | None = None
 
     def __post_init__(self) -> None:
         _check_rows(self)
@@ -129,7 +129,7 @@ class ReferenceTable:
         values = {name: jnp.asarray(self.parameters[name][0]) for name in names}
         return supports_of(caller, self.model, self.args, values)
 
-    def within(self, region: Region, parameters: Values, key: Key) -> ReferenceTable:
+    def within(self, region: TruncatedPrior, parameters: Values, key: Key) -> ReferenceTable:
         """The rows that lie in a region, and simulations of other parameters there.
 
         Args:
@@ -223,7 +223,8 @@ class ReferenceTable:
                 "the arguments that they were simulated with."
             )  # fmt: skip
         simulate = None if is_carrier(program) else data_of(program, args)
-        return cls(program, args, **groups, reason=str(header["reason"]), simulate=simulate)
+        rows = groups["parameters"], groups["data"], groups["failed"]
+        return cls(program, args, *rows, str(header["reason"]), simulate)
 
     def _facts(self) -> dict[str, PyTree]:
         sizes = {part: len(rows) for part, rows in self.parts.items()}

@@ -9,7 +9,7 @@ from scipy.stats import kstest, norm, truncnorm
 
 from lapilli import inference, ppl
 from lapilli.inference.simulators import ReferenceTable, reference_table
-from lapilli.inference.simulators._region import Region, misses
+from lapilli.inference.simulators._region import TruncatedPrior, misses
 
 KEY = jax.random.key(0)
 NOISE = 0.1
@@ -70,7 +70,7 @@ def mass_outside(region):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_region_lacks_no_more_than_epsilon(seed):
     """Half of it on average; more than all of it in 3 of 100, and not of these."""
-    region = Region(DATA).cut(exact, 1e-3, jax.random.key(seed))
+    region = TruncatedPrior(DATA).cut(exact, 1e-3, jax.random.key(seed))
     assert 1e-4 < mass_outside(region) < 1e-3
 
 
@@ -78,7 +78,7 @@ def test_a_region_lacks_no_more_than_epsilon(seed):
 def test_regions_of_a_thousand_observations_lack_no_more_than_epsilon():
     x = np.asarray(model_data(1_000))
     lost = [
-        mass_outside(Region({"x": jnp.asarray(v)}).cut(exact, 1e-3, jax.random.key(i)))
+        mass_outside(TruncatedPrior({"x": jnp.asarray(v)}).cut(exact, 1e-3, jax.random.key(i)))
         for i, v in enumerate(x)
     ]
     # A Gamma law of 5 over the number of draws: above epsilon, twice its mean, in 2.9%, with a standard error of .53%.
@@ -92,7 +92,7 @@ def model_data(num):
 
 def test_rows_of_all_rounds_are_draws_of_the_prior_in_the_region(table):
     """Of the truncated Normal; and those outside, which a region without its filter keeps, are seen."""
-    region = Region(DATA).cut(exact, 1e-3, KEY)
+    region = TruncatedPrior(DATA).cut(exact, 1e-3, KEY)
     drawn, share = region.prior_draws(table.model, table.args, jax.random.key(1), 1_000)
     low, high = interval(region)
     inside = norm.cdf(high) - norm.cdf(low)
