@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ...inference.diffusion import Diffusion
 from ...ppl._compat import typed_key
+from .._ode import Tolerance, followed, solve
 
 
 def flow_sample(
@@ -39,10 +41,8 @@ def flow_sample(
     Reference: Song et al. 2021, arXiv:2011.13456, equation 13.
     """
     start = diffusion.prior().sample(typed_key(key), (num_samples,))
-    solve = lambda x: _solve(
-        lambda t, x: _velocity(diffusion, x, t), x, (diffusion.noising.end, until), rtol, atol, max_steps
-    )  # fmt: skip
-    return jax.vmap(solve)(start)
+    span, tolerance = (diffusion.noising.end, until), Tolerance(rtol, atol, max_steps)
+    return jax.vmap(lambda x: solve(_velocity(diffusion), x, span, tolerance))(start)
 
 
 def flow_log_likelihood(
@@ -90,47 +90,19 @@ def flow_log_likelihood(
     if divergence == "hutchinson" and key is None:
         raise ValueError("flow_log_likelihood: divergence='hutchinson' is random. Give a key.")
     x = jnp.asarray(x, float)
-    size = max(1, x[0].size)
-    eye = jnp.eye(size).reshape(size, *x.shape[1:])
+    span, tolerance = (at, diffusion.noising.end), Tolerance(rtol, atol, max_steps)
 
-    def one(x: Array, probes: Array) -> Array:
-        def rates(t: Array, state: PyTree) -> PyTree:
-            velocity = lambda x: _velocity(diffusion, x, t)
-            along = lambda e: jnp.sum(e * jax.jvp(velocity, (state[0],), (e,))[1])
-            traces = jax.vmap(along)(probes)
-            return velocity(state[0]), traces.sum() if divergence == "exact" else traces.mean()
-
-        span = (at, diffusion.noising.end)
-        last, total = _solve(rates, (x, jnp.zeros(())), span, rtol, atol, max_steps)
+    def one(x: Array, probes: Array | None) -> Array:
+        last, total = followed(_velocity(diffusion), x, span, tolerance, probes)
         return diffusion.prior().log_prob(last) + total
 
     if divergence == "exact":
-        return jax.vmap(one, (0, None))(x, eye)
+        return jax.vmap(lambda x: one(x, None))(x)
     shape = (len(x), num_probes, *x.shape[1:])
     return jax.vmap(one)(x, jax.random.rademacher(typed_key(key), shape, x.dtype))
 
 
-def _velocity(diffusion: Diffusion, x: Array, t: Array) -> Array:
+def _velocity(diffusion: Diffusion) -> Callable[[Array, Array], Array]:
+    """`(t, x) -> dx/dt` of the flow."""
     noising = diffusion.noising
-    return noising.drift(t) * x - 0.5 * noising.g2(t) * diffusion.score(x, t)
-
-
-def _solve(
-    rates: Any, state: PyTree, span: tuple[float, float], rtol: float, atol: float, max_steps: int
-) -> Any:
-    try:
-        import diffrax
-    except ImportError as err:
-        raise ImportError(
-            "The probability flow is solved by diffrax. Install it: pip install lapilli[ode]."
-        ) from err
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, y, _: rates(t, y)),
-        diffrax.Dopri5(),
-        *span,
-        dt0=None,
-        y0=state,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-        max_steps=max_steps,
-    )
-    return jax.tree.map(lambda y: y[-1], solution.ys)
+    return lambda t, x: noising.drift(t) * x - 0.5 * noising.g2(t) * diffusion.score(x, t)

@@ -1,0 +1,65 @@
+"""Paths from one law to another: flow matching, rectified flow, stochastic interpolants, Schrödinger bridges, geodesics.
+
+All names, by task:
+
+    linear, trigonometric     paths between two ends, with noise or without
+    of_noising                the path of a diffusion model, or of a Poisson flow
+    sphere, torus             paths along geodesics
+    Path, Interpolant         a path of one's own
+    independent, transport, entropic      which draws of the ends belong together
+    flow_matching             the regression that learns a path's velocity, and its score
+    from_network, Field       what was learned
+    mixture_field, Mixture    exact fields between Gaussian mixtures
+    normal_score              the score that follows from a velocity
+    FlowLaw                   the law at the end of a flow, in any program
+    flow_log_density          its log-density with few derivatives a step
+    diffuse                   draws of a diffusion with the same marginals
+    density_model             its density as a Feynman-Kac model, estimated without bias
+"""
+
+from ._couplings import (
+    entropic as entropic,
+    independent as independent,
+    transport as transport,
+)
+from ._diffusions import density_model as density_model, diffuse as diffuse
+from ._flow_law import FlowLaw as FlowLaw, flow_log_density as flow_log_density
+from ._matching import (
+    Field as Field,
+    flow_matching as flow_matching,
+    from_network as from_network,
+    normal_score as normal_score,
+)
+from ._mixtures import Mixture as Mixture, mixture_field as mixture_field
+from ._path import (
+    Interpolant as Interpolant,
+    Path as Path,
+    linear as linear,
+    of_noising as of_noising,
+    sphere as sphere,
+    torus as torus,
+    trigonometric as trigonometric,
+)
+
+__all__ = [
+    "Path",
+    "Interpolant",
+    "linear",
+    "trigonometric",
+    "of_noising",
+    "sphere",
+    "torus",
+    "independent",
+    "transport",
+    "entropic",
+    "flow_matching",
+    "from_network",
+    "Field",
+    "normal_score",
+    "mixture_field",
+    "Mixture",
+    "FlowLaw",
+    "flow_log_density",
+    "diffuse",
+    "density_model",
+]

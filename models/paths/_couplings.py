@@ -1,0 +1,75 @@
+"""Couplings: which draw of one end belongs to which draw of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ...ppl._checks import check_counts
+from ...ppl._types import Key
+
+type Points = Float[Array, " rows *shape"]
+# (key, rows of x_0, rows of x_1) -> for each row of x_1 the row of x_0 that it belongs to.
+type Coupling = Callable[[Key, Points, Points], Int[Array, " rows"]]
+
+
+def independent(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
+    """Each row of x_1 with a row of x_0 of its own, in the order in which they were drawn."""
+    return jnp.arange(len(end))
+
+
+def transport(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
+    """The pairing of two equally large batches with the least sum of squared distances.
+
+    Validity: the coupling of a batch, which tends to that of the laws as it grows. Ends keep their laws at any size.
+
+    Reference: Tong et al. 2024, arXiv:2302.00482, section 3.2; Pooladian et al. 2023, arXiv:2304.14772; optax solves it.
+    """
+    rows, columns = optax.assignment.hungarian_algorithm(squared_distances(end, start))
+    return jnp.zeros(len(end), int).at[rows].set(columns)
+
+
+def entropic(noise: float, *, num_steps: int = 200) -> Coupling:
+    """The coupling of two batches that minimises E |x_1 - x_0|^2 / (2 noise^2) - H, from which rows of x_1 draw rows of x_0.
+
+    With it, `linear(noise)` is the Schrödinger bridge of a Brownian motion with `noise`^2 per unit of time.
+
+    Args:
+        noise: standard deviation of the Brownian motion after a unit of time.
+        num_steps: Sinkhorn steps, in logarithms.
+
+    Raises:
+        ValueError: noise or steps are not positive.
+
+    Validity: as `transport`; rows of x_0 may be taken more than once, so that their law is kept in the mean over draws, up to
+        what the last Sinkhorn step has left.
+
+    Reference: Cuturi 2013, arXiv:1306.0895; Tong et al. 2024, arXiv:2307.03672.
+    """  # fmt: skip
+    if not noise > 0:
+        raise ValueError(f"entropic: noise must be positive, got {noise}. For none use transport.")
+    check_counts("entropic", num_steps=num_steps)
+
+    def coupling(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
+        logs = -0.5 * squared_distances(end, start) / noise**2
+
+        def step(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+            rows, columns = state
+            columns = -jax.nn.logsumexp(logs + rows[:, None], 0)
+            return (-jax.nn.logsumexp(logs + columns, 1), columns), None
+
+        zero = jnp.zeros(len(end)), jnp.zeros(len(start))
+        (rows, columns), _ = jax.lax.scan(step, zero, length=num_steps)
+        return jax.random.categorical(key, logs + rows[:, None] + columns)
+
+    return coupling
+
+
+def squared_distances(one: Points, other: Points) -> Float[Array, " rows others"]:
+    """Squared Euclidean distances of all pairs."""
+    flat = lambda x: x.reshape(len(x), -1)
+    return jnp.sum((flat(one)[:, None] - flat(other)[None]) ** 2, -1)

@@ -1,0 +1,64 @@
+"""Exact fields between Gaussian mixtures, against which what is learned can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from ...ppl._types import Key
+from ._matching import Field
+from ._path import Interpolant
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A mixture of isotropic normals of equal weights and one variance.
+
+    Args:
+        means: [components, size].
+        variance: of each coordinate; 0 for points.
+    """
+
+    means: Float[ArrayLike, "components size"]
+    variance: float
+
+    def sample(self, key: Key, num: int) -> Float[Array, "num size"]:
+        """Draws."""
+        keys, means = jax.random.split(key), jnp.asarray(self.means, float)
+        chosen = means[jax.random.randint(keys[0], (num,), 0, len(means))]
+        return chosen + jnp.sqrt(self.variance) * jax.random.normal(keys[1], chosen.shape)
+
+
+def mixture_field(path: Interpolant, start: Mixture, end: Mixture) -> Field:
+    """The field between two Gaussian mixtures with independent draws: exact velocity, score and log-density.
+
+    Given the components i and j of the ends, x_t and u are jointly normal, so that E[u | x_t, i, j] is affine, and the weights of
+    i, j given x_t are those of a mixture.
+
+    Args:
+        path: an interpolant, with noise or without.
+        start: law of x_0.
+        end: law of x_1.
+    """
+
+    def parts(t: Array, x: Array) -> tuple[Array, Array, Array]:
+        t = jnp.asarray(t, float)
+        both = lambda part: jax.jvp(part, (t,), (jnp.ones_like(t),))
+        (a, da), (b, db) = both(path.alpha), both(path.beta)
+        c, dc = both(path.gamma) if path.gamma is not None else (0.0, 0.0)
+        m0, m1 = (jnp.asarray(m, float) for m in (start.means, end.means))
+        means, rates = a * m0[:, None] + b * m1, da * m0[:, None] + db * m1
+        variance = a**2 * start.variance + b**2 * end.variance + c**2
+        covariance = a * da * start.variance + b * db * end.variance + c * dc  # of u and x_t
+        away = x - means
+        logs = -0.5 * jnp.sum(away**2, -1) / variance
+        logs = logs - 0.5 * x.size * jnp.log(2 * jnp.pi * variance) - jnp.log(logs.size)
+        share = jax.nn.softmax(logs.ravel()).reshape(logs.shape)[..., None]
+        velocity = jnp.sum(share * (rates + covariance / variance * away), (0, 1))
+        return jax.nn.logsumexp(logs), velocity, -jnp.sum(share * away, (0, 1)) / variance
+
+    part = lambda i: lambda t, x: parts(t, x)[i]
+    return Field(part(1), part(2), part(0))

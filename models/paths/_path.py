@@ -1,0 +1,192 @@
+"""Paths between two laws: where a point is at time t, given the two ends between which it moves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from ...inference.diffusion import Noising
+
+type Position = Callable[[Array, Array, Array, Array], Array]
+type OfTime = Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """A conditional path x_t = position(t, x_0, x_1, z), t from 0 to 1, z standard normal noise of the shape of a point.
+
+    With ends of any joint law and z independent of them, x_t has a law at each time, and the velocity
+
+        b(t, x) = E[u | x_t = x],   u = d position / dt at fixed x_0, x_1 and z,
+
+    carries it: the flow dx = b dt leads from the law of x_0 to that of x_1. `flow_matching` learns b.
+
+    Args:
+        position: `(t, x_0, x_1, z) -> x_t` of one point: x_0 at t = 0 and x_1 at t = 1 for every z.
+        has_noise: whether z counts.
+        first: smallest time that is asked for in training, above 0 where u is infinite at the ends.
+        last: largest one.
+
+    Reference: Lipman et al. 2023, arXiv:2210.02747, theorem 2; Albergo, Boffi and Vanden-Eijnden 2023, arXiv:2303.08797.
+    """
+
+    position: Position
+    has_noise: bool = False
+    first: float = 0.0
+    last: float = 1.0
+
+    def at(
+        self, t: ArrayLike, start: Float[Array, "*shape"], end: Float[Array, "*shape"], z: Float[Array, "*shape"] | None = None
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:  # fmt: skip
+        """The point x_t and the conditional velocity u.
+
+        Args:
+            t: time in [0, 1].
+            start: x_0.
+            end: x_1.
+            z: the noise; none by default.
+
+        Raises:
+            ValueError: ends of different shapes; a path with noise, and none is given.
+        """
+        if jnp.shape(start) != jnp.shape(end):
+            raise ValueError(
+                f"Path: the ends of one point have shapes {jnp.shape(start)} and {jnp.shape(end)}. Give points of one shape."
+            )
+        if z is None and self.has_noise:
+            raise ValueError(
+                "Path: this path has noise between its ends. Give z=jax.random.normal(key, shape)."
+            )
+        z = jnp.zeros(jnp.shape(start)) if z is None else z
+        t = jnp.asarray(t, float)
+        return jax.jvp(lambda t: self.position(t, start, end, z), (t,), (jnp.ones_like(t),))
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Interpolant(Path):
+    """The path x_t = alpha(t) x_0 + beta(t) x_1 + gamma(t) z.
+
+    Args:
+        alpha: `t -> alpha`, 1 at 0 and 0 at 1.
+        beta: `t -> beta`, 0 at 0 and 1 at 1.
+        gamma: `t -> gamma`, 0 at both ends and positive between; None for no noise.
+        margin: training asks for times in [margin, 1 - margin].
+
+    The score of x_t is known from what a network learns: -E[z | x_t] / gamma, and -E[x_0 | x_t] / alpha where x_0 is standard
+    normal and independent of x_1.
+    """
+
+    alpha: OfTime
+    beta: OfTime
+    gamma: OfTime | None
+
+    def __init__(
+        self, alpha: OfTime, beta: OfTime, gamma: OfTime | None = None, *, margin: float = 0.0
+    ) -> None:
+        def position(t: Array, start: Array, end: Array, z: Array) -> Array:
+            x = alpha(t) * start + beta(t) * end
+            return x if gamma is None else x + gamma(t) * z
+
+        for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma}.items():
+            object.__setattr__(self, name, value)
+        super().__init__(position, gamma is not None, margin, 1 - margin)
+
+
+def linear(noise: float = 0.0) -> Interpolant:
+    """The path x_t = (1 - t) x_0 + t x_1 + noise sqrt(t (1 - t)) z: straight lines, and Brownian bridges where there is noise.
+
+    Without noise, of flow matching and rectified flows; with noise s and the entropic coupling of s^2, whose bridges run at s^2
+    per unit of time, x_t is the Schrödinger bridge.
+
+    Args:
+        noise: standard deviation of the Brownian motion after a unit of time.
+
+    Raises:
+        ValueError: negative noise.
+
+    Reference: Liu, Gong and Liu 2023, arXiv:2209.03003; Tong et al. 2024, arXiv:2302.00482.
+    """
+    return Interpolant(lambda t: 1 - t, lambda t: t, *_bridge(noise), margin=_margin(noise))
+
+
+def trigonometric(noise: float = 0.0) -> Interpolant:
+    """The path x_t = cos(pi t / 2) x_0 + sin(pi t / 2) x_1 + noise sqrt(t (1 - t)) z.
+
+    Without noise, and between independent ends of equal variance, variance stays.
+
+    Args:
+        noise: as for `linear`.
+
+    Raises:
+        ValueError: negative noise.
+
+    Reference: Albergo, Boffi and Vanden-Eijnden 2023, arXiv:2303.08797, section 4.
+    """
+    cos, sin = (lambda t: jnp.cos(0.5 * jnp.pi * t)), (lambda t: jnp.sin(0.5 * jnp.pi * t))
+    return Interpolant(cos, sin, *_bridge(noise), margin=_margin(noise))
+
+
+def of_noising(noising: Noising, margin: float = 1e-3) -> Interpolant:
+    """The path of a diffusion model, from noise to data: x_t = std(s) x_0 + alpha(s) x_1 at the noising time s = end (1 - t).
+
+    At t = 0 it is alpha(end) x_1 + std(end) x_0: noise up to what the process leaves of the data. `diffusion.PoissonNoise` as law
+    of x_0 makes it the path of a Poisson flow.
+
+    Args:
+        noising: the process.
+        margin: training asks for times in [margin, 1 - margin]; std is not differentiable where it vanishes.
+    """
+    at = lambda t: noising.end * (1 - t)
+    return Interpolant(lambda t: noising.std(at(t)), lambda t: noising.alpha(at(t)), margin=margin)
+
+
+def _bridge(noise: float) -> tuple[OfTime, ...]:
+    if noise < 0:
+        raise ValueError(f"Path: noise must be >= 0, got {noise}.")
+    # At the ends 0, with a finite derivative: what is asked for there is position only.
+    safe = lambda t: jnp.where((t > 0) & (t < 1), t * (1 - t), 1.0)
+    gamma = lambda t: jnp.where((t > 0) & (t < 1), noise * jnp.sqrt(safe(t)), 0.0)
+    return (gamma,) if noise else ()
+
+
+def _margin(noise: float) -> float:
+    return 1e-3 if noise else 0.0
+
+
+def sphere() -> Path:
+    """The path along great circles of the unit sphere.
+
+        x_t = sin((1 - t) a) / sin(a) x_0 + sin(t a) / sin(a) x_1,   a the angle between the ends.
+
+    Points are unit vectors, u is tangent to the sphere and of constant length a. Opposite ends have no shortest path; laws
+    with a density do not draw them.
+
+    Reference: Chen and Lipman 2024, arXiv:2302.03660, section 3.2.
+    """
+
+    def position(t: Array, start: Array, end: Array, z: Array) -> Array:
+        # The angle by its tangent: arccos has no digits, and no derivative, for ends close to each other.
+        away = end - jnp.sum(start * end) * start
+        length = jnp.linalg.norm(away)
+        angle = jnp.arctan2(length, jnp.sum(start * end))
+        direction = away / jnp.maximum(length, jnp.finfo(away.dtype).tiny)
+        return jnp.cos(t * angle) * start + jnp.sin(t * angle) * direction
+
+    return Path(position)
+
+
+def torus() -> Path:
+    """The path of angles in [-pi, pi) that turns each the shorter way round: x_t = x_0 + t wrap(x_1 - x_0), wrapped.
+
+    Reference: Chen and Lipman 2024, arXiv:2302.03660, section 3.2.
+    """
+    return Path(lambda t, start, end, z: wrapped(start + t * wrapped(end - start)))
+
+
+def wrapped(angle: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Angles in [-pi, pi)."""
+    return jnp.mod(angle + jnp.pi, 2 * jnp.pi) - jnp.pi

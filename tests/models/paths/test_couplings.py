@@ -1,0 +1,45 @@
+"""Couplings keep both ends, and are those of optimal and of entropic transport."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from lapilli.models import paths
+
+# Variances of x_0 and x_1, 1 and 4; covariance of the entropic coupling by s^2 (its closed form).
+COVARIANCES = {1.0: 1.5616, 2.0: 0.8284}
+
+
+def test_transport_is_the_least_assignment(key):
+    keys = jax.random.split(key)
+    x0, x1 = (jax.random.normal(k, (12, 2, 2)) for k in keys)
+    which = np.asarray(jax.jit(paths.transport)(key, x0, x1))
+    assert sorted(which) == list(range(12))
+    cost = np.sum((np.asarray(x1)[:, None] - np.asarray(x0)[None]) ** 2, (2, 3))
+    rows, columns = linear_sum_assignment(cost)
+    np.testing.assert_allclose(
+        cost[np.arange(12), which].sum(), cost[rows, columns].sum(), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("noise", COVARIANCES)
+def test_entropic_coupling_of_normals_has_its_covariance(key, noise):
+    """Quantiles of both ends: a batch of 300 whose coupling is that of the laws up to 2 %."""
+    from scipy.stats import norm
+
+    x0 = jnp.asarray(norm.ppf((np.arange(300) + 0.5) / 300), jnp.float32)[:, None]
+    x1 = 2 * x0
+    run = jax.jit(jax.vmap(paths.entropic(noise), (0, None, None)))
+    which = run(jax.random.split(key, 100), x0, x1)
+    products = np.asarray(x0[which, 0] * x1[:, 0][None])
+    error = products.mean(1).std() / 10
+    assert abs(products.mean() - COVARIANCES[noise]) < 4.5 * error + 0.02 * COVARIANCES[noise]
+    drawn = np.asarray(x0[which, 0])  # x_0 keeps its law
+    assert abs(drawn.mean()) < 5 / np.sqrt(drawn.size) and abs(drawn.var() - 1) < 0.03
+
+
+def test_entropic_refuses_no_noise():
+    with pytest.raises(ValueError, match="noise must be positive"):
+        paths.entropic(0.0)
