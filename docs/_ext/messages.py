@@ -60,6 +60,7 @@ TOPICS = {
     "inference/export": "Predictions and ArviZ",
     "models": "Networks and model families",
     "models/diffusion": "Models: diffusion",
+    "models/paths": "Models: paths between laws",
     "models/flows": "Models: normalising flows",
     "models/gflownet": "Models: GFlowNets",
     "models/imputation": "Models: imputation",

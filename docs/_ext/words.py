@@ -21,8 +21,8 @@ MORE = {
     "evidence": "p(data), the marginal likelihood: the density of the observations, latent sites integrated out; its "
     "logarithm in nats.",
     "floor": "of a metric of samples: its value for two samples of one law, of the sizes at hand.",
-    "flow matching": "a velocity is learned that carries noise to data; the script `examples/diffusion/interpolants.py` has "
-    "stochastic interpolants, of which rectified flows are one.",
+    "flow matching": "a velocity is learned that carries noise to data, or one law to another: "
+    "{py:obj}`~lapilli.models.paths.flow_matching`.",
     "IWELBO": "importance-weighted bound, E log of the mean of K weights: {py:obj}`~lapilli.inference.iwelbo`.",
     "jump": "a place where a density is not continuous in a draw; a reparameterised gradient misses it, and is refused there.",
     "k-hat": "shape of the tail of importance weights; above its threshold weighted means cannot be trusted.",
@@ -39,7 +39,10 @@ MORE = {
     "{py:obj}`~lapilli.inference.predict`.",
     "R-hat": "of chains: how much their spread between exceeds that within; 1 if all have found one law.",
     "refused": "stopped by an error before anything runs, which names the site and what to do.",
+    "rectified flow": "flow matching along straight lines, {py:obj}`~lapilli.models.paths.linear`.",
     "reparameterise": "write a draw as a differentiable function of noise and parameters.",
+    "Schrödinger bridge": "of all paths between two laws the most probable under a Brownian motion: "
+    "{py:obj}`~lapilli.models.paths.entropic`.",
     "score": "derivative of a log-density in its parameters.",
     "SBC": "simulation-based calibration: ranks of parameters among draws of their posteriors, "
     "{py:obj}`~lapilli.inference.diagnostics.calibrate`.",
@@ -48,6 +51,7 @@ MORE = {
     "sound": "of an estimator at a site: its expectation is the gradient.",
     "steering": "draws of a trained model are moved towards a reward by weights and resampling: "
     "{py:obj}`~lapilli.inference.diffusion.fk_steering`.",
+    "stochastic interpolant": "a path between two laws with noise between its ends: {py:obj}`~lapilli.models.paths.Interpolant`.",
     "tempering": "a path of laws from the prior to the posterior by a likelihood raised to a rising power: "
     "{py:obj}`~lapilli.inference.tempered_smc`.",
 }

@@ -25,7 +25,6 @@ result: at 4 steps of the exact flow digits have a squared sliced Wasserstein di
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from lapilli.inference import evaluation
+from lapilli.models import paths
 
 
 class Config(NamedTuple):
@@ -63,6 +63,9 @@ def data_sets(seed: int) -> dict[str, np.ndarray]:
     }
 
 
+STANDARD = {"conditional OT": paths.linear(), "cosine": paths.trigonometric()}
+
+
 @jax.jit
 def denoised(x: jax.Array, s: jax.Array, data: jax.Array) -> jax.Array:
     """E[x_1 | s x_1 + eps = x] under the empirical law, for rows of x."""
@@ -70,78 +73,14 @@ def denoised(x: jax.Array, s: jax.Array, data: jax.Array) -> jax.Array:
     return jax.nn.softmax(logits, -1) @ data
 
 
-def separation(config: Config, data: np.ndarray, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Angles theta in [0, pi/2] and lambda at tan(theta), which lies between s^2 / (1 + s^2) and 1."""
-    theta = np.linspace(0, np.pi / 2, config.num_angles)
-    x = jnp.asarray(data)
-
-    def one(key: jax.Array, s: jax.Array) -> jax.Array:
-        keys = jax.random.split(key)
-        rows = x[jax.random.randint(keys[0], (config.num_draws,), 0, len(x))]
-        noisy = s * rows + jax.random.normal(keys[1], rows.shape)
-        return jnp.mean(denoised(noisy, s, x) ** 2)
-
-    tangents = np.tan(theta[:-1])
-    run = jax.jit(lambda a: jax.lax.map(lambda i: one(*i), a))
-    found = run((jax.random.split(key, len(tangents)), jnp.asarray(tangents, jnp.float32)))
-    least = np.sin(theta) ** 2
-    return theta, np.clip(np.append(np.asarray(found), 1.0), least, 1.0)
-
-
-class Path2(NamedTuple):
-    """A path: a(t) and m(t) at many times."""
-
-    a: np.ndarray
-    m: np.ndarray
-
-
-GRID = np.linspace(0, 1, 2001)
-
-
-def straight() -> Path2:
-    """Conditional optimal transport."""
-    return Path2(GRID, 1 - GRID)
-
-
-def cosine() -> Path2:
-    """Variance preserving, at constant angular speed."""
-    return Path2(np.sin(np.pi * GRID / 2), np.cos(np.pi * GRID / 2))
-
-
-def optimal(theta: np.ndarray, separations: np.ndarray) -> tuple[Path2, float]:
-    """The chord, and its opening Phi."""
-    speed = np.sqrt(curvature(theta, separations))
-    phi = np.concatenate([[0], np.cumsum(0.5 * (speed[1:] + speed[:-1]) * np.diff(theta))])
-    x = (1 - GRID)[:, None] * [1, 0] + GRID[:, None] * [np.cos(phi[-1]), np.sin(phi[-1])]
-    radius, angle = np.hypot(*x.T), np.arctan2(x[:, 1], x[:, 0])
-    at = np.interp(angle, phi + 1e-9 * theta, theta)
-    return Path2(radius * np.sin(at), radius * np.cos(at)), float(phi[-1])
-
-
-def curvature(theta: np.ndarray, separations: np.ndarray) -> np.ndarray:
-    """The function c: (lambda - sin^2) / cos^2, 0 / 0 at the end, where it is continued."""
-    c = (separations - np.sin(theta) ** 2) / np.maximum(np.cos(theta) ** 2, 1e-12)
-    c[-1] = c[-2]
-    return np.clip(c, 0, 1)
-
-
-def energy(path: Path2, theta: np.ndarray, separations: np.ndarray) -> float:
-    """KE / d, by differences along the path."""
-    radius, angle = np.hypot(path.a, path.m), np.arctan2(path.a, path.m)
-    c = np.interp(0.5 * (angle[1:] + angle[:-1]), theta, curvature(theta, separations))
-    middle = 0.5 * (radius[1:] + radius[:-1])
-    squares = np.diff(radius) ** 2 + middle**2 * c * np.diff(angle) ** 2
-    return float(squares.sum() * (len(GRID) - 1))
-
-
-def flow(path: Path2, data: np.ndarray, num: int, num_steps: int, key: jax.Array) -> np.ndarray:
+def flow(path: paths.Interpolant, data: np.ndarray, num: int, num_steps: int, key: jax.Array) -> np.ndarray:  # fmt: skip
     """Euler steps of the exact flow of the empirical law from t = 0 to 1, evenly spaced in time.
 
     Where x = a E[x_1] + m E[eps], a step moves both expectations' factors: exact if they stayed as they are.
     """
     x = jax.random.normal(key, (num, data.shape[1]))
-    times = np.linspace(0, 1, num_steps + 1)
-    a, m = (np.interp(times, GRID, part) for part in path)
+    times = jnp.linspace(0, 1, num_steps + 1)
+    a, m = np.asarray(jax.vmap(path.beta)(times)), np.asarray(jax.vmap(path.alpha)(times))
     for i in range(num_steps):
         expected = denoised(x / m[i], a[i] / m[i], jnp.asarray(data))
         noise = (x - a[i] * expected) / m[i]
@@ -159,21 +98,20 @@ def table(config: Config, key: jax.Array, seed: int) -> tuple[dict, dict]:
     rows: dict[str, dict[str, Any]] = {}
     shown: dict[str, Any] = {}
     for i, (name, data) in enumerate(data_sets(seed).items()):
-        theta, separations = separation(config, data, jax.random.fold_in(key, i))
-        best, opening = optimal(theta, separations)
-        paths = {"optimal": best, "conditional OT": straight(), "cosine": cosine()}
-        row = {p: energy(path, theta, separations) for p, path in paths.items()}
-        row["4 sin^2(Phi/2)"] = 4 * np.sin(opening / 2) ** 2
-        row["Phi / (pi/2)"] = opening / (np.pi / 2)
+        size = {"num_angles": config.num_angles, "num_draws": config.num_draws}
+        found = paths.separation(data, jax.random.fold_in(key, i), **size)
+        ways = {"optimal": paths.chord(found)} | STANDARD
+        row = {p: paths.kinetic_energy(path, found) for p, path in ways.items()}
+        row["4 sin^2(Phi/2)"] = 4 * np.sin(found.lengths[-1] / 2) ** 2
+        row["Phi / (pi/2)"] = found.lengths[-1] / (np.pi / 2)
         if name in ("digits", "ring"):
             reference = data[: config.num_samples]
-            distance: Callable[[np.ndarray], list[float]] = lambda x, r=reference: squared(r, x)
-            row["SW^2, other data"] = distance(data[-config.num_samples :])
+            row["SW^2, other data"] = squared(reference, data[-config.num_samples :])
             for steps in config.num_steps:
-                for p, path in paths.items():
+                for p, path in ways.items():
                     x = flow(path, data, len(reference), steps, jax.random.fold_in(key, 100))
-                    row[f"SW^2, {p}, {steps} steps"] = distance(x)
-        rows[name], shown[name] = row, (paths, theta, separations)
+                    row[f"SW^2, {p}, {steps} steps"] = squared(reference, x)
+        rows[name], shown[name] = row, (ways, found)
     return rows, shown
 
 
@@ -195,26 +133,29 @@ def report(config: Config, rows: dict) -> str:
     return "\n".join(lines)
 
 
-def draw(shown: dict, path: Path) -> None:
+def draw(shown: dict, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for i, (name, (paths, theta, separations)) in enumerate(shown.items()):
-        axes[0].plot(2 * theta / np.pi, separations, color=f"C{i}", label=name)
-        axes[1].plot(*paths["optimal"], color=f"C{i}", label=name)
-    axes[0].plot(2 * theta / np.pi, np.sin(theta) ** 2, "k:", lw=1, label="Gaussian data")
+    for i, (name, (ways, found)) in enumerate(shown.items()):
+        axes[0].plot(2 * found.angles / np.pi, found.values, color=f"C{i}", label=name)
+        axes[1].plot(*points(ways["optimal"]), color=f"C{i}", label=name)
+    axes[0].plot(2 * found.angles / np.pi, np.sin(found.angles) ** 2, "k:", lw=1, label="Gaussian data")  # fmt: skip
     axes[0].set(xlabel="angle / (pi/2)", title="how well data are told from noise, lambda")
-    for p, style in (("conditional OT", "k--"), ("cosine", "k:")):
-        axes[1].plot(*paths[p], style, lw=1, label=p)
-    axes[1].set(
-        xlabel="a, factor of the data",
-        ylabel="m, factor of the noise",
-        title="paths of least kinetic energy",
-    )
+    for (name, path), style in zip(STANDARD.items(), ("k--", "k:"), strict=True):
+        axes[1].plot(*points(path), style, lw=1, label=name)
+    labels = {"xlabel": "a, factor of the data", "ylabel": "m, factor of the noise"}
+    axes[1].set(**labels, title="paths of least kinetic energy")
     for axis in axes:
         axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, dpi=120)
     plt.close(figure)
+
+
+def points(path: paths.Interpolant) -> np.ndarray:
+    """Factors of the data and of the noise at many times, [2, times]."""
+    times = jnp.linspace(0, 1, 501)
+    return np.stack([jax.vmap(path.beta)(times), jax.vmap(path.alpha)(times)])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -230,12 +171,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
     (options.out / "report.txt").write_text(text + "\n")
     (options.out / "metrics.json").write_text(json.dumps(rows, indent=1))
-    paths = {
-        f"{n}_{c}".replace(" ", "_"): np.stack(p)[None]
-        for n, (ps, _, _) in shown.items()
-        for c, p in ps.items()
+    factors = {
+        f"{n}_{c}".replace(" ", "_"): points(path)[None]
+        for n, (ways, _) in shown.items()
+        for c, path in ways.items()
     }
-    tree = arviz.from_dict({"constant_data": paths}, sample_dims=[])
+    tree = arviz.from_dict({"constant_data": factors}, sample_dims=[])
     tree.to_netcdf(options.out / "paths.nc")
     draw(shown, options.out / "kinetic_paths.png")
 

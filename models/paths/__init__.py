@@ -4,6 +4,7 @@ All names, by task:
 
     linear, trigonometric     paths between two ends, with noise or without
     of_noising                the path of a diffusion model, or of a Poisson flow
+    chord, separation, kinetic_energy     the path of least kinetic energy for given data
     sphere, torus             paths along geodesics
     Path, Interpolant         a path of one's own
     independent, transport, entropic      which draws of the ends belong together
@@ -14,15 +15,21 @@ All names, by task:
     FlowLaw                   the law at the end of a flow, in any program
     flow_log_density          its log-density with few derivatives a step
     diffuse                   draws of a diffusion with the same marginals
-    density_model             its density as a Feynman-Kac model, estimated without bias
+    diffusion_log_density     their density, estimated without bias
 """
 
+from ._chord import (
+    Separation as Separation,
+    chord as chord,
+    kinetic_energy as kinetic_energy,
+    separation as separation,
+)
 from ._couplings import (
     entropic as entropic,
     independent as independent,
     transport as transport,
 )
-from ._diffusions import density_model as density_model, diffuse as diffuse
+from ._diffusions import diffuse as diffuse, diffusion_log_density as diffusion_log_density
 from ._flow_law import FlowLaw as FlowLaw, flow_log_density as flow_log_density
 from ._matching import (
     Field as Field,
@@ -47,6 +54,10 @@ __all__ = [
     "linear",
     "trigonometric",
     "of_noising",
+    "chord",
+    "separation",
+    "Separation",
+    "kinetic_energy",
     "sphere",
     "torus",
     "independent",
@@ -61,5 +72,5 @@ __all__ = [
     "FlowLaw",
     "flow_log_density",
     "diffuse",
-    "density_model",
+    "diffusion_log_density",
 ]

@@ -1,4 +1,4 @@
-"""Diffusions with the marginals of a flow: draws, and the density as a Feynman-Kac model, whose estimate is unbiased."""
+"""Diffusions with the marginals of a flow: draws, and their density, estimated without bias."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from ...inference import FeynmanKac
 from ...ppl._checks import check_counts
 from ...ppl._types import Key
 from ._matching import Field, VectorField
@@ -46,55 +45,63 @@ def diffuse(
     return jax.lax.scan(step, jnp.asarray(start, float), jnp.arange(num_steps))[0]
 
 
-def density_model(
-    field: Field,
-    start: dist.Distribution,
-    x: Float[Array, "*shape"],
-    *,
-    noise: float,
-    num_steps: int,
-) -> FeynmanKac:
-    """The density at t = 1 of the point x as the evidence of a Feynman-Kac model, for `inference.smc`.
+def diffusion_log_density(
+    field: Field, start: dist.Distribution, x: Float[Array, " points *shape"], key: Key, *, noise: float, num_steps: int,
+    num_paths: int = 1,
+) -> Float[Array, " points"]:  # fmt: skip
+    """Logarithms of unbiased estimates of the density of points under the law of `diffuse`.
 
         p(x) = E[exp(-int div b_F(t, Y_t) dt) start(Y_0)],   dY = b_F dt + sqrt(2 noise) dW run back from Y_1 = x,
 
-    b_F = b + noise s. `exp(smc(model, key, num_particles=K).log_evidence)` is unbiased for it on the grid of steps at any K.
+    b_F = b + noise s. Paths are drawn from the reversed diffusion, with b - noise s in place of b_F, and weighted by the ratio of
+    the two: where b and s are exact, all weights tend to p(x) as the steps grow short. (On the way they are p(x) / p_t(Y_t), and
+    to resample by them would look for improbable places.)
 
     Args:
         field: velocity b and score s.
         start: law of x_0, for one point.
-        x: the point.
-        noise: at least 0; at 0 all paths are one.
+        x: the points, at t = 1.
+        key: PRNG key.
+        noise: at least 0; at 0 all paths of a point are one.
         num_steps: Euler steps.
+        num_paths: paths, over which the mean of the weights is taken.
 
     Raises:
         ValueError: negative noise, or noise and a field without a score.
 
-    Validity: up to the error of the Euler steps, which is of the order of 1 / num_steps; the density of the law of `diffuse`
-        where s is the score of its marginals.
+    Validity: exp of it is unbiased, at any number of paths, for any b and s, up to the error of the Euler steps, which is of the
+        order of 1 / num_steps.
 
-    Reference: Albergo, Boffi and Vanden-Eijnden 2023, arXiv:2303.08797, theorem 2.23.
+    Reference: Albergo, Boffi and Vanden-Eijnden 2023, arXiv:2303.08797, theorem 2.23; its paths by Girsanov's theorem.
     """
-    check_counts("density_model", num_steps=num_steps)
-    drift, dt = _drift("density_model", field, noise), 1 / num_steps
-    x = jnp.asarray(x, float)
+    check_counts("diffusion_log_density", num_steps=num_steps, num_paths=num_paths)
+    drift, dt = _drift("diffusion_log_density", field, noise), 1 / num_steps
+    shape = x.shape[1:]
 
-    def kernel(key: Key, state: Array, n: Array) -> Array:
-        t = 1 - (n - 1) * dt
-        return (
-            state
-            - dt * drift(t, state)
-            + jnp.sqrt(2 * noise * dt) * jax.random.normal(key, x.shape)
+    def step(carry: tuple[Array, Array, Key], n: Array) -> tuple[tuple[Array, Array, Key], None]:
+        old, total, key = carry
+        t = 1 - n * dt
+        moved = drift(t, old)
+        divergence = jnp.trace(
+            jax.jacfwd(lambda x: drift(t, x.reshape(shape)).ravel())(old.ravel())
         )
+        total, new = total - dt * divergence, old - dt * moved
+        if noise:
+            score = field.score(t, old) if field.score else jnp.zeros(shape)
+            z = jax.random.normal(jax.random.fold_in(key, n), shape)
+            shift, scale = 2 * noise * dt * score, jnp.sqrt(2 * noise * dt)
+            new = new + shift + scale * z
+            # Log of Normal(new; old - dt b_F) over Normal(new; old - dt b_F + shift), both with this scale.
+            total = total - jnp.sum(shift * (0.5 * shift + scale * z)) / scale**2
+        return (new, total, key), None
 
-    def log_potential(old: Array, new: Array, n: Array) -> Array:
-        t = 1 - (n - 1) * dt
-        inner = lambda flat: drift(t, flat.reshape(x.shape)).ravel()
-        divergence = jnp.trace(jax.jacfwd(inner)(old.ravel()))
-        last = jnp.where(n == num_steps, start.log_prob(new), 0.0)
-        return jnp.where(n == 0, 0.0, last - dt * divergence)
+    def weight(x: Array, key: Key) -> Array:
+        (last, total, _), _ = jax.lax.scan(step, (x, jnp.zeros(()), key), jnp.arange(num_steps))
+        return total + start.log_prob(last)
 
-    return FeynmanKac(lambda key: x, kernel, log_potential, num_steps, has_memory=True)
+    keys = jax.random.split(key, (len(x), num_paths))
+    logs = jax.vmap(jax.vmap(weight, (None, 0)))(jnp.asarray(x, float), keys)
+    return jax.nn.logsumexp(logs, 1) - jnp.log(num_paths)
 
 
 def _drift(name: str, field: Field, noise: float) -> VectorField:

@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ... import ppl
 from ...inference import Objective, objective
+from ...ppl._checks import check_counts
 from ..diffusion._contexts import one_context, row_contexts
 from ._couplings import Coupling, independent
 from ._path import Interpolant, Path
@@ -39,10 +40,10 @@ class Field:
 def flow_matching(
     network: object,
     path: Path,
+    start: dist.Distribution | Float[ArrayLike, " rows *shape"] | None = None,
     *,
-    start: dist.Distribution | None = None,
     coupling: Coupling = independent,
-    is_paired: bool = False,
+    batch_size: int | None = None,
     drop_context: float = 0.1,
 ) -> Objective:
     """Flow matching as maximum likelihood of a regression, in nats.
@@ -57,49 +58,57 @@ def flow_matching(
         network: an equinox module, called as network(x, t, context) with one point, t in [0, 1] and a context as in
             `diffusion.MLP`.
         path: the path.
-        start: law of x_0 for one point; by default x_0 is data, too.
-        coupling: `independent`, `transport` or `entropic(noise)`, applied to each batch.
-        is_paired: whether row n of x_0 belongs to row n of x_1 by data. Otherwise each step draws the rows of x_0 anew.
+        start: the law of x_0 for one point, or rows of data of which each step draws as many as it needs; by default x_0 is an
+            argument, whose rows belong to those of x_1.
+        coupling: `independent`, `transport` or `entropic(noise)`, of each batch.
+        batch_size: rows that each step draws from x_1; all by default. A coupling of batches needs it in place of `subsample`,
+            since rows that see each other do not add up to all rows.
         drop_context: probability that a row's context is hidden.
 
     Returns:
-        An objective of the arguments `(x_1, x_0, context)`, x_1 [rows, *shape] with the plate "rows", as for
-        `fit(..., subsample={"rows": 128})`. x_0 [any number, *shape] is None where `start` is a law; the context is as for
-        `diffusion.score_matching`. The parameter is "network".
+        An objective of the arguments `(x_1, context)`, or `(x_1, context, x_0)` for pairs, x_1 [rows, *shape] with the plate
+        "rows", as for `fit(..., subsample={"rows": 128})`; the context is as for `diffusion.score_matching`. The parameter is
+        "network".
 
     Raises:
-        ValueError: no ends or two laws of one end; pairs with a coupling, or in unequal numbers; a context that the network does
-            not take.
+        ValueError: neither or both of `start` and an argument x_0; pairs with a coupling; ends of different shapes; a context
+            that the network does not take.
 
     Validity: unbiased for L. The optimum is b(t, x) = E[u | x_t = x] of the coupling of batches of this size.
 
     Reference: Lipman et al. 2023, arXiv:2210.02747, theorem 2; Tong et al. 2024, arXiv:2302.00482 (couplings of batches);
     Albergo, Boffi and Vanden-Eijnden 2023, arXiv:2303.08797, section 6 (z and -z).
     """
-    if is_paired and (start is not None or coupling is not independent):
+    if start is None and coupling is not independent:
         raise ValueError(
-            "flow_matching: pairs are given by data. Leave out start= and coupling=, or is_paired."
+            "flow_matching: without start= the ends are pairs by data, which a coupling would break. Give start= the law or the "
+            "rows of x_0, or leave out coupling=."
         )
+    if batch_size is not None:
+        check_counts("flow_matching", batch_size=batch_size)
 
     @ppl.model
-    def regression(end: Array, begin: Array | None = None, context: PyTree = None) -> None:
-        net, rows = ppl.module("network", network), end.shape[0]
-        keys = jax.random.split(ppl.rng_key("path"), 5)
-        begin = _starts(start, begin, end, is_paired, keys[0])
-        begin = begin[coupling(keys[1], begin, end)]
-        strata = (jnp.arange(rows) + jax.random.uniform(keys[2], (rows,))) / rows
+    def regression(end: Array, context: PyTree = None, begin: Array | None = None) -> None:
+        net, keys = ppl.module("network", network), jax.random.split(ppl.rng_key("path"), 6)
+        if batch_size is not None:
+            chosen = jax.random.randint(keys[0], (batch_size,), 0, len(end))
+            end, context, begin = jax.tree.map(
+                lambda x: jnp.asarray(x)[chosen], (end, context, begin)
+            )
+        rows = len(end)
+        begin = _starts(start, begin, end, keys[1])
+        begin = begin[coupling(keys[2], begin, end)]
+        strata = (jnp.arange(rows) + jax.random.uniform(keys[3], (rows,))) / rows
         t = path.first + (path.last - path.first) * strata
-        z = jax.random.normal(keys[3], end.shape)
-        is_hidden = jax.random.uniform(keys[4], (rows,)) < drop_context
+        z = jax.random.normal(keys[4], end.shape)
+        is_hidden = jax.random.uniform(keys[5], (rows,)) < drop_context
         seen = row_contexts("flow_matching", network, context, rows, is_hidden)
-        for name, sign in (
-            (("u", 1.0), ("u, other side", -1.0)) if path.has_noise else (("u", 1.0),)
-        ):
+        for sign in (1, -1) if path.has_noise else (1,):
             x, u = jax.vmap(path.at)(t, begin, end, sign * z)
             found = jax.vmap(net)(x, t, seen)
-            targets = {name: (found, u)}
+            targets = {"u": (found, u)}
             if path.has_noise:
-                targets = {name: (found[0], u), f"z of {name}": (found[1], sign * z)}
+                targets = {f"u at {sign} z": (found[0], u), f"z at {sign} z": (found[1], sign * z)}
             with ppl.plate("rows", rows):
                 for site, (mean, target) in targets.items():
                     ppl.sample(site, dist.Normal(mean, 1.0).to_event(end.ndim - 1), obs=target)
@@ -112,23 +121,24 @@ def flow_matching(
 
 
 def _starts(
-    start: dist.Distribution | None, begin: Array | None, end: Array, is_paired: bool, key: Array
+    start: dist.Distribution | ArrayLike | None, begin: Array | None, end: Array, key: Array
 ) -> Array:
     """A row of x_0 for each row of x_1."""
     if (start is None) == (begin is None):
-        has = "neither start= nor rows of x_0" if begin is None else "both start= and rows of x_0"
-        raise ValueError(f"flow_matching: {has} are given. Give one of them.")
+        has = "neither start= nor an argument" if begin is None else "both start= and an argument"
+        raise ValueError(f"flow_matching: {has} for x_0. Give one of them.")
     rows = len(end)
-    if start is not None:
-        found = jnp.asarray(start.sample(key, (rows,)))
-    elif is_paired:
+    if begin is not None:
         found = jnp.asarray(begin)
+    elif isinstance(start, dist.Distribution):
+        found = jnp.asarray(start.sample(key, (rows,)))
     else:
-        found = jnp.asarray(begin)[jax.random.randint(key, (rows,), 0, len(begin))]
+        points = jnp.asarray(start)
+        found = points[jax.random.randint(key, (rows,), 0, len(points))]
     if found.shape != end.shape:
         raise ValueError(
-            f"flow_matching: x_0 has shape {found.shape}, and x_1 {end.shape}. Both ends need points of one shape, and pairs "
-            "one number of rows; a law of one vector is dist.Normal(zeros, 1).to_event(1)."
+            f"flow_matching: x_0 has shape {found.shape}, and x_1 {end.shape}. Give both ends points of one shape, and pairs "
+            "one number of rows; the law of a vector is dist.Normal(zeros, 1).to_event(1)."
         )
     return found
 
@@ -156,9 +166,10 @@ def from_network(
     seen = one_context("from_network", network, context)
     if not path.has_noise:
         return Field(lambda t, x: network(x, t, seen))
-    gamma = path.gamma if isinstance(path, Interpolant) else None
-    at = lambda t: jnp.clip(t, path.first, path.last)
-    score = None if gamma is None else lambda t, x: -network(x, t, seen)[1] / gamma(at(t))
+    score = None
+    if isinstance(path, Interpolant):
+        gamma = lambda t: path.gamma(jnp.clip(t, path.first, path.last))
+        score = lambda t, x: -network(x, t, seen)[1] / gamma(t)
     return Field(lambda t, x: network(x, t, seen)[0], score)
 
 

@@ -48,11 +48,12 @@ def mixture_field(path: Interpolant, start: Mixture, end: Mixture) -> Field:
         t = jnp.asarray(t, float)
         both = lambda part: jax.jvp(part, (t,), (jnp.ones_like(t),))
         (a, da), (b, db) = both(path.alpha), both(path.beta)
-        c, dc = both(path.gamma) if path.gamma is not None else (0.0, 0.0)
+        noise, d_noise = both(path.variance) if path.variance is not None else (0.0, 0.0)
         m0, m1 = (jnp.asarray(m, float) for m in (start.means, end.means))
         means, rates = a * m0[:, None] + b * m1, da * m0[:, None] + db * m1
-        variance = a**2 * start.variance + b**2 * end.variance + c**2
-        covariance = a * da * start.variance + b * db * end.variance + c * dc  # of u and x_t
+        variance = a**2 * start.variance + b**2 * end.variance + noise
+        # Of u and x_t; gamma gamma' is half of the derivative of gamma^2, which is finite at the ends.
+        covariance = a * da * start.variance + b * db * end.variance + 0.5 * d_noise
         away = x - means
         logs = -0.5 * jnp.sum(away**2, -1) / variance
         logs = logs - 0.5 * x.size * jnp.log(2 * jnp.pi * variance) - jnp.log(logs.size)

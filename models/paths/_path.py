@@ -70,30 +70,37 @@ class Path:
 class Interpolant(Path):
     """The path x_t = alpha(t) x_0 + beta(t) x_1 + gamma(t) z.
 
+    The score of x_t is known from what a network learns: -E[z | x_t] / gamma, and -E[x_0 | x_t] / alpha where x_0 is standard
+    normal and independent of x_1.
+
     Args:
         alpha: `t -> alpha`, 1 at 0 and 0 at 1.
         beta: `t -> beta`, 0 at 0 and 1 at 1.
-        gamma: `t -> gamma`, 0 at both ends and positive between; None for no noise.
+        variance: `t -> gamma^2`, 0 at both ends and positive between; None for no noise.
         margin: training asks for times in [margin, 1 - margin].
-
-    The score of x_t is known from what a network learns: -E[z | x_t] / gamma, and -E[x_0 | x_t] / alpha where x_0 is standard
-    normal and independent of x_1.
     """
 
     alpha: OfTime
     beta: OfTime
-    gamma: OfTime | None
+    variance: OfTime | None
 
     def __init__(
-        self, alpha: OfTime, beta: OfTime, gamma: OfTime | None = None, *, margin: float = 0.0
+        self, alpha: OfTime, beta: OfTime, variance: OfTime | None = None, *, margin: float = 0.0
     ) -> None:
         def position(t: Array, start: Array, end: Array, z: Array) -> Array:
             x = alpha(t) * start + beta(t) * end
-            return x if gamma is None else x + gamma(t) * z
+            return x if variance is None else x + self.gamma(t) * z
 
-        for name, value in {"alpha": alpha, "beta": beta, "gamma": gamma}.items():
+        for name, value in {"alpha": alpha, "beta": beta, "variance": variance}.items():
             object.__setattr__(self, name, value)
-        super().__init__(position, gamma is not None, margin, 1 - margin)
+        super().__init__(position, variance is not None, margin, 1 - margin)
+
+    def gamma(self, t: ArrayLike) -> Float[Array, ""]:
+        """The factor of z. Its derivative is infinite at the ends, where it is said to be 0."""
+        if self.variance is None:
+            return jnp.zeros(())
+        variance = self.variance(jnp.asarray(t, float))
+        return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
 
 
 def linear(noise: float = 0.0) -> Interpolant:
@@ -110,7 +117,7 @@ def linear(noise: float = 0.0) -> Interpolant:
 
     Reference: Liu, Gong and Liu 2023, arXiv:2209.03003; Tong et al. 2024, arXiv:2302.00482.
     """
-    return Interpolant(lambda t: 1 - t, lambda t: t, *_bridge(noise), margin=_margin(noise))
+    return Interpolant(lambda t: 1 - t, lambda t: t, _bridge(noise), margin=_margin(noise))
 
 
 def trigonometric(noise: float = 0.0) -> Interpolant:
@@ -127,7 +134,7 @@ def trigonometric(noise: float = 0.0) -> Interpolant:
     Reference: Albergo, Boffi and Vanden-Eijnden 2023, arXiv:2303.08797, section 4.
     """
     cos, sin = (lambda t: jnp.cos(0.5 * jnp.pi * t)), (lambda t: jnp.sin(0.5 * jnp.pi * t))
-    return Interpolant(cos, sin, *_bridge(noise), margin=_margin(noise))
+    return Interpolant(cos, sin, _bridge(noise), margin=_margin(noise))
 
 
 def of_noising(noising: Noising, margin: float = 1e-3) -> Interpolant:
@@ -144,13 +151,10 @@ def of_noising(noising: Noising, margin: float = 1e-3) -> Interpolant:
     return Interpolant(lambda t: noising.std(at(t)), lambda t: noising.alpha(at(t)), margin=margin)
 
 
-def _bridge(noise: float) -> tuple[OfTime, ...]:
+def _bridge(noise: float) -> OfTime | None:
     if noise < 0:
         raise ValueError(f"Path: noise must be >= 0, got {noise}.")
-    # At the ends 0, with a finite derivative: what is asked for there is position only.
-    safe = lambda t: jnp.where((t > 0) & (t < 1), t * (1 - t), 1.0)
-    gamma = lambda t: jnp.where((t > 0) & (t < 1), noise * jnp.sqrt(safe(t)), 0.0)
-    return (gamma,) if noise else ()
+    return (lambda t: noise**2 * t * (1 - t)) if noise else None
 
 
 def _margin(noise: float) -> float:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pytest
 
 from _stats import assert_unbiased
@@ -46,7 +47,7 @@ START = dist.Normal(jnp.zeros(1), SDS[0]).to_event(1)
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_the_gradient_vanishes_at_the_exact_field(noise):
     network = ExactField(jnp.ones(3), noise, 0.0)
-    objective = paths.flow_matching(network, paths.linear(noise), start=START)
+    objective = paths.flow_matching(network, paths.linear(noise), START)
 
     def gradient(key):
         keys = jax.random.split(key)
@@ -62,17 +63,46 @@ def test_the_field_of_a_coupling_of_batches_is_learned():
     """Pairs of quantiles, as optimal transport has them: covariance sd_0 sd_1, and a network without noise fits them exactly."""
     network = ExactField(jnp.ones(3), 0.0, SDS[0] * SDS[1])
     z = jax.random.normal(jax.random.key(1), (ROWS, 1))
-    paired = paths.flow_matching(network, paths.linear(), is_paired=True)
+    paired = paths.flow_matching(network, paths.linear())
     sorted_ends = 1 + SDS[1] * z
     value = lambda objective, *args: objective.value_and_grad({"network": network}, jax.random.key(2), *args)  # fmt: skip
     exact = -ROWS * 0.5 * np.log(2 * np.pi)  # nothing is left of u
-    got, gradient = value(paired, sorted_ends, SDS[0] * z)
+    got, gradient = value(paired, sorted_ends, None, SDS[0] * z)
     np.testing.assert_allclose(got, exact, rtol=1e-5)
     np.testing.assert_allclose(gradient["network"].factors, 0, atol=1e-2)
     # Of the same rows in any order the transport finds the pairs.
     order = jax.random.permutation(jax.random.key(3), ROWS)
     which = paths.transport(jax.random.key(4), SDS[0] * z[order], sorted_ends)
     np.testing.assert_array_equal(order[which], np.arange(ROWS))
+
+
+def test_a_coupling_of_batches_is_drawn_within_the_step():
+    """Rows of a batch that see each other do not add up to all rows: `subsample` is refused, `batch_size` is not."""
+    rows = 1 + SDS[1] * jax.random.normal(jax.random.key(0), (200, 1))
+    network = Linear(jnp.zeros(2))
+    coupled = {"coupling": paths.transport}
+    objective = lambda n: paths.flow_matching(
+        network, paths.linear(), START, batch_size=n, **coupled
+    )
+    options = {"args": (rows,), "num_steps": 400, "key": jax.random.key(1), "progress": False}
+    with pytest.raises(ValueError, match="depends on other rows"):
+        inference.fit(objective(None), subsample={"rows": 64}, **options)
+    fit = inference.fit(objective(64), optax.adam(0.03), **options)
+    found = fit.params[
+        "network"
+    ].factors  # of u = x_1 - x_0 on (1, x_t - t): at pairs of quantiles 1 and the mean slope
+    assert abs(found[0] - 1) < 0.15
+    assert (
+        0.55 < found[1] < 0.85
+    )  # E (s1 - s0) / (s0 + t (s1 - s0)), about log 2; of independent ends below 0.4
+
+
+class Linear(eqx.Module):
+    factors: jax.Array
+    num_classes: int = eqx.field(static=True, default=0)
+
+    def __call__(self, x, t, context):
+        return self.factors[0] + self.factors[1] * (x - t)
 
 
 def test_what_was_learned_is_a_field_with_its_score(key):
@@ -91,7 +121,7 @@ def test_what_was_learned_is_a_field_with_its_score(key):
 def test_a_network_learns_to_carry_points(key):
     """A small network between two points of mass 1 and 3: shares and places of what it carries."""
     network = Small(key=key)
-    objective = paths.flow_matching(network, paths.linear(), start=START)
+    objective = paths.flow_matching(network, paths.linear(), START)
     rows = jnp.repeat(jnp.array([[-2.0], [2.0]]), jnp.array([128, 384]), 0, total_repeat_length=512)
     fit = inference.fit(objective, args=(rows,), subsample={"rows": 128}, num_steps=1500, key=key, progress=False)  # fmt: skip
     field = paths.from_network(network, paths.linear(), params=fit.params)
@@ -118,12 +148,14 @@ def test_refusals(key):
     x = jnp.zeros((8, 1))
     value = lambda objective, *args: objective.value_and_grad({"network": network}, key, *args)
     matching = lambda **options: paths.flow_matching(network, paths.linear(), **options)
-    with pytest.raises(ValueError, match="pairs are given by data"):
-        matching(is_paired=True, start=START)
-    with pytest.raises(ValueError, match="neither start= nor rows of x_0"):
+    with pytest.raises(ValueError, match="pairs by data, which a coupling would break"):
+        matching(coupling=paths.transport)
+    with pytest.raises(ValueError, match="batch_size"):
+        matching(batch_size=0)
+    with pytest.raises(ValueError, match="neither start= nor an argument for x_0"):
         value(matching(), x)
-    with pytest.raises(ValueError, match="both start= and rows of x_0"):
-        value(matching(start=START), x, x)
+    with pytest.raises(ValueError, match="both start= and an argument for x_0"):
+        value(matching(start=START), x, None, x)
     with pytest.raises(ValueError, match="x_0 has shape"):
         value(matching(start=dist.Normal(0.0, 1.0)), x)
     with pytest.raises(ValueError, match="noise of its own"):

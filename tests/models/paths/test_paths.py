@@ -69,13 +69,13 @@ def exact(path):
 
 
 def variance_of(path, t):
-    noise = path.gamma(t) ** 2 if path.gamma is not None else 0.0
+    noise = path.variance(t) if path.variance is not None else 0.0
     return path.alpha(t) ** 2 * SDS[0] ** 2 + path.beta(t) ** 2 * SDS[1] ** 2 + noise
 
 
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_the_exact_field_leaves_what_cannot_be_predicted(key, name):
-    """The rest u - b(t, x_t) has mean 0 and is orthogonal to functions of x_t: b is E[u | x_t], and the loss there E Var(u | x_t)."""
+    """The rest u - b(t, x_t) is orthogonal to functions of x_t: b is E[u | x_t], and the loss there E Var(u | x_t)."""
     path = INTERPOLANTS[name]
     keys = jax.random.split(key, 3)
     x0, x1 = (MEANS[i] + SDS[i] * jax.random.normal(keys[i], (NUM, 2)) for i in (0, 1))

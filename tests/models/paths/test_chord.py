@@ -1,0 +1,48 @@
+"""The chord: a straight line for one point, of the least energy for others, as its formula says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lapilli.models import paths
+
+
+@pytest.fixture(scope="module")
+def ring():
+    rng = np.random.default_rng(0)
+    angles = 2 * np.pi * rng.integers(8, size=300) / 8
+    x = np.stack([np.cos(angles), np.sin(angles)], 1) * 4 + 0.25 * rng.normal(size=(300, 2))
+    return paths.separation(x / np.sqrt(np.mean(x**2)), jax.random.key(0), num_angles=60, num_draws=500)  # fmt: skip
+
+
+def test_one_point_asks_for_straight_lines():
+    """Lambda = 1: a point is told from noise at once, and conditional optimal transport is best, with an energy of 2."""
+    angles = np.linspace(0, np.pi / 2, 200)
+    found = paths.Separation(angles, np.ones(200))
+    path = paths.chord(found)
+    t = jnp.linspace(0, 1, 11)
+    np.testing.assert_allclose(jax.vmap(path.beta)(t), t, atol=2e-4)
+    np.testing.assert_allclose(jax.vmap(path.alpha)(t), 1 - t, atol=2e-4)
+    assert abs(paths.kinetic_energy(path, found) - 2) < 0.01
+
+
+def test_the_chord_has_the_least_energy_and_that_of_its_formula(ring):
+    path = paths.chord(ring)
+    least = paths.kinetic_energy(path, ring)
+    opening = ring.lengths[-1]
+    assert abs(least - 4 * np.sin(opening / 2) ** 2) < 0.05 * least  # 60 angles
+    for other in (paths.linear(), paths.trigonometric()):
+        assert least < paths.kinetic_energy(other, ring)
+    # Euler and Lagrange: no path beside it has less, to first order nor to second.
+    for bump in (0.1, -0.1):
+        bent = lambda t, b=bump: t + b * t * (1 - t)
+        parts = [lambda t, part=part, bent=bent: part(bent(t)) for part in (path.alpha, path.beta)]
+        beside = paths.Interpolant(*parts)
+        assert least < paths.kinetic_energy(beside, ring)
+
+
+def test_ends_of_the_chord(ring):
+    path = paths.chord(ring)
+    assert abs(path.alpha(1.0)) < 1e-3 and abs(path.beta(1.0) - 1) < 1e-3
+    assert abs(path.alpha(0.0) - 1) < 1e-6 and abs(path.beta(0.0)) < 1e-6
