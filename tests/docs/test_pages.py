@@ -39,6 +39,7 @@ def run_in(folder, monkeypatch, page, is_full):
     "howto/nan",
     "howto/correctors",
     "howto/diffusion_law",
+    "howto/paths",
     "tutorials/04_state_space",
     "howto/forecast",
     "start/coming_from",

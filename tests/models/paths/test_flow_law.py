@@ -43,6 +43,7 @@ def test_a_linear_flow_is_a_normal(key):
     np.testing.assert_allclose(estimates, want.log_prob(x[0]), rtol=1e-3)
 
 
+@pytest.mark.slow  # compiles a solver
 def test_hutchinson_is_right_in_the_mean(key):
     turn = jnp.array([[0.3, 0.8], [-0.2, -0.5]])
     velocity = lambda t, x: turn @ x
@@ -61,6 +62,7 @@ def test_the_flow_between_mixtures_has_the_density_of_its_end():
     np.testing.assert_allclose(got, want, atol=3e-3)
 
 
+@pytest.mark.slow_for("2.0")
 @pytest.mark.parametrize("noise", [0.5, 2.0])
 def test_densities_of_diffusions_are_estimated_without_bias(noise):
     """400 paths of each point, within 4.5 errors and that of 400 Euler steps; of exact fields the spread is that of the steps."""
@@ -110,6 +112,7 @@ class Linear(eqx.Module):
         return self.rate * x
 
 
+@pytest.mark.slow  # derivatives of a solver compile
 def test_a_flow_is_the_guide_of_an_objective():
     """A Normal(0, e^(2 rate)) under p = Normal(0, 1): d ELBO / d rate = d/dr (d r - d e^(2 r) / 2) = d (1 - e^(2 r))."""
 

@@ -118,6 +118,7 @@ def test_what_was_learned_is_a_field_with_its_score(key):
     np.testing.assert_allclose(score(t, x), -(x - 0.3) / (variance - 0.21), rtol=1e-5)
 
 
+@pytest.mark.slow  # trains
 def test_a_network_learns_to_carry_points(key):
     """A small network between two points of mass 1 and 3: shares and places of what it carries."""
     network = Small(key=key)

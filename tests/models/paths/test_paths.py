@@ -73,6 +73,7 @@ def variance_of(path, t):
     return path.alpha(t) ** 2 * SDS[0] ** 2 + path.beta(t) ** 2 * SDS[1] ** 2 + noise
 
 
+@pytest.mark.slow_for("linear", "trigonometric", "trigonometric, noise", "EDM")
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_the_exact_field_leaves_what_cannot_be_predicted(key, name):
     """The rest u - b(t, x_t) is orthogonal to functions of x_t: b is E[u | x_t], and the loss there E Var(u | x_t)."""
@@ -93,6 +94,7 @@ def test_the_exact_field_leaves_what_cannot_be_predicted(key, name):
         assert_unbiased(products(t), jnp.zeros((4, 2)))
 
 
+@pytest.mark.slow_for("linear", "trigonometric", "trigonometric, noise", "EDM")
 @pytest.mark.parametrize("name", INTERPOLANTS)
 def test_the_field_carries_means_and_variances(name):
     """d/dt E f(x_t) = E[grad f . b] for f linear and quadratic, in closed form at many times."""
