@@ -16,7 +16,7 @@ from .. import ppl
 from ..ppl._show import shown
 from ..ppl._types import Key
 from ..ppl.language import joined
-from ._sums import common_of, factor_of, written
+from ._sums import SumPlan, common_of, factor_of, written
 
 Array = jax.Array
 Direction = Literal["max", "min"]
@@ -190,7 +190,7 @@ class AbstractObjective(abc.ABC):
     __array_ufunc__ = None  # numbers of NumPy leave the arithmetic to the methods below
 
     def __mul__(self, factor: PyTree) -> ObjectiveSum:
-        return ObjectiveSum(tuple((factor_of(factor) * a, part) for a, part in _terms(self)))
+        return ObjectiveSum(tuple((factor_of(factor) * a, part) for a, part in terms_of(self)))
 
     __rmul__ = __mul__
 
@@ -206,7 +206,7 @@ class AbstractObjective(abc.ABC):
                 f"{self.name}: an objective is added to an objective, and {other!r} is {type(other).__name__}. A number that "
                 "does not depend on parameters trains nothing: leave it out, or multiply by it."
             )
-        return ObjectiveSum((*_terms(self), *_terms(other)))
+        return ObjectiveSum((*terms_of(self), *terms_of(other)))
 
     def __radd__(self, other: object) -> AbstractObjective:
         # sum(...) begins with 0
@@ -322,9 +322,15 @@ class ObjectiveSum(AbstractObjective):
         grads = jax.tree.map(total, *(grads for _, grads, _ in steps))
         return value, grads, tuple(state for _, _, state in steps)  # type: ignore[return-value]
 
-    def plans(self, params: ppl.Params, *args: PyTree) -> list[ppl.Plan]:
-        """The plans of those terms that have one (`Objective.plan`)."""
-        return [part.plan(params, *args) for _, part in self.terms if hasattr(part, "plan")]  # type: ignore[attr-defined]
+    def plan(self, params: ppl.Params, *args: PyTree) -> SumPlan:
+        """What each term will do: its `Objective.plan`, with all of its checks, and whether it is biased."""
+        plans = [getattr(part, "plan", None) for _, part in self.terms]
+        return SumPlan(
+            tuple(
+                (a, part.name, plan and plan(params, *args))
+                for (a, part), plan in zip(self.terms, plans, strict=True)
+            )
+        )
 
     def plate_sizes(self, *args: PyTree) -> dict[str, int]:
         """Plates of all terms; of one name they have one number of rows, since the arguments are the same."""
@@ -351,5 +357,6 @@ class ObjectiveSum(AbstractObjective):
         }
 
 
-def _terms(objective: AbstractObjective) -> tuple[tuple[float, AbstractObjective], ...]:
+def terms_of(objective: AbstractObjective) -> tuple[tuple[float, AbstractObjective], ...]:
+    """Factor and objective of each term of a sum; an objective that is none is its own only term."""
     return objective.terms if isinstance(objective, ObjectiveSum) else ((1.0, objective),)

@@ -1,7 +1,8 @@
-"""Factors of a sum of objectives, its name, and what its terms share."""
+"""Factors of a sum of objectives, its name, its plan, and what its terms share."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from numbers import Real
@@ -11,6 +12,35 @@ from jaxtyping import PyTree
 
 from .. import ppl
 from ..ppl._compat import is_concrete
+from ..ppl._show import shown
+
+
+@shown
+@dataclasses.dataclass(frozen=True)
+class SumPlan:
+    """The plans of a sum of objectives, term by term; `print(plan)` shows them one below the other.
+
+    Attributes:
+        terms: of each its factor, its name and its plan; None for one that has none (a class of your own).
+    """
+
+    terms: tuple[tuple[float, str, ppl.Plan | None], ...]
+
+    def _facts(self) -> dict[str, PyTree]:
+        return {f"{a:g} x {name}": _said(plan, name) for a, name, plan in self.terms}
+
+    def _tables(self) -> list[list[tuple[str, ...]]]:
+        return [rows for _, _, plan in self.terms if plan is not None for rows in plan._tables()]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{a:g} x {_said(plan, name) if plan is None else plan}" for a, name, plan in self.terms
+        ]
+        return "\n\n".join(parts)
+
+
+def _said(plan: ppl.Plan | None, name: str) -> str:
+    return f"{name} (no plan: its gradient is taken at its word)" if plan is None else plan.label
 
 
 def factor_of(given: PyTree) -> float:

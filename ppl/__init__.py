@@ -2,6 +2,7 @@
 
 Programs
     model, Program, as_program            a decorated function, and anything that NumPyro takes for a model
+    formula, Formula                      a regression such as y ~ x + (1 | g), to its program
     sample, factor, deterministic         statements
     plate, subsample                      independent rows
     param, module, rng_key                parameters, networks, noise that is no site
@@ -38,8 +39,8 @@ Wings with more names
     densities, language                   the classes behind eliminate, marginal, normalize, guide_of and reweight
 
 The other wings are the engine, and each says at its head what it is. From the bottom up: distributions, jaxprs, inputs,
-evaluation, traces, language, strategies, enumeration, analysis, checks, estimation, gaussian, densities; a wing imports those
-before it.
+evaluation, traces, language, strategies, enumeration, analysis, checks, estimation, gaussian, densities, formulas; a wing
+imports those before it.
 
 A gradient takes this way: `language` runs the function under the engine of `strategies`, which leaves markers in the jaxpr;
 `analysis` finds, with `jaxprs`, what depends on what, and with `enumeration` which states are evaluated together; `checks` tries
@@ -77,6 +78,7 @@ from .estimation import (
     controlled as controlled,
     expectation as expectation,
 )
+from .formulas import Formula as Formula, formula as formula
 from .language import (
     ChoiceMismatch as ChoiceMismatch,
     Program as Program,
@@ -133,6 +135,8 @@ __all__ = [
     "model",
     "Program",
     "as_program",
+    "formula",
+    "Formula",
     "sample",
     "factor",
     "deterministic",

@@ -85,7 +85,11 @@ def _hints(fn: Callable[..., PyTree]) -> dict[str, Any]:
     """Annotations of the arguments that are checked; names that are known to type checkers only stand for anything."""
     if hasattr(fn, "__wrapped__"):  # its annotations are those of another function
         return {}
-    names = {"Figure": Any, "xarray": types.SimpleNamespace(Dataset=Any, DataTree=Any)}
+    names: dict[str, Any] = {
+        "Figure": Any,
+        "xarray": types.SimpleNamespace(Dataset=Any, DataTree=Any),
+    }
+    names["pd"] = types.SimpleNamespace(DataFrame=Any)
     found = typing.get_type_hints(fn, localns=names)
     kinds = inspect.signature(fn, follow_wrapped=False).parameters
     one = {n: p for n, p in kinds.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}

@@ -159,7 +159,7 @@ def _told(err: BaseException, recorder: Recorder, program: ModelFn) -> str | Non
             f"{where}: `{line}` needs a package that is missing or does not fit jax {jax.__version__} ({err}). "
             "Install a version that does."
         )
-    name = _statement(file, number)
+    name = _statement(own[-1])
     if _is_of_reparam(err):
         return (
             f"{f"Site '{name}': " if name else ''}{where}: numpyro.handlers.reparam cannot rewrite `{line}` ({_sentence(err)}). "
@@ -203,14 +203,26 @@ def _arguments_in(line: str, program: ModelFn) -> list[str]:
     return [name for name in known if re.search(rf"\b{re.escape(name)}\b", line)]
 
 
-def _statement(file: str, number: int) -> str:
-    """The name of the sample statement that is open at a line, where the source says it; else ""."""
-    lines = [linecache.getline(file, n) for n in range(max(1, number - _LINES), number + 1)]
-    text = "".join(lines)
-    found = [
-        m for m in _SAMPLE.finditer(text) if _is_open(text[m.end() : len(text) - len(lines[-1])])
-    ]
-    return found[-1]["name"] if found else ""
+def _statement(entry: traceback.FrameSummary) -> str:
+    """The name of the sample statement within which a frame failed, where the source says it; else "".
+
+    It is the one whose bracket is open where the failed expression begins, or else the first within that expression: two
+    statements may stand on a line.
+    """
+    last = entry.lineno or 1
+    end = max(entry.end_lineno or last, last)
+    first = max(1, last - _LINES)
+    lines = [linecache.getline(entry.filename, n) for n in range(first, end + 1)]
+    until = lambda number, column: (
+        len("".join(lines[: number - first]))
+        + len(lines[number - first].encode()[: column or 0].decode(errors="ignore"))
+    )
+    text, start = "".join(lines), until(last, entry.colno)
+    stop = until(end, entry.end_colno) if entry.end_colno else len(text)
+    found = list(_SAMPLE.finditer(text))
+    around = [m for m in found if m.end() <= start and _is_open(text[m.end() : start])]
+    within = [m for m in found if start <= m.end() <= stop]
+    return around[-1]["name"] if around else within[0]["name"] if within else ""
 
 
 def _is_open(text: str) -> bool:

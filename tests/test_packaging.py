@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ppl", "inference", "models")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Loaded where they are used. What NumPy, JAX and NumPyro load themselves does not count.
-LATE = """arviz arviz_base arviz_stats blackjax diffrax equinox flax funsor matplotlib netCDF4 optax pandas
+LATE = """arviz arviz_base arviz_stats blackjax diffrax equinox flax formulae funsor matplotlib netCDF4 optax pandas
     scipy.integrate scipy.interpolate scipy.ndimage scipy.optimize scipy.stats sklearn statsmodels xarray""".split()
 
 

@@ -23,11 +23,17 @@ MORE = {
     "floor": "of a metric of samples: its value for two samples of one law, of the sizes at hand.",
     "flow matching": "a velocity is learned that carries noise to data, or one law to another: "
     "{py:obj}`~lapilli.models.paths.flow_matching`.",
+    "formula": "a regression in one line, as in R and bambi: {py:obj}`~lapilli.ppl.formula`.",
+    "GLM": "generalised linear model, a regression of counts or classes: {py:obj}`~lapilli.ppl.formula` with `family=`.",
     "IWELBO": "importance-weighted bound, E log of the mean of K weights: {py:obj}`~lapilli.inference.iwelbo`.",
     "jump": "a place where a density is not continuous in a draw; a reparameterised gradient misses it, and is refused there.",
     "k-hat": "shape of the tail of importance weights; above its threshold weighted means cannot be trusted.",
     "law": "a probability distribution.",
     "marginalise": "sum or integrate a site out, exactly: {py:obj}`~lapilli.ppl.eliminate`.",
+    "MCMC": "Markov chain Monte Carlo: {py:obj}`~lapilli.inference.infer`, {py:obj}`~lapilli.inference.nuts`; NumPyro's samplers "
+    "run every program.",
+    "mixed model": "multilevel or hierarchical regression, with random effects of groups: {py:obj}`~lapilli.ppl.formula`; normal "
+    "effects are integrated out by {py:obj}`~lapilli.ppl.eliminate`.",
     "neural likelihood estimation": "NLE: the law of simulated data given parameters is learned, and stands in a program: "
     "{py:obj}`~lapilli.inference.surrogate`.",
     "neural posterior estimation": "NPE: a guide is trained on simulated parameters and data: "
@@ -35,6 +41,7 @@ MORE = {
     "neural ratio estimation": "NRE: pairs of parameters and data are told from pairs of no relation, which gives the likelihood "
     "over the evidence: {py:obj}`~lapilli.inference.ratio`.",
     "nats": "unit of log-densities with the natural logarithm; 1 nat is 1.44 bits.",
+    "particle filter": "sequential Monte Carlo over the steps of a series: {py:obj}`~lapilli.inference.smc`.",
     "posterior predictive": "the law of new data given the old: {py:meth}`~lapilli.inference.Fit.predict`, "
     "{py:obj}`~lapilli.inference.predict`.",
     "R-hat": "of chains: how much their spread between exceeds that within; 1 if all have found one law.",
@@ -44,6 +51,8 @@ MORE = {
     "Schrödinger bridge": "of all paths between two laws the most probable under a Brownian motion: "
     "{py:obj}`~lapilli.models.paths.entropic`.",
     "score": "derivative of a log-density in its parameters.",
+    "reward": "of a trained model's samples, also learned from preferences (RLHF): their law is tilted by it without training, "
+    "see *steering*; objects are drawn in proportion to one by {py:obj}`~lapilli.models.gflownet.ObjectSampler`.",
     "SBC": "simulation-based calibration: ranks of parameters among draws of their posteriors, "
     "{py:obj}`~lapilli.inference.diagnostics.calibrate`.",
     "simulation-based inference": "SBI, likelihood-free inference: posteriors from a simulator whose density is not known; "
@@ -52,6 +61,8 @@ MORE = {
     "steering": "draws of a trained model are moved towards a reward by weights and resampling: "
     "{py:obj}`~lapilli.inference.diffusion.fk_steering`.",
     "stochastic interpolant": "a path between two laws with noise between its ends: {py:obj}`~lapilli.models.paths.Interpolant`.",
+    "variational inference": "a guide is trained towards the posterior: {py:obj}`~lapilli.inference.fit` with "
+    "{py:obj}`~lapilli.inference.elbo`.",
     "tempering": "a path of laws from the prior to the posterior by a likelihood raised to a rising power: "
     "{py:obj}`~lapilli.inference.tempered_smc`.",
 }

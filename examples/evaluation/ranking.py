@@ -143,12 +143,12 @@ def draw(names, strengths, ranks, path):
     import matplotlib.pyplot as plt
 
     order = np.argsort(-strengths.mean(0))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained")
     low, high = np.quantile(strengths[:, order], [0.05, 0.95], axis=0)
     mean = strengths.mean(0)[order]
     places = np.arange(len(names))
     left.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="o", color="C0")
-    left.set(xlabel="strength, 90 % interval", yticks=places, yticklabels=[names[i] for i in order])
+    left.set(xlabel="strength, log odds", yticks=places, yticklabels=[names[i] for i in order])
     left.invert_yaxis()
     right.imshow(ranks[order], cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(ranks[order]):
@@ -157,7 +157,12 @@ def draw(names, strengths, ranks, path):
                 right.text(
                     j, i, f"{p:.2f}", ha="center", va="center", color="w" if p > 0.6 else "k"
                 )
-    right.set(xlabel="rank", title="P(rank)", yticks=[])
+    right.set(xlabel="rank", title="probability of each rank", yticks=[])
+    left.set_title("how strong: mean and 90 %")
+    best = order[0]
+    figure.suptitle(
+        f"Noisy comparisons, ranked with their doubt: {names[best]} is first with probability {ranks[best, 0]:.2f}"
+    )
     right.set_xticks(places, places + 1)
     figure.savefig(path, dpi=110)
 

@@ -169,14 +169,24 @@ def draw(rows: dict[str, Row], out: Path, key) -> None:
 
     panels = {name: row.draws for name, row in rows.items()} | {"exact": exact(key, 1_000)}
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.1 * len(panels), 3.4), sharex=True, sharey=True
+        1, len(panels), figsize=(2.4 * len(panels), 3.2), sharex=True, sharey=True, layout="constrained"
     )  # fmt: skip
     for axis, (name, draws) in zip(axes, panels.items(), strict=True):
         axis.plot(*draws[:1_000].T, ".", ms=2, color="C0" if name != "exact" else "0.3")
         axis.plot(*np.asarray(MODES).T, "+", color="C3", ms=8)
-        axis.set_title(name, loc="left")
-        axis.set(xlim=(-8, 8), ylim=(-8, 8), aspect="equal")
-    figure.savefig(out / "energy_sampler.png", dpi=120, bbox_inches="tight")
+        bound = (
+            f"bound {rows[name].log_weights.mean():.2f} nats"
+            if name in rows
+            else "draws of the target"
+        )
+        axis.set_title(f"{name}\n{bound}", fontsize=10)
+        axis.set(xlim=(-8, 8), ylim=(-8, 8), aspect="equal", xlabel="x")
+    axes[0].set_ylabel("y")
+    figure.suptitle(
+        "Nine modes (red) found from their energy alone: 1,000 draws by each loss; the true log Z is 0"
+    )
+    figure.savefig(out / "energy_sampler.png", dpi=100)
+    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> None:

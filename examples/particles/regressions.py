@@ -50,6 +50,18 @@ normal = ppl.model(functools.partial(regression, noise_law=dist.Normal))
 student = ppl.model(functools.partial(regression, noise_law=functools.partial(dist.StudentT, 4.0)))
 
 
+MEANINGS = {
+    "bmi": "body mass index",
+    "bp": "blood pressure",
+    "s1": "s1, total cholesterol",
+    "s2": "s2, LDL",
+    "s3": "s3, HDL",
+    "s4": "s4, cholesterol / HDL",
+    "s5": "s5, log triglycerides",
+    "s6": "s6, blood sugar",
+}
+
+
 class Case(NamedTuple):
     """A program and the names of its covariates."""
 
@@ -177,6 +189,31 @@ def record(results: dict[str, Result], config: Config, seed: int) -> None:
     )
 
 
+def draw(slopes, best: str, path: Path) -> None:
+    """The slopes of one regression: median, 50 and 90 % intervals."""
+    import matplotlib.pyplot as plt
+
+    names = [MEANINGS.get(name, name) for name in slopes.covariate.values]
+    low, lower, median, upper, high = slopes.quantile(
+        [0.05, 0.25, 0.5, 0.75, 0.95], ["chain", "draw"]
+    ).values
+    places = np.arange(len(names))
+    figure, axis = plt.subplots(figsize=(8, 0.36 * len(names) + 1.4), layout="constrained")
+    axis.axvline(0.0, color="0.6", lw=0.8)
+    axis.hlines(places, low, high, color="C0", lw=1, label="90 %")
+    axis.hlines(places, lower, upper, color="C0", lw=4, label="50 %")
+    axis.plot(median, places, "o", color="white", mec="C0", label="median")
+    axis.set_yticks(places, names)
+    axis.invert_yaxis()
+    axis.set_xlabel("slope: change of progression by one standard deviation of each, in its own")
+    axis.set_title(
+        f"Diabetes after a year: slopes of the regression with the most evidence, {best}"
+    )
+    axis.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Four regressions compared by their evidence.")
     parser.add_argument("--smoke", action="store_true", help="few particles and draws")
@@ -198,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
         coords={"covariate": CASES[best].covariates},
     )
     tree.to_netcdf(options.out / "posterior.nc")
-    arviz.plot_forest(tree, var_names=["slope"]).savefig(options.out / "slopes.png")
+    draw(tree.posterior["slope"], best, options.out / "slopes.png")
     text = report(results) + f"\nposterior of '{best}' in posterior.nc and slopes.png"
     (options.out / "report.txt").write_text(text + "\n")
     print(text)

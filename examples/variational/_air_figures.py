@@ -29,14 +29,16 @@ plt.rcParams.update(
 
 def draw(runs: dict, gradients: dict, scenes: Any, out: Path) -> None:
     """All figures; the scenes are those of the first run."""
-    found(runs["ELBO", "enum"].fit, scenes, out / "scenes.png")
+    found(runs, scenes, out / "scenes.png")
     learning(runs, out / "learning.png")
     variance(gradients, out / "gradient_variance.png")
 
 
-def found(fit: Any, scenes: Any, path: Path, num_images: int = 24) -> None:
-    """Held-out images with the windows of one draw of the guide, and what the model makes of them."""
-    x = scenes.test[:num_images]
+def found(runs: dict, scenes: Any, path: Path, num_images: int = 8) -> None:
+    """Held-out images that hold digits, what one draw of the guide finds in them, and how counts are learned by estimator."""
+    fit = runs["ELBO", "enum"].fit
+    some = np.flatnonzero(scenes.test_counts > 0)[:num_images]
+    x = scenes.test[some]
 
     @jax.jit
     def look(key: Any) -> Any:
@@ -49,33 +51,47 @@ def found(fit: Any, scenes: Any, path: Path, num_images: int = 24) -> None:
         )
 
     counts, windows, canvas = map(np.asarray, look(jax.random.key(5)))
-    columns = num_images // 2
-    figure, axes = plt.subplots(4, columns, figsize=(columns * 0.95, 4.3))
+    figure = plt.figure(figsize=(11, 3.4))
+    left, right = figure.subfigures(1, 2, width_ratios=[2.1, 1])
+    axes = left.subplots(2, num_images)
     for i in range(num_images):
-        block, column = divmod(i, columns)
-        for row, picture in ((2 * block, x[i]), (2 * block + 1, canvas[i])):
-            axis = axes[row, column]
-            axis.imshow(picture.reshape(scenes.shape), cmap="gray", vmin=0, vmax=1)
+        for axis, picture in zip(axes[:, i], (x[i], canvas[i]), strict=True):
+            axis.imshow(picture.reshape(scenes.shape), cmap="gray_r", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-        wrong = counts[i] != scenes.test_counts[i]
-        axes[2 * block, column].set_title(
-            f"{counts[i]} of {scenes.test_counts[i]}", size=8, color="#D55E00" if wrong else "black"
+            axis.spines[:].set(visible=True, color="0.8")
+            for (side, top, at), colour in zip(windows[i, : counts[i]], BOXES, strict=False):
+                corner = (at - side / 2 - 0.5, top - side / 2 - 0.5)
+                axis.add_patch(plt.Rectangle(corner, side, side, fill=False, ec=colour, lw=1.5))
+        wrong = counts[i] != scenes.test_counts[some[i]]
+        axes[0, i].set_title(
+            f"{counts[i]} of {scenes.test_counts[some[i]]}",
+            size=9,
+            color="#D55E00" if wrong else "black",
         )
-        for t in range(counts[i]):
-            side, top, left = windows[i, t]
-            corner = (left - side / 2 - 0.5, top - side / 2 - 0.5)
-            for row in (2 * block, 2 * block + 1):
-                axes[row, column].add_patch(
-                    plt.Rectangle(corner, side, side, fill=False, ec=BOXES[t], lw=1.3)
-                )
-    for block in range(2):
-        axes[2 * block, 0].set_ylabel("held out", size=8)
-        axes[2 * block + 1, 0].set_ylabel("rebuilt", size=8)
-    figure.suptitle(
-        "Windows of one draw of the guide, in order blue, orange, purple; count found of true count",
-        size=10,
+    axes[0, 0].set_ylabel("image", size=9)
+    axes[1, 0].set_ylabel("rebuilt", size=9)
+    left.suptitle(
+        "New images: windows found (blue first, then orange), digits found of those there", size=10
     )
-    figure.savefig(path, dpi=150)
+    axis = right.subplots()
+    for (objective, name), run in runs.items():
+        if objective == "ELBO":
+            axis.plot(
+                run.steps,
+                run.accuracy,
+                color=COLORS[name],
+                lw=2,
+                label=f"{name}: {run.accuracy[-1]:.2f}",
+            )
+    axis.set(xlabel="training step", ylabel="share of counts right", ylim=(0, 1.02), xlim=(0, None))
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, loc="lower right", title="gradient of the count by", title_fontsize=8)
+    right.suptitle("Counts on new images; no label was seen", size=10)
+    best = max(run.accuracy[-1] for run in runs.values())
+    figure.suptitle(
+        f"Digits found and counted without labels: {best:.0%} of the counts are right", size=12
+    )
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

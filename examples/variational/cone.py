@@ -194,14 +194,30 @@ def draw(results: dict[str, Result], key: jax.Array, path: Path) -> None:
     log_density = -0.5 * ((Z - radius) / width) ** 2 - np.log(width) - radius / 200
     shown = {"ELBO": point_guide, "IWELBO 5": point_guide, "DIWHVI 5, 5": ring_guide}
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(10, 3.5), sharex=True, sharey=True, layout="constrained"
+        1, len(shown), figsize=(10, 4.1), sharex=True, sharey=True, layout="constrained"
     )
     for panel, (name, guide) in zip(axes, shown.items(), strict=True):
         bound = guide.bind(results[name].params)
         draws = jax.vmap(lambda k, g=bound: g.simulate(k, Z).choices)(jax.random.split(key, 400))
         panel.contourf(x, y, np.exp(log_density - log_density.max()), levels=8, cmap="Greys")
-        panel.scatter(draws["x"], draws["y"], s=5, alpha=0.6, color="C1")
-        panel.set(title=f"{name}: {results[name].value:.2f} nats", xlim=(-4, 4), ylim=(-4, 4), aspect="equal")  # fmt: skip
+        panel.scatter(
+            draws["x"], draws["y"], s=5, alpha=0.6, color="C1", label="400 draws of the guide"
+        )
+        panel.scatter(
+            [], [], marker="o", s=60, facecolor="none", edgecolor="0.2", label="posterior"
+        )
+        panel.set(
+            title=f"{name}: bound {results[name].value:.2f} nats",
+            xlabel="x",
+            xlim=(-4, 4),
+            ylim=(-4, 4),
+            aspect="equal",
+        )
+    axes[0].set_ylabel("y")
+    axes[0].legend(loc="center", fontsize=8, frameon=False)
+    figure.suptitle(
+        "Two unknowns on a ring: a Gaussian guide holds one piece of it, one with an angle summed out all of it"
+    )
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -29,7 +29,7 @@ from ...ppl._precision import full_precision
 from ...ppl._types import Key
 from ...ppl.language import as_arguments
 from ...ppl.strategies import as_strategy
-from .._abstract_objective import AbstractObjective
+from .._abstract_objective import AbstractObjective, ObjectiveSum
 from .._arguments import Arguments
 from ..objectives import Objective
 from ._defaults import check_programs
@@ -281,6 +281,10 @@ def climb(
 
 
 def _check_strategies(objective: Any, params: PyTree, args: tuple) -> None:
+    if isinstance(objective, ObjectiveSum):
+        for _, part in objective.terms:
+            _check_strategies(part, params, args)
+        return
     if getattr(objective, "gradient", "full") != "full":
         raise ValueError(
             f"fit_fixed_draws: gradient='{objective.gradient}' is not the derivative of the value at fixed draws. Leave it "

@@ -50,6 +50,7 @@ class Objective(AbstractObjective):
         weighing: what weights make of the objective: "scaled" (one weight c for all sites gives c times the objective),
             "functional" (another number, estimated without bias), or "refused".
         gradient: "full", the derivative of the value at its draws; or the name of one that only has the same mean.
+        bias: of what size, for which number and why value or gradient are biased; empty where they are not.
         recipe: the call that made it, by which it goes into a pickle: model and guide must be functions of a module then.
 
     Raises:
@@ -70,6 +71,9 @@ class Objective(AbstractObjective):
     site_weights: Mapping[str, PyTree] | Callable[..., Mapping[str, PyTree]] | None = None
     weighing: Weighing = "functional"
     gradient: str = "full"
+    bias: str = dataclasses.field(
+        default="", repr=False
+    )  # a fact of the code, not an option: in no file
     recipe: RecordedCall | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +105,7 @@ class Objective(AbstractObjective):
             "num_replicates": self.num_replicates,
             "plate sizes": self.full_sizes or None,
             "site weights": self.site_weights,
+            "biased": self.bias or None,
         }
 
     @functools.cached_property
@@ -335,7 +340,8 @@ class Objective(AbstractObjective):
         for program in (self.model, self.guide):
             check_new(f"{self.name}.plan", program, given)
         plan = self.expectation.plan(params, *given)
-        return dataclasses.replace(plan, label=self.label(*args, **kwargs))
+        label = self.label(*args, **kwargs) + (f" (biased: {self.bias})" if self.bias else "")
+        return dataclasses.replace(plan, label=label)
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> Objective:
         """This objective for minibatches: plate `name` stands for `sizes[name]` rows, whatever number it is run on.
@@ -443,6 +449,7 @@ def objective(
     *,
     direction: Direction = "max",
     weighing: Weighing = "functional",
+    bias: str = "",
 ) -> Callable[..., Any]:
     """Turn `fn(model, guide, *args) -> scalar` into a factory of objectives.
 
@@ -453,6 +460,7 @@ def objective(
         direction: whether L is maximised or minimised.
         weighing: what site weights do, see `Objective`. Say "refused" where `fn` holds a score of its own making or relies on
             normalised densities: the log-probs that it sees are then no log-densities.
+        bias: what the plan says of it where value or gradient are biased for what the name promises, e.g. "of order 1/K".
 
     Returns:
         `make(model, guide, *, strategies=None, num_replicates=1, site_weights=None) -> Objective`.
@@ -473,7 +481,7 @@ def objective(
         0.0
     """
     if fn is None:
-        return functools.partial(objective, direction=direction, weighing=weighing)
+        return functools.partial(objective, direction=direction, weighing=weighing, bias=bias)
 
     @recreated
     @functools.wraps(fn)
@@ -490,7 +498,7 @@ def objective(
         guide = None if guide is None else ppl.as_program(guide)
         return Objective(
             fn, model, guide, strategies, num_replicates, direction, fn.__name__, check_jumps,
-            site_weights=site_weights, weighing=weighing,
+            site_weights=site_weights, weighing=weighing, bias=bias,
         )  # fmt: skip
 
     return make

@@ -39,6 +39,7 @@ from ._row_weights import log_density_of, plate_of, weight_of
 
 Array = jax.Array
 stop = jax.lax.stop_gradient
+_SELF_NORMALISED = "of order 1/K, weights are self-normalised"
 
 
 @recreated
@@ -74,7 +75,7 @@ def wake_phi(
     """
     check_counts("wake_phi", num_particles=num_particles)
 
-    @objective(direction="min", weighing="refused")
+    @objective(direction="min", weighing="refused", bias=_SELF_NORMALISED)
     def wake_phi(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         weights, log_q, _, scale = _particles(model, guide, proposal, args, num_particles, per)
         return -jnp.sum(scale * stop(jax.nn.softmax(weights, axis=0)) * log_q)
@@ -118,7 +119,7 @@ def forward_kl(
     """
     check_counts("forward_kl", num_particles=num_particles)
 
-    @objective(direction="min", weighing="refused")
+    @objective(direction="min", weighing="refused", bias=_SELF_NORMALISED)
     def forward_kl(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         weights, log_q, log_p, scale = _particles(model, guide, proposal, args, num_particles, per)
         shares = stop(jax.nn.softmax(weights, axis=0))
@@ -230,7 +231,7 @@ def rws(
     # The wake phase in phi is a cross-entropy from the posterior.
     supports: tuple[Inclusion, ...] = ("inside", "covers") if insomnia > 0 else ("inside",)
 
-    @objective(weighing="refused")
+    @objective(weighing="refused", bias=f"in the guide, {_SELF_NORMALISED}" if insomnia > 0 else "")
     def rws(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         def particle() -> tuple[Array, Array, Array]:
             r = ppl.draw(ppl.detached(guide), *args)

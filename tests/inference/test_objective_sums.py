@@ -68,7 +68,36 @@ def test_value_and_gradient_are_sums_of_the_terms(made, factors, name, direction
         wanted = sum(a * g[n] for a, (_, g) in zip(factors, parts, strict=True))
         np.testing.assert_allclose(grads[n], wanted, rtol=1e-5)
     assert made.model is BOUND.model and made.guide is not None
-    assert [plan.label for plan in made.plans(params, *DATA)] == ["elbo", "forward_kl"]
+
+
+def test_the_plan_of_a_sum_shows_each_term_and_says_which_is_biased():
+    made = BOUND - 0.5 * FORWARD
+    plan = made.plan(made.init(KEY, *DATA), *DATA)
+    assert [(a, name) for a, name, _ in plan.terms] == [(1.0, "elbo"), (-0.5, "forward_kl")]
+    first, second = str(plan).split("\n\n")
+    assert first.startswith("1 x elbo\n") and "reparam" in first and "biased" not in first
+    assert second.startswith(
+        "-0.5 x forward_kl (biased: of order 1/K, weights are self-normalised)"
+    )
+    assert "forward_kl (biased" in repr(plan) and plan._repr_html_().count("<table>") == 3
+    pulled = (BOUND - Pull()).plan(made.init(KEY, *DATA), *DATA)
+    assert "-1 x pull (no plan: its gradient is taken at its word)" in str(pulled)
+
+
+def test_what_each_term_refuses_the_plan_of_the_sum_refuses():
+    def jumping(x):
+        mu = ppl.sample("mu", dist.Normal(0.0, 2.0))
+        ppl.sample("x", dist.Normal(jnp.where(mu > 0, 1.0, -1.0), 1.0), obs=x[0])
+
+    made = BOUND + inference.elbo(jumping, guide)
+    with pytest.raises(ValueError, match="jump"):
+        made.plan(made.init(KEY, *DATA), *DATA)
+
+
+def test_fixed_draws_look_at_every_term():
+    score = inference.elbo(model, guide, strategies={"mu": "reinforce"})
+    with pytest.raises(ValueError, match="site 'mu' has the strategy 'reinforce'"):
+        inference.fitting.fit_fixed_draws(BOUND + score, DATA, key=KEY)
 
 
 def test_a_sum_of_two_bounds_ends_where_its_parts_agree():

@@ -62,6 +62,26 @@ def test_errors_of_distributions_name_the_statement(case, run):
         RUNS[run](program)
 
 
+ONE_LINE = {
+    "first": ('ppl.sample("a", dist.Gamma(-1.0, 1.0)); ppl.sample("b", dist.Normal(0.0, 1.0))', "a"),
+    "second": ('ppl.sample("a", dist.Normal(0.0, 1.0)); ppl.sample("b", dist.Gamma(-1.0, 1.0))', "b"),
+    "both": ('ppl.sample("a", dist.Gamma(-1.0, 1.0)); ppl.sample("b", dist.Gamma(-1.0, 1.0))', "a"),
+    "within": ('f(ppl.sample("é", dist.Normal(0.0, 1.0)), ppl.sample("b", dist.Gamma(-1.0, 1.0)))', "b"),
+    "split": ('ppl.sample("a", dist.Normal(0.0, 1.0)); ppl.sample(\n        "b",\n        dist.Gamma(-1.0, 1.0))', "b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ONE_LINE)
+def test_of_two_statements_on_a_line_the_one_that_failed_is_named(case, tmp_path):
+    line, site = ONE_LINE[case]
+    file = tmp_path / f"{case}.py"
+    file.write_text(f"def program(x):\n    f = lambda *args: None\n    {line}\n")
+    names = {"ppl": ppl, "dist": dist}
+    exec(compile(file.read_text(), file, "exec"), names)
+    with pytest.raises(ValueError, match=f"^Site '{site}': .*concentration"):
+        ppl.model(names["program"]).simulate(KEY, 0.0)
+
+
 def test_a_statement_of_several_lines_is_named_and_a_law_that_is_made_before_is_told_by_its_line():
     def program():
         ppl.sample("first", dist.Normal(0.0, 1.0))

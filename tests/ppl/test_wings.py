@@ -9,7 +9,7 @@ PPL = _layers.ROOT / "ppl"
 # From the bottom up. Files of `ppl` itself (the wall, tables, messages) may be imported from everywhere.
 WINGS = (
     "distributions", "jaxprs", "inputs", "evaluation", "traces", "language", "strategies", "enumeration",
-    "analysis", "checks", "estimation", "gaussian", "densities",
+    "analysis", "checks", "estimation", "gaussian", "densities", "formulas",
 )  # fmt: skip
 
 
