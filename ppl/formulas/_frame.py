@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 type Level = tuple[Hashable, ...]
 type Term = Any  # of `formulae`, which has no types
 # What the program of a formula calls its own.
-RESERVED: list[str] = (
+RESERVED: frozenset[str] = frozenset(
     "x offset intercept slopes sigma concentration mean new num_rows ppl dist jnp priors program".split()
 )
-
-
 NO_COLUMNS = {"", "Sum", "Treatment"}  # constants, and codings of `formulae`
 
 
@@ -107,7 +105,7 @@ def designed(text: str, frame: pd.DataFrame) -> Design:
                 "beside the intercept. Leave it out, or pass rows in which it differs."
             )
     offsets = tuple(t for t in terms if t.kind == "offset")
-    taken: set[str] = set(RESERVED)
+    taken = set(RESERVED)
     name, values = _response(matrices.response, text)
     name = unused(name, taken)
     effects = _effects(matrices.group, taken)
@@ -159,8 +157,7 @@ def table(terms: tuple[Term, ...], frame: pd.DataFrame, *, is_new: bool) -> np.n
 
 def without_unused_levels(frame: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     """The columns of these names; categories as their values, so that levels which no row has are forgotten."""
-    found = frame[list(names)]
-    return found.astype({n: object for n in names if hasattr(found[n].dtype, "categories")})
+    return frame.astype({n: object for n in names if hasattr(frame[n].dtype, "categories")})
 
 
 def check_cells(frame: pd.DataFrame, names: set[str], what: str) -> None:
