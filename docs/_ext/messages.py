@@ -41,6 +41,7 @@ TOPICS = {
     "ppl/enumeration": "Exact sums over discrete sites",
     "ppl/gaussian": "Exact integrals over normal sites",
     "ppl/densities": "Marginals, normalising constants, elimination",
+    "ppl/formulas": "Formulas of regressions",
     "inference/posteriors": "Draws of a posterior with a certificate",
     "inference": "Arguments of objectives, and what depends on data",
     "inference/objectives": "Objectives",

@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from .._calls import checked_call
 from ..language import Program, model, plate, sample
 from ._frame import Design, Level, check_cells, designed, place_of, table, without_unused_levels
-from ._source import HEAD, LAWS, Family, arguments, written
+from ._source import HEAD, Family, arguments, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +33,7 @@ class Formula:
         args: the data, by argument, for `fit`, `nuts` or `infer`.
         columns: names of the columns of argument `x`.
         groups: argument of a grouping -> its levels; the number in the data is a level's place.
+        design: the terms, by which rows to come are coded.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Formula:
     def __str__(self) -> str:
         return self.source
 
+    @checked_call
     def rows(
         self, frame: pd.DataFrame, *, new_groups: Literal["refuse", "draw"] = "refuse"
     ) -> tuple[np.ndarray | int, ...]:
@@ -62,10 +64,6 @@ class Formula:
         Raises:
             ValueError: a column is missing, or cells are; a level is new.
         """
-        if new_groups not in ("refuse", "draw"):
-            raise ValueError(
-                f"Formula.rows: new_groups is {new_groups!r}. Give 'refuse' or 'draw'."
-            )
         check_cells(frame, set(self.design.needed), f"Formula.rows: '{self.text}'")
         frame = without_unused_levels(frame, self.design.needed)
         data, news = coded(self.design, frame, is_new=True)
@@ -179,8 +177,6 @@ def _plain(level: Level) -> Hashable:
 
 def _check_response(name: str, y: np.ndarray, family: Family) -> None:
     """Refuse values that the family does not have, before anything is compiled."""
-    if family not in LAWS:
-        raise ValueError(f"formula: family is {family!r}. Give one of {list(LAWS)}.")
     is_normal = family == "normal"
     if is_normal and (y.dtype == bool or np.ptp(y) == 0):
         what = "holds truth values" if y.dtype == bool else f"is {y[0]:g} in all rows"

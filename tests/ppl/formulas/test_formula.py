@@ -184,7 +184,7 @@ HOLES = FRAME.assign(x=FRAME.x.where(FRAME.index > 1))
         (lambda: ppl.formula("y ~ h", FRAME).rows(NEW.assign(h="w")), "The levels.*leave the other rows"),
         (lambda: ppl.formula("y ~ x", FRAME).rows(NEW[["h"]]), r"needs the column\(s\) \['x'\]"),
         (lambda: ppl.formula("y ~ x", FRAME).rows(NEW.assign(x=np.nan)), "cells are missing"),
-        (lambda: ppl.formula("y ~ x", FRAME).rows(NEW, new_groups="skip"), "new_groups is 'skip'"),
+        (lambda: ppl.formula("y ~ x", FRAME).rows(NEW, new_groups="skip"), "new_groups must be 'refuse' or 'draw'"),
     ],
 )  # fmt: skip
 def test_what_is_no_regression_is_refused(call, message):
