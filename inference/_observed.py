@@ -23,6 +23,8 @@ from ._arguments import Arguments, outcome
 from ._depends import depends
 from ._runs import TracedRun
 
+_PART = 2**25  # bytes
+
 
 def check_observed(method: str, program: Program, *, is_told: bool, more: str = "") -> None:
     """Refuse to look for the posterior of a program that observes nothing.
@@ -80,8 +82,7 @@ def check_numbers(method: str, run: TracedRun) -> None:
         ValueError: with the site's and the arguments' names.
     """
     program, args, _, _, arrays = run
-    has_nan = lambda x: _is_real(x) and bool(np.isnan(x).any())
-    if not is_concrete(arrays) or not any(map(has_nan, (*run.closed.consts, *arrays))):
+    if not is_concrete(arrays) or not any(map(_has_nan, (*run.closed.consts, *arrays))):
         return
     split, key = Arguments(args), jax.random.key(0)
 
@@ -111,6 +112,15 @@ def check_numbers(method: str, run: TracedRun) -> None:
             f"{where_nan(args) or 'Constants of the program hold NaN'}: remove such rows, or mark the cells as missing, "
             "x = ppl.sample(name, law, obs=filled, obs_mask=seen)."
         )
+
+
+def _has_nan(x: PyTree) -> bool:
+    """Whether it holds a NaN, looked for in parts, of which a file that is mapped into memory is read one at a time."""
+    if not _is_real(x):
+        return False
+    length = max(1, _PART * np.shape(x)[0] // max(x.nbytes, 1)) if np.ndim(x) else 1
+    parts = (x[i : i + length] for i in range(0, len(x), length)) if np.ndim(x) else (x,)
+    return any(bool(np.isnan(part).any()) for part in parts)
 
 
 def _is_real(x: PyTree) -> bool:

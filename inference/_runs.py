@@ -20,6 +20,7 @@ from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
 from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
 from ..ppl.traces import Trace, stand_ins
 from ._arguments import Arguments, leaf_names
+from ._host_keys import default_key
 from ._improper import UNNORMALISED, check_proper, improper_sites
 from ._noise import check_noise
 
@@ -55,7 +56,7 @@ def abstract_run(program: Program, args: tuple) -> TracedRun:
         return program.simulate(key, *split.join(arrays))
 
     with stand_ins():
-        closed, trace = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0), arrays)
+        closed, trace = jax.make_jaxpr(run, return_shape=True)(default_key(), arrays)
     return TracedRun(program, args, closed, trace, arrays)
 
 

@@ -15,6 +15,7 @@ from ..ppl._compat import fresh_caches
 from ..ppl._types import Args, Message
 from ..ppl.traces import compiled
 from ._depends import depends
+from ._host_keys import default_key
 
 Array = jax.Array
 
@@ -46,7 +47,7 @@ def supports_of(
         ppl.as_program(watched).generate(key, values, *args)
         return met.supports
 
-    inputs = jax.random.key(0), dict(template)
+    inputs = default_key(), dict(template)
     closed, shapes = jax.make_jaxpr(meet, return_shape=True)(*inputs)
     moves = depends(closed.jaxpr, [True] * len(closed.jaxpr.invars))
     for (path, _), is_moving in zip(jax.tree.leaves_with_path(shapes), moves, strict=True):

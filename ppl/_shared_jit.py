@@ -36,6 +36,8 @@ _MEANING = (
     "jax_threefry_partitionable", "jax_default_prng_impl", "jax_default_device",
 )  # fmt: skip
 
+_BRIEF = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 class SharedJit:
     """`fn`, a function of pytrees of arrays, compiled on first use for each structure and shapes of its arguments.
@@ -45,13 +47,19 @@ class SharedJit:
         donate_argnums: arguments whose memory is used for the results; the caller must not use them again.
         most_folded: entries of an array that the function closes over, up to which it is part of the program, so that XLA may
             compute with it when it compiles; numbers of NumPy are in any case.
+        is_brief: whether it computes so little that compiling is what takes time: on a CPU its code is then optimised less.
     """
 
     def __init__(
-        self, fn: Callable[..., PyTree], donate_argnums: Sequence[int] = (), most_folded: int = 0
+        self,
+        fn: Callable[..., PyTree],
+        donate_argnums: Sequence[int] = (),
+        most_folded: int = 0,
+        *,
+        is_brief: bool = False,
     ) -> None:
         self._jit, self._donated = jax.jit(fn, donate_argnums=donate_argnums), set(donate_argnums)
-        self._most_folded = most_folded
+        self._most_folded, self._is_brief = most_folded, is_brief
         self._known: dict[Any, tuple[Any, list[Any], Any]] = {}
 
     def __call__(self, *args: PyTree) -> Any:
@@ -63,17 +71,21 @@ class SharedJit:
             traced = self._jit.trace(*args)
             number = [i for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
             donated = [leaf for leaf, arg in enumerate(number) if arg in self._donated]
-            found = _compiled(traced.jaxpr, leaves, donated, self._most_folded)
+            found = _compiled(traced.jaxpr, leaves, donated, self._most_folded, self._is_brief)
             self._known[key] = (*found, traced.out_tree)
         run, inputs, out_tree = self._known[key]
         return jax.tree.unflatten(out_tree, run(inputs, *leaves))
 
 
 def shared_jit(
-    fn: Callable[..., PyTree], donate_argnums: Sequence[int] = (), most_folded: int = 0
+    fn: Callable[..., PyTree],
+    donate_argnums: Sequence[int] = (),
+    most_folded: int = 0,
+    *,
+    is_brief: bool = False,
 ) -> SharedJit:
     """`fn` compiled; a program that was compiled before, from whatever function, is not compiled again."""
-    return SharedJit(fn, donate_argnums, most_folded)
+    return SharedJit(fn, donate_argnums, most_folded, is_brief=is_brief)
 
 
 def shared_scan(
@@ -102,7 +114,11 @@ _lock = threading.Lock()
 
 
 def _compiled(
-    closed: ClosedJaxpr, leaves: list[PyTree], donated: list[int], most_folded: int
+    closed: ClosedJaxpr,
+    leaves: list[PyTree],
+    donated: list[int],
+    most_folded: int,
+    is_brief: bool = False,
 ) -> tuple[Callable[..., list[PyTree]], list[PyTree]]:
     """`run(inputs, *leaves)`, and the constants of the program that are its inputs."""
     is_array = [isinstance(x, jax.Array) or np.ndim(x) > 0 for x in closed.consts]
@@ -120,15 +136,21 @@ def _compiled(
         return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*leaves)
 
     lowered = jax.jit(run, donate_argnums=[leaf + 1 for leaf in donated]).lower(inputs, *leaves)
+    options = _BRIEF if is_brief and jax.default_backend() == "cpu" else None
     text = lowered.as_text()
     if "callback" in text:  # into Python: the text has a number in place of the function
-        return lowered.compile(), inputs
+        return lowered.compile(options), inputs
     # Inputs that nothing reads are not in the text, and are checked by the executable.
     kinds = tuple((np.shape(x), jax.dtypes.result_type(x)) for x in [*inputs, *leaves])
-    key = hashlib.sha256(text.encode()).digest(), kinds, _places([*inputs, *leaves])
+    key = (
+        hashlib.sha256(text.encode()).digest(),
+        kinds,
+        _places([*inputs, *leaves]),
+        options is None,
+    )
     with _lock:
         found = _executables.pop(key, None)
-        found = lowered.compile() if found is None else found
+        found = lowered.compile(options) if found is None else found
         _executables[key] = found
         while len(_executables) > MOST_KEPT:
             _executables.popitem(last=False)

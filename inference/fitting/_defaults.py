@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -188,11 +188,14 @@ def _summed(program: Program, discrete: list[str], args: tuple) -> Program:
 
 
 def default_optimizer(
-    params: ParamMap, num_steps: int | None, parts: Mapping[str, float] | None = None
+    params: ParamMap,
+    num_steps: int | None,
+    parts: Mapping[str, float] | None = None,
+    fixed: Collection[str] = (),
 ) -> optax.GradientTransformation:
     """Adam: faster for arrays than for the weights of modules; slowed down to a halt over `num_steps` if these are known.
 
-    `parts` of these rates are for the parameters that it names.
+    `parts` of these rates are for the parameters that it names; those that are fixed have none, and no state.
     """
     import optax
 
@@ -200,9 +203,17 @@ def default_optimizer(
         return optax.chain(optax.scale_by_adam(), _cosine(rate)) if num_steps else optax.adam(rate)
 
     base = lambda n: ARRAY_RATE if hasattr(params[n], "dtype") else MODULE_RATE
-    rates = [base(n) * (parts or {}).get(n, 1.0) for n in leaf_names(params)]
+    parts = {n: (parts or {}).get(n, 1.0) for n in params} | dict.fromkeys(fixed, 0.0)
+    rates = [base(n) * parts[n] for n in leaf_names(params)]
     labels = jax.tree.unflatten(jax.tree.structure(params), rates)
-    return optax.partition({rate: adam(rate) for rate in set(rates)}, labels)
+    of = lambda rate: adam(rate) if rate else optax.set_to_zero()
+    return optax.partition({rate: of(rate) for rate in set(rates)}, labels)
+
+
+def fixed_of(objective: AbstractObjective) -> tuple[str, ...]:
+    """Parameters of a chosen guide that no gradient changes."""
+    guide = getattr(getattr(objective, "guide", None), "fn", None)
+    return guide.fixed if isinstance(guide, AutoWhitenedNormal) else ()
 
 
 def _cosine(rate: float) -> optax.GradientTransformation:

@@ -16,9 +16,10 @@ from jaxtyping import PyTree
 from ...ppl._compat import typed_key
 from ...ppl._types import ParamMap
 from ...ppl.checks import CheckJumps
-from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
+from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of, set_up
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
+from .._host_keys import default_key
 from .._runs import later_indices
 from ._callbacks import FitInfo, labels, with_state
 from ._defaults import (
@@ -26,6 +27,7 @@ from ._defaults import (
     check_programs,
     choose_objective,
     default_optimizer,
+    fixed_of,
     is_judged,
     is_trained,
     programs_of,
@@ -45,7 +47,8 @@ from ._loop import Carry, Config, initial_carry, run_keys, strong
 from ._optimizer import apply, make_optimizer
 from ._resuming import description, resumed
 from ._train import HostPlan, Training
-from .data import is_iterable_of_batches, make_source
+from ._whitened import OwnGuide
+from .data import held, is_iterable_of_batches, make_source, row_blocks
 from .stationarity import Averaging, averaged, noise_shares, summary
 from .storage import StoredRun, describe, fingerprint
 
@@ -195,6 +198,7 @@ def fit(
         program = objective if is_model else getattr(objective, "model", None)
         raw = (Keywords(args),) if isinstance(args, Mapping) else args
         args, names = as_arguments(args, program), labels_of(raw, program)
+    given = args  # the Fit keeps these
     check_values(
         num_steps,
         num_seeds,
@@ -217,7 +221,7 @@ def fit(
             "fit: num_steps=0 takes no step, and the result would be the initial parameters. Ask for steps; a fit of parameters "
             "that you have takes params=, e.g. objective.init(key, *args)."
         )
-    key = jax.random.key(0) if key is None else typed_key(key)
+    key = default_key() if key is None else typed_key(key)
     settles = num_steps is None and not is_iterable_of_batches(args)
     reasons: dict[str, str] = {}
     if is_model and isinstance(args, tuple):
@@ -228,13 +232,21 @@ def fit(
             may_be_prior=may_be_prior,
             check_jumps=True if check_jumps is None else check_jumps,
         )
+    if isinstance(args, tuple) and mesh is None:
+        args = held(args)
+    whole = args
+    guide = getattr(getattr(objective, "guide", None), "fn", None)
+    if is_model and mesh is None and num_seeds is None and isinstance(guide, OwnGuide):
+        guide.blocks = row_blocks(objective.model, args, subsample)
+        whole = args if guide.blocks is None else guide.blocks.first
     if mesh is not None:
         # Explicitly typed axes would put the sharding into the types of the user's program.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     keys = key if num_seeds is None else jax.random.split(key, num_seeds)
     if isinstance(args, tuple) and (is_model or mesh is not None and not subsample):
         # An autoguide starts where its first call says: with all data, as without a mesh, and not where plates are looked for.
-        objective.init(run_keys(keys if num_seeds is None else keys[0])[0], *args)
+        first = run_keys(keys if num_seeds is None else keys[0])[0]
+        set_up(objective.guide, first, whole) if is_model else objective.init(first, *whole)
     order_key = run_keys(keys)[3] if num_seeds is None and subsample else None
     scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch, order_key)
     init_args = source.first()
@@ -245,10 +257,12 @@ def fit(
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: PyTree = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     is_given = optimizer is not None
+    fixed = fixed_of(objective) if is_model and not is_given else ()
     if optimizer is None:
         share = getattr(source, "share", 1.0)
         parts = slower(objective, share) if is_model else {}
-        optimizer = default_optimizer(one, None if average == "stationary" else num_steps, parts)
+        steps = None if average == "stationary" else num_steps
+        optimizer = default_optimizer(one, steps, parts, fixed)
         told = f"; {', '.join(f'{x:.2g} of that for {n}' for n, x in parts.items())}"
         reasons |= {"optimizer": RATES + told * (share < 1 and len(parts) > 0)}
     else:
@@ -271,6 +285,7 @@ def fit(
             ending=ending,
             num_steps=num_steps,
             rule=rule_of(objective, has_minibatches=subsample is not None) if is_model else None,
+            fixed=fixed,
         ),
         source=source,
         average=average,
@@ -280,7 +295,7 @@ def fit(
         num_steps=num_steps,
         max_steps=min(_MAX_STEPS_PER_CALL, source.steps_per_call),
     )
-    start = lambda key, params: initial_carry(config, key, params, init_args)
+    start = lambda key, params: initial_carry(config, key, params, init_args, is_own=not is_given)
     carry = strong(config.over_seeds(start)(keys, params))
     run = description(key, num_seeds, subsample, plate_sizes, average, source, params)
     if checkpoint is not None and with_state(callbacks):
@@ -288,7 +303,7 @@ def fit(
     if checkpoint is not None and isinstance(args, tuple):
         run["values of args (hashes)"] = fingerprint(source.split.arrays(args))
     if checkpoint is not None:
-        own = make_optimizer(optimizer, one)
+        own = make_optimizer(optimizer, one, fixed=fixed)
         run["belongs to"] = describe(
             StoredRun(
                 objective=scaled,
@@ -305,7 +320,7 @@ def fit(
     carry, step, values, stopped, loader = resumed(
         checkpoint, carry, run, num_steps, num_seeds, with_state(callbacks), resume
     )
-    stored_args = args if isinstance(args, tuple) else None
+    stored_args = given if isinstance(given, tuple) else None
 
     def make_fit(carry: Carry, values: np.ndarray, step: int, reason: StopReason) -> Fit:
         is_single = num_seeds is None
@@ -357,7 +372,8 @@ def fit(
     if k_hat == "warn" and is_judged(
         result, is_chosen=is_model, has_minibatches=subsample is not None
     ):
-        worth, verdict = judged(result, key, is_chosen=is_model)
+        seen = dataclasses.replace(result, args=whole)  # on the device already
+        worth, verdict = judged(seen, key, is_chosen=is_model)
         result = dataclasses.replace(result, worth=worth)
         if verdict is not None:
             warnings.warn(verdict, stacklevel=2)

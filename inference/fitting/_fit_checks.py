@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from numpyro.infer.autoguide import AutoGuide
@@ -12,6 +11,7 @@ from numpyro.infer.autoguide import AutoGuide
 from ...ppl._checks import is_integer
 from ...ppl._compat import is_concrete
 from .._abstract_objective import AbstractObjective
+from .._host_keys import default_key
 from ._optimizer import FROZEN, is_optimizer
 from .data import is_iterable_of_batches
 
@@ -19,7 +19,7 @@ from .data import is_iterable_of_batches
 def refuse_traced(*inputs: PyTree) -> None:
     """Refuse a call inside of a transformation of JAX."""
     # Under jit whatever is computed is traced, arguments or not.
-    if not is_concrete((inputs, jax.random.key(0))):
+    if not is_concrete((inputs, default_key())):
         raise TypeError(
             "fit: it is called inside of jit, vmap, grad or another transformation of JAX, where no number is known, but it "
             "reads values, prints and decides when to stop. Call it outside: its steps are compiled anyway, and num_seeds= "

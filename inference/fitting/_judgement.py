@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from ...ppl._show import shown
 from ...ppl._types import Key
+from .._host_keys import fold_in
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics
 from ._whitened import AutoWhitenedNormal
 from .starts import Start, Starts
@@ -95,7 +96,7 @@ def judged(fit: Any, key: Key, *, is_chosen: bool) -> tuple[GuideWorth, str | No
     if not worth.verdict and (worth.ess < _FEW * worth.num_draws or _off(total) is not None):
         least = max(_ROUNDS[1] - len(total.log_weights), 0)
         if least:
-            total = _joined(total, make(least, jax.random.fold_in(key, len(_ROUNDS))))
+            total = _joined(total, make(least, fold_in(key, len(_ROUNDS))))
             worth, text = verdict_on(total.log_weights, is_chosen=is_chosen)
         if not worth.verdict and (found := _off(total) or _thin(worth)) is not None:
             worth, text = worth._replace(verdict=found[0]), found[1]
@@ -108,7 +109,7 @@ def weighed(
     """Draws of `make(number, key)`, as many as tell k-hat from its threshold, and `verdict_on` them."""
     total = WeightedDraws(np.zeros(0), {})
     for number, size in enumerate(_ROUNDS):
-        more = make(size - len(total.log_weights), jax.random.fold_in(key, number))
+        more = make(size - len(total.log_weights), fold_in(key, number))
         total = _joined(total, more)
         worth, text = verdict_on(total.log_weights, is_chosen=is_chosen)
         is_near = abs(worth.k_hat - worth.k_threshold) < _DOUBT

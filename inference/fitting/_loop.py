@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
@@ -24,11 +25,13 @@ from ...ppl._shared_jit import shared_jit
 from ...ppl.estimation import known_data
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes
+from .._host_keys import split
 from ._optimizer import Optimizer, apply, average_step, trained_leaves
 from .data import Source
 from .stationarity import is_done, no_iterates, settled_at, with_iterate
 
 MAX_CONSECUTIVE_SKIPS = 100
+_FEW = 4096  # numbers that are tested one by one
 _MOST_FOLDED = 1024  # entries: a step may be a third faster where its program's constants are known
 
 
@@ -83,17 +86,20 @@ def strong(tree: PyTree) -> PyTree:
 
 def run_keys(key: jax.Array) -> tuple[jax.Array, ...]:
     """Keys of one run for: initial parameters, initial state, the steps, the order of the data."""
-    return tuple(jax.random.split(key, 4))
+    return split(key, 4)
 
 
-def initial_carry(config: Config, key: jax.Array, params: PyTree, args: tuple) -> Carry:
-    """The carry of one run before its first step."""
+def initial_carry(
+    config: Config, key: jax.Array, params: PyTree, args: tuple, *, is_own: bool = False
+) -> Carry:
+    """The carry of one run before its first step; the state of an optimiser of our own is made by one program."""
     state = config.objective.init_state(params, run_keys(key)[1], *args)
-    opt_state = config.optimizer.transform.init(params)
+    begin = config.optimizer.transform.init
+    opt_state = (shared_jit(begin, is_brief=True) if is_own else begin)(params)
     average = () if config.average is None else params
     if config.average == "stationary":
         average = no_iterates(params)
-    return Carry(params, opt_state, average, state, jnp.int32(0), jnp.int32(0))
+    return Carry(params, opt_state, average, state, np.int32(0), np.int32(0))
 
 
 def step_key(key: jax.Array, step: ArrayLike) -> jax.Array:
@@ -107,17 +113,19 @@ def step_args(config: Config, key: jax.Array, data: PyTree, index: int, step: in
     return config.source.batch(data, order, index, step)
 
 
-def compile_steps(config: Config, donate: bool) -> Callable[..., tuple[Carry, Array, Array, Array]]:
+def compile_steps(
+    config: Config, donate: bool
+) -> Callable[..., tuple[Carry, Array, Array, Array, Array]]:
     """The function of a device call's steps, compiled on first use.
 
-    It is `(carry, keys, first_step, num_steps, run_steps, data) -> (carry, values, num_taken, is_bad)`. `values` has shape
-    [max_steps] or [max_steps, seeds]; entries from num_taken on are zero. `is_bad` (scalar or per seed) belongs to the last step
-    taken. `run_steps` is the length of the run. With `donate` the memory of the carry is reused: the
-    caller must not keep it.
+    It is `(carry, keys, first_step, num_steps, run_steps, data) -> (carry, values, num_taken, is_bad, is_done)`. `keys` are those
+    of the steps and of the order of the data. `values` has shape [max_steps] or [max_steps, seeds]; entries from num_taken on are
+    zero. `is_bad` (scalar or per seed) belongs to the last step taken; `is_done` says whether the run is over by itself.
+    `run_steps` is the length of the run. With `donate` the memory of the carry is reused: the caller must not keep it.
     """
 
     def run(carry, keys, first_step, num_steps, run_steps, data):
-        _, _, step_keys, order_keys = config.over_seeds(run_keys)(keys)
+        step_keys, order_keys = keys
         seed_shape = () if config.num_seeds is None else (config.num_seeds,)
         values = jnp.zeros((config.max_steps, *seed_shape), jnp.result_type(float))
         start = (jnp.int32(0), _replicate(config, carry), values, jnp.zeros(seed_shape, bool))
@@ -149,9 +157,12 @@ def compile_steps(config: Config, donate: bool) -> Callable[..., tuple[Carry, Ar
 
             return jax.lax.while_loop(lambda s: (s[0] < end) & ~is_over(s), step, loop)
 
+        def is_settled(carry):
+            done = is_done((carry.opt_state, carry.average))
+            return jnp.array(False) if done is None else jnp.all(done)
+
         def is_over(loop):
-            done = is_done((loop[1].opt_state, loop[1].average))
-            return is_stuck(loop) if done is None else is_stuck(loop) | jnp.all(done)
+            return is_stuck(loop) | is_settled(loop[1])
 
         def is_stuck(loop):
             if config.on_nonfinite == "raise":
@@ -160,7 +171,7 @@ def compile_steps(config: Config, donate: bool) -> Callable[..., tuple[Carry, Ar
 
         loop = jax.lax.while_loop(lambda s: (s[0] < num_steps) & ~is_over(s), segment, start)
         num_taken, carry, values, is_bad = loop
-        return carry, values, num_taken, is_bad
+        return carry, values, num_taken, is_bad, is_settled(carry)
 
     return shared_jit(run, donate_argnums=(0,) if donate else (), most_folded=_MOST_FOLDED)
 
@@ -195,8 +206,11 @@ def _all_finite(leaves: list[jax.Array]) -> jax.Array:
     """Whether every element is finite.
 
     A sum that is finite proves it, and costs a third of a test of every element (measured on a CPU, where the latter took a
-    fifth of the step of a small network); the elements are looked at only when a sum is not, since it may have overflowed.
+    fifth of the step of a small network); the elements are looked at only when a sum is not, since it may have overflowed. Few
+    elements are tested one by one, in one operation, which is compiled sooner.
     """
+    if sum(leaf.size for leaf in leaves) <= _FEW:
+        return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])))
     sums = jnp.stack([jnp.isfinite(jnp.sum(leaf)) for leaf in leaves])
     exact = lambda: jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
     return jax.lax.cond(jnp.all(sums), lambda: jnp.array(True), exact)

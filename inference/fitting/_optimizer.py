@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -43,6 +43,7 @@ def make_optimizer(
     ending: Literal["settles", "watches"] | None = None,
     num_steps: int | None = None,
     rule: Mapping[str, PyTree] | None = None,
+    fixed: Collection[str] = (),
 ) -> Optimizer:
     """Match the groups of `optimizer` with the names in `params`.
 
@@ -52,6 +53,7 @@ def make_optimizer(
         ending: whether it is to end the run by itself, `settling`, or to see when it could, `watching`.
         num_steps: of the run, for the latter.
         rule: options of `settling`.
+        fixed: parameters that a transformation for all of them leaves as they are.
 
     Raises:
         ValueError: if a parameter matches no pattern or several, a pattern matches nothing, or nothing is left to train.
@@ -67,7 +69,10 @@ def make_optimizer(
     groups = optimizer if isinstance(optimizer, Mapping) else {_ALL: optimizer}
     group_of = _match(groups, list(params))
     labels = [group_of[name] for name in names]
-    is_trained = [not isinstance(groups[label], str) for label in labels]
+    is_trained = [
+        not isinstance(groups[label], str) and name not in fixed
+        for label, name in zip(labels, names, strict=True)
+    ]
     if not any(is_trained):
         raise ValueError(
             f"Argument 'optimizer': every parameter is frozen: {list(params)}. Give at least one pattern a transformation."

@@ -23,7 +23,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._callbacks import FitInfo, wants_stop, with_state
-from ._loop import MAX_CONSECUTIVE_SKIPS, Carry, Config, compile_steps, step_args, step_key
+from ._loop import (
+    MAX_CONSECUTIVE_SKIPS,
+    Carry,
+    Config,
+    compile_steps,
+    run_keys,
+    step_args,
+    step_key,
+)
 from ._nonfinite import NonFiniteError, diagnose
 from ._progress import Bar, progress_bar
 from .stationarity import is_done
@@ -90,8 +98,12 @@ class Training:
         make_fit: Callable,
     ):
         self._config, self._plan, self._keys, self._make_fit = config, plan, keys, make_fit
+        self._loop_keys = tuple(config.over_seeds(run_keys)(keys)[2:])
         self._carry, self._step, self._history = carry, step, History(values)
         self._called, self._saved = step, step
+        # Of a run that goes on from a file; of a new one nothing is asked.
+        done = is_done((carry.opt_state, carry.average)) if step else None
+        self._is_settled = done is not None and bool(np.all(np.asarray(done)))
         # The first call compiles and measures.
         self._length, self._timing = 1, Timing(0, 0.0)
         # A callback may keep the parameters it sees, so their memory is reused only without callbacks.
@@ -120,22 +132,18 @@ class Training:
     def _loop(self, pressed: threading.Event, bar: Bar) -> str:
         num_steps = self._plan.num_steps
         while num_steps is None or self._step < num_steps:
-            if self._is_settled():
+            if self._is_settled:
                 return "settled"
             if not self._advance(bar):
                 return "interrupt" if pressed.is_set() else self._data_ended()
-            is_last = self._step == num_steps or self._is_settled()
+            is_last = self._step == num_steps or self._is_settled
             if (is_last or self._step % self._plan.callback_every == 0) and self._call_back():
                 return "callback"
             if self._step % self._plan.checkpoint_every == 0:
                 self._save()
             if pressed.is_set():
                 return "interrupt"
-        return "settled" if self._is_settled() else "num_steps"
-
-    def _is_settled(self) -> bool:
-        done = is_done((self._carry.opt_state, self._carry.average))
-        return done is not None and bool(np.all(np.asarray(done)))
+        return "settled" if self._is_settled else "num_steps"
 
     def _advance(self, bar: Bar) -> bool:
         """One device call; False if the data has ended."""
@@ -144,10 +152,11 @@ class Training:
         if num_steps == 0:
             return False
         run_steps = float(self._config.num_steps or math.inf)
-        result = self._run(self._carry, self._keys, self._step, num_steps, run_steps, data)
-        self._carry, values, num_taken, is_bad = result
+        result = self._run(self._carry, self._loop_keys, self._step, num_steps, run_steps, data)
+        self._carry, values, num_taken, is_bad, is_settled = result
         with self._config.source.waiting():
             num_taken, is_bad = int(num_taken), np.asarray(is_bad)
+            self._is_settled = bool(is_settled)
         values = np.asarray(values)[:num_taken]
         if self._config.on_nonfinite == "raise" and is_bad.any():
             self._history.append(values[:-1])

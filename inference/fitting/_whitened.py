@@ -13,19 +13,53 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import ArrayLike, PyTree
-from numpyro.distributions.transforms import LowerCholeskyAffine
+from jaxtyping import PyTree
+from numpyro.distributions.transforms import (
+    LowerCholeskyAffine,
+    ScaledUnitLowerCholeskyTransform,
+    biject_to,
+)
 from numpyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal
 
-from ...ppl import constrain
-from ...ppl._compat import is_concrete, no_handlers
+from ...ppl import constrain, rescale_plates
+from ...ppl._compat import handler_stack, is_concrete, no_handlers
 from ...ppl._precision import full_precision
 from ...ppl._shared_jit import shared_jit
-from ...ppl._types import Message, ModelFn, ParamMap
+from ...ppl._types import Key, Message, ModelFn, ParamMap
 from ...ppl.language import Keywords, as_program
+from .._host_keys import split
+from .data import RowBlocks
 from .starts import Landscape, Space, Starts, find_starts, start_without_search
 
 Array = jax.Array
+
+
+class _ScaledUnitLowerCholesky(type(dist.constraints.scaled_unit_lower_cholesky)):
+    """As NumPyro's, with a bijection that is compiled sooner."""
+
+
+class _ByGather(ScaledUnitLowerCholeskyTransform):
+    """The same numbers, by a gather in place of a scatter, which takes longer to compile than the rest of a small step."""
+
+    codomain = _ScaledUnitLowerCholesky()
+
+    def __call__(self, x: Array) -> Array:
+        d = round((math.sqrt(1 + 8 * x.shape[-1]) - 1) / 2)
+        number = np.full((d, d), x.shape[-1] - d)  # that of a zero behind the others
+        number[np.tril_indices(d, -1)] = np.arange(x.shape[-1] - d)
+        zero = jnp.zeros((*x.shape[:-1], 1), x.dtype)
+        below = jnp.concatenate([x[..., :-d], zero], -1)[..., number]
+        return (below + jnp.eye(d, dtype=x.dtype)) * jax.nn.softplus(x[..., -d:])[..., None]
+
+    def _inverse(self, y: Array) -> Array:
+        scale = jnp.diagonal(y, axis1=-2, axis2=-1)
+        rows, columns = np.tril_indices(y.shape[-1], -1)
+        # The inverse of softplus, without overflow.
+        free = scale + jnp.log(-jnp.expm1(-scale))
+        return jnp.concatenate([(y / scale[..., None])[..., rows, columns], free], -1)
+
+
+biject_to.register(_ScaledUnitLowerCholesky, lambda constraint: _ByGather())
 
 
 class AutoWhitenedNormal(AutoContinuous):
@@ -47,10 +81,12 @@ class AutoWhitenedNormal(AutoContinuous):
 
     Attributes:
         starts: what was found, where the guide met its model with data in this process; else None.
+        blocks: of the rows of these data, where they are not held as a whole.
     """
 
-    scale_tril_constraint = dist.constraints.scaled_unit_lower_cholesky
+    scale_tril_constraint = _ScaledUnitLowerCholesky()
     starts: Starts | None = None
+    blocks: RowBlocks | None = None
 
     def __init__(
         self,
@@ -68,13 +104,13 @@ class AutoWhitenedNormal(AutoContinuous):
         self._setup_prototype(*args, **kwargs)
 
     def _setup_prototype(self, *args: PyTree, **kwargs: PyTree) -> None:
-        key: PyTree = numpyro.prng_key()
+        key = _fresh_key()
         args = (*args, Keywords(kwargs)) if kwargs else args
         with no_handlers():
-            self.space = Space(self.model, args, self.hidden)
+            self.space, args = _space(self, args)
             self.latent_dim = self.space.dimension
             if is_concrete((args, key)):
-                self.starts = find_starts(self.space, args, key)
+                self.starts = find_starts(self.space, args, key, blocks=self.blocks)
         best = None if self.starts is None else self.starts.best
         if best is not None and best.broken is not None:
             reason = self.space.what_breaks(best.broken, args) or "the log-density is no number."
@@ -95,7 +131,10 @@ class AutoWhitenedNormal(AutoContinuous):
         return f"{self.prefix}_loc", f"{self.prefix}_scale" + "_tril" * (self.rank == "full")
 
     def __getstate__(self) -> dict[str, PyTree]:
-        return super().__getstate__() | {"starts": None}  # compiled functions and data
+        return super().__getstate__() | {
+            "starts": None,
+            "blocks": None,
+        }  # compiled functions and data
 
     def get_base_dist(self) -> dist.Distribution:
         """The standard Normal."""
@@ -130,14 +169,22 @@ class AutoWhitenedNormal(AutoContinuous):
         return mean + noise @ factor.T, _log_prob(noise) - np.linalg.slogdet(factor)[1]
 
     def normal(self, params: ParamMap) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [d] and lower triangular factor [d, d] of u, of unconstrained parameters."""
+        """Mean [d] and lower triangular factor [d, d] of u, of unconstrained parameters; no program is compiled."""
+        of = lambda name: np.asarray(params[f"{self.prefix}_{name}"], float)
+        d = self.latent_dim
+        if self.rank == "full":
+            inner, free = np.eye(d), of("scale_tril")
+            inner[np.tril_indices(d, -1)] = free[:-d]
+            inner = inner * np.logaddexp(free[-d:], 0.0)[:, None]
+        else:
+            inner = np.diag(np.logaddexp(of("scale"), 0.0))
+        factor = of("factor")
+        return of("center") + factor @ of("loc"), np.tril(factor @ inner)
 
-        def affine(params: ParamMap) -> tuple[ArrayLike, ArrayLike]:
-            found = self.get_transform(constrain(params))
-            return found.loc, found.scale_tril
-
-        loc, factor = shared_jit(affine)(params)
-        return np.asarray(loc, float), np.asarray(factor, float)
+    @property
+    def fixed(self) -> tuple[str, str]:
+        """The parameters that no gradient changes."""
+        return f"{self.prefix}_center", f"{self.prefix}_factor"
 
     def get_transform(self, params: ParamMap) -> LowerCholeskyAffine:
         """The affine map from the standard Normal to u."""
@@ -164,9 +211,11 @@ class AutoMeanField(AutoDiagonalNormal):
 
     Attributes:
         landscape: the compiled log-density, where the guide met its model with data in this process; else None.
+        blocks: as of `AutoWhitenedNormal`.
     """
 
     landscape: Landscape | None = None
+    blocks: RowBlocks | None = None
 
     def __init__(
         self, model: ModelFn, *, hidden: tuple[str, ...] = (), prefix: str = "auto"
@@ -177,19 +226,22 @@ class AutoMeanField(AutoDiagonalNormal):
     meet = AutoWhitenedNormal.meet
 
     def _setup_prototype(self, *args: PyTree, **kwargs: PyTree) -> None:
-        key: PyTree = numpyro.prng_key()
+        key = _fresh_key()
         args = (*args, Keywords(kwargs)) if kwargs else args
         with no_handlers():
-            self.space = Space(self.model, args, self.hidden)
+            self.space, args = _space(self, args)
             point = np.zeros(self.space.dimension)
             if is_concrete((args, key)):
-                self.landscape, point = start_without_search(self.space, args, key)
+                self.landscape, point = start_without_search(self.space, args, key, self.blocks)
         self.latent_dim, self._init_latent = self.space.dimension, _single(point)
         self._unpack_latent = self.space.unravel
         self.prototype_trace = _prototypes(self.space)
 
     def __getstate__(self) -> dict[str, PyTree]:
-        return super().__getstate__() | {"landscape": None}  # compiled functions and data
+        return super().__getstate__() | {
+            "landscape": None,
+            "blocks": None,
+        }  # compiled functions and data
 
     _unpack_and_constrain = AutoWhitenedNormal._unpack_and_constrain
 
@@ -198,6 +250,27 @@ class AutoMeanField(AutoDiagonalNormal):
         found = shared_jit(lambda params: self.get_posterior(constrain(params)))(params)
         loc, scale = np.asarray(found.loc, float), np.asarray(found.scale, float)
         return loc + noise * scale, _log_prob(noise) - np.log(scale).sum()
+
+
+OwnGuide = AutoWhitenedNormal | AutoMeanField
+
+
+def _fresh_key() -> Key:
+    """`numpyro.prng_key()`, made on the host."""
+    seeds = [handler for handler in handler_stack() if type(handler) is numpyro.handlers.seed]
+    if not seeds:
+        found: PyTree = numpyro.prng_key()
+        return found
+    seeds[-1].rng_key, key = split(seeds[-1].rng_key)
+    return key
+
+
+def _space(guide: OwnGuide, args: tuple) -> tuple[Space, tuple]:
+    """Coordinates of a guide's model, and the arguments that they are seen with."""
+    if guide.blocks is None:
+        return Space(guide.model, args, guide.hidden), args
+    args = guide.blocks.first
+    return Space(rescale_plates(guide.model, guide.blocks.sizes), args, guide.hidden), args
 
 
 def _log_prob(noise: np.ndarray) -> np.ndarray:
@@ -213,4 +286,4 @@ def _prototypes(space: Space) -> dict[str, Message]:
 
 
 def _single(x: np.ndarray) -> Array:
-    return jnp.asarray(x, jnp.result_type(float))
+    return jax.device_put(np.asarray(x, jnp.result_type(float)))  # without a compiled program

@@ -14,14 +14,13 @@ from ...ppl._checks import check_counts, check_seconds
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
 from ._certificate import Attempt
-from ._chains import ChainSettings, run_chains
 from ._clock import MAX_SECONDS, Clock, TimeUpError
 from ._draws import Draws
-from ._elimination import without_discrete
+from ._found import ModelForm, chains_found, make_draws
 from ._problem import posed
-from ._sampler import DENSE_UP_TO
-from ._search import KNOWN, METHODS, ModelForm, Search, chains_found, make_draws
-from ._target import make_target
+from ._search import KNOWN, METHODS, Search
+from .chains import DENSE_UP_TO, ChainSettings, run_chains
+from .forms import make_target, without_discrete
 
 
 @checked_call

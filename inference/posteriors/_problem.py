@@ -20,7 +20,7 @@ from .._observed import check_free, check_none, check_numbers, check_observed, r
 from .._rows import met, unbound
 from .._runs import abstract_run, check_run, tried_run
 from ..fitting.prediction import map_keys
-from ._elimination import simulated
+from .forms import simulated
 
 _PRIOR = " Draws from the prior are made by program.simulate."
 

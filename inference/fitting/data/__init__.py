@@ -6,10 +6,12 @@ objective.
 """
 
 from ._batches import Batches as Batches, is_iterable_of_batches as is_iterable_of_batches
+from ._buffers import held as held
 from ._full import FullData as FullData
 from ._interface import Source as Source
 from ._minibatches import Minibatches as Minibatches
 from ._reader import LoaderState as LoaderState
-from ._source import make_source as make_source
+from ._row_blocks import RowBlocks as RowBlocks
+from ._source import make_source as make_source, row_blocks as row_blocks
 
 __all__: list[str] = []

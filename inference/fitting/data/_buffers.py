@@ -1,16 +1,48 @@
-"""Memory for stacks of batches that is used again: fresh memory costs a fault for each page, more than the copy itself."""
+"""Memory that is not copied more often than need be: data on the device once, stacks of batches in buffers used again."""
 
 from __future__ import annotations
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 _ALIGNMENT = 64  # bytes; so aligned, XLA computes on the array in place of a copy (on a CPU)
+_LARGE = 2**20  # bytes
+
+
+def held(args: PyTree) -> PyTree:
+    """The arguments with large arrays of NumPy on the device, so that all who read them read one copy; files stay files."""
+    return jax.tree.map(_on_device, args)
+
+
+def _on_device(x: PyTree) -> PyTree:
+    if not isinstance(x, np.ndarray) or x.nbytes < _LARGE or x.dtype.kind not in "biufc":
+        return x
+    if is_mapped(x):
+        return x
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(x.dtype))
+    if dtype != x.dtype:  # rounded into the memory that the device then reads
+        rounded = _aligned(x.shape, dtype)
+        np.copyto(rounded, x, casting="unsafe")
+        x = rounded
+    return jnp.asarray(x)
+
+
+def is_mapped(array: object) -> bool:
+    """Whether an array is a view of a file."""
+    while array is not None and not isinstance(array, np.memmap):
+        array = getattr(array, "base", None)
+    return array is not None
 
 
 class Buffers:
-    """Arrays of the same shapes again and again, for one thread that takes and one that gives back."""
+    """Arrays of the same shapes again and again, for one thread that takes and one that gives back.
+
+    Fresh memory costs a fault for each page, more than the copy itself.
+    """
 
     def __init__(self) -> None:
         self._free: list[list[np.ndarray]] = []

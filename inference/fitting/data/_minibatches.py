@@ -171,10 +171,3 @@ class MappedMinibatches(Minibatches):
     def resume(self, state: PyTree, num_steps: int) -> None:
         """The rows depend on the step alone."""
         self._step = num_steps
-
-
-def is_mapped(array: object) -> bool:
-    """Whether an array is a view of a file."""
-    while array is not None and not isinstance(array, np.memmap):
-        array = getattr(array, "base", None)
-    return array is not None

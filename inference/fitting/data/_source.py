@@ -8,14 +8,18 @@ follow the sliced arguments, and a parameter with one entry per row (a minibatch
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
+from numpyro.infer.autoguide import AutoGuide
 
+from ....ppl import draw
 from ....ppl._checks import is_integer
-from ....ppl._types import Key
+from ....ppl._types import Key, ModelFn
 from ....ppl.densities import Eliminated
+from ....ppl.estimation import plate_sizes
 from ....ppl.language import Program
 from ....ppl.traces import stand_ins
 from ..._abstract_objective import AbstractObjective
@@ -23,9 +27,11 @@ from ..._arguments import Arguments, is_array, leaves_of, outcome, shapes, shape
 from ..._positions import by_position
 from ..._rows import Met, rows_of
 from ._batches import Batches, is_iterable_of_batches
+from ._buffers import is_mapped
 from ._full import FullData
 from ._interface import Source
-from ._minibatches import MappedMinibatches, Minibatches, is_mapped
+from ._minibatches import MappedMinibatches, Minibatches
+from ._row_blocks import RowBlocks
 
 
 def make_source(
@@ -59,15 +65,54 @@ def make_source(
     return objective, FullData(args, mesh, sizes)
 
 
-def _from_subsample(
-    objective: AbstractObjective, args: tuple, subsample: dict[str, int], mesh: Mesh | None, order_key: Key | None
-):  # fmt: skip
-    full = dict(objective.plate_sizes(*args))
+class _ModelAlone(NamedTuple):
+    """A model as an objective, as far as plates are looked for."""
+
+    model: ModelFn
+    guide: None = None
+
+    def plate_sizes(self, *args: PyTree) -> dict[str, int]:
+        return plate_sizes(lambda: draw(self.model, *args))
+
+
+def row_blocks(
+    model: ModelFn, args: PyTree, subsample: Mapping[str, int] | None
+) -> RowBlocks | None:
+    """Blocks of the rows of a plate whose data are files; None where there is none, or more than one plate is subsampled."""
+    if not isinstance(subsample, Mapping) or len(subsample) != 1 or not isinstance(args, tuple):
+        return None
     arrays = Arguments(args).arrays(args)
+    if not any(map(is_mapped, arrays)):
+        return None
+    alone: Any = _ModelAlone(model)
+    full = _plate_sizes(alone, args)
+    _check_subsample(full, arrays, dict(subsample))
+    ((name, _),) = subsample.items()
+    return RowBlocks(
+        args, name, full[name], [p is not None for p in _plates_of(alone, args, {name: full[name]})]
+    )
+
+
+def _plate_sizes(objective: AbstractObjective, args: tuple) -> dict[str, int]:
+    """Plates in full with their sizes; no file is read, unless a guide's first call needs the data."""
+    guide = getattr(getattr(objective, "guide", None), "fn", None)
+    is_new = isinstance(guide, AutoGuide) and guide.prototype_trace is None
+    if is_new or not any(map(is_mapped, Arguments(args).arrays(args))):
+        return dict(objective.plate_sizes(*args))
+    sizes: dict[str, int] = {}
+    outcome(lambda *args: sizes.update(objective.plate_sizes(*args)), args)
+    return sizes
+
+
+def _check_subsample(
+    full: Mapping[str, int], arrays: list[PyTree], subsample: Mapping[str, int]
+) -> None:
+    """Refuse plates that are not there, and sizes of batches that are impossible."""
     problems = _unknown(subsample, full)
-    named = {name: size for name, size in full.items() if name in subsample}
     leading = [array.shape[0] for array in arrays if array.ndim]
-    for name, size in named.items():
+    for name, size in full.items():
+        if name not in subsample:
+            continue
         batch = subsample[name]
         if not is_integer(batch) or not 1 <= batch <= size:
             problems.append(
@@ -80,6 +125,15 @@ def _from_subsample(
             )
     if problems:
         raise ValueError("Argument 'subsample': " + ";\n".join(problems) + ".")
+
+
+def _from_subsample(
+    objective: AbstractObjective, args: tuple, subsample: dict[str, int], mesh: Mesh | None, order_key: Key | None
+):  # fmt: skip
+    full = _plate_sizes(objective, args)
+    arrays = Arguments(args).arrays(args)
+    _check_subsample(full, arrays, subsample)
+    named = {name: size for name, size in full.items() if name in subsample}
     subsample = {name: int(batch) for name, batch in subsample.items()}
     plate_of = _plates_of(objective, args, named)
     if mesh is None and order_key is not None and any(map(is_mapped, arrays)):

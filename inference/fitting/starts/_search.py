@@ -20,6 +20,7 @@ import numpy as np
 
 from ....ppl._types import Key
 from ..._arguments import is_array
+from ..data import RowBlocks
 from ._space import Landscape, Space
 
 _RADIUS = 2.0  # of uniform starts, NumPyro's and Stan's
@@ -103,8 +104,8 @@ class Starts:
 
 
 def find_starts(
-    space: Space, args: tuple, key: Key, *, num_paths: int = 16, max_steps: int = 60
-) -> Starts:
+    space: Space, args: tuple, key: Key, *, num_paths: int = 16, max_steps: int = 60, blocks: RowBlocks | None = None
+) -> Starts:  # fmt: skip
     """Normals near the modes of p(u, data), the best first.
 
     Args:
@@ -115,6 +116,7 @@ def find_starts(
             Half as many again begin where these ended: at the best mode with its labels permuted, and at points that have each
             coordinate from one or another. Fewer where data and coordinates are many.
         max_steps: of each path.
+        blocks: as of `Landscape`.
 
     Raises:
         ValueError: the log-density is not finite at any of the points; the message names a site.
@@ -122,25 +124,36 @@ def find_starts(
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):
-        return _found(space, args, key, num_paths, max_steps)
+        return _found(space, args, key, num_paths, max_steps, blocks)
 
 
-def start_without_search(space: Space, args: tuple, key: Key) -> tuple[Landscape, np.ndarray]:
+def start_without_search(
+    space: Space, args: tuple, key: Key, blocks: RowBlocks | None = None
+) -> tuple[Landscape, np.ndarray]:
     """The compiled log-density, and the first of these that has one: the median of prior draws, the likeliest of them, others.
 
     Raises:
         ValueError: as `find_starts`.
     """
-    size = max([*(int(np.size(x)) for x in jax.tree.leaves(args) if is_array(x)), 100])
-    landscape = Landscape(space, args, 4 * _PRIOR_DRAWS, 1, size)
+    landscape = Landscape(space, args, 4 * _PRIOR_DRAWS, 1, _size(args, blocks), blocks)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     return landscape, _dispersed(landscape, args, key, rng, 1)[1][0]
 
 
-def _found(space: Space, args: tuple, key: Key, num_paths: int, max_steps: int) -> Starts:
-    size = max([*(int(np.size(x)) for x in jax.tree.leaves(args) if is_array(x)), 100])
+def _size(args: tuple, blocks: RowBlocks | None) -> int:
+    """Numbers in the largest argument."""
+    if blocks is not None:
+        return blocks.size
+    return max([*(int(np.size(x)) for x in jax.tree.leaves(args) if is_array(x)), 100])
+
+
+def _found(
+    space: Space, args: tuple, key: Key, num_paths: int, max_steps: int, blocks: RowBlocks | None
+) -> Starts:
+    size = _size(args, blocks)
     num_paths = int(np.clip(_WORK / (size * space.dimension**2), min(2, num_paths), num_paths))
-    landscape = Landscape(space, args, max(_TRIED * num_paths, 4 * _PRIOR_DRAWS), num_paths, size)
+    rows = max(_TRIED * num_paths, 4 * _PRIOR_DRAWS)
+    landscape = Landscape(space, args, rows, num_paths, size, blocks)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     names, points = _dispersed(landscape, args, key, rng, num_paths)
     normals = _climbed(landscape, names, points, rng, max_steps)

@@ -26,11 +26,13 @@ from ....ppl.language import what_is_not_finite
 from ....ppl.traces import stand_ins
 from ..._arguments import Arguments, outcome
 from ..._supports import supports_of
+from ..data import RowBlocks
 
 Array = jax.Array
 _STEP = 5e-3  # of differences
 _MOST_LABELS = 5  # that are permuted
 _MANY = 1000  # points whose values are taken at once
+_SMALL = 30_000  # numbers of data times points: of fewer, all calls together take less time than compiling well
 _AT_ONCE = 8_000_000  # numbers of data times points that a compiled call holds
 
 
@@ -72,7 +74,7 @@ class Space:
                 f"{method}: sites {discrete} are discrete, and have no coordinates in R^d. Sum them out: "
                 f"ppl.eliminate(model, {discrete})."
             )
-        template = {n: jnp.zeros(x.shape, x.dtype) for n, x in values.items()}
+        template = {n: np.zeros(x.shape, x.dtype) for n, x in values.items()}
         supports = supports_of(method, program, args, template)
         self.laws = {n: SiteLaw(supports[n], len(trace.sites[n].event_shape)) for n in template}
         self.transforms = {n: biject_to(supports[n]) for n in template}
@@ -179,14 +181,26 @@ class Landscape:
         rows: points in a call of `values`.
         num_paths: points in one of `derivatives`.
         size: numbers in the largest argument; of many, points come one after the other.
+        blocks: of the rows that stand for all, if the arguments are not held as a whole: `args` are those of the first, and
+            the space's program is scaled to all rows.
     """
 
-    def __init__(self, space: Space, args: tuple, rows: int, num_paths: int, size: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        args: tuple,
+        rows: int,
+        num_paths: int,
+        size: int,
+        blocks: RowBlocks | None = None,
+    ) -> None:
         self.space, self.rows, self.num_paths, self.size = space, rows, num_paths, size
-        at_once = max(1, _AT_ONCE // size)
+        self._blocks = blocks
         split = Arguments(args)
-        self._arrays = [jnp.asarray(x) for x in split.arrays(args)]
-        template = jnp.zeros(space.dimension, jnp.result_type(float))
+        self._arrays = list(map(jax.device_put, split.arrays(args)))
+        at_once = max(1, _AT_ONCE // max([100, *(x.size for x in self._arrays)]))
+        template = np.zeros(space.dimension, jnp.result_type(float))
+        is_small = rows * size <= _SMALL
 
         def of_program(fn: Callable[..., Array]) -> Callable[..., Array]:
             short = stacked(lambda x, *arrays: [fn(x, *split.join(list(arrays)))])
@@ -212,11 +226,11 @@ class Landscape:
                     return jax.vmap(lambda point: fn(*point, arrays))(points)
                 return jax.lax.map(lambda point: fn(*point, arrays), points, batch_size=at_once)
 
-            return shared_jit(run)
+            return shared_jit(run, is_brief=is_small)
 
         self._value = over(density, at_once)
         flat = lambda u: [jnp.concatenate([jnp.ravel(x) for x in space.choices(u).values()])]
-        self._choices = shared_jit(jax.vmap(stacked(flat)))
+        self._choices = shared_jit(jax.vmap(stacked(flat)), is_brief=is_small)
         self._shapes = {n: x.shape for n, x in jax.eval_shape(space.choices, template).items()}
         few = max(1, at_once // space.dimension)
         self._derivatives = [
@@ -249,21 +263,30 @@ class Landscape:
         return self.derivatives(center, factor)
 
     def _in_parts(
-        self, fn: Callable[..., PyTree], rows: int, *inputs: np.ndarray
+        self, fn: Callable[..., PyTree], rows: int, *inputs: np.ndarray, has_data: bool = True
     ) -> list[np.ndarray]:
-        """`fn(inputs, arrays)` in calls of equally many rows, so that it is compiled once."""
+        """`fn(inputs, arrays)` in calls of equally many rows, so that it is compiled once; its mean over blocks of data."""
         found = []
+        blocks = self._blocks if has_data and self._blocks else [(1.0, self._arrays)]
         for begin in range(0, len(inputs[0]), rows):
             part = [x[begin : begin + rows] for x in inputs]
             number = len(part[0])
             padded = [np.concatenate([x, np.repeat(x[:1], rows - number, 0)]) for x in part]
-            outs = fn(tuple(map(_single, padded)), self._arrays)
-            found.append([np.asarray(x)[:number].astype(float) for x in outs])
+            points = tuple(map(_single, padded))
+            total: list[PyTree] = []
+            for share, arrays in blocks:
+                outs = [np.asarray(x)[:number].astype(float) for x in fn(points, arrays)]
+                total = (
+                    [share * x for x in outs]
+                    if not total
+                    else [t + share * x for t, x in zip(total, outs, strict=True)]
+                )
+            found.append(total)
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def choices(self, u: np.ndarray) -> dict[str, np.ndarray]:
         """The values of the sites at points [n, d]."""
-        (flat,) = self._in_parts(lambda x, _: self._choices(*x), _MANY, u)
+        (flat,) = self._in_parts(lambda x, _: self._choices(*x), _MANY, u, has_data=False)
         ends = np.cumsum([math.prod(shape) for shape in self._shapes.values()])
         parts = np.split(flat, ends[:-1], 1)
         return {
@@ -273,14 +296,16 @@ class Landscape:
 
     def draws(self, key: Key, number: int) -> np.ndarray:
         """Draws of the prior, [number, d]; those that are finite."""
-        run = shared_jit(lambda key, arrays: self._draws((jax.random.split(key, number),), arrays))
+        run = shared_jit(
+            lambda key, arrays: self._draws((jax.random.split(key, number),), arrays), is_brief=True
+        )
         u = np.asarray(run(key, self._arrays)).astype(float)
         return u[np.isfinite(u).all(1)]
 
 
 def _single(x: np.ndarray) -> Array:
     with np.errstate(over="ignore"):  # a point that is too far has no density there
-        return jnp.asarray(np.asarray(x, jnp.result_type(float)))  # without a compiled conversion
+        return jax.device_put(np.asarray(x, jnp.result_type(float)))  # without a compiled program
 
 
 def _hessian(fn: Callable[[Array], Array], x: Array, at_once: int) -> Array:

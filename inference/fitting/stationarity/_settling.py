@@ -8,11 +8,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 Array = jax.Array
 
 _SLOTS = 64  # means of blocks of steps, over the whole run
+_NUMBERS = np.arange(_SLOTS)[:, None]
 _FIRST_BLOCK = 16  # steps in a block at the beginning
 _ENOUGH = 48  # blocks before the question is asked
 _LEAST_DECAY = 200  # steps
@@ -44,13 +46,11 @@ class SettlingState(NamedTuple):
         settled_at: the step at which the value had settled; 0 before.
         first: the first loss, nats; sums are of differences from it.
         last: the last loss.
-        means: mean loss of each full block.
+        means: mean loss, and means of the watched parameters, of each full block, [64, 1 + number].
         num_blocks: full blocks.
         size: steps in a block.
-        total: sum over the block that is being filled.
+        total: sums over the block that is being filled, [1 + number].
         square: running mean of squared differences between neighbouring losses, halved: the variance of one.
-        places: mean of the watched parameters over each full block, [64, number].
-        place_total: their sum over the block that is being filled.
     """
 
     inner: PyTree
@@ -63,8 +63,6 @@ class SettlingState(NamedTuple):
     size: Array
     total: Array
     square: Array
-    places: Array
-    place_total: Array
 
 
 def settling(
@@ -141,10 +139,9 @@ def settling(
 
 def start(inner: PyTree, num_watched: int = 0) -> SettlingState:
     """The state before the first step."""
-    number, count = jnp.zeros(()), jnp.int32(0)
+    number, count, width = jnp.zeros(()), jnp.int32(0), 1 + num_watched
     return SettlingState(
-        inner, count, count, number, number, jnp.zeros(_SLOTS), count, jnp.int32(_FIRST_BLOCK), number, number,
-        jnp.zeros((_SLOTS, num_watched)), jnp.zeros(num_watched),
+        inner, count, count, number, number, jnp.zeros((_SLOTS, width)), count, jnp.int32(_FIRST_BLOCK), jnp.zeros(width), number,
     )  # fmt: skip
 
 
@@ -157,16 +154,10 @@ def noticed(
     """
     place = jnp.zeros(0) if place is None else place
     state = _seen(state, loss, place)
-    if rule.by_gradients:
-        has_settled = _is_at_rest(state)
-    else:
-        noise = jnp.sqrt(state.square)
-        worth = jnp.minimum(rule.relative_tolerance * noise, rule.most)
-        worth = jnp.maximum(rule.tolerance, worth)
-        has_settled = _has_settled(state, state.means[:, None], worth, rule.confidence)
-    if place.size and not rule.by_gradients:
-        for places in (state.places, -state.places):
-            has_settled &= _has_settled(state, places, _DRIFT, _DRIFT_CONFIDENCE)
+    is_settled = _is_at_rest if rule.by_gradients else _is_flat
+    has_settled = jax.lax.cond(
+        _is_time(state), lambda: is_settled(state, rule), lambda: jnp.array(False)
+    )
     has_settled |= state.step >= rule.max_steps
     has_settled &= state.settled_at == 0
     return state._replace(settled_at=jnp.where(has_settled, state.step, state.settled_at))
@@ -200,63 +191,57 @@ def _seen(state: SettlingState, loss: Array, place: Array) -> SettlingState:
     # The mean of recent steps: those of the beginning are of another scale.
     weight = 1 / jnp.minimum(jnp.maximum(step - 1, 1), 200)
     square = state.square + weight * (jump - state.square)
-    is_full = (
-        step % state.size == 0
-    )  # sizes double, so that blocks end where halves of later ones do
-    total = state.total + (loss - first)
-    place_total = state.place_total + place
-    put = lambda means, total: jnp.where(
-        is_full, means.at[state.num_blocks].set(total / state.size), means
-    )
+    # Sizes double, so that blocks end where halves of later ones do.
+    is_full = step % state.size == 0
+    total = state.total + jnp.concatenate([(loss - first)[None], place])
+    # A mask in place of an index: such small programs are as quick, and are compiled sooner.
+    means = jnp.where(is_full & (_NUMBERS == state.num_blocks), total / state.size, state.means)
     num_blocks = state.num_blocks + is_full
     must_merge = num_blocks == _SLOTS
-
-    def merged(means: Array) -> Array:
-        halved = means.reshape(_SLOTS // 2, 2, *means.shape[1:]).mean(1)
-        return jnp.where(must_merge, jnp.concatenate([halved, jnp.zeros_like(halved)]), means)
-
+    halved = means.reshape(_SLOTS // 2, 2, means.shape[1]).mean(1)
+    halved = jnp.concatenate([halved, jnp.zeros_like(halved)])
     return state._replace(
         step=step,
         first=first,
         last=loss,
-        means=merged(put(state.means, total)),
+        means=jnp.where(must_merge, halved, means),
         num_blocks=jnp.where(must_merge, _SLOTS // 2, num_blocks),
         size=jnp.where(must_merge, 2 * state.size, state.size),
         total=jnp.where(is_full, 0.0, total),
         square=square,
-        places=merged(put(state.places, place_total)),
-        place_total=jnp.where(is_full, 0.0, place_total),
     )
 
 
-def _has_settled(
-    state: SettlingState, means: Array, worth: Array | float, confidence: float
-) -> Array:
-    """Whether a fall of the means [64, number] by more than `worth` is ruled out in each column."""
-    (m_1, v_1), (m_2, v_2) = _thirds(state, means)
-    gain, error = m_1 - m_2, jnp.sqrt((v_1 + v_2) / (state.num_blocks // 3))  # losses fall
-    return _is_time(state) & jnp.all(gain + confidence * error <= worth)
+def _is_flat(state: SettlingState, rule: Rule) -> Array:
+    """Whether a fall of the loss that is worth having is ruled out, and a drift of any watched parameter either way."""
+    worth = jnp.minimum(rule.relative_tolerance * jnp.sqrt(state.square), rule.most)
+    worth = jnp.maximum(rule.tolerance, worth)
+    mean, variance = _thirds(state)
+    error = jnp.sqrt(variance.sum(0) / (state.num_blocks // 3))
+    gain = mean[0] - mean[1]  # losses fall
+    is_loss = np.arange(len(gain)) == 0
+    size = jnp.where(is_loss, gain, jnp.abs(gain))
+    confidence = np.where(is_loss, rule.confidence, _DRIFT_CONFIDENCE).astype(error.dtype)
+    return jnp.all(size + confidence * error <= jnp.where(is_loss, worth, _DRIFT))
 
 
-def _is_at_rest(state: SettlingState) -> Array:
-    """Whether the mean gradient over the last third is known to be small in each column."""
-    _, (mean, variance) = _thirds(state, state.places)
-    error = jnp.sqrt(variance / (state.num_blocks // 3))
-    return _is_time(state) & jnp.all(jnp.abs(mean) + _DRIFT_CONFIDENCE * error <= _DRIFT)
+def _is_at_rest(state: SettlingState, rule: Rule) -> Array:
+    """Whether the mean gradient of each watched parameter over the last third is known to be small."""
+    mean, variance = _thirds(state)
+    error = jnp.sqrt(variance[1, 1:] / (state.num_blocks // 3))
+    return jnp.all(jnp.abs(mean[1, 1:]) + _DRIFT_CONFIDENCE * error <= _DRIFT)
 
 
 def _is_time(state: SettlingState) -> Array:
     return (state.num_blocks >= _ENOUGH) & (state.step % state.size == 0)
 
 
-def _thirds(state: SettlingState, means: Array) -> list[tuple[Array, Array]]:
-    """Mean and variance of the blocks' means [64, number] over the last third but one, and over the last."""
+def _thirds(state: SettlingState) -> tuple[Array, Array]:
+    """Means and variances of the blocks' means over the last third but one and over the last, [2, 1 + number] each."""
     third = state.num_blocks // 3
-    number = jnp.arange(_SLOTS)[:, None]
-
-    def moments(which: Array) -> tuple[Array, Array]:
-        mean = jnp.sum(jnp.where(which, means, 0.0), 0) / third
-        return mean, jnp.sum(jnp.where(which, (means - mean) ** 2, 0.0), 0) / (third - 1)
-
-    begins = [state.num_blocks - 2 * third, state.num_blocks - third]
-    return [moments((number >= begin) & (number < begin + third)) for begin in begins]
+    behind = state.num_blocks - _NUMBERS[:, 0]  # 1 is the last block
+    which = jnp.stack([(third < behind) & (behind <= 2 * third), (0 < behind) & (behind <= third)])
+    which = which[:, :, None]
+    mean = jnp.sum(jnp.where(which, state.means, 0.0), 1) / third
+    gap = jnp.where(which, state.means - mean[:, None], 0.0)
+    return mean, jnp.sum(gap**2, 1) / (third - 1)

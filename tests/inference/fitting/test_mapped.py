@@ -9,6 +9,7 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting.data import _minibatches
+from lapilli.inference.fitting.data._buffers import is_mapped
 from lapilli.inference.fitting.storage import _checkpoint
 
 NUM, KEY = 3000, jax.random.key(0)
@@ -80,5 +81,5 @@ def test_seeds_have_the_rows_of_memory(objective, mapped):
 
 
 def test_what_is_a_view_of_a_file(mapped):
-    assert _minibatches.is_mapped(mapped) and _minibatches.is_mapped(np.asarray(mapped[3:, 1]))
-    assert not _minibatches.is_mapped(np.ones(3)) and not _minibatches.is_mapped(jnp.ones(3))
+    assert is_mapped(mapped) and is_mapped(np.asarray(mapped[3:, 1]))
+    assert not is_mapped(np.ones(3)) and not is_mapped(jnp.ones(3))

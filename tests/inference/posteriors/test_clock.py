@@ -11,10 +11,10 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.inference.posteriors import _clock
-from lapilli.inference.posteriors._chains import ChainSettings, run_chains
 from lapilli.inference.posteriors._clock import Clock, TimeUpError
-from lapilli.inference.posteriors._sampler import Sampler
-from lapilli.inference.posteriors._target import make_target
+from lapilli.inference.posteriors.chains._chains import ChainSettings, run_chains
+from lapilli.inference.posteriors.chains._sampler import Sampler
+from lapilli.inference.posteriors.forms._target import make_target
 
 KEY = jax.random.key(0)
 SETTINGS = ChainSettings(

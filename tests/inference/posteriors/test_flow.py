@@ -7,8 +7,8 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference.posteriors._flow import _flow, _initial, _placed
-from lapilli.inference.posteriors._sampler import Frame
+from lapilli.inference.posteriors.chains._sampler import Frame
+from lapilli.inference.posteriors.weighted._flow import _flow, _initial, _placed
 
 KEY = jax.random.key(0)
 

@@ -15,11 +15,11 @@ from lapilli import inference, ppl
 from lapilli.inference.posteriors import _search
 from lapilli.inference.posteriors._infer import told
 from lapilli.inference.posteriors._judged import Verdict
-from lapilli.inference.posteriors._noncentred import noncentred
 from lapilli.inference.posteriors._problem import posed
-from lapilli.inference.posteriors._tails import heavy_tails, tail_shapes
-from lapilli.inference.posteriors._target import make_target
-from lapilli.inference.posteriors._weighted import run_fit
+from lapilli.inference.posteriors.forms._noncentred import noncentred
+from lapilli.inference.posteriors.forms._target import make_target
+from lapilli.inference.posteriors.weighted._tails import heavy_tails, tail_shapes
+from lapilli.inference.posteriors.weighted._weighted import run_fit
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 12)

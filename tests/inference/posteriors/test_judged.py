@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from lapilli.inference.posteriors._chains import ChainSettings, run_chains
 from lapilli.inference.posteriors._clock import Clock
 from lapilli.inference.posteriors._judged import of_chains
-from lapilli.inference.posteriors._sampler import Run
-from lapilli.inference.posteriors._weighted import GuideNormal, of_weights
+from lapilli.inference.posteriors.chains._chains import ChainSettings, run_chains
+from lapilli.inference.posteriors.chains._sampler import Run
+from lapilli.inference.posteriors.weighted._weighted import GuideNormal, of_weights
 
 SHAPE = (4, 1000)
 
@@ -164,9 +164,9 @@ def test_long_trajectories_count_at_the_end_of_the_warm_up(monkeypatch, steps, i
     sampler = types.SimpleNamespace(
         frame=lambda: None, advance=advance, clock=Clock(), num_gradients=0
     )
-    monkeypatch.setattr("lapilli.inference.posteriors._chains._started", lambda *of: None)
+    monkeypatch.setattr("lapilli.inference.posteriors.chains._chains._started", lambda *of: None)
     monkeypatch.setattr(
-        "lapilli.inference.posteriors._chains.Sampler", lambda *of, **options: sampler
+        "lapilli.inference.posteriors.chains._chains.Sampler", lambda *of, **options: sampler
     )
     target = types.SimpleNamespace(log_density=None, arrays=[], dimension=1, names=["a"])
     settings = ChainSettings(8, 500, 500, (0.9,), 2, is_dense=True)

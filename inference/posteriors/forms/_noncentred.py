@@ -14,9 +14,9 @@ from typing import Any
 from numpyro import handlers
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 
-from ... import ppl
-from ...ppl.densities import Eliminated
-from ...ppl.language import Program, name_of
+from .... import ppl
+from ....ppl.densities import Eliminated
+from ....ppl.language import Program, name_of
 from ._elimination import is_moved, readers_of, simulated
 
 _FAMILIES = ("Normal", "Cauchy", "Laplace", "Logistic", "Gumbel")

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ... import ppl
-from .._arguments import Arguments, outcome
-from .._depends import depends
-from .._observed import check_branches
+from .... import ppl
+from ..._arguments import Arguments, outcome
+from ..._depends import depends
+from ..._observed import check_branches
 
 _NORMAL = ("Normal", "MultivariateNormal")
 CHEAP, DEAR = 1e4, 1e6  # work of an evaluation that is spent at once, and where chains need it

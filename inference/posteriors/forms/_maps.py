@@ -14,12 +14,12 @@ from jaxtyping import PyTree
 from numpyro.distributions.transforms import biject_to
 from numpyro.primitives import Messenger
 
-from ... import ppl
-from ...ppl._compat import fresh_caches
-from ...ppl._quiet import quiet
-from ...ppl._types import Message
-from .._depends import depends
-from .._supports import transforms_of
+from .... import ppl
+from ....ppl._compat import fresh_caches
+from ....ppl._quiet import quiet
+from ....ppl._types import Message
+from ..._depends import depends
+from ..._supports import transforms_of
 
 Array = jax.Array
 Maps = Callable[[Mapping[str, Array]], tuple[dict[str, Any], dict[str, Array]]]

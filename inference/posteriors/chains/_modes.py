@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from ...ppl._types import Key
-from ..fitting.starts import Space, find_starts
+from ....ppl._types import Key
+from ...fitting.starts import Space, find_starts
+from ..forms import Target
 from ._chains import NEGLIGIBLE
 from ._sampler import DENSE_UP_TO, Frame
-from ._target import Target
 
 _WIDER = 1.5  # than the Normals, so that R-hat can tell
 

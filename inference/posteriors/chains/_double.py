@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import is_array
+from ..._arguments import is_array
+from ..forms import Target
 from ._sampler import Frame, Sampler
-from ._target import Target
 
 _COARSE = 0.05  # error of a gradient, per standard deviation, that chains feel
 

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ...ppl._precision import full_precision
-from ...ppl._shared_jit import shared_jit
-from ...ppl._types import Key
-from ._clock import Clock
-from ._sampler import Frame
-from ._target import Target
+from ....ppl._precision import full_precision
+from ....ppl._shared_jit import shared_jit
+from ....ppl._types import Key
+from .._clock import Clock
+from ..chains import Frame
+from ..forms import Target
 
 Array = jax.Array
 NUM_STEPS, _CALL = 4000, 250

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ...ppl._types import Key
-from ..diagnostics._weights import importance_diagnostics, resampling_indices
-from ._certificate import Attempt
-from ._convergence import r_hat
-from ._judged import APART, Verdict
-from ._sampler import Run, mean_and_root
-from ._target import Target
+from ....ppl._types import Key
+from ...diagnostics._weights import importance_diagnostics, resampling_indices
+from .._certificate import Attempt
+from .._convergence import r_hat
+from .._judged import APART, Verdict
+from ..chains import Run, mean_and_root
+from ..forms import Target
 from ._weighted import of_weights
 
 _FREEDOM = 7.0  # degrees of it

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ... import ppl
-from ...ppl._compat import jaxpr_as_fun
-from ...ppl.densities import Eliminated
-from .._arguments import Arguments, outcome
-from .._observed import check_branches
+from .... import ppl
+from ....ppl._compat import jaxpr_as_fun
+from ....ppl.densities import Eliminated
+from ..._arguments import Arguments, outcome
+from ..._observed import check_branches
 from ._maps import maps_of
 
 Array = jax.Array

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ...ppl.language import told_of_nan
-from ._certificate import Attempt
-from ._clock import Clock, TimeUpError
-from ._judged import Verdict, of_chains
+from ....ppl.language import told_of_nan
+from .._certificate import Attempt
+from .._clock import Clock, TimeUpError
+from .._judged import Verdict, of_chains
+from ..forms import Target
 from ._sampler import CHUNK, Frame, Run, Sampler, frame_of, is_finite
-from ._target import Target
 
 _TRIED = 100  # draws of a place to start for each chain
 _STIFF = 500  # leapfrog steps of a trajectory, on average

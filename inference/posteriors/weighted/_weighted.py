@@ -12,20 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ... import ppl
-from ...ppl._shared_jit import shared_jit
-from ...ppl._types import Key
-from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
-from ..fitting import AutoWhitenedNormal, Fit, fit
-from ..fitting._judgement import NEED_WEIGHTS, WRONG_FAMILY, by_coordinate
-from ..particles.samplers import tempered_smc
-from ._certificate import Attempt
-from ._clock import Clock
-from ._elimination import simulated
+from .... import ppl
+from ....ppl._shared_jit import shared_jit
+from ....ppl._types import Key
+from ...diagnostics._weights import (
+    ImportanceDiagnostics,
+    importance_diagnostics,
+    resampling_indices,
+)
+from ...fitting import AutoWhitenedNormal, Fit, fit
+from ...fitting._judgement import NEED_WEIGHTS, WRONG_FAMILY, by_coordinate
+from ...particles.samplers import tempered_smc
+from .._certificate import Attempt
+from .._clock import Clock
+from .._judged import LEAST_ESS, Verdict
+from ..chains import DENSE_UP_TO, Frame
+from ..forms import Target, simulated
 from ._flow import NUM_STEPS, flow_draws
-from ._judged import LEAST_ESS, Verdict
-from ._sampler import DENSE_UP_TO, Frame
-from ._target import Target
 
 _DRAWS = 4  # for each that is kept, so that few of these are copies
 _EVEN = 0.7  # nats between the largest and the mean weight
@@ -89,13 +92,13 @@ def run_fit(
         return FoundDraws(None, verdict, attempt)
     sites = simulated(program, args).choices
     plain = {n: x for n, x in drawn.choices.items() if n in sites}
-    verdict = of_weights(drawn.log_weights, plain)
+    verdict, smoothed = smoothed_and_judged(drawn.log_weights, plain)
     if (text := _against(fitted, clock)) is not None:
         verdict = verdict._replace(problems=(text, *verdict.problems))
     attempt = Attempt("fit", time.perf_counter() - began, verdict.outcome, verdict.seen)
-    if not verdict.seen:
+    if smoothed is None:
         return FoundDraws(None, verdict, attempt)
-    rows = _resampled(keep_key, drawn.log_weights)
+    rows = _resampled(keep_key, smoothed)
     is_elsewhere = fitted.worth is None or fitted.worth.verdict not in (
         "",
         NEED_WEIGHTS,
@@ -105,9 +108,8 @@ def run_fit(
     return FoundDraws(choices, verdict, attempt, plain, is_elsewhere, _normal_of(fitted))
 
 
-def _resampled(key: Key, log_weights: np.ndarray) -> np.ndarray:
+def _resampled(key: Key, smoothed: np.ndarray) -> np.ndarray:
     """Rows of draws in proportion to their smoothed weights, one for each `_DRAWS` of them."""
-    smoothed = importance_diagnostics(log_weights).smoothed_log_weights
     return np.asarray(resampling_indices(key, smoothed)[::_DRAWS])
 
 
@@ -146,14 +148,14 @@ def run_flow(
     run_key, keep_key = jax.random.split(key)
     drawn = flow_draws(target, frame, run_key, _DRAWS * num_samples, clock)
     choices = shared_jit(jax.vmap(target.choices))(jnp.asarray(drawn.u, jnp.result_type(float)))
-    verdict = of_weights(drawn.log_weights, jax.tree.map(np.asarray, choices))
+    verdict, smoothed = smoothed_and_judged(drawn.log_weights, jax.tree.map(np.asarray, choices))
     if drawn.num_steps < NUM_STEPS:
         text = f"the flow was trained for {drawn.num_steps} of {NUM_STEPS} steps"
         verdict = verdict._replace(problems=(text, *verdict.problems))
     attempt = Attempt("flow", time.perf_counter() - began, verdict.outcome, verdict.seen)
-    if not verdict.seen:
+    if smoothed is None:
         return None, verdict, attempt
-    return drawn.u[_resampled(keep_key, drawn.log_weights)], verdict, attempt
+    return drawn.u[_resampled(keep_key, smoothed)], verdict, attempt
 
 
 def near_guide(
@@ -185,8 +187,15 @@ def of_weights(log_weights: np.ndarray, choices: Mapping[str, np.ndarray] | None
 
     Nothing is seen where weights are no numbers.
     """
+    return smoothed_and_judged(log_weights, choices)[0]
+
+
+def smoothed_and_judged(
+    log_weights: np.ndarray, choices: Mapping[str, np.ndarray] | None = None
+) -> tuple[Verdict, np.ndarray | None]:
+    """The verdict of `of_weights`, and the Pareto-smoothed log-weights; None where they are no numbers."""
     if not np.isfinite(log_weights).any() or not (log_weights < np.inf).all():
-        return Verdict({}, ("the weights of a fitted guide's draws are no numbers",))
+        return Verdict({}, ("the weights of a fitted guide's draws are no numbers",)), None
     worth = importance_diagnostics(log_weights)
     seen = {"k_hat": worth.k_hat, "ess": worth.ess}
     problems = []
@@ -200,7 +209,7 @@ def of_weights(log_weights: np.ndarray, choices: Mapping[str, np.ndarray] | None
         problems.append(f"the effective sample size is {worth.ess:.0f}, below {LEAST_ESS}")
     if not problems and choices and (text := _unknown_width(worth, log_weights, choices)):
         problems.append(text)
-    return Verdict(seen, tuple(problems))
+    return Verdict(seen, tuple(problems)), worth.smoothed_log_weights
 
 
 def _unknown_width(

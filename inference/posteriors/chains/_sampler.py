@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import PyTree
 from numpyro.infer.hmc import hmc
 
-from ...ppl._compat import known_point
-from ...ppl._precision import full_precision
-from ...ppl._shared_jit import shared_jit
-from ...ppl._types import Key
-from ._clock import Clock
+from ....ppl._compat import known_point
+from ....ppl._precision import full_precision
+from ....ppl._shared_jit import shared_jit
+from ....ppl._types import Key
+from .._clock import Clock
 
 Array = jax.Array
 CHUNK = 250  # transitions in one device call, at most

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..diagnostics._pareto import fitted
-from ._convergence import mean_sizes
+from ...diagnostics._pareto import fitted
+from .._convergence import mean_sizes
 
 NO_VARIANCE = 0.5  # the least shape that has none
 _HEAVY = 0.15  # above the shape of an exponential tail, as it is estimated
