@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -20,13 +18,10 @@ from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
 from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
 from ..ppl.traces import Trace, stand_ins
 from ._arguments import Arguments, leaf_names
+from ._held import holds_integers, is_integer
 from ._host_keys import default_key
 from ._improper import UNNORMALISED, check_proper, improper_sites
 from ._noise import check_noise
-
-_DEPTH = 3  # of calls, in which arrays are looked for
-_EMPTY = types.CellType()
-_FUNCTIONS = types.FunctionType | types.MethodType | functools.partial
 
 
 class TracedRun(NamedTuple):
@@ -149,9 +144,11 @@ def _refuse(method: str, program: Program, lookup: Lookup, names: list[str]) -> 
     given = f"argument {told}" if lookup.is_given else f"an index made of {told}"
     what = given if names else "an index of constants"
     where = f" at {list(lookup.place)}" if lookup.place else ""
+    is_own = not names and lookup.value < 0
+    own = f"To count from the end, write {lookup.value % lookup.size}. " if is_own else ""
     raise ValueError(
         f"{method}: {what} of {program!r} holds {lookup.value}{where} ({lookup.count} such), and what it indexes has "
-        f"{lookup.size} entries, 0 to {lookup.size - 1}: another one would be read in its place. Code groups from 0; make a "
+        f"{lookup.size} entries, 0 to {lookup.size - 1}: another one would be read in its place. {own}Code groups from 0; make a "
         "missing category a group of its own, or leave its rows out. A group that the fit did not have is drawn by the model: "
         "name in keep= what is known, and give the plate of groups its size by an argument."
     )
@@ -196,29 +193,7 @@ def checked(
 def check_new(method: str, program: object, args: tuple) -> None:
     """`check_indices` for a program that is run later: what is wrong with it otherwise is told then."""
     given = jax.tree.leaves(args)
-    if not is_concrete(args) or not (any(map(_is_integer, given)) or holds_integers(program)):
+    if not is_concrete(args) or not (any(map(is_integer, given)) or holds_integers(program)):
         return
     if (run := tried_run(program, args)) is not None:
         check_indices(method, run)
-
-
-def holds_integers(program: object, depth: int = _DEPTH) -> bool:
-    """Whether a program, or a function that it calls, closes over an array of integers or names one of its module."""
-    fn = getattr(program, "fn", program)
-    if isinstance(fn, functools.partial):
-        bound = [fn.func, *fn.args, *fn.keywords.values()]
-    else:
-        fn = getattr(fn, "__func__", fn)
-        code = getattr(fn, "__code__", None)
-        cells = getattr(fn, "__closure__", None) or ()
-        known = getattr(fn, "__globals__", {})
-        bound = [c.cell_contents for c in cells if c != _EMPTY]
-        bound += [known[n] for n in getattr(code, "co_names", ()) if n in known]
-    if any(_is_integer(x) and np.ndim(x) for x in bound):
-        return True
-    inner = [x for x in bound if isinstance(x, _FUNCTIONS | Program)]
-    return depth > 0 and any(holds_integers(x, depth - 1) for x in inner)
-
-
-def _is_integer(x: Array) -> bool:
-    return getattr(getattr(x, "dtype", None), "kind", "") in ("i", "u")

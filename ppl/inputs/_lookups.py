@@ -5,9 +5,9 @@ In a program that is written that is meant; in data it is a missing code, or a g
 
 Input: a jaxpr and the values of its arguments. Output: each place where an index (of `gather`, `dynamic_slice`, and of `scatter`,
 which writes) is out of range. What is clipped, filled, dropped or wrapped on purpose (`mode=`) is not, unless JAX takes a
-negative number from the end first; nor is a negative constant, `x[-1]`, unless it has numbers twice, or more of them than what
-it indexes, or numbers of 8 or 16 bits: an array of data that the program closes over. What is read
-so may not count, as in `jnp.where(g >= 0, e[g], 0.0)`: `heard` runs the program with other elements there.
+negative number from the end first; nor is a number of the program's own that counts from the end, `x[-1]`, see `_is_from_the_end`
+(an array that the program closes over is data, too). What is read so may not count, as in `jnp.where(g >= 0, e[g], 0.0)`: `heard`
+runs the program with other elements there.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ._known import Known, walk
 _SAME = frozenset(
     "broadcast_in_dim reshape squeeze expand_dims copy copy_p convert_element_type".split()
 )
+LEAST_TURN = 5
 
 
 class Lookup(NamedTuple):
@@ -130,10 +131,7 @@ def _judged(eqn: PyTree, raw: Known, wrap: Equation | None, axis: int, size: int
     numbers = eqn.params.get("dimension_numbers")
     is_batched = eqn.primitive.name == "gather" and axis not in numbers.collapsed_slice_dims
     is_filled = ("FILL" in mode or "CLIP" in mode) and not is_batched
-    is_code = array.ndim > 0 and array.dtype.itemsize < 4  # as pandas keeps those of categories
-    is_repeated = array.size > size or np.unique(array).size < array.size
-    is_data = bool(raw.inputs) or is_repeated or is_code
-    least = 0 if is_data else -size
+    least = -size if not raw.inputs and _is_from_the_end(raw, array, size) else 0
     if is_filled and wrap is None:
         return None
     if (
@@ -150,6 +148,36 @@ def _judged(eqn: PyTree, raw: Known, wrap: Equation | None, axis: int, size: int
     value, count = int(array[place]), int(bad.sum())
     is_given = raw.name == "input"
     return Lookup(value, place, count, size, raw.inputs, is_given, wrap, eqn, axis)
+
+
+def _is_from_the_end(raw: Known, array: np.ndarray, size: int) -> bool:
+    """Whether negative numbers that come from no argument are meant to count from the end.
+
+    A number by itself is, and numbers computed of such, `jnp.arange(n) - 1`, of which none is there twice. An array that is
+    written down or closed over may hold codes of rows, -1 where one is missing: what is computed of it counts from the end if all
+    numbers do, or if they are one whole turn of what is indexed, `np.arange(n) - 1`, which five rows are by accident once in 120
+    times. Arrays of 8 or 16 bits are codes, as pandas
+    keeps those of categories.
+    """
+    numbers = array.ravel()
+    if array.ndim == 0:
+        return True
+    if array.dtype.itemsize < 4 or numbers.size > size or np.unique(numbers).size < numbers.size:
+        return False
+    is_turn = numbers.size == size >= LEAST_TURN and (np.diff(numbers) == 1).all()
+    return bool((numbers < 0).all()) or is_turn or not _holds_array(raw)
+
+
+def _holds_array(known: Known) -> bool:
+    """Whether something is computed of an array that is written down or closed over."""
+    todo, seen = [known], set()
+    while todo:
+        one = todo.pop()
+        if one.name == "constant" and one.value().ndim:
+            return True
+        todo += [o for o in one.operands if id(o) not in seen]
+        seen |= set(map(id, one.operands))
+    return False
 
 
 # Whether it counts

@@ -1,5 +1,8 @@
 """Calls refuse indices out of range before they compute anything, with the argument, the value and the range."""
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,13 +112,59 @@ def test_a_later_batch_is_looked_at_where_its_integers_go_further(prefetch):
 
 
 def test_data_that_a_program_holds_is_told_from_numbers_that_are_written():
-    """Codes come twice; an order of entries, as of neighbours on a circle, does not."""
-    codes, before = np.array([0, -1, 0]), np.array([-1, 0, 1])
+    """Codes may come once each; what is computed of no array, and a whole turn, are neighbours on a circle."""
 
     def held(index):
         effect = ppl.sample("effect", dist.Normal(jnp.zeros(5), 1.0).to_event(1))
-        ppl.sample("y", dist.Normal(effect[index] + effect[-1], 1.0).to_event(1), obs=Y[:3])
+        law = dist.Normal(effect[index] + effect[-1], 1.0)
+        ppl.sample("y", law.to_event(1), obs=np.zeros(len(index), np.float32))
 
-    with pytest.raises(ValueError, match="an index of constants of .* holds -1 .* 0 to 4"):
-        inference.smc(lambda: held(codes), KEY, num_particles=2)
-    inference.smc(lambda: held(before), KEY, num_particles=2)
+    for codes in ([0, -1, 0], [0, -1], [-1, 0, 1]):
+        words = r"an index of constants of .* holds -1 .* 0 to 4.* To count from the end, write 4\."
+        with pytest.raises(ValueError, match=words):
+            inference.smc(lambda codes=codes: held(np.array(codes)), KEY, num_particles=2)
+    inference.smc(lambda: held(np.arange(5) - 1), KEY, num_particles=2)
+    inference.smc(lambda: held(jnp.arange(3) - 1), KEY, num_particles=2)
+
+
+CODES = np.array([0, -1])
+
+
+class Held:
+    """Programs that hold codes in an attribute, in a container, in a default."""
+
+    def __init__(self, codes):
+        self.codes = codes
+
+    def __call__(self):
+        self.rows(self.codes)
+
+    def of_default(self, codes=(0, -1)):
+        self.rows(np.array(codes))
+
+    def rows(self, codes):
+        effect = ppl.sample("effect", dist.Normal(jnp.zeros(5), 1.0).to_event(1))
+        law = dist.Normal(effect[codes], 1.0)
+        ppl.sample("y", law.to_event(1), obs=np.zeros(len(codes), np.float32))
+
+
+def holders():
+    inner = {"data": [pd.DataFrame({"g": CODES})]}
+    rows, module = Held(CODES).rows, types.SimpleNamespace(codes=CODES)
+    nested = lambda: (lambda: rows(module.codes))()
+    return {
+        "attribute": Held(CODES),
+        "method": Held(CODES).__call__,
+        "default": Held(CODES * 0).of_default,
+        "container": lambda: rows(inner["data"][0]["g"].to_numpy()),
+        "attribute of a closure": nested,
+        "partial": functools.partial(rows, CODES),
+        "global": lambda: rows(CODES),
+        "written": lambda: rows(np.array([0, 1, -1])),
+    }
+
+
+@pytest.mark.parametrize("way", holders())
+def test_codes_are_found_wherever_a_program_holds_them(way):
+    with pytest.raises(ValueError, match="holds -1"):
+        inference.smc(holders()[way], KEY, num_particles=2)

@@ -120,21 +120,59 @@ def test_all_types_of_integers(kind):
     assert found(lambda e, g: [e[g]], TABLE, g) == [5]
 
 
-def test_numbers_in_a_program_count_from_the_end():
-    last = lambda e: [e[-1], e[jnp.array([0, -1])], e[jnp.arange(3) - 1], e[-2:], e[::-1]]
-    assert found(last, TABLE) == []
-    scan = lambda e: [jax.lax.scan(lambda c, t: (c + e[t - 1], None), 0.0, jnp.arange(3))[0]]
-    assert found(scan, TABLE) == []
-    # Data that a program has without an argument: more numbers than there are to look up, or one beyond them.
-    assert found(lambda e: [e[jnp.array([0, 1, -1, 2])]], TABLE) == [-1]
+FROM_THE_END = {
+    "the last one": lambda e: e[-1],
+    "slices": lambda e: jnp.concatenate([e[-2:], e[::-1]]),
+    "numbers that are computed": lambda e: e[jnp.arange(3) - 1],
+    "a whole turn": lambda e: jnp.tile(e, 2)[np.arange(6) - 1],
+    "a whole turn in rows": lambda e: jnp.stack([e, e], 1).repeat(2, 0)[np.arange(6) - 2],
+    "the last two": lambda e: e[np.array([-2, -1])],
+    "back from the last": lambda e: e[jnp.array([-1, -2])],
+    "in a scan": lambda e: jax.lax.scan(
+        lambda c, t: (c + e[t - 1], None), 0.0, jnp.arange(3)
+    )[0],
+    "in a loop": lambda e: jax.lax.fori_loop(0, 3, lambda i, c: c * 0.5 + e[i - 1], 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", FROM_THE_END)
+def test_numbers_of_a_program_count_from_the_end(way):
+    assert found(lambda e: [FROM_THE_END[way](e)], TABLE) == []
+
+
+def closed_over(codes):
+    """Ways to read rows by data that a program has without an argument."""
+    kind = codes.dtype.type
+    from_one, sent = codes + kind(1), jnp.asarray(codes)
+    return [
+        lambda e: e[codes],
+        lambda e: e[sent],
+        lambda e: e[jnp.asarray(from_one) - 1],
+        lambda e: jnp.stack([e, e])[:, codes],
+        lambda e: jax.vmap(lambda i: e[i])(sent),
+        lambda e: jax.lax.scan(lambda c, i: (c, e[i]), 0.0, sent)[1],
+        lambda e: jax.lax.fori_loop(0, codes.size, lambda i, c: c + e[sent[i]] * (i + 1.0), 0.0),
+        lambda e: e[jnp.concatenate([sent, sent[:1]])],
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_codes_that_a_program_closes_over_are_data(seed):
+    """Few of them, and none twice: what is left is that one is missing beside others that are not."""
+    rng = np.random.default_rng(seed)
+    table = 1.0 + jnp.arange(4.0) ** 2
+    for kind in (np.int32, np.int64, np.int8):
+        codes = rng.permutation(4)[: rng.integers(1, 3)]
+        codes = rng.permutation([*codes, -1]).astype(kind)
+        for n, read in enumerate(closed_over(codes)):
+            assert set(found(lambda e, read=read: [read(e)], table)) == {-1}, (n, codes)
+            there = closed_over(np.abs(codes))[n]
+            assert found(lambda e, there=there: [there(e)], table) == [], (n, codes)
     assert found(lambda e: [e[np.array([0, 3])]], TABLE) == [3]
-    # A number twice: codes of rows, and no order of entries.
-    assert found(lambda e: [e[np.array([1, -1, 1])]], TABLE) == [-1]
-    # Of 8 or 16 bits: codes of categories, as pandas keeps them.
-    for kind in (np.int8, np.int16):
-        assert found(lambda e, kind=kind: [e[np.array([0, -1], kind)]], TABLE) == [-1]
-    loop = lambda e: [jax.lax.fori_loop(0, 3, lambda i, total: total * 0.5 + e[i - 1], 0.0)]
-    assert found(loop, TABLE) == []
+    # Three rows of three groups may be in order by accident.
+    assert found(lambda e: [e[np.array([-1, 0, 1])]], TABLE) == [-1]
+    # More than there are to look up, or one twice: no order of entries.
+    assert found(lambda e: [e[np.array([-1, -2, -3, -1])]], TABLE) == [-1]
 
 
 def test_tables_that_begin_with_equal_numbers_are_told_apart():
