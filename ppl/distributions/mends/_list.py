@@ -21,6 +21,7 @@ from . import (
     _quantiles,
     _truncated,
     _truncated_gamma,
+    _wisharts,
 )
 from ._mend import Mend
 
@@ -261,6 +262,20 @@ MENDS = (
         also=(
             (transforms.CorrCholeskyTransform, "log_abs_det_jacobian", _correlations.log_det),
             (transforms.CorrCholeskyTransform, "_inverse", _correlations.free_numbers),
+        ),
+    ),
+    Mend(
+        "wishart", dist.WishartCholesky, "log_prob", _wisharts.wishart_cholesky,
+        lambda f, x, zero, one: f(
+            dist.WishartCholesky(MILLION * (one + x), scale_tril=jnp.stack([jnp.stack([one, zero]), jnp.stack([zero, one])])),
+            jnp.stack([jnp.stack([1000 * one, zero]), jnp.stack([one / 2, 1000.5 * one])]),
+        ),
+        (-2.439628, 501.3750),
+        "At large concentrations log-gamma functions of millions are subtracted; nearly singular matrices are off by 7 nats.",
+        order=0, tolerance=1e-3,
+        also=(
+            (dist.InverseWishartCholesky, "log_prob", _wisharts.inverse_wishart_cholesky),
+            (dist.Wishart, "log_prob", _wisharts.wishart), (dist.InverseWishart, "log_prob", _wisharts.inverse_wishart),
         ),
     ),
     Mend(
