@@ -1,11 +1,16 @@
 """Scikit-learn's own checks of every estimator: what fails is named here, with the reason, and does fail."""
 
+import inspect
+import pkgutil
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.utils.estimator_checks import check_estimator
 
+from lapilli import models
 from lapilli.models.diffusion import DiffusionDensity
 from lapilli.models.imputation import SeriesClassifier, SeriesImputer, TableImputer
 from lapilli.models.mam import AnyOrderModel
@@ -62,6 +67,17 @@ ESTIMATORS = {
         {"check_methods_sample_order_invariance": STEPS, "check_methods_subset_invariance": STEPS},
     ),
 }  # fmt: skip
+
+
+def test_every_estimator_is_checked():
+    found = set()
+    for module in pkgutil.walk_packages(models.__path__, models.__name__ + "."):
+        if not any(part.startswith("_") for part in module.name.split(".")):
+            face = vars(import_module(module.name))
+            found |= {
+                n for n, x in face.items() if inspect.isclass(x) and issubclass(x, BaseEstimator)
+            }
+    assert found - {"StoredEstimator"} == set(ESTIMATORS)
 
 
 @pytest.mark.slow  # some sixty fits of as many shapes each, minutes
