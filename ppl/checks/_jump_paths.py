@@ -23,6 +23,7 @@ from ..evaluation import Forced, evaluate
 from ..jaxprs import PARAMS, Jumps, split
 from ._bisection import Output, largest_change
 from ._jump_search import JumpSearch
+from ._loops import has_loop
 from ._moves import any_value, flat, moved, other_data, parts, reaching, resolved
 from ._probe_inputs import Inputs, marker_layout
 from ._rounded import Copy, copies, evaluate_rounded
@@ -114,6 +115,8 @@ class Paths:
         is_narrow: bool,
     ) -> None:
         self.num_points, self.is_rounded, self.is_narrow = how.num_points, is_rounded, is_narrow
+        self.most_turns: int | None = None  # of a solver's loop
+        self.has_loop = has_loop(program.closed.jaxpr)
         self.threshold = how.threshold if is_double else max(how.threshold, THRESHOLD_32)
         facts = program.facts
         bounds = {i: s.bounds for i, s in program.sites.items() if s.bounds is not None}
@@ -224,9 +227,12 @@ class Paths:
 
     def _at(self, job: Job, ends: _Ends, t: jax.Array) -> list[Output]:
         """The outputs at a point of the path, with their rounding if it counts."""
-        narrow = functools.partial(evaluate_rounded, is_narrow=self.is_narrow)
+        narrow = functools.partial(
+            evaluate_rounded, is_narrow=self.is_narrow, most_turns=self.most_turns
+        )
         if not self.is_rounded:
-            once: Any = functools.partial(narrow, copy=None) if self.is_narrow else evaluate
+            is_plain = not self.is_narrow and self.most_turns is None
+            once: Any = evaluate if is_plain else functools.partial(narrow, copy=None)
             found = once(job.closed, *self._point(job, ends, t), self._atoms)
             return [Output(x) for x in self._outputs(found)]
 
@@ -235,7 +241,9 @@ class Paths:
             return self._outputs(narrow(job.closed, *point, self._atoms, copy=copy))
 
         kind = float if self.is_double else np.float32
-        found = jax.lax.map(run, copies(kind, is_narrow=self.is_narrow))
+        # In a loop what starts an operation costs more than what it computes.
+        each = copies(kind, is_narrow=self.is_narrow)
+        found = jax.vmap(run)(each) if self.has_loop else jax.lax.map(run, each)
         size = lambda x: jnp.abs(x[1:] - x[0]).max(0)
         return [Output(x[0], jnp.nan_to_num(size(x), nan=jnp.inf, posinf=jnp.inf)) for x in found]
 

@@ -65,6 +65,56 @@ def test_what_lies_within_the_error_of_the_solver_passes_and_a_jump_behind_it_is
         jumping.plan(start)
 
 
+RATES = jnp.array([0.5, 0.03, 0.03, 0.8])
+
+
+def hunted(z, t, rates):
+    """Predators and their prey; stiff where either is many."""
+    return jnp.stack([(rates[0] - rates[1] * z[1]) * z[0], (rates[2] * z[0] - rates[3]) * z[1]])
+
+
+@pytest.mark.slow  # a search of some ten seconds each
+@pytest.mark.parametrize("seed", range(6))
+def test_jumps_planted_behind_a_stiff_field_are_found_and_nothing_else(seed):
+    """In one of two populations at one of ten times, somewhere in the middle of what is drawn; a step of .1 to 10."""
+    rng, times = np.random.default_rng(seed), jnp.arange(10.0)
+    who, when, size = rng.integers(2), rng.integers(1, 10), 10.0 ** rng.uniform(-1, 1)
+    threshold = 10 * np.exp(rng.normal() / 4)
+
+    def jumping(z):
+        return jnp.log(z) + size * (z[when, who] > threshold)
+
+    def model(read):
+        start = ppl.sample("start", dist.LogNormal(jnp.log(10.0), 1.0).expand([2]).to_event(1))
+        rates = ppl.sample("rates", dist.LogNormal(jnp.log(RATES), 0.3).to_event(1))
+        z = odeint(hunted, start, times, rates, rtol=1e-6, atol=1e-5)
+        ppl.sample("y", dist.LogNormal(read(z), 0.3).to_event(2), obs=jnp.full((10, 2), 9.0))
+
+    def guide():
+        loc = ppl.param("loc", jnp.log(10.0) * jnp.ones(2))
+        ppl.sample("start", dist.LogNormal(loc, 0.3).to_event(1))
+        rate = ppl.param("rate", jnp.log(RATES))
+        ppl.sample("rates", dist.LogNormal(rate, 0.2).to_event(1))
+
+    start = {"loc": jnp.log(10.0) * jnp.ones(2), "rate": jnp.log(RATES)}
+    inference.elbo(lambda: model(jnp.log), guide).plan(start)
+    with pytest.raises(ValueError, match=r"jumps by.*operation: (gt|log).*odeint"):
+        inference.elbo(lambda: model(jumping), guide).plan(start)
+
+
+def test_a_solution_of_many_steps_is_searched_in_the_end():
+    """Stiff everywhere: some 400 steps to the first time. Fewer are not enough, and the search goes on with more."""
+    times = jnp.array([0.0, 60.0])
+
+    def model(read):
+        rate = ppl.sample("rate", dist.LogNormal(0.0, 0.1))
+        z = odeint(lambda z, t, w: -50 * w * (z - jnp.cos(6 * t)), jnp.ones(1), times, rate)[1:, 0]
+        ppl.sample("y", dist.Normal(read(z), 0.3).to_event(1), obs=Y[:1])
+
+    start = {"loc": jnp.asarray(0.1)}
+    inference.elbo(lambda: model(lambda z: jnp.log(z + 2.0)), guide).plan(start)
+
+
 FIELDS = {
     "linear": (decay, True),
     "network": (lambda z, t, w: jnp.tanh(w * z) + jax.nn.softplus(z) + jnp.sin(t), True),
