@@ -22,8 +22,7 @@ from ..analysis import Analysed, read_together
 from ..evaluation import Forced, evaluate
 from ..jaxprs import PARAMS, Jumps, split
 from ._bisection import Output, largest_change
-from ._jump_search import JumpSearch
-from ._loops import has_loop
+from ._jump_search import JumpSearch, has_loop
 from ._moves import any_value, flat, moved, other_data, parts, reaching, resolved
 from ._probe_inputs import Inputs, marker_layout
 from ._rounded import Copy, copies, evaluate_rounded

@@ -21,8 +21,7 @@ from .._compat import ClosedJaxpr
 from ..analysis import Analysed
 from ..jaxprs import solver_in
 from ._jump_paths import Job, Paths, is_short, leaves_data
-from ._jump_search import JumpSearch
-from ._loops import TURNS, batch_of, work_of
+from ._jump_search import TURNS, JumpSearch, batch_of, work_of
 from ._probe_inputs import COMPILER_OPTIONS, Inputs
 from ._quick_draws import with_quick_draws
 
