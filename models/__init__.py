@@ -22,6 +22,9 @@ Discrete laws
 Diffusion models
     diffusion       schedules, networks, training, samplers
 
+From one law to another
+    paths           flow matching, interpolants, geodesics, bridges
+
 Few-shot learning
     niw_meta        a hierarchical Bayesian model of episodes
 """
@@ -37,6 +40,7 @@ from . import (
     koopman as koopman,
     mam as mam,
     niw_meta as niw_meta,
+    paths as paths,
     pv_rnn as pv_rnn,
 )
 
@@ -52,4 +56,5 @@ __all__ = [
     "gflownet",
     "diffusion",
     "niw_meta",
+    "paths",
 ]

@@ -106,7 +106,7 @@ def diffusion_log_density(
 
 def _drift(name: str, field: Field, noise: float) -> VectorField:
     if noise < 0:
-        raise ValueError(f"{name}: noise must be >= 0, got {noise}.")
+        raise ValueError(f"{name}: noise must be >= 0, got {noise}. Give 0 for the flow, or more.")
     if not noise:
         return field.velocity
     score = field.score

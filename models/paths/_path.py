@@ -153,7 +153,7 @@ def of_noising(noising: Noising, margin: float = 1e-3) -> Interpolant:
 
 def _bridge(noise: float) -> OfTime | None:
     if noise < 0:
-        raise ValueError(f"Path: noise must be >= 0, got {noise}.")
+        raise ValueError(f"Path: noise must be >= 0, got {noise}. Give 0 for none, or more.")
     return (lambda t: noise**2 * t * (1 - t)) if noise else None
 
 

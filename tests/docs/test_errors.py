@@ -8,6 +8,7 @@ import pytest
 from _pages import Page
 from _refusals import not_among
 
+pytestmark = pytest.mark.docs
 # Refusals without an entry in docs/errors.md. The number may only fall: a new refusal comes with an entry.
 WITHOUT_ENTRY = 569
 

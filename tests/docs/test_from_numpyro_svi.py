@@ -10,6 +10,7 @@ from numpyro.primitives import mutable
 
 from lapilli import inference, ppl
 
+pytestmark = pytest.mark.docs
 PAGE = Page("from_numpyro_svi")
 
 

@@ -81,6 +81,7 @@ fit = inference.fit(objective, optax.sgd(0.1), (0.5,), num_steps=20, key=key, pr
 """
 
 
+@pytest.mark.docs
 def test_a_kernel_shows_bars_and_tables(tmp_path):
     cells = [
         {"cell_type": "code", "metadata": {}, "source": source, "outputs": [], "execution_count": None, "id": f"c{n}"}

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+import pytest
 from _pages import BLOCK, Page
 
 from _stats import assert_unbiased
 from lapilli import ppl
+
+pytestmark = pytest.mark.docs
 
 
 def test_the_strategy_of_the_page_is_unbiased(key):

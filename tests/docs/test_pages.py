@@ -3,6 +3,7 @@
 import pytest
 from _pages import IS_WRITING, OUTPUTS, Page, is_alike, pages
 
+pytestmark = pytest.mark.docs
 PAGES = pages()
 by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
