@@ -55,6 +55,6 @@ __all__ = [
     "mam",
     "gflownet",
     "diffusion",
-    "niw_meta",
     "paths",
+    "niw_meta",
 ]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 from ...ppl._checks import check_counts
@@ -29,6 +28,8 @@ def transport(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
 
     Reference: Tong et al. 2024, arXiv:2302.00482, section 3.2; Pooladian et al. 2023, arXiv:2304.14772; optax solves it.
     """
+    import optax  # late: the other families need none
+
     rows, columns = optax.assignment.hungarian_algorithm(squared_distances(end, start))
     return jnp.zeros(len(end), int).at[rows].set(columns)
 
