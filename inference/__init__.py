@@ -34,6 +34,10 @@ Simulators: from stored simulations, `simulators.reference_table`
     surrogate                           learned laws of observed sites (NLE): a program
     ratio                               likelihood over evidence (NRE)
 
+Altering a trained model
+    tilt                                the program of p(x) exp(reward(x) / temperature)
+    best_of                             the best of N draws, a law that can be stated
+
 From results
     predict                             new rows and forecasts, from the draws of any sampler
     to_arviz                            a result as a tree for ArviZ, which writes netCDF
@@ -48,6 +52,8 @@ Sub-namespaces, each with a list like this one
     evaluation                          what samples of a generative model are worth
     posterior_checks                    whether a posterior is right, and how it is wrong
     simulators                          simulations, and what is learned from them
+    tilts                               how far a law is from a tilt, moments
+    search                              for what a verifier likes: samples of no law
 """
 
 from . import (
@@ -58,7 +64,9 @@ from . import (
     local as local,
     particles as particles,
     posterior_checks as posterior_checks,
+    search as search,
     simulators as simulators,
+    tilts as tilts,
 )
 from ._abstract_objective import AbstractObjective as AbstractObjective
 from .export import (
@@ -104,6 +112,7 @@ from .posteriors import (
     nuts as nuts,
 )
 from .simulators import amortise as amortise, ratio as ratio, surrogate as surrogate
+from .tilts import best_of as best_of, tilt as tilt
 
 __all__ = [
     "infer",
@@ -144,6 +153,8 @@ __all__ = [
     "amortise",
     "surrogate",
     "ratio",
+    "tilt",
+    "best_of",
     "predict",
     "to_arviz",
     "moment_matching",
@@ -155,4 +166,6 @@ __all__ = [
     "evaluation",
     "posterior_checks",
     "simulators",
+    "tilts",
+    "search",
 ]

@@ -8,6 +8,7 @@ Latent variables
 
 Guides
     flows           normalising flows as the laws of guides
+    adapters        low-rank layers beside those of a trained network
 
 Series
     imputation      series with missing cells: filled in and classified
@@ -30,6 +31,7 @@ Few-shot learning
 """
 
 from . import (
+    adapters as adapters,
     air as air,
     deep_latent as deep_latent,
     diffusion as diffusion,
@@ -48,6 +50,7 @@ __all__ = [
     "air",
     "deep_latent",
     "flows",
+    "adapters",
     "imputation",
     "koopman",
     "pv_rnn",

@@ -24,6 +24,8 @@ FACES = (
     inference.evaluation,
     inference.posterior_checks,
     inference.simulators,
+    inference.tilts,
+    inference.search,
     inference.particles,
     inference.particles.moves,
     inference.particles.resampling,

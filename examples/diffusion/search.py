@@ -76,48 +76,45 @@ def best_of(config: Config, budget: int, key: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, best[:, None, None], 1)[:, 0]
 
 
+def many(one: Any, config: Config, key: jax.Array) -> jax.Array:
+    """[samples, 2]: a search for each start."""
+    keys = jax.random.split(key, config.num_samples)
+    starts = MODEL.prior().sample(jax.random.fold_in(key, 1), (config.num_samples,))
+    return jax.vmap(one)(keys, starts).sample
+
+
 def zero_order(config: Config, budget: int, key: jax.Array) -> jax.Array:
     """[samples, 2]: a noise is moved `budget` - 1 times, and stays moved where the verifier likes its sample (by DDIM) better."""
-    times, num, step = VP.times(config.num_steps), config.num_samples, 0.5
-    start = MODEL.prior().sample(key, (num,))
-    end = lambda noise: diffusion.ddim(MODEL, key, times, num_samples=num, start=noise)
+    times = VP.times(config.num_steps)
 
-    def move(best: Any, key: jax.Array) -> tuple[Any, None]:
-        noise, x, score = best
-        # A move that leaves the law of the noise as it is.
-        new = (noise + step * jax.random.normal(key, noise.shape)) / np.sqrt(1 + step**2)
-        other = end(new)
-        verdict = jax.vmap(verifier)(other)
-        is_better = verdict > score
-        choose = lambda a, b: jnp.where(is_better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-        return jax.tree.map(choose, (new, other, verdict), best), None
+    def end(noise: jax.Array) -> jax.Array:
+        return diffusion.ddim(MODEL, key, times, num_samples=1, start=noise[None])[0]
 
-    x = end(start)
-    first = (start, x, jax.vmap(verifier)(x))
-    return jax.lax.scan(move, first, jax.random.split(key, budget - 1))[0][1]
+    if budget == 1:
+        return jax.vmap(end)(MODEL.prior().sample(key, (config.num_samples,)))
+    search = lambda k, x: inference.search.zero_order(end, verifier, k, x, num_steps=budget - 1)
+    return many(search, config, key)
 
 
 def over_paths(config: Config, budget: int, key: jax.Array) -> jax.Array:
     """[samples, 2]: at t = 0.7, 0.4, 0.1 `budget` copies get noise up to t + 0.1 and are denoised; the most promising goes on."""
-    num = config.num_samples
 
     def denoised(x: jax.Array, first: float, last: float) -> jax.Array:
         steps = max(1, round((first - last) * config.num_steps))
         times = np.linspace(first, last, steps + 1)
-        return diffusion.ddim(MODEL, key, times, num_samples=len(x), start=x)
+        return diffusion.ddim(MODEL, key, times, num_samples=1, start=x[None])[0]
 
-    levels = (0.7, 0.4, 0.1, VP.first)
-    x = denoised(MODEL.prior().sample(key, (num,)), 1.0, levels[0])
-    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        more = t + 0.1
-        kept = VP.alpha(more) / VP.alpha(t)
-        scale = jnp.sqrt(VP.variance(more) - kept**2 * VP.variance(t))
-        noise = jax.random.normal(jax.random.fold_in(key, i), (num, budget, 2))
-        copies = denoised((kept * x[:, None] + scale * noise).reshape(-1, 2), more, s)
-        promise = jax.vmap(lambda x, s=s: verifier(MODEL.denoise(x, s)))(copies)
-        best = jnp.argmax(promise.reshape(num, budget), 1)
-        x = copies.reshape(num, budget, 2)[jnp.arange(num), best]
-    return x
+    def renoised(key: jax.Array, x: jax.Array, t: float) -> jax.Array:
+        kept = VP.alpha(t + 0.1) / VP.alpha(t)
+        scale = jnp.sqrt(VP.variance(t + 0.1) - kept**2 * VP.variance(t))
+        return kept * x + scale * jax.random.normal(key, x.shape)
+
+    levels = (0.7, 0.4, 0.1, float(VP.first))
+    search = lambda k, x: inference.search.over_paths(
+        renoised, lambda x, t, s: denoised(x, t + 0.1, s), lambda x, s: verifier(MODEL.denoise(x, s)),
+        k, denoised(x, 1.0, levels[0]), levels, num_copies=budget,
+    )  # fmt: skip
+    return many(search, config, key)
 
 
 def steered(config: Config, budget: int, key: jax.Array) -> jax.Array:
@@ -186,7 +183,7 @@ def record(config: Config, rows: dict, seed: int) -> None:
         claimed_by="exact draws",
         note="each at its best number of trajectories: "
         + "; ".join(f"{k} {rows[f'{k}, N = {n}']['tilt']:.3f} at {n}" for k, n in least.items()),
-        measures=["inference/diffusion", "models/diffusion"],
+        measures=["inference/diffusion", "inference/search", "models/diffusion"],
     )
 
 

@@ -26,6 +26,7 @@ from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import reverse_step
 from ...ppl._types import Key
 from ._grid import check_chain, point_shape, reverse_variance
+from ._memory import known_memory
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 Models = Diffusion | Callable[[Any], Diffusion]
@@ -54,6 +55,11 @@ class ReverseChain(dist.Distribution):
         self.noising = model.noising
         batch_shape = () if context is None else (len(jax.tree.leaves(context)[0]),)
         super().__init__(batch_shape, (len(times), *model.shape))
+
+    @property
+    def start_memory(self) -> float | None:
+        """How much of a path's start is left at its end, see `memory`; None where the grid is not known."""
+        return known_memory(self.noising, self.times, self.data_variance)
 
     def model_of(self, context: PyTree) -> Diffusion:
         """The model of one row."""

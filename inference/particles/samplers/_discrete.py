@@ -36,7 +36,7 @@ def as_discrete(
     Raises:
         ValueError: another kind of latent site, no latent site, or nothing observed.
     """
-    watched = _FiniteSupports()
+    watched = FiniteSupports()
 
     def run(*args: PyTree) -> PyTree:
         with watched:
@@ -65,7 +65,7 @@ def as_discrete(
     return static_of(program, args, trace, at, data_axis), tuple(np.repeat(counts, sizes).tolist())
 
 
-class _FiniteSupports(Messenger):
+class FiniteSupports(Messenger):
     """Collects supports of sites, or why they are none."""
 
     only_watches = True  # programs that let no handler act on them let it stay

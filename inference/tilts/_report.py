@@ -1,0 +1,348 @@
+"""How far a law is from a tilt: one report for whatever made the law.
+
+With w = p(x) exp(r(x) / b) / q(x), x ~ q, and Z the total of p exp(r / b):
+
+    KL(q || p*) = log Z - E_q[log w],    variance of log w under q = 0 exactly where q = p* on its support.
+
+Where the outcomes can be listed all of it is summed. Else E_q[log w] is unbiased, and log Z is bounded in the mean: from below by
+the log of a mean weight, of draws of p or of q (Jensen), from above by E_p*[log w] where draws of p* are given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ... import ppl
+from ...ppl._calls import checked_call
+from ...ppl._checks import check_counts
+from ...ppl._compat import typed_key
+from ...ppl._shared_jit import shared_jit
+from ...ppl._show import shown
+from ...ppl._types import Key, ModelFn
+from ...ppl.densities import StochasticProgram
+from ...ppl.language import matched
+from ..diagnostics._weights import importance_diagnostics
+from ..fitting import Fit
+from ._outcomes import Outcomes, outcomes_of
+from ._tilt import Tilt
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A number with its standard error, 0 where it is exact."""
+
+    value: float
+    error: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g}" + (f" +- {self.error:.1g}" if self.error else "")
+
+
+@shown
+@dataclasses.dataclass(frozen=True)
+class TiltReport:
+    """How far a law q is from a tilt p*; made by `tilts.report`. Nats.
+
+    Attributes:
+        kl: KL(q || p*); None where the density of q is not known.
+        kl_is: what `kl` is: "exact"; "estimate", of a mean that is at most the divergence, whose bias vanishes with the draws;
+            "plug-in", from counts of draws, of a mean above the divergence by some (outcomes - 1) / (2 draws).
+        kl_at_most: an estimate whose mean is at least KL(q || p*), with given draws of the tilt; else None.
+        log_z: log of the total of p exp(r / b); where it is not exact, of a mean that is at most log Z.
+        reward: mean of r under q, unbiased.
+        reward_base: the same under p.
+        reward_tilt: the same under p*; by weighted draws of p where it is not exact.
+        entropy: of q; None where its density is not known.
+        residual: variance of the log-weights under q, nats squared: what is left of trajectory balance, and 0 at p*.
+        k_hat: Pareto shape of the weights of q's draws; None where all is exact. Above 0.7 the weights may have no variance.
+        k_hat_base: the same of the weights behind `log_z`: draws of p, and of q where its density is known.
+        evaluations: of the reward, for this report.
+        seconds: of this report.
+    """
+
+    kl: Measured | None
+    kl_is: str
+    kl_at_most: Measured | None
+    log_z: Measured
+    reward: Measured
+    reward_base: Measured
+    reward_tilt: Measured
+    entropy: Measured | None
+    residual: float | None
+    k_hat: float | None
+    k_hat_base: float | None
+    evaluations: int
+    seconds: float
+
+    def _facts(self) -> dict[str, PyTree]:
+        told = None if self.kl is None else f"{self.kl} ({self.kl_is})"
+        rows = {
+            "KL to the tilt": told or "unknown: the law has no density here",
+            "at most (in the mean)": self.kl_at_most,
+            "log Z": self.log_z,
+            "mean reward": f"{self.reward} (model {self.reward_base}, tilt {self.reward_tilt})",
+            "entropy": self.entropy,
+            "variance of log-weights": self.residual,
+            "k-hat": self._k_hats(),
+            "evaluations": f"{self.evaluations:,} of the reward, {self.seconds:.2g} s",
+        }
+        return {name: x if x is None else str(x) for name, x in rows.items()}
+
+    def _k_hats(self) -> str | None:
+        if self.k_hat_base is None:
+            return None
+        own = "unknown" if self.k_hat is None else f"{self.k_hat:.2f}"
+        return f"{own} of the law's weights, {self.k_hat_base:.2f} behind log Z (up to 0.7)"
+
+
+@checked_call
+def report(
+    tilt: Tilt, law: Fit | ModelFn | Mapping[str, Array], key: Key, *args: PyTree,
+    num_draws: int = 2000, draws: Mapping[str, Array] | None = None,
+) -> TiltReport:  # fmt: skip
+    """How far a law is from a tilt: divergence, mean reward, entropy, what of it is exact, and what it took.
+
+    A policy that has found an error of the reward has a large mean reward, and a large divergence.
+
+    Args:
+        tilt: the target.
+        law: q: a program over the tilt's latent sites with its parameters bound, `ppl.normalize` and the like among them; a
+            `Fit`, of which the guide is taken; or draws, latent site -> values [S, ...] of equal weight (particles, a search).
+        key: PRNG key of either kind.
+        args: the arguments of tilt and law.
+        num_draws: draws of the law and of the model, where outcomes are too many to be listed (2^16).
+        draws: equally weighted draws of the tilt itself from elsewhere, latent site -> values [S, ...]: for `kl_at_most`.
+
+    Returns:
+        A `TiltReport`.
+
+    Raises:
+        ValueError: too few draws; a log-weight is NaN; the law draws other sites than the tilt has; no draw of the model has a
+            reward above -inf.
+        TypeError: a `Fit` without a guide.
+
+    Validity: exact where every latent site has finitely many values, known when the program is traced, and all together at most
+    2^16. Else `reward`, `entropy` and the mean log-weight are unbiased, and the mean weight behind `log_z` is unbiased for Z, so
+    that the means of `log_z` and of `kl` are at most the truth, by about half the squared error of `log_z`; `kl_at_most` bounds
+    the divergence from the other side, if the given draws are ones of the tilt. Where `k_hat_base` is above 0.7 neither model
+    nor law reach the tilt, and `log_z`, `kl` and `reward_tilt` cannot be believed: the divergence is larger then. For a law
+    whose density is estimated (`ppl.normalize`) the log-density of a draw is too high in the mean, and so are `kl` and minus
+    `entropy`.
+    """
+    started, key = time.perf_counter(), typed_key(key)
+    check_counts("report", 2, num_draws=num_draws)
+    if isinstance(law, Fit):
+        if law.guide is None:
+            raise TypeError(
+                "report: the fit has no guide, so it has no law to compare. Give the program that was trained, with its "
+                "parameters bound: program.bind(fit.params)."
+            )
+        law = law.guide
+    if isinstance(law, Mapping):
+        law = {name: jnp.asarray(x) for name, x in law.items()}
+        _check_sites(tilt, law, args)
+    else:
+        law = ppl.as_program(law)
+    listed = outcomes_of(tilt, args)
+    is_listed = listed is not None and not isinstance(law, StochasticProgram)
+    made = _exact(tilt, law, listed, args) if is_listed else None
+    if made is None:
+        made = _sampled(tilt, law, key, args, num_draws, draws)
+    return dataclasses.replace(made, seconds=time.perf_counter() - started)
+
+
+def _exact(
+    tilt: Tilt, law: ppl.Program | Mapping[str, Array], listed: Outcomes, args: tuple
+) -> TiltReport | None:
+    """By sums over all outcomes; None where the law is none on them."""
+    joint = listed.log_density(tilt, args)
+    log_z = float(np.logaddexp.reduce(joint))
+    _check_weights(joint, "the model")
+    reward = _rewards(tilt, listed.choices, args)
+    is_draws = isinstance(law, Mapping)
+    if is_draws:
+        counts = listed.counts(law)
+        if counts is None:
+            return None
+        q = counts / counts.sum()
+        with np.errstate(divide="ignore"):
+            log_q = np.log(q)
+    else:
+        log_q = listed.log_density(law, args)
+        q = np.exp(log_q)
+    if abs(q.sum() - 1) > 1e-3:  # its sites are others, or it is a posterior
+        return None
+    some = q > 0
+    log_w = joint[some] - log_q[some]
+    kl = log_z - _mean(q[some], log_w)
+    at = np.isfinite(log_w).all()
+    residual = _mean(q[some], (log_w - _mean(q[some], log_w)) ** 2) if at else math.inf
+    return TiltReport(
+        kl=Measured(kl), kl_is="plug-in" if is_draws else "exact", kl_at_most=None, log_z=Measured(log_z),
+        reward=Measured(_mean(q, reward)), reward_base=Measured(_mean(_prior(tilt, listed, args), reward)),
+        reward_tilt=Measured(_mean(np.exp(joint - log_z), reward)), entropy=Measured(-_mean(q[some], log_q[some])),
+        residual=residual, k_hat=None, k_hat_base=None, evaluations=listed.number, seconds=0.0,
+    )  # fmt: skip
+
+
+def _prior(tilt: Tilt, listed: Outcomes, args: tuple) -> np.ndarray:
+    log_p = listed.log_density(tilt.base, args)
+    return np.exp(log_p - np.logaddexp.reduce(log_p))
+
+
+def _rewards(tilt: Tilt, choices: Mapping[str, Array | np.ndarray], args: tuple) -> np.ndarray:
+    """Of values of the latent sites, [outcomes]; -inf where a constraint is broken."""
+    one = lambda x: tilt.trace(x, *args).log_probs[tilt.site] * tilt.temperature
+    run = lambda x: jax.lax.map(one, x, batch_size=4096)
+    return np.asarray(shared_jit(run)(dict(choices)), np.float64)
+
+
+def _sampled(
+    tilt: Tilt, law: ppl.Program | Mapping[str, Array], key: Array, args: tuple, number: int,
+    given: Mapping[str, Array] | None,
+) -> TiltReport:  # fmt: skip
+    """By draws of the model, of the law, and of the tilt if there are any."""
+    is_law = isinstance(law, ppl.Program) and not isinstance(law, StochasticProgram)
+    one, other = jax.random.split(key)
+    of_model = _at_draws(tilt, tilt.base, law if is_law else None, one, args, number)
+    joint = of_model.joint - of_model.prior
+    _check_weights(joint, "the model")
+    others = of_model.joint - of_model.prior - of_model.reward / tilt.temperature
+    others = np.where(np.isneginf(of_model.reward), 0.0, others)
+    plain = np.exp(others - np.logaddexp.reduce(others))
+    before = Measured(_mean(plain, of_model.reward), _spread(plain, of_model.reward))
+    if isinstance(law, Mapping):
+        found = _rewards(tilt, law, args)
+        log_z, shares, k_hat = _total([joint])
+        tilted = Measured(_mean(shares, of_model.reward), _spread(shares, of_model.reward))
+        return TiltReport(
+            kl=None, kl_is="unknown", kl_at_most=None, log_z=log_z, reward=_measured(found), reward_base=before,
+            reward_tilt=tilted, entropy=None, residual=None, k_hat=None, k_hat_base=k_hat,
+            evaluations=number + len(found), seconds=0.0,
+        )  # fmt: skip
+    of_law = _at_draws(tilt, law, law, other, args, number)
+    log_w = of_law.joint - of_law.own
+    if np.isnan(log_w).any():
+        raise ValueError(
+            f"report: {int(np.isnan(log_w).sum())} of {number} log-weights of the law are NaN. Find the site whose log-prob "
+            "breaks: ppl.score(tilt, law.simulate(key)).log_probs."
+        )
+    inside = bool(np.isfinite(log_w).all())
+    bound = _measured(log_w) if inside else Measured(-math.inf)
+    if is_law:
+        # Draws of both, weighed by the mixture: unbiased for Z, and no weight is large where either of them draws.
+        halves = [x.joint - np.logaddexp(x.prior, x.own) + math.log(2) for x in (of_model, of_law)]
+        log_z, shares, k_hat = _total(halves)
+        rewards = np.concatenate([of_model.reward, of_law.reward])
+        parts = [np.exp(x - log_z.value) / 2 for x in halves]
+        error = math.sqrt((parts[0].var() + (parts[1] - log_w).var()) / number) if inside else 0.0
+    else:
+        log_z, shares, k_hat = _total([joint])
+        rewards, error = of_model.reward, math.hypot(log_z.error, bound.error)
+    above, evaluations = None, 2 * number
+    if given is not None and is_law:
+        at = {name: jnp.asarray(x) for name, x in given.items()}
+        upper = _measured(_given(tilt, law, at, args))
+        above = Measured(upper.value - bound.value, math.hypot(upper.error, bound.error))
+        evaluations += len(next(iter(at.values())))
+    has_weight = np.isfinite(log_w).any()
+    return TiltReport(
+        kl=Measured(log_z.value - bound.value, error), kl_is="estimate", kl_at_most=above, log_z=log_z,
+        reward=_measured(of_law.reward), reward_base=before,
+        reward_tilt=Measured(_mean(shares, rewards), _spread(shares, rewards)), entropy=_measured(-of_law.own),
+        residual=float(log_w.var(ddof=1)) if inside else math.inf,
+        k_hat=importance_diagnostics(log_w).k_hat if has_weight else None, k_hat_base=k_hat,
+        evaluations=evaluations, seconds=0.0,
+    )  # fmt: skip
+
+
+class _AtDraws(NamedTuple):
+    """Log-densities at draws, each [S]: of the tilt, of the model's latent sites, of the law; and the reward."""
+
+    joint: np.ndarray
+    prior: np.ndarray
+    own: np.ndarray
+    reward: np.ndarray
+
+
+def _at_draws(
+    tilt: Tilt, source: ppl.Program, law: ppl.Program | None, key: Array, args: tuple, number: int
+) -> _AtDraws:
+    """At draws of `source`: the model or the law."""
+
+    def one(key: Array) -> _AtDraws:
+        drawn = source.simulate(key, *args)
+        scored = tilt.trace(drawn.shared_choices, *args)
+        if source is not tilt.base:
+            scored = matched(scored, drawn, ("inside",))
+        prior = sum((scored.log_probs[n].sum() for n in scored.choices), jnp.zeros(()))
+        own = drawn.log_density
+        if source is tilt.base:
+            own = jnp.zeros(()) if law is None else law.log_density(drawn.choices, *args)
+        reward = scored.log_probs[tilt.site] * tilt.temperature
+        return _AtDraws(scored.log_density, prior, own, reward)
+
+    found = shared_jit(jax.vmap(one))(jax.random.split(key, number))
+    return _AtDraws(*(np.asarray(x, np.float64) for x in found))
+
+
+def _total(log_weights: Sequence[np.ndarray]) -> tuple[Measured, np.ndarray, float]:
+    """Log of the mean of weights from several laws in equal numbers, with its error; normalised weights; k-hat."""
+    every = np.concatenate(log_weights)
+    log_z = float(np.logaddexp.reduce(every) - math.log(len(every)))
+    ratios = [np.exp(x - log_z) for x in log_weights]
+    error = math.sqrt(sum(x.var() / len(x) for x in ratios)) / len(ratios)
+    shares = np.exp(every - np.logaddexp.reduce(every))
+    return Measured(log_z, error), shares, importance_diagnostics(every).k_hat
+
+
+def _given(tilt: Tilt, law: ppl.Program, at: Mapping[str, Array], args: tuple) -> np.ndarray:
+    one = lambda x: tilt.log_density(x, *args) - law.log_density(x, *args)
+    return np.asarray(shared_jit(jax.vmap(one))(at), np.float64)
+
+
+def _check_weights(log_weights: np.ndarray, whose: str) -> None:
+    if np.isnan(log_weights).any() or not (log_weights > -np.inf).any():
+        what = "NaN" if np.isnan(log_weights).any() else "-inf at all of them"
+        raise ValueError(
+            f"report: the log-weights of {len(log_weights)} draws of {whose} are {what}: there is no tilt to compare with. Mend "
+            "the reward, or take more draws (num_draws=)."
+        )
+
+
+def _check_sites(tilt: Tilt, draws: Mapping[str, Array], args: tuple) -> None:
+    latent = sorted(jax.eval_shape(lambda k: tilt.simulate(k, *args).choices, jax.random.key(0)))
+    if sorted(draws) != latent:
+        raise ValueError(
+            f"report: the draws are of the sites {sorted(draws)}, and the tilt's latent sites are {latent}. Give values of all "
+            "of them, [S, ...] each."
+        )
+
+
+def _mean(weights: np.ndarray, values: np.ndarray) -> float:
+    """A weighted mean; what has no weight does not count."""
+    some = weights > 0
+    return float((weights[some] * values[some]).sum())
+
+
+def _spread(weights: np.ndarray, values: np.ndarray) -> float:
+    """Standard error of a weighted mean."""
+    some = weights > 0
+    w, x = weights[some], values[some]
+    return float(np.sqrt((w**2 * (x - (w * x).sum()) ** 2).sum()))
+
+
+def _measured(x: np.ndarray) -> Measured:
+    finite = np.isfinite(x).all()
+    return Measured(
+        float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))) if finite else math.inf
+    )

@@ -1,0 +1,74 @@
+"""The best of N draws: its law, its divergence, with ties and without."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from _tilts import KEY, bits, normal, pairs
+from scipy.stats import kstest, norm
+
+from lapilli import inference, ppl
+
+
+@pytest.mark.parametrize("num_draws, kl", [(1, 0.0), (4, 0.636), (16, 1.835), (64, 3.175)])
+def test_the_divergence_is_that_of_the_order(num_draws, kl):
+    best = inference.best_of(normal, lambda x: x, num_draws)
+    assert abs(best.kl - kl) < 5e-4
+    # By quadrature over u = F(r), uniform under the base: the density is N u^(N - 1).
+    u = (np.arange(200_000) + 0.5) / 200_000
+    density = num_draws * u ** (num_draws - 1)
+    np.testing.assert_allclose((density * np.log(density)).mean(), best.kl, atol=1e-5)
+
+
+def test_draws_have_the_law_that_is_stated():
+    best = inference.best_of(normal, lambda x: jnp.tanh(x), 5)
+    draws = jax.vmap(lambda k: best.simulate(k).choices["x"])(jax.random.split(KEY, 4000))
+    assert kstest(np.asarray(draws), lambda x: norm.cdf(x) ** 5).pvalue > 1e-5
+    assert kstest(np.asarray(draws), lambda x: norm.cdf(x) ** 4).pvalue < 1e-5
+    law = best.tilt(lambda r: jax.scipy.stats.norm.cdf(jnp.arctanh(r)))
+    x = np.linspace(-2, 3, 9)
+    found = [float(law.log_density({"x": v})) for v in x]
+    expected = np.log(5) + 4 * norm.logcdf(x) + norm.logpdf(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ties_are_counted_exactly():
+    """On the strings, rewards of which are 0 to 11: the law by hand, and less than log N - (N - 1) / N."""
+    best = inference.best_of(bits, pairs, 4)
+    x = (np.arange(4096)[:, None] >> np.arange(12)) & 1
+    reward = (x[:, 1:] * x[:, :-1]).sum(1)
+    law = best.law_of(reward)
+    np.testing.assert_allclose(law.sum(), 1.0)
+    upto = np.array([(reward <= r).mean() ** 4 for r in range(-1, 12)])
+    level = np.array([law[reward == r].sum() for r in range(12)])
+    np.testing.assert_allclose(level, np.diff(upto), atol=1e-12)
+    kl = (law * np.log(law * 4096, where=law > 0, out=np.zeros(4096))).sum()
+    np.testing.assert_allclose(best.kl_of(reward), kl)
+    assert kl < best.kl
+    weighted = best.law_of(reward, np.full(4096, 1 / 4096))
+    np.testing.assert_allclose(weighted, law)
+    draws = jax.vmap(lambda k: best.simulate(k).choices["x"])(jax.random.split(KEY, 4000))
+    mean = (law * reward).sum()
+    found = np.asarray(jax.vmap(pairs)(draws))
+    assert abs(found.mean() - mean) < 4.5 * found.std() / 4000**0.5
+
+
+def test_what_has_no_best_is_named():
+    with pytest.raises(ValueError, match="num_draws must be an integer >= 1, got 0"):
+        inference.best_of(normal, lambda x: x, 0)
+
+    def observed():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(z, 1.0), obs=0.5)
+        return z
+
+    with pytest.raises(ValueError, match=r"observations or factors \['y'\]"):
+        inference.best_of(observed, lambda z: z, 2).simulate(KEY)
+    with pytest.raises(ValueError, match=r"has shape \(2,\)"):
+        inference.best_of(normal, lambda x: x * jnp.ones(2), 2).simulate(KEY)
+    with pytest.raises(ValueError, match="probabilities that sum to 1"):
+        inference.best_of(normal, lambda x: x, 2).law_of(np.arange(3.0), np.ones(3))
+    estimated = ppl.normalize(normal, proposal=normal, num_particles=2)
+    with pytest.raises(TypeError, match="is estimated. Give the program"):
+        inference.best_of(estimated, lambda x: x, 2)
