@@ -20,6 +20,7 @@ from lapilli.ppl import _precision
 
 # Networks, and the models' maps from states to data beside them: as precise as a user's own.
 NETWORKS = {
+    "models/adapters/_low_rank.py",
     "models/air.py",
     "models/deep_latent.py",
     "models/diffusion/_networks.py",

@@ -30,6 +30,8 @@ MAPPED = (
     "inference.evaluation",
     "inference.posterior_checks",
     "inference.simulators",
+    "inference.tilts",
+    "inference.search",
 )
 NAME = r"[A-Za-z]\w*"
 ROW = re.compile(rf"    ({NAME}(?:, {NAME})*)  +(\S.*)")

@@ -26,6 +26,7 @@ TITLES = {
     "imputation": "Missing data",
     "structure": "Structure summed out",
     "evaluation": "Evaluation",
+    "altering": "Altering a trained model",
 }
 HEAD = """# Gallery
 

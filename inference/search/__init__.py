@@ -7,7 +7,6 @@ Searches
     zero_order                  a noise moved as long as its sample gets better
     first_order                 ... along the gradient through the generator
     over_paths                  back to more noise, in copies, and on from the best
-    Searched                    what they return: sample, score, evaluations
 
 Verifiers
     mean_rank                   several of them, by the ranks that they give
@@ -21,4 +20,4 @@ from ._search import (
     zero_order as zero_order,
 )
 
-__all__ = ["zero_order", "first_order", "over_paths", "Searched", "mean_rank"]
+__all__ = ["zero_order", "first_order", "over_paths", "mean_rank"]

@@ -1,14 +1,8 @@
 """Altering a trained model: how far a law is from the tilt that it stands for, and tilts of other origins than a reward.
 
-The target
-    Tilt                                the program of p(x) exp(reward(x) / temperature) / Z, by `inference.tilt`
-
-How far a law is from it
-    report, TiltReport, Measured        divergence, mean reward, entropy; what of it is exact
-
-Others
-    BestOf                              the best of N draws, by `inference.best_of`
-    match_moments, MatchedMoments       the nearest law with given moments
+    TiltedProgram       the program of p(x) exp(reward(x) / temperature) / Z, by `inference.tilt`
+    report              how far a law is from it: divergence, mean reward, entropy; what of it is exact
+    match_moments       the nearest law with given moments
 """
 
 from ._best_of import BestOf as BestOf, best_of as best_of
@@ -18,14 +12,10 @@ from ._moments import (
 )
 from ._report import Measured as Measured, TiltReport as TiltReport, report as report
 from ._rewards import Reward as Reward
-from ._tilt import Tilt as Tilt, tilt as tilt
+from ._tilt import TiltedProgram as TiltedProgram, tilt as tilt
 
 __all__ = [
-    "Tilt",
+    "TiltedProgram",
     "report",
-    "TiltReport",
-    "Measured",
-    "BestOf",
     "match_moments",
-    "MatchedMoments",
 ]

@@ -28,7 +28,7 @@ from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from ...ppl.densities import StochasticProgram
 from ._rewards import Reward, as_log_weight
-from ._tilt import Tilt, tilt
+from ._tilt import TiltedProgram, tilt
 
 
 @shown
@@ -81,7 +81,7 @@ class BestOf:
         best = jnp.argmax(jnp.where(jnp.isnan(rewards), -jnp.inf, rewards))
         return jax.tree.map(lambda x: x[best], found)
 
-    def tilt(self, distribution: Callable[[Array], Array]) -> Tilt:
+    def tilt(self, distribution: Callable[[Array], Array]) -> TiltedProgram:
         """Its law as a tilt of the base, for rewards without ties: log-weight log N + (N - 1) log F(r), so that Z = 1.
 
         Args:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
-from scipy.optimize import minimize
 
 from ... import ppl
 from ...ppl._calls import checked_call
@@ -19,7 +18,7 @@ from ...ppl._shared_jit import shared_jit
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from ..diagnostics._weights import importance_diagnostics
-from ._tilt import Tilt, tilt
+from ._tilt import TiltedProgram, tilt
 
 TOLERANCE = 1e-6  # of the moments of the weighted draws, in standard deviations of the features
 
@@ -38,7 +37,7 @@ class MatchedMoments:
         num_draws: draws.
     """
 
-    tilt: Tilt
+    tilt: TiltedProgram
     weights: np.ndarray
     kl: float
     ess: float
@@ -112,6 +111,8 @@ def solve_dual(
     Raises:
         ValueError: see `match_moments`.
     """
+    from scipy.optimize import minimize
+
     if phi.ndim != 2 or phi.shape[1:] != goal.shape or not np.isfinite(phi).all():
         is_bad = phi.ndim == 2 and phi.shape[1:] == goal.shape
         what = "are not finite at some draws" if is_bad else f"have shape {phi.shape[1:]} a draw"

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from ... import ppl
 from ...ppl._shared_jit import shared_jit
 from ...ppl.traces import stand_ins
-from ..particles.samplers._discrete import FiniteSupports
+from ..particles.samplers import FiniteSupports
 
 MOST = 2**16  # outcomes
 BATCH = 4096
@@ -53,12 +53,13 @@ def outcomes_of(program: ppl.Program, args: tuple) -> Outcomes | None:
     """The outcomes of the latent sites; None where they are not finitely many, or more than `MOST`."""
     watched = FiniteSupports()
 
-    def run(key: Array) -> PyTree:
+    def run(*args: PyTree) -> PyTree:
         with watched:
-            return program.simulate(key, *args).choices
+            return program(*args)
 
+    simulate = lambda key: ppl.as_program(run).simulate(key, *args).choices
     with stand_ins():
-        shapes = {n: x.shape for n, x in jax.eval_shape(run, jax.random.key(0)).items()}
+        shapes = {n: x.shape for n, x in jax.eval_shape(simulate, jax.random.key(0)).items()}
     supports = {}
     for name in shapes:
         found = watched.laws.get(name, ["unknown"])

@@ -33,7 +33,7 @@ from ...ppl.language import matched
 from ..diagnostics._weights import importance_diagnostics
 from ..fitting import Fit
 from ._outcomes import Outcomes, outcomes_of
-from ._tilt import Tilt
+from ._tilt import TiltedProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,9 @@ class TiltReport:
         residual: variance of the log-weights under q, nats squared: what is left of trajectory balance, and 0 at p*.
         k_hat: Pareto shape of the weights of q's draws; None where all is exact. Above 0.7 the weights may have no variance.
         k_hat_base: the same of the weights behind `log_z`: draws of p, and of q where its density is known.
+        narrow_tails: share of the rays from the law's centre on which p*^2 / q grows, as far as they were followed (32 times a
+            draw's distance). Where it is not 0 the weights of the law's draws have no variance, of which k-hat may see nothing
+            yet; None where sites are discrete.
         evaluations: of the reward, for this report.
         seconds: of this report.
     """
@@ -80,6 +83,7 @@ class TiltReport:
     residual: float | None
     k_hat: float | None
     k_hat_base: float | None
+    narrow_tails: float | None
     evaluations: int
     seconds: float
 
@@ -91,8 +95,9 @@ class TiltReport:
             "log Z": self.log_z,
             "mean reward": f"{self.reward} (model {self.reward_base}, tilt {self.reward_tilt})",
             "entropy": self.entropy,
-            "variance of log-weights": self.residual,
+            "variance of log-weights": None if self.residual is None else f"{self.residual:.4g}",
             "k-hat": self._k_hats(),
+            "weights": self._tails(),
             "evaluations": f"{self.evaluations:,} of the reward, {self.seconds:.2g} s",
         }
         return {name: x if x is None else str(x) for name, x in rows.items()}
@@ -103,10 +108,15 @@ class TiltReport:
         own = "unknown" if self.k_hat is None else f"{self.k_hat:.2f}"
         return f"{own} of the law's weights, {self.k_hat_base:.2f} behind log Z (up to 0.7)"
 
+    def _tails(self) -> str | None:
+        if not self.narrow_tails:
+            return None
+        return f"have NO variance: the law is narrower than the tilt on {self.narrow_tails:.0%} of rays outwards"
+
 
 @checked_call
 def report(
-    tilt: Tilt, law: Fit | ModelFn | Mapping[str, Array], key: Key, *args: PyTree,
+    tilt: TiltedProgram, law: Fit | ModelFn | Mapping[str, Array], key: Key, *args: PyTree,
     num_draws: int = 2000, draws: Mapping[str, Array] | None = None,
 ) -> TiltReport:  # fmt: skip
     """How far a law is from a tilt: divergence, mean reward, entropy, what of it is exact, and what it took.
@@ -153,15 +163,16 @@ def report(
     else:
         law = ppl.as_program(law)
     listed = outcomes_of(tilt, args)
-    is_listed = listed is not None and not isinstance(law, StochasticProgram)
-    made = _exact(tilt, law, listed, args) if is_listed else None
+    made = None
+    if listed is not None and not isinstance(law, StochasticProgram):
+        made = _exact(tilt, law, listed, args)
     if made is None:
         made = _sampled(tilt, law, key, args, num_draws, draws)
     return dataclasses.replace(made, seconds=time.perf_counter() - started)
 
 
 def _exact(
-    tilt: Tilt, law: ppl.Program | Mapping[str, Array], listed: Outcomes, args: tuple
+    tilt: TiltedProgram, law: ppl.Program | Mapping[str, Array], listed: Outcomes, args: tuple
 ) -> TiltReport | None:
     """By sums over all outcomes; None where the law is none on them."""
     joint = listed.log_density(tilt, args)
@@ -190,16 +201,18 @@ def _exact(
         kl=Measured(kl), kl_is="plug-in" if is_draws else "exact", kl_at_most=None, log_z=Measured(log_z),
         reward=Measured(_mean(q, reward)), reward_base=Measured(_mean(_prior(tilt, listed, args), reward)),
         reward_tilt=Measured(_mean(np.exp(joint - log_z), reward)), entropy=Measured(-_mean(q[some], log_q[some])),
-        residual=residual, k_hat=None, k_hat_base=None, evaluations=listed.number, seconds=0.0,
+        residual=residual, k_hat=None, k_hat_base=None, narrow_tails=None, evaluations=listed.number, seconds=0.0,
     )  # fmt: skip
 
 
-def _prior(tilt: Tilt, listed: Outcomes, args: tuple) -> np.ndarray:
+def _prior(tilt: TiltedProgram, listed: Outcomes, args: tuple) -> np.ndarray:
     log_p = listed.log_density(tilt.base, args)
     return np.exp(log_p - np.logaddexp.reduce(log_p))
 
 
-def _rewards(tilt: Tilt, choices: Mapping[str, Array | np.ndarray], args: tuple) -> np.ndarray:
+def _rewards(
+    tilt: TiltedProgram, choices: Mapping[str, Array | np.ndarray], args: tuple
+) -> np.ndarray:
     """Of values of the latent sites, [outcomes]; -inf where a constraint is broken."""
     one = lambda x: tilt.trace(x, *args).log_probs[tilt.site] * tilt.temperature
     run = lambda x: jax.lax.map(one, x, batch_size=4096)
@@ -207,27 +220,28 @@ def _rewards(tilt: Tilt, choices: Mapping[str, Array | np.ndarray], args: tuple)
 
 
 def _sampled(
-    tilt: Tilt, law: ppl.Program | Mapping[str, Array], key: Array, args: tuple, number: int,
+    tilt: TiltedProgram, law: ppl.Program | Mapping[str, Array], key: Array, args: tuple, number: int,
     given: Mapping[str, Array] | None,
 ) -> TiltReport:  # fmt: skip
     """By draws of the model, of the law, and of the tilt if there are any."""
-    is_law = isinstance(law, ppl.Program) and not isinstance(law, StochasticProgram)
+    known = None if isinstance(law, Mapping | StochasticProgram) else law  # with an exact density
+    is_law = known is not None
     one, other = jax.random.split(key)
-    of_model = _at_draws(tilt, tilt.base, law if is_law else None, one, args, number)
+    of_model = _at_draws(tilt, tilt.base, known, one, args, number)
     joint = of_model.joint - of_model.prior
-    _check_weights(joint, "the model")
-    others = of_model.joint - of_model.prior - of_model.reward / tilt.temperature
-    others = np.where(np.isneginf(of_model.reward), 0.0, others)
+    # Of observations, if the model has any: what its draws are weighted by without the reward.
+    others = of_model.others
     plain = np.exp(others - np.logaddexp.reduce(others))
     before = Measured(_mean(plain, of_model.reward), _spread(plain, of_model.reward))
     if isinstance(law, Mapping):
         found = _rewards(tilt, law, args)
+        _check_weights(joint, "the model")
         log_z, shares, k_hat = _total([joint])
         tilted = Measured(_mean(shares, of_model.reward), _spread(shares, of_model.reward))
         return TiltReport(
             kl=None, kl_is="unknown", kl_at_most=None, log_z=log_z, reward=_measured(found), reward_base=before,
             reward_tilt=tilted, entropy=None, residual=None, k_hat=None, k_hat_base=k_hat,
-            evaluations=number + len(found), seconds=0.0,
+            narrow_tails=None, evaluations=number + len(found), seconds=0.0,
         )  # fmt: skip
     of_law = _at_draws(tilt, law, law, other, args, number)
     log_w = of_law.joint - of_law.own
@@ -241,11 +255,13 @@ def _sampled(
     if is_law:
         # Draws of both, weighed by the mixture: unbiased for Z, and no weight is large where either of them draws.
         halves = [x.joint - np.logaddexp(x.prior, x.own) + math.log(2) for x in (of_model, of_law)]
+        _check_weights(np.concatenate(halves), "model and law")
         log_z, shares, k_hat = _total(halves)
         rewards = np.concatenate([of_model.reward, of_law.reward])
         parts = [np.exp(x - log_z.value) / 2 for x in halves]
         error = math.sqrt((parts[0].var() + (parts[1] - log_w).var()) / number) if inside else 0.0
     else:
+        _check_weights(joint, "the model")
         log_z, shares, k_hat = _total([joint])
         rewards, error = of_model.reward, math.hypot(log_z.error, bound.error)
     above, evaluations = None, 2 * number
@@ -261,21 +277,28 @@ def _sampled(
         reward_tilt=Measured(_mean(shares, rewards), _spread(shares, rewards)), entropy=_measured(-of_law.own),
         residual=float(log_w.var(ddof=1)) if inside else math.inf,
         k_hat=importance_diagnostics(log_w).k_hat if has_weight else None, k_hat_base=k_hat,
+        narrow_tails=_narrow(tilt, law, jax.random.fold_in(key, 2), args) if is_law else None,
         evaluations=evaluations, seconds=0.0,
     )  # fmt: skip
 
 
 class _AtDraws(NamedTuple):
-    """Log-densities at draws, each [S]: of the tilt, of the model's latent sites, of the law; and the reward."""
+    """Log-densities at draws, each [S]: of the tilt, of the model's latent sites, of its data, of the law; and the reward."""
 
-    joint: np.ndarray
-    prior: np.ndarray
-    own: np.ndarray
-    reward: np.ndarray
+    joint: Array | np.ndarray
+    prior: Array | np.ndarray
+    others: Array | np.ndarray
+    own: Array | np.ndarray
+    reward: Array | np.ndarray
 
 
 def _at_draws(
-    tilt: Tilt, source: ppl.Program, law: ppl.Program | None, key: Array, args: tuple, number: int
+    tilt: TiltedProgram,
+    source: ppl.Program,
+    law: ppl.Program | None,
+    key: Array,
+    args: tuple,
+    number: int,
 ) -> _AtDraws:
     """At draws of `source`: the model or the law."""
 
@@ -284,12 +307,14 @@ def _at_draws(
         scored = tilt.trace(drawn.shared_choices, *args)
         if source is not tilt.base:
             scored = matched(scored, drawn, ("inside",))
-        prior = sum((scored.log_probs[n].sum() for n in scored.choices), jnp.zeros(()))
+        parts = {n: x.sum() for n, x in scored.log_probs.items() if n != tilt.site}
+        prior = sum((x for n, x in parts.items() if n in scored.choices), jnp.zeros(()))
+        others = sum((x for n, x in parts.items() if n not in scored.choices), jnp.zeros(()))
         own = drawn.log_density
         if source is tilt.base:
             own = jnp.zeros(()) if law is None else law.log_density(drawn.choices, *args)
         reward = scored.log_probs[tilt.site] * tilt.temperature
-        return _AtDraws(scored.log_density, prior, own, reward)
+        return _AtDraws(scored.log_density, prior, others, own, reward)
 
     found = shared_jit(jax.vmap(one))(jax.random.split(key, number))
     return _AtDraws(*(np.asarray(x, np.float64) for x in found))
@@ -305,7 +330,32 @@ def _total(log_weights: Sequence[np.ndarray]) -> tuple[Measured, np.ndarray, flo
     return Measured(log_z, error), shares, importance_diagnostics(every).k_hat
 
 
-def _given(tilt: Tilt, law: ppl.Program, at: Mapping[str, Array], args: tuple) -> np.ndarray:
+def _narrow(
+    tilt: TiltedProgram, law: ppl.Program, key: Array, args: tuple, number: int = 64
+) -> float | None:
+    """Share of rays from the law's centre through its draws on which p^2 / q, whose integral is the weights' square, grows."""
+    keys = jax.random.split(key, number)
+    x = jax.vmap(lambda key: law.simulate(key, *args).shared_choices)(keys)
+    if not all(jnp.issubdtype(v.dtype, jnp.floating) for v in x.values()):
+        return None
+    centre = jax.tree.map(lambda v: v.mean(0), x)
+
+    def along(x: PyTree) -> Array:
+        def at(factor: Array) -> Array:
+            far = jax.tree.map(lambda c, v: c + factor * (v - c), centre, x)
+            return 2 * tilt.log_density(far, *args) - law.log_density(far, *args)
+
+        return jax.vmap(at)(jnp.array([8.0, 16.0, 32.0]))
+
+    near, further, furthest = np.asarray(shared_jit(jax.vmap(along))(x), np.float64).T
+    with np.errstate(invalid="ignore"):
+        grows = (further > near) & (furthest > further) & np.isfinite(near)
+    return float(grows.mean())
+
+
+def _given(
+    tilt: TiltedProgram, law: ppl.Program, at: Mapping[str, Array], args: tuple
+) -> np.ndarray:
     one = lambda x: tilt.log_density(x, *args) - law.log_density(x, *args)
     return np.asarray(shared_jit(jax.vmap(one))(at), np.float64)
 
@@ -319,7 +369,7 @@ def _check_weights(log_weights: np.ndarray, whose: str) -> None:
         )
 
 
-def _check_sites(tilt: Tilt, draws: Mapping[str, Array], args: tuple) -> None:
+def _check_sites(tilt: TiltedProgram, draws: Mapping[str, Array], args: tuple) -> None:
     latent = sorted(jax.eval_shape(lambda k: tilt.simulate(k, *args).choices, jax.random.key(0)))
     if sorted(draws) != latent:
         raise ValueError(
@@ -338,11 +388,12 @@ def _spread(weights: np.ndarray, values: np.ndarray) -> float:
     """Standard error of a weighted mean."""
     some = weights > 0
     w, x = weights[some], values[some]
+    if not np.isfinite(x).all():
+        return math.inf
     return float(np.sqrt((w**2 * (x - (w * x).sum()) ** 2).sum()))
 
 
 def _measured(x: np.ndarray) -> Measured:
-    finite = np.isfinite(x).all()
-    return Measured(
-        float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))) if finite else math.inf
-    )
+    if not np.isfinite(x).all():
+        return Measured(float(x.mean()), math.inf)
+    return Measured(float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))))

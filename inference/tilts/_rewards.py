@@ -69,9 +69,9 @@ def try_reward(
     Raises:
         ValueError: it is NaN or infinite at a draw, or -inf at all of `MANY`.
     """
-    found = drawn_rewards(base, reward, jax.random.key(0), number, args, kwargs)
+    found = drawn_rewards(base, reward, 0, number, args, kwargs)
     if (found == -np.inf).all():
-        found = drawn_rewards(base, reward, jax.random.key(1), max(MANY, number), args, kwargs)
+        found = drawn_rewards(base, reward, 1, max(MANY, number), args, kwargs)
     name = getattr(reward, "__name__", type(reward).__name__)
     if num := int(np.isnan(found).sum()):
         raise ValueError(
@@ -94,7 +94,7 @@ def try_reward(
 def drawn_rewards(
     base: ppl.Program,
     reward: Reward,
-    key: Array,
+    seed: int,
     number: int,
     args: tuple,
     kwargs: Mapping[str, PyTree],
@@ -106,5 +106,5 @@ def drawn_rewards(
         return as_log_weight(reward, trace.retval)
 
     with no_handlers(), jax.ensure_compile_time_eval():
-        keys = jax.random.split(key, number)
+        keys = jax.random.split(jax.random.key(seed), number)
         return np.asarray(shared_jit(jax.vmap(one))(keys))

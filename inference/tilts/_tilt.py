@@ -19,15 +19,17 @@ from numpyro.primitives import Messenger
 
 from ... import ppl
 from ...ppl._calls import checked_call
-from ...ppl._compat import is_concrete
+from ...ppl._compat import is_concrete, no_handlers
 from ...ppl._types import Message, ModelFn, ParamMap
 from ...ppl.densities import StochasticProgram
+from ...ppl.language import joined
 from ...ppl.traces import drawn_before
+from .._runs import check_new
 from ._rewards import Reward, as_log_weight, try_reward
 from ._start import StartMemory, check_start
 
 
-class Tilt(ppl.Program):
+class TiltedProgram(ppl.Program):
     """The program of p(x) exp(r(x) / b). Made by `tilt`.
 
     Attributes:
@@ -38,7 +40,7 @@ class Tilt(ppl.Program):
     """
 
     def __init__(
-        self, base: ppl.Program, reward: Reward, temperature: float, site: str, num_tried: int
+        self, base: ppl.Program, reward: Reward, temperature: ArrayLike, site: str, num_tried: int
     ) -> None:
         super().__init__(self._statements)
         self.base, self.reward, self.temperature = base, reward, temperature
@@ -47,8 +49,8 @@ class Tilt(ppl.Program):
         self._tried: set[object] = set()
         self._starts: dict[str, float] = {}
 
-    def bind(self, params: ParamMap) -> Tilt:
-        bound = Tilt(self.base, self.reward, self.temperature, self.site, self.num_tried)
+    def bind(self, params: ParamMap) -> TiltedProgram:
+        bound = TiltedProgram(self.base, self.reward, self.temperature, self.site, self.num_tried)
         bound._tried, bound._starts, bound._seen = self._tried, self._starts, self._seen
         bound.params = params
         return bound
@@ -82,8 +84,10 @@ class Tilt(ppl.Program):
             return
         shapes = tuple(np.shape(x) for x in jax.tree.leaves((args, kwargs)))
         if shapes not in self._tried:
-            self._tried.add(shapes)
+            with no_handlers():
+                check_new("tilt", self.base, joined(args, kwargs))
             try_reward(self.base, self.reward, self.num_tried, args, kwargs)
+            self._tried.add(shapes)
 
 
 class _NothingTrained(Messenger):
@@ -91,7 +95,7 @@ class _NothingTrained(Messenger):
 
     only_watches = True
 
-    def __init__(self, tilt: Tilt) -> None:
+    def __init__(self, tilt: TiltedProgram) -> None:
         super().__init__()
         self.tilt = tilt
 
@@ -108,7 +112,7 @@ class _NothingTrained(Messenger):
 def tilt(
     model: ModelFn, reward: Reward, temperature: ArrayLike = 1.0, *, site: str = "reward",
     num_tried: int = 32,
-) -> Tilt:  # fmt: skip
+) -> TiltedProgram:  # fmt: skip
     """The program of p(x) exp(reward(x) / temperature) / Z: what a trained model becomes by a reward, a constraint, a preference.
 
     It has the sites of `model` and one factor, so that everything that takes a program takes it: `elbo` over a guide
@@ -131,7 +135,8 @@ def tilt(
             shape; 0: none.
 
     Returns:
-        A `Tilt`, with `base`, `reward`, `temperature`. A tilt of a tilt is one tilt: rewards add, each by its temperature.
+        A `TiltedProgram`, with `base`, `reward`, `temperature`. A tilt of a tilt is one tilt: rewards add, each by its
+        temperature.
 
     Raises:
         ValueError: the temperature is not positive; a parameter of the model is not bound; the model returns nothing; the reward
@@ -167,14 +172,14 @@ def tilt(
             f"tilt: the density of {base!r} is estimated, and a tilt is one run of statements. Tilt the program that it was made "
             "of, and make the estimate of the tilt: ppl.normalize(inference.tilt(program, reward), proposal=...)."
         )
-    if isinstance(base, Tilt):
+    if isinstance(base, TiltedProgram):
         first, second = base, reward
         both = lambda x: first.log_weight(x) + as_log_weight(second, x) / temperature
         both.__name__ = (
             f"{_name(first.reward)} / {first.temperature} + {_name(second)} / {temperature}"
         )
-        return Tilt(first.base, both, 1.0, first.site, num_tried)
-    return Tilt(base, reward, temperature, site, num_tried)
+        return TiltedProgram(first.base, both, 1.0, first.site, num_tried)
+    return TiltedProgram(base, reward, temperature, site, num_tried)
 
 
 def _name(reward: Callable[..., PyTree]) -> str:

@@ -16,7 +16,7 @@ from ._grid import reverse_variance
 
 @checked_call
 def memory(
-    noising: Noising, times: Float[Array, " steps+1"], *, eta: float = 1.0, data_variance: float = 1.0
+    noising: Noising, times: Float[Array, " steps+1"], *, eta: float | None = None, data_variance: float = 1.0
 ) -> float:  # fmt: skip
     """The correlation rho of the first and the last point of a sampler's path, for Normal data and their exact score.
 
@@ -27,7 +27,7 @@ def memory(
     Args:
         noising: the process.
         times: the sampler's grid, descending.
-        eta: 1 for `ancestral` and `reverse_chain`; that of `ddim` (0: no noise on the way, rho = 1).
+        eta: None for `reverse_chain`, 1 for `ancestral`, else that of `ddim` (0: no noise on the way, rho = 1).
         data_variance: variance of the data in each coordinate.
 
     Returns:
@@ -57,22 +57,23 @@ def memory(
 
 
 def chain_memory(
-    noising: Noising, times: np.ndarray, data_variance: ArrayLike, eta: float = 1.0
+    noising: Noising, times: np.ndarray, data_variance: ArrayLike, eta: float | None = None
 ) -> float:
     """`memory`, of known times."""
 
     def step(t: Array, s: Array) -> tuple[Array, Array]:
         slope = -1 / (noising.alpha(t) ** 2 * data_variance + noising.variance(t))
-        scale, variance = reverse_step(noising, jnp.ones(()), slope, t, s, eta)
-        if eta == 1:
+        of_step = 1.0 if eta is None else eta
+        scale, variance = reverse_step(noising, jnp.ones(()), slope, t, s, of_step)
+        if eta is None:
             variance = reverse_variance(noising, t, s, data_variance)[2]
         return scale, variance
 
     with jax.ensure_compile_time_eval():
-        times = jnp.asarray(times)
-        steps = jax.vmap(step)(times[:-1], times[1:])
+        grid = jnp.asarray(times)
+        steps = jax.vmap(step)(grid[:-1], grid[1:])
         scales, variances = (np.asarray(x, float) for x in steps)
-        start = float(noising.variance(times[0]))
+        start = float(noising.variance(grid[0]))
     # The linear recursion of variance and of covariance with the start.
     total, shared = start, start
     for scale, variance in zip(scales, variances, strict=True):
