@@ -55,15 +55,19 @@ def bits() -> Any:
     return ppl.scan(step, 0, None, LENGTH)[1]
 
 
+def logits() -> Any:
+    return ppl.param("logits", jnp.zeros((LENGTH, 2)))
+
+
 @ppl.model
 def policy() -> Any:
-    """What is trained: a Markov chain whose logits depend on place and bit before; the model itself at first."""
+    """What is trained: a Markov chain, its logits by place and bit before; the model itself at first."""
 
     def step(before: Any, row: Any) -> Any:
         x = ppl.sample("x", dist.Bernoulli(logits=row[before]))
         return x, x
 
-    return ppl.scan(step, 0, ppl.param("logits", jnp.zeros((LENGTH, 2))))[1]
+    return ppl.scan(step, 0, logits())[1]
 
 
 def pairs(x: Any) -> Any:
@@ -71,21 +75,24 @@ def pairs(x: Any) -> Any:
     return (x[1:] * x[:-1]).sum()
 
 
-def log_ratio(guide: ppl.Program, x: Any) -> Any:
-    """D = log q - log p of rows of strings."""
-    one = lambda x: ppl.score(guide, {"x": x}).log_density - bits.log_density({"x": x})
-    return jax.vmap(one)(x)
+def log_ratio(table: Any, x: Any) -> Any:
+    """D = log q - log p of rows of strings, the policy's density written out."""
+    before = jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
+    law = dist.Bernoulli(logits=table[jnp.arange(LENGTH), before])
+    return law.log_prob(x).sum(-1) + LENGTH * jnp.log(2.0)
 
 
 @inference.objective(direction="min", weighing="refused")
 def dpo(model: ppl.Program, guide: ppl.Program, temperature: Any, won: Any, lost: Any) -> Any:
-    margin = log_ratio(guide, won) - log_ratio(guide, lost)
+    table = guide()
+    margin = log_ratio(table, won) - log_ratio(table, lost)
     return jax.nn.softplus(-temperature * margin).mean()
 
 
 @inference.objective(direction="min", weighing="refused")
 def ddo(model: ppl.Program, guide: ppl.Program, data: Any, drawn: Any) -> Any:
-    fake, real = log_ratio(guide, drawn), log_ratio(guide, data)
+    table = guide()
+    fake, real = log_ratio(table, drawn), log_ratio(table, data)
     return jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
 
 
@@ -99,7 +106,7 @@ class Row(NamedTuple):
     needs: tuple[str, str, str] = ("no", "no", "no")
 
 
-def policies(tilt: inference.tilts.Tilt, config: Config) -> dict[str, tuple[Any, tuple]]:
+def policies(tilt: inference.tilts.TiltedProgram, config: Config) -> dict[str, tuple[Any, tuple]]:
     """Objectives by name, and what is known of each: gradients of the reward, off policy, exact as draws grow."""
     n, elbo = config.num_draws, inference.elbo
     on, off = ("no", "no", "in the family"), ("no", "yes", "in the family")
@@ -139,7 +146,7 @@ def trained(objective: Any, args: tuple, config: Config, key: jax.Array) -> tupl
         objective, optax.adam(optax.cosine_decay_schedule(0.1, config.num_steps)), args,
         num_steps=config.num_steps, key=key, progress=False, k_hat="skip",
     )  # fmt: skip
-    return fit.guide, time.perf_counter() - started
+    return policy.bind(fit.params), time.perf_counter() - started
 
 
 def variance_of(objective: Any, key: jax.Array, num: int = 200) -> float:
@@ -166,7 +173,7 @@ def timed(make: Callable[[jax.Array], Any], number: int, key: jax.Array) -> tupl
     return {"x": x}, time.perf_counter() - started
 
 
-def samplers(tilt: inference.tilts.Tilt, config: Config, key: jax.Array) -> dict[str, Row]:
+def samplers(tilt: inference.tilts.TiltedProgram, config: Config, key: jax.Array) -> dict[str, Row]:
     """Methods that train nothing: best of N with its exact law, particles and search by their draws."""
     rows = {}
     grid = (np.arange(2**LENGTH)[:, None] >> np.arange(LENGTH)) & 1
@@ -206,18 +213,18 @@ def run(config: Config, temperature: float, key: jax.Array) -> dict[str, dict[st
     won, lost = preferred(temperature, config.num_data, next(keys))
     fitted = ("no", "yes", "in pairs")
     args = (temperature, won, lost)
-    guide, seconds = trained(dpo(bits, policy), args, config, next(keys))
+    guide, seconds = trained(dpo(bits, logits), args, config, next(keys))
     rows["preferences (DPO)"] = Row(guide, 2 * config.num_data, seconds, needs=fitted)
     sir = ppl.normalize(tilt, proposal=bits, num_particles=256)
     data = timed(lambda k: sir.simulate(k).choices["x"], config.num_data, next(keys))[0]["x"]
     drawn = jax.random.bernoulli(next(keys), 0.5, data.shape).astype(int)
-    guide, seconds = trained(ddo(bits, policy), (data, drawn), config, next(keys))
+    guide, seconds = trained(ddo(bits, logits), (data, drawn), config, next(keys))
     rows["discriminator (DDO)"] = Row(guide, 0, seconds, needs=("no", "yes", "in data"))
     rows |= samplers(tilt, config, next(keys))
     return {name: measured(tilt, row, next(keys)) for name, row in rows.items()}
 
 
-def measured(tilt: inference.tilts.Tilt, row: Row, key: jax.Array) -> dict[str, Any]:
+def measured(tilt: inference.tilts.TiltedProgram, row: Row, key: jax.Array) -> dict[str, Any]:
     law = row.law
     if isinstance(law, tuple):  # a law by its probabilities
         grid, p = law
@@ -270,6 +277,21 @@ def record(config: Config, rows: dict[str, dict[str, Any]], temperature: float, 
     )
 
 
+def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 5), layout="constrained", sharey=True)
+    names = list(rows)[::-1]
+    for axis, key, title in zip(
+        axes, ("KL", "reward"), ("KL to the tilt, nats", "mean reward"), strict=True
+    ):
+        axis.barh(names, [max(rows[n][key], 1e-4) for n in names], color="C0")
+        axis.set_xlabel(title)
+    axes[0].set_xscale("log")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Every way to one tilt, and how far each ends from it."
@@ -285,6 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
     (options.out / "report.txt").write_text(text + "\n")
     (options.out / "metrics.json").write_text(json.dumps(rows, indent=1))
+    draw(rows, options.out / "strings.png")
     if options.record:
         record(config, rows, options.temperature, options.seed)
 
