@@ -1,8 +1,8 @@
 """Altering a trained model: how far a law is from the tilt that it stands for, and tilts of other origins than a reward.
 
-    TiltedProgram       the program of p(x) exp(reward(x) / temperature) / Z, by `inference.tilt`
-    report              how far a law is from it: divergence, mean reward, entropy; what of it is exact
-    match_moments       the nearest law with given moments
+TiltedProgram       the program of p(x) exp(reward(x) / temperature) / Z, by `inference.tilt`
+report              how far a law is from it: divergence, mean reward, entropy; what of it is exact
+match_moments       the nearest law with given moments
 """
 
 from ._best_of import BestOf as BestOf, best_of as best_of
