@@ -8,9 +8,10 @@ chain of bits, a family that holds the tilt.
 Source: none; the taxonomy is that of Franceschelli and Musolesi 2024, arXiv:2308.00031 (reinforcement learning of generative
 models). Oracle: log Z = 4.963810 at b = 1, by transfer matrices.
 
-Expected: policies within 0.05 nats of the tilt in seconds; the leave-one-out baseline with at most half of the plain gradient's
-variance; best of N where its law says; search with the largest reward and the largest divergence. Figures: docs/_data/figures,
-altering/strings. Run time: three minutes on 2 CPU cores.
+Expected: policies within 0.05 nats of the tilt in seconds, but for regression weighted by draws of the model, whose few weights
+bias it; near the tilt the leave-one-out baseline leaves next to nothing of the plain gradient's variance, at the start two
+thirds; best of N where its law says; search with the largest reward, and in the end the largest divergence. Figures:
+docs/_data/figures, altering/strings. Run time: three minutes on 2 CPU cores.
 
     python examples/altering/strings.py [--smoke] [--seed 0] [--temperature 1] [--out strings_output] [--record]
 """
@@ -102,7 +103,7 @@ class Row(NamedTuple):
     law: Any
     evaluations: int
     seconds: float
-    variance: float = float("nan")
+    variance: tuple[float, ...] = ()  # at the start and at the end
     needs: tuple[str, str, str] = ("no", "no", "no")
 
 
@@ -140,7 +141,9 @@ def evaluations(name: str, config: Config) -> int:
     return config.num_draws
 
 
-def trained(objective: Any, args: tuple, config: Config, key: jax.Array) -> tuple[Any, float]:
+def trained(
+    objective: Any, args: tuple, config: Config, key: jax.Array
+) -> tuple[ppl.Program, float]:
     started = time.perf_counter()
     fit = inference.fit(
         objective, optax.adam(optax.cosine_decay_schedule(0.1, config.num_steps)), args,
@@ -149,9 +152,8 @@ def trained(objective: Any, args: tuple, config: Config, key: jax.Array) -> tupl
     return policy.bind(fit.params), time.perf_counter() - started
 
 
-def variance_of(objective: Any, key: jax.Array, num: int = 200) -> float:
-    """Of a gradient at the start, summed over its entries."""
-    params = objective.init(key)
+def variance_of(objective: Any, params: Any, key: jax.Array, num: int = 200) -> float:
+    """Of a gradient at these parameters, summed over its entries."""
     grads = jax.jit(jax.vmap(lambda k: objective.value_and_grad(params, k)[1]["logits"]))
     return float(jnp.var(grads(jax.random.split(key, num)), axis=0, ddof=1).sum())
 
@@ -185,9 +187,11 @@ def samplers(tilt: inference.tilts.TiltedProgram, config: Config, key: jax.Array
     exact = ("no", "yes", "yes")
     for n in (16, 256):
         sir = ppl.normalize(tilt, proposal=bits, num_particles=n)
-        draws, seconds = timed(lambda k, q=sir: q.simulate(k).choices["x"], config.num_samples, key)
+        draws, seconds = timed(
+            lambda k, q=sir: q.simulate(k).choices["x"], config.num_samples // (n // 16), key
+        )
         rows[f"resampling of {n}"] = Row(draws, n, seconds, needs=exact)
-    for n in (1, 16, 64):
+    for n in (4, 64, 512):
         move = lambda k, n=n: (
             inference.search.zero_order(
                 lambda e: (e > 0).astype(int),
@@ -197,7 +201,7 @@ def samplers(tilt: inference.tilts.TiltedProgram, config: Config, key: jax.Array
                 num_steps=n,
             ).sample
         )
-        draws, seconds = timed(move, config.num_samples, key)
+        draws, seconds = timed(move, config.num_samples // 4, key)
         rows[f"zero-order search, {n} moves"] = Row(draws, n + 1, seconds)
     return rows
 
@@ -209,7 +213,10 @@ def run(config: Config, temperature: float, key: jax.Array) -> dict[str, dict[st
     for name, (objective, needs) in policies(tilt, config).items():
         guide, seconds = trained(objective, (), config, next(keys))
         spent = config.num_steps * evaluations(name, config)
-        rows[name] = Row(guide, spent, seconds, variance_of(objective, next(keys)), needs)
+        at, key = (objective.init(key), guide.params), next(keys)
+        rows[name] = Row(
+            guide, spent, seconds, tuple(variance_of(objective, p, key) for p in at), needs
+        )
     won, lost = preferred(temperature, config.num_data, next(keys))
     fitted = ("no", "yes", "in pairs")
     args = (temperature, won, lost)
@@ -245,17 +252,17 @@ def measured(tilt: inference.tilts.TiltedProgram, row: Row, key: jax.Array) -> d
 
 
 HEAD = (
-    "KL to p*", "E r", "entropy", "grad var", "evaluations", "seconds", "grad r?", "off policy?", "exact as N grows?",
+    "KL to p*", "E r", "entropy", "gradient variance", "evaluations", "seconds", "grad r?", "off policy?", "exact as N grows?",
 )  # fmt: skip
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    widths = [max(len(h) + 2, 9) for h in HEAD]
+    widths = [max(len(h) + 2, 10) for h in HEAD]
     joined = lambda cells: "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
     lines = [f"{'':<29}{joined(HEAD)}"]
     for name, row in rows.items():
         star = "" if row["is"] == "exact" else "+"
-        variance = "-" if np.isnan(row["variance"]) else f"{row['variance']:.3g}"
+        variance = " to ".join(f"{v:.2g}" for v in row["variance"]) or "-"
         cells = [f"{row['KL']:.4f}{star}", f"{row['reward']:.3f}", f"{row['entropy']:.3f}"]
         cells += [variance, f"{row['evaluations']:,}", f"{row['seconds']:.1f}"]
         cells += [row["gradients of r"], row["off policy"], row["exact as N grows"]]
