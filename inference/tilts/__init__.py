@@ -1,8 +1,11 @@
 """Altering a trained model: how far a law is from the tilt that it stands for, and tilts of other origins than a reward.
 
-TiltedProgram       the program of p(x) exp(reward(x) / temperature) / Z, by `inference.tilt`
-report              how far a law is from it: divergence, mean reward, entropy; what of it is exact
-match_moments       the nearest law with given moments
+The target
+    TiltedProgram       the program of p(x) exp(reward(x) / temperature) / Z, by `inference.tilt`
+    match_moments       the nearest law with given moments, as a tilt
+
+How far a law is from it
+    report              divergence, mean reward, entropy; what of it is exact
 """
 
 from ._best_of import BestOf as BestOf, best_of as best_of
@@ -14,8 +17,4 @@ from ._report import Measured as Measured, TiltReport as TiltReport, report as r
 from ._rewards import Reward as Reward
 from ._tilt import TiltedProgram as TiltedProgram, tilt as tilt
 
-__all__ = [
-    "TiltedProgram",
-    "report",
-    "match_moments",
-]
+__all__ = ["TiltedProgram", "match_moments", "report"]
