@@ -7,7 +7,7 @@ Programs
     plate, subsample                      independent rows
     param, module, rng_key                parameters, networks, noise that is no site
     scan, cond, particles                 control flow
-    condition, intervene, block, mask     programs made of programs
+    condition, intervene, block, mask, perturb     programs made of programs
     reweight, rescale_plates              ... that count sites or rows more or less
     draw, score, detached, guide_of       programs within an objective
     Trace, SiteInfo                       what a run leaves
@@ -95,6 +95,7 @@ from .language import (
     model as model,
     module as module,
     param as param,
+    perturb as perturb,
     plate as plate,
     rescale_plates as rescale_plates,
     reweight as reweight,
@@ -150,6 +151,7 @@ __all__ = [
     "particles",
     "condition",
     "intervene",
+    "perturb",
     "block",
     "mask",
     "reweight",

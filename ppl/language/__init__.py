@@ -41,6 +41,7 @@ from ._keywords import (
     where_nan as where_nan,
 )
 from ._labels import labelled_as as labelled_as, labels_of as labels_of
+from ._perturb import perturb as perturb
 from ._program import (
     Program as Program,
     as_program as as_program,

@@ -45,7 +45,7 @@ class GivenSites(Recorder):
 
     def control_flow(self, msg: Message) -> None:
         # Reached under NumPyro's own inference only: its scan and cond take conditions along.
-        if _is_ours():
+        if is_ours():
             super().control_flow(msg)
         else:
             given = dict(self.frame.forced)
@@ -54,7 +54,7 @@ class GivenSites(Recorder):
             )
 
 
-def _is_ours() -> bool:
+def is_ours() -> bool:
     """Whether the program runs under one of our recorders, not under NumPyro's own inference."""
     return any(isinstance(h, Recorder) and h.is_final for h in handler_stack())
 
@@ -230,7 +230,7 @@ def _transformed(
                     f"{sorted(met)}. Name one of these."
                 )
         # NumPyro's own scan and cond, which are not ours, fix their sites themselves.
-        if isinstance(active, GivenSites) and _is_ours() and (left := sorted(names - active.fixed)):
+        if isinstance(active, GivenSites) and is_ours() and (left := sorted(names - active.fixed)):
             kinds = {name: active.frame.infos[name].kind for name in left}
             raise ValueError(
                 f"ppl.{statement}: only latent sites can be given a value, and {kinds} are none. Name the latent sites that they "

@@ -1,0 +1,93 @@
+"""Known noise added to an observed site: to its data and to its law."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+from numpyro.distributions import Distribution
+
+from .._types import Message, ModelFn
+from ..distributions._convolution import NoConvolution, convolved
+from ..traces import Recorder
+from ._callables import name_of
+from ._handlers import is_ours
+from ._program import Program, as_program
+from ._rng_key import rng_key
+
+
+def perturb(program: ModelFn, site: str, noise: Distribution) -> Program:
+    """The program with noise added to a site: its law is that of x + e, its data have draws e of their own in each run.
+
+    What is estimated is the program without the noise, so that a law that has no density of use (on a curve, at points) is fitted
+    by maximum likelihood, as with the perturbed sieve estimator.
+
+    Args:
+        program: a program, or a function of sample statements.
+        site: an observed site outside of scans; where it is not observed its draws have the noise as well.
+        noise: Normal for each coordinate, or MultivariateNormal.
+
+    Raises:
+        ValueError: the program has no such site, the site is in a scan or a branch, or its law and the noise have no sum in closed
+            form.
+
+    Validity: exact for normals, multivariate ones, mixtures of them and points; other laws are refused.
+
+    Reference: Chae, Kim, Kim and Lin 2023, arXiv:2105.04046 (perturbed data).
+    """
+    program = as_program(program)
+    if hasattr(program, "rebuilt"):  # made of another program, on which the handler is to act
+        return program.rebuilt(lambda inner: perturb(inner, site, noise))
+
+    def perturbed(*args: PyTree, **kwargs: PyTree) -> PyTree:
+        active = _Perturb(site, noise)
+        with active:
+            out = program.fn(*args, **kwargs)
+        met = set(active.frame.infos)
+        if site not in met:
+            raise ValueError(
+                f"ppl.perturb: no site named '{site}'; the program's sites are {sorted(met)}. Name one of these."
+            )
+        return out
+
+    perturbed.__name__ = name_of(program)
+    return Program(perturbed, program.params, program.site_weights)
+
+
+class _Perturb(Recorder):
+    is_final = False
+
+    def __init__(self, site: str, noise: Distribution) -> None:
+        super().__init__()
+        self.site, self.noise = site, noise
+
+    def control_flow(self, msg: Message) -> None:
+        if is_ours():
+            super().control_flow(msg)
+
+    def numbers_of(self, msg: Message) -> dict[str, Array]:
+        return {}
+
+    def visit(self, msg: Message) -> None:
+        if msg["name"] != self.site:
+            return
+        if len(self.frames) > 1:
+            raise ValueError(
+                f"Site '{self.site}': ppl.perturb adds noise to sites outside of scans and branches. Write the noise into the "
+                "step's law, and add it to the data."
+            )
+        law = msg["fn"]
+        try:
+            msg["fn"] = convolved(law, self.noise)
+        except NoConvolution as err:
+            raise ValueError(
+                f"Site '{self.site}': ppl.perturb knows no law of the sum of this noise and of {err}. Known are Normal, "
+                "MultivariateNormal, Delta and mixtures of them, with Normal or MultivariateNormal noise; for others write the "
+                "noise as a latent site."
+            ) from err
+        if not msg["is_observed"]:
+            return
+        value = jnp.broadcast_to(
+            msg["value"], law.shape()
+        )  # a value for all draws has noise for each
+        lead = law.shape()[: len(law.shape()) - len(self.noise.shape())]
+        msg["value"] = value + self.noise.sample(rng_key(f"noise of {self.site}"), lead)
