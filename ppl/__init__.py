@@ -72,6 +72,7 @@ from .densities import (
     kalman_proposal as kalman_proposal,
     marginal as marginal,
     normalize as normalize,
+    perturb as perturb,
 )
 from .estimation import (
     Expectation as Expectation,
@@ -95,7 +96,6 @@ from .language import (
     model as model,
     module as module,
     param as param,
-    perturb as perturb,
     plate as plate,
     rescale_plates as rescale_plates,
     reweight as reweight,
@@ -151,9 +151,9 @@ __all__ = [
     "particles",
     "condition",
     "intervene",
-    "perturb",
     "block",
     "mask",
+    "perturb",
     "reweight",
     "rescale_plates",
     "draw",

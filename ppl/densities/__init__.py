@@ -1,7 +1,8 @@
 """Programs whose densities are sums or estimates over another program's choices.
 
 `marginal` and `normalize` estimate (unbiasedly: E[exp] = p, and E[1 / exp] = 1 / p for their own draws), `eliminate` sums
-discrete sites and integrates normal ones exactly. These three stand on top of `ppl`. What they make:
+discrete sites and integrates normal ones exactly, `perturb` adds noise to a site and to its law. These four stand on top of
+`ppl`. What they make:
 
 Programs
     StochasticProgram       a program whose density is estimated
@@ -13,6 +14,7 @@ from ._kalman_proposal import KalmanProposal as KalmanProposal, kalman_proposal 
 from ._lost_digits import has_nan as has_nan, lost_digits as lost_digits
 from ._marginal import Marginal as Marginal, marginal as marginal
 from ._normalize import Normalized as Normalized, normalize as normalize
+from ._perturb import perturb as perturb
 from ._stochastic import (
     Ambient as Ambient,
     Constrained as Constrained,

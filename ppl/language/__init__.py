@@ -26,6 +26,7 @@ from ._handlers import (
     block as block,
     condition as condition,
     intervene as intervene,
+    is_ours as is_ours,
     mask as mask,
     rescale_plates as rescale_plates,
 )
@@ -41,7 +42,6 @@ from ._keywords import (
     where_nan as where_nan,
 )
 from ._labels import labelled_as as labelled_as, labels_of as labels_of
-from ._perturb import perturb as perturb
 from ._program import (
     Program as Program,
     as_program as as_program,

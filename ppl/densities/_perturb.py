@@ -7,12 +7,9 @@ from jaxtyping import Array, PyTree
 from numpyro.distributions import Distribution
 
 from .._types import Message, ModelFn
-from ..distributions._convolution import NoConvolution, convolved
+from ..distributions import NoConvolution, convolved
+from ..language import Program, as_program, is_ours, name_of, rng_key
 from ..traces import Recorder
-from ._callables import name_of
-from ._handlers import is_ours
-from ._program import Program, as_program
-from ._rng_key import rng_key
 
 
 def perturb(program: ModelFn, site: str, noise: Distribution) -> Program:
@@ -27,8 +24,8 @@ def perturb(program: ModelFn, site: str, noise: Distribution) -> Program:
         noise: Normal for each coordinate, or MultivariateNormal.
 
     Raises:
-        ValueError: the program has no such site, the site is in a scan or a branch, or its law and the noise have no sum in closed
-            form.
+        ValueError: the program has no such site, the site is in a scan or a branch, or its law and the noise have no sum in
+            closed form.
 
     Validity: exact for normals, multivariate ones, mixtures of them and points; other laws are refused.
 
