@@ -27,7 +27,8 @@ class JumpSearch:
         num_paths: paths for each site; fewer in spaces of more than 4096 / num_paths dimensions, in proportion.
         num_points: steps of a path's grid.
         budget: numbers computed in all evaluations of one search (1e9: a second or so on one core). Programs that compute more
-            get fewer paths, down to an eighth.
+            get fewer paths, down to an eighth. Of a solver with adaptive steps 64 between two times are tried, and points of a
+            path that take more are left out; 1,024 if half of the paths have no other, and then all.
         threshold: the smallest jump, in relation to 1 + |value|. Numbers of 32 bits in the program leave steps of 1e-7.
 
     Raises:

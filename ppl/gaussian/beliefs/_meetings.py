@@ -21,7 +21,7 @@ MAX_ERROR, MAX_AWAY = (
     0.01,
     0.1,
 )  # that rounding may make: of a scale, and of a mean in scales or in nats
-ONE_BY_ONE = 4  # numbers; more are met together, which takes fewer operations
+ONE_BY_ONE = 12  # numbers; more are met together, which takes fewer operations, and rounds more
 
 
 def meeting_of(seen: Array, noise: Noise, moved: Array | None = None) -> Meeting:
@@ -30,7 +30,7 @@ def meeting_of(seen: Array, noise: Noise, moved: Array | None = None) -> Meeting
     `moved`: a root, shape (*rows, n, k): no more than root u is asked for then, which takes less arithmetic; None: u itself.
     """
     m, k = seen.shape[-2:]
-    if 1 < m <= min(k, ONE_BY_ONE):
+    if 1 < m <= ONE_BY_ONE:
         return OneByOne.of(seen, noise)
     if 1 < m <= k and moved is not None:
         return FewNumbers.of(seen, noise, moved)
@@ -101,7 +101,7 @@ class OneNumber:
 
 @dataclasses.dataclass(frozen=True)
 class OneByOne:
-    """A few numbers, no more than coordinates, one after the other: what is wide and what is known stay apart to all digits.
+    """A few numbers, one after the other: what is wide and what is known stay apart to all digits.
 
     Attributes:
         noise: of the numbers.
