@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -143,7 +144,9 @@ class Objective(AbstractObjective):
     def run_at(self, params: ParamMap, *args: PyTree) -> PyTree:
         """One run at these parameters; those that are left out have their initial values, if `params` are not `Whole`."""
         model, guide = self._programs(params, args)
-        result = apply(self.fn, (model, guide, *args))
+        # Statements of the function's own have the parameters, too; what model and guide are bound to comes first there.
+        with ppl.traces.BoundParams(params) if params else contextlib.nullcontext():
+            result = apply(self.fn, (model, guide, *args))
         if self.site_weights is not None:
             self._check_weights(model, guide)
         plates = plates_met()
