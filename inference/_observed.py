@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jaxtyping import Array, PyTree
 
 from ..ppl._compat import ClosedJaxpr, is_concrete, jaxpr_as_fun
+from ..ppl._data import as_array
 from ..ppl._types import Key
 from ..ppl.language import Program, joined, parted, where_nan
 from ..ppl.traces import SiteInfo, Trace, stand_ins
@@ -121,6 +123,42 @@ def _has_nan(x: PyTree) -> bool:
     length = max(1, _PART * np.shape(x)[0] // max(x.nbytes, 1)) if np.ndim(x) else 1
     parts = (x[i : i + length] for i in range(0, len(x), length)) if np.ndim(x) else (x,)
     return any(bool(np.isnan(part).any()) for part in parts)
+
+
+def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
+    """Refuse categories of pandas that are observed under a law of real numbers: their codes would be taken for measurements.
+
+    Args:
+        method: the name of the call, for the message.
+        run: of the program.
+        raw: its arguments as they were given.
+
+    Raises:
+        TypeError: with the site's name.
+    """
+    leaves = jax.tree.leaves(parted(raw))
+    given = [x for x in leaves if hasattr(getattr(x, "dtype", None), "categories")]
+    if run is None or not given:
+        return
+    coded = [as_array("categories", x) for x in given]
+    made = {id(eqn.outvars[0]): eqn for eqn in run.closed.jaxpr.eqns if eqn.outvars}
+    inputs = {id(var): x for var, x in zip(run.closed.jaxpr.invars[1:], run.arrays, strict=True)}
+    outputs = jax.tree.unflatten(jax.tree.structure(run.trace), run.closed.jaxpr.outvars)
+    for name, var in outputs.observed.items():
+        while (eqn := made.get(id(var))) and eqn.primitive.name == "convert_element_type":
+            var = eqn.invars[0]
+        x = inputs.get(id(var))
+        is_code = x is not None and any(
+            isinstance(codes, np.ndarray) and np.array_equal(x, codes) for codes in coded
+        )
+        site = run.trace.sites[name]
+        support = getattr(getattr(dist, site.distribution, None), "support", None)
+        if is_code and not getattr(support, "is_discrete", True):
+            raise TypeError(
+                f"{method}: site '{name}' observes categories of pandas under {site.distribution}, a law of real numbers, which "
+                "would take their codes 0, 1, 2, ... for measurements. Observe them under dist.Categorical or dist.Bernoulli; "
+                "numbers that were read as text become numbers by pd.to_numeric."
+            )
 
 
 def _is_real(x: PyTree) -> bool:

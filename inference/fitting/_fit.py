@@ -20,7 +20,8 @@ from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
 from .._host_keys import default_key
-from .._runs import later_indices
+from .._observed import check_categories
+from .._runs import later_indices, tried_run
 from ._callbacks import FitInfo, labels, with_state
 from ._defaults import (
     RATES,
@@ -39,7 +40,7 @@ from ._defaults import (
     warn_of_short_memory,
     warn_of_verdict,
 )
-from ._fit_checks import check_types, check_values, refuse_traced
+from ._fit_checks import check_types, check_values, data_by_name, refuse_traced
 from ._fit_result import Fit, StopReason
 from ._initial import initial_params
 from ._judgement import judged
@@ -55,6 +56,7 @@ from .storage import StoredRun, describe, fingerprint
 _MAX_STEPS_PER_CALL = 10_000  # length of the buffer of values on the device
 
 
+@data_by_name
 def fit(
     objective: Any,
     optimizer: Any = None,
@@ -198,6 +200,7 @@ def fit(
         program = objective if is_model else getattr(objective, "model", None)
         raw = (Keywords(args),) if isinstance(args, Mapping) else args
         args, names = as_arguments(args, program), labels_of(raw, program)
+        check_categories("fit", tried_run(program, args) if names else None, raw)
     given = args  # the Fit keeps these
     check_values(
         num_steps,

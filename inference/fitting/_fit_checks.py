@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -14,6 +15,21 @@ from .._abstract_objective import AbstractObjective
 from .._host_keys import default_key
 from ._optimizer import FROZEN, is_optimizer
 from .data import is_iterable_of_batches
+
+
+def data_by_name[**P, R](fn: Callable[P, R]) -> Callable[P, R]:
+    """The function, which says where data go if they are given one after the other, as NumPyro's `run` takes them."""
+
+    @functools.wraps(fn)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if len(args) > 3:
+            raise TypeError(
+                f"fit: {len(args)} arguments by position; there are objective, optimizer and args, and the data are one of them: "
+                "fit(model, args=(x, y)), or fit(inference.elbo(model, guide), optimizer, args=(x, y)). Pass the others by name."
+            )
+        return fn(*args, **kwargs)
+
+    return called
 
 
 def refuse_traced(*inputs: PyTree) -> None:

@@ -16,7 +16,15 @@ from ...ppl._types import ModelFn
 from ...ppl.densities import Eliminated
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
-from .._observed import check_free, check_none, check_numbers, check_observed, readers, tells
+from .._observed import (
+    check_categories,
+    check_free,
+    check_none,
+    check_numbers,
+    check_observed,
+    readers,
+    tells,
+)
 from .._rows import met, unbound
 from .._runs import abstract_run, check_run, tried_run
 from ..fitting.prediction import map_keys
@@ -77,6 +85,7 @@ def posed(method: str, model: ModelFn, args: PyTree) -> Problem:
     check_none(method, whole, run.trace, arguments, remedy)
     check_free(method, run)
     check_numbers(method, run)
+    check_categories(method, run, raw)
     _refuse_parameters(method, whole, arguments)
     if subsampled := [n for n, s in run.trace.sites.items() if s.subsampled]:
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.handlers
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 from numpyro.infer.autoguide import AutoGuide
 
 from .._quiet import quiet
@@ -74,11 +74,21 @@ def what_is_not_finite(trace: Any, args: PyTree) -> str | None:
         if bool(jnp.isnan(log_prob).any() or jnp.isnan(values).any()):
             return f"the log-density of site '{name}' is no number." + told_of_nan(args)
         return (
-            f"the log-density of site '{name}' is {float(log_prob.min()):g} at a point that was tried. An observation "
+            f"the log-density of site '{name}' is {float(log_prob.min()):g} at a point that was tried"
+            f"{_cells(trace.observed.get(name), log_prob, trace.sites[name].distribution)}. An observation "
             "outside of its law's support, or of probability 0 there, needs another law; a simulator, whose data are a point "
             "mass, needs inference.sleep."
         )
     return None
+
+
+def _cells(values: Array | None, log_prob: Array, law: str) -> str:
+    """How many observations have no density, and the first of them; "" where densities are not one for each."""
+    if values is None or jnp.shape(values) != log_prob.shape or not log_prob.ndim:
+        return ""
+    lost = jnp.argwhere(~jnp.isfinite(log_prob))
+    first = values[tuple(lost[0].tolist())]
+    return f", where {len(lost)} of {log_prob.size} values have no density under {law}, the first {first:g}"
 
 
 def check_set_up(program: ModelFn) -> None:

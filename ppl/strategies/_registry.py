@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpyro.distributions as dist
 
+from .._calls import did_you_mean
 from ..distributions import support_of_law
 from ._boundary import Boundary
 from ._disarm import ARM, DisARM
@@ -65,7 +66,8 @@ def as_strategy(chosen: object, site: str = "*") -> Strategy:
     if isinstance(chosen, str):
         if chosen not in STRATEGIES:
             raise ValueError(
-                f"Site '{site}': no strategy named '{chosen}'; choose from {[*STRATEGIES, 'auto']}."
+                f"Site '{site}': no strategy named '{chosen}'.{did_you_mean(chosen, [*STRATEGIES, 'auto'])} Choose "
+                f"from {[*STRATEGIES, 'auto']}."
             )
         return STRATEGIES[chosen]()
     raise TypeError(

@@ -209,6 +209,20 @@ class Fixed:
     value = 2.0
 
 
+def test_a_path_in_the_place_of_data_is_told():
+    def program(x):
+        ppl.sample("x", dist.Normal(0.0, 1.0).expand([x.shape[0]]).to_event(1), obs=x)
+
+    for run in (
+        lambda: ppl.model(program).simulate(KEY, "data.csv"),
+        lambda: inference.fit(program, args=("data.csv",)),
+    ):
+        with pytest.raises(
+            AttributeError, match="asks the text 'data.csv' for its shape.*reads no file"
+        ):
+            run()
+
+
 def test_other_errors_pass_unchanged():
     def program():
         raise ValueError("my own")

@@ -163,7 +163,8 @@ def test_the_remedy_does_not_name_a_strategy_that_would_be_refused_for_its_suppo
 
 def test_an_unknown_name_is_refused_with_the_list():
     with pytest.raises(
-        ValueError, match="no strategy named 'reprm'; choose from .*'reparam'.*'auto'"
+        ValueError,
+        match="no strategy named 'reprm'. Did you mean 'reparam'. Choose from .*'reparam'.*'auto'",
     ):
         plan(lambda t: dist.Normal(t, 1.0), {"z": "reprm"})
 
