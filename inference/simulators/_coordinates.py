@@ -1,6 +1,6 @@
 """Coordinates in which everything is learned: unconstrained, then standardised by the training rows. The one place for both.
 
-    u = (T^-1(value) - mean) / scale,    T: R^k -> support of the site (`biject_to`)
+    u = (T^-1(value) - mean) / scale,    T: R^k -> support of the site (`biject_to`, onto an interval `SoftBoxTransform`)
 
 Parameters with bounds have none in u, so that what is learned puts no mass outside of them; the densities that users see are
 those of the values, the Jacobians of T and of the scaling included.
@@ -17,7 +17,12 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, PyTree
 from numpyro.distributions import constraints, transforms
 
+from ._soft_box import SoftBoxTransform
+
 _LEAST_SCALE = 1e-12  # of a coordinate that never moves
+# Straight in the middle four fifths of a box. Where a parameter with noise is observed, a logit bends the posterior's place and
+# width, and a flow has to learn both to a fraction of the noise: .15 nats on 10,000 rows, as log q of held-out rows has it.
+_SHARPNESS = 10.0
 
 
 class StandardCoordinates(NamedTuple):
@@ -93,6 +98,11 @@ class StandardCoordinates(NamedTuple):
 def _bijection(support: constraints.Constraint, shape: tuple[int, ...]) -> transforms.Transform:
     if support is constraints.real or getattr(support, "is_discrete", False):
         return transforms.IdentityTransform()
+    one: Any = support
+    while isinstance(one, constraints.independent):
+        one = one.base_constraint
+    if isinstance(one, constraints.interval):
+        return SoftBoxTransform(one.lower_bound, one.upper_bound, _SHARPNESS)
     found: Any = dist.biject_to(support)
     while isinstance(found, transforms.IndependentTransform):
         found = found.base_transform
