@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
-from ...ppl._compat import typed_key
+from ...ppl._compat import Tracer, typed_key
 from ...ppl._shared_jit import shared_jit
 from ...ppl._show import shown
 from ...ppl._types import Choices, Key, ModelFn, ParamMap
@@ -123,11 +123,12 @@ class Amortised:
         choices, log_weights = jax.device_get(run(keys))
         return Posterior(dict(choices), np.asarray(log_weights))
 
-    def _checked(self, data: Mapping[str, PyTree]) -> dict[str, Array]:
+    def _checked(self, data: Mapping[str, PyTree]) -> dict[str, ArrayLike]:
         arrays = _checked_data(self.table, data)
         if self.rounds is None:
             return arrays
-        if other := [n for n, x in arrays.items() if not jnp.array_equal(x, self.rounds.data[n])]:
+        same = lambda n, x: not isinstance(x, Tracer) and np.array_equal(x, self.rounds.data[n])
+        if other := [n for n, x in arrays.items() if not same(n, x)]:
             raise ValueError(
                 f"Amortised: the posterior was learned in rounds at one observation, and the data of {other} are others, of "
                 "which it knows nothing. Call amortise with at= these data, or without at= for any."
@@ -274,9 +275,9 @@ def _learned(
     return Amortised(table, bound, (mean, error), report, learned)
 
 
-def _checked_data(table: ReferenceTable, data: Mapping[str, PyTree]) -> dict[str, Array]:
+def _checked_data(table: ReferenceTable, data: Mapping[str, PyTree]) -> dict[str, ArrayLike]:
     """One observation, of the simulations' shapes and finite."""
-    arrays = {name: jnp.asarray(x) for name, x in data.items()}
+    arrays = {name: x if isinstance(x, Tracer) else _on_host(x) for name, x in data.items()}
     wanted = {name: x.shape[1:] for name, x in table.data.items()}
     given = {name: x.shape for name, x in arrays.items()}
     if given != wanted:
@@ -284,13 +285,20 @@ def _checked_data(table: ReferenceTable, data: Mapping[str, PyTree]) -> dict[str
             f"Amortised: data have the shapes {given}, and the simulations {wanted}. Give each observed site by name, of one "
             "data set."
         )
-    wrong = [n for n, x in arrays.items() if not np.isfinite(np.asarray(x, float)).all()]
+    seen = {n: x for n, x in arrays.items() if not isinstance(x, Tracer)}
+    wrong = [n for n, x in seen.items() if not np.isfinite(np.asarray(x, float)).all()]
     if wrong:
         raise ValueError(
             f"Amortised: the data of {wrong} are not finite, and no simulation was like that. Simulate what was seen, e.g. "
             "with missing cells as zeros and their mask beside them."
         )
     return arrays
+
+
+def _on_host(value: PyTree) -> np.ndarray:
+    """The numbers that a device would have, where the checks need no device."""
+    found = np.asarray(value)
+    return found.astype(jax.dtypes.canonicalize_dtype(found.dtype))
 
 
 def _named(row: Mapping[str, Array], group: str) -> dict[str, Array]:

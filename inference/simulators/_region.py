@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ... import ppl
 from ...ppl._shared_jit import shared_jit
@@ -40,7 +40,7 @@ class TruncatedPrior:
         cuts: learned posteriors, each with the least log-density that its draws have in the region, nats.
     """
 
-    data: Mapping[str, Array]
+    data: Mapping[str, ArrayLike]
     cuts: tuple[tuple[ppl.Program, float], ...] = ()
 
     def cut(self, guide: ppl.Program, epsilon: float, key: Key) -> TruncatedPrior:
@@ -80,7 +80,7 @@ def scored(program: ppl.Program, choices: Choices, *args: PyTree, **kwargs: PyTr
 
 
 def draws_at(
-    guide: ppl.Program, data: Mapping[str, Array], key: Key, num: int
+    guide: ppl.Program, data: Mapping[str, ArrayLike], key: Key, num: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Draws of a learned posterior at the data, and their log-densities, nats."""
 
@@ -93,7 +93,9 @@ def draws_at(
     return dict(choices), np.asarray(logs, float)
 
 
-def densities_at(guide: ppl.Program, data: Mapping[str, Array], parameters: Values) -> np.ndarray:
+def densities_at(
+    guide: ppl.Program, data: Mapping[str, ArrayLike], parameters: Values
+) -> np.ndarray:
     """Log-densities of rows of parameters under a learned posterior at the data, nats; one compiled size."""
     size = len(next(iter(parameters.values())))
     each = lambda choices: scored(guide, choices, **data)

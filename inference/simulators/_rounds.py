@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import ArrayLike
 
 from ... import ppl
 from ...ppl._types import Key
@@ -55,7 +55,7 @@ class Rounds(NamedTuple):
         ended: why there is no other.
     """
 
-    data: Mapping[str, Array]
+    data: Mapping[str, ArrayLike]
     epsilon: float
     rounds: tuple[Round, ...]
     ended: str
@@ -87,7 +87,7 @@ class Guided(Protocol):
 def in_rounds[Found: Guided](
     learned: Callable[[ReferenceTable, Key], Found],
     table: ReferenceTable,
-    data: Mapping[str, Array],
+    data: Mapping[str, ArrayLike],
     *,
     num_rounds: int,
     epsilon: float,
@@ -127,7 +127,9 @@ def _ended(
     return "no more were asked for" if len(rounds) == num_rounds else None
 
 
-def moved(before: ppl.Program, after: ppl.Program, data: Mapping[str, Array], key: Key) -> float:
+def moved(
+    before: ppl.Program, after: ppl.Program, data: Mapping[str, ArrayLike], key: Key
+) -> float:
     """Half of KL in both directions between two posteriors at the data, nats."""
     total = 0.0
     for one, other, k in zip((before, after), (after, before), jax.random.split(key), strict=True):

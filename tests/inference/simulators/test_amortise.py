@@ -52,6 +52,16 @@ def test_the_posterior_is_that_of_normal_laws_within_hundredths_of_a_nat(found, 
     assert found.held_out[0] == pytest.approx(np.mean(log_p) - gaps.mean(), abs=1e-4)
 
 
+def test_its_density_is_traced(found):
+    """Under jit, with a parameter, data, or both inside of it."""
+    choices, x = {"theta": jnp.array([0.1, 0.2])}, jnp.array([1.0, 0.5])
+    exact = float(found.log_density(choices, {"x": x}))
+    of_theta = jax.jit(lambda t: found.log_density({"theta": t}, {"x": np.array([1.0, 0.5])}))
+    of_both = jax.jit(lambda t, x: found.log_density({"theta": t}, {"x": x}))
+    assert float(of_theta(choices["theta"])) == pytest.approx(exact, abs=1e-4)
+    assert float(of_both(choices["theta"], x)) == pytest.approx(exact, abs=1e-4)
+
+
 def test_weighted_draws_have_the_exact_evidence(found):
     x = np.array([1.5, -0.5])
     posterior = found.posterior(KEY, x, num_samples=1_000)

@@ -19,8 +19,9 @@ def test_it_is_a_bijection_with_its_derivative(low, high, sharpness):
         y = box(x)
         assert (np.diff(y[:61]) > 0).all() and ((y >= low) & (y <= high)).all()
         slopes = jax.vmap(jax.grad(box))(x)
-        assert np.allclose(box.log_abs_det_jacobian(x, y), np.log(slopes), atol=1e-5)
+        # Values are kept off the ends by rounding, where they do not move.
         seen = np.asarray(slopes) > 1e-8 * (high - low)
+        assert np.allclose(box.log_abs_det_jacobian(x, y)[seen], np.log(slopes[seen]), atol=1e-5)
         assert np.allclose(box._inverse(y)[seen], x[seen], atol=1e-4)
 
 
