@@ -102,7 +102,8 @@ def _bijection(support: constraints.Constraint, shape: tuple[int, ...]) -> trans
     while isinstance(one, constraints.independent):
         one = one.base_constraint
     if isinstance(one, constraints.interval):
-        return SoftBoxTransform(one.lower_bound, one.upper_bound, _SHARPNESS)
+        on_host = lambda end: end if isinstance(end, float) else np.asarray(end)
+        return SoftBoxTransform(on_host(one.lower_bound), on_host(one.upper_bound), _SHARPNESS)
     found: Any = dist.biject_to(support)
     while isinstance(found, transforms.IndependentTransform):
         found = found.base_transform

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, PyTree
+import numpy as np
+from jaxtyping import Array, PyTree
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
@@ -26,13 +27,19 @@ class SoftBoxTransform(Transform):
 
     domain = constraints.real  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, low: ArrayLike, high: ArrayLike, sharpness: float) -> None:
+    def __init__(
+        self, low: Array | np.ndarray | float, high: Array | np.ndarray | float, sharpness: float
+    ) -> None:
         self.low, self.high, self.sharpness = low, high, sharpness
 
     @property
     def codomain(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The interval."""
         return constraints.interval(self.low, self.high)
+
+    @property
+    def _width(self) -> Array:
+        return jnp.asarray(self.high) - jnp.asarray(self.low)
 
     def __call__(self, x: Array) -> Array:
         k = self.sharpness
@@ -41,10 +48,10 @@ class SoftBoxTransform(Transform):
         above = 1 - (jax.nn.softplus(-k * (x - 1)) - jax.nn.softplus(-k * (x + 1))) / k
         y = jnp.where(x > 0, above, inner)
         edge = 1 - jnp.finfo(y.dtype).eps
-        return self.low + (jnp.clip(y, -edge, edge) + 1) / 2 * (jnp.asarray(self.high) - self.low)
+        return self.low + (jnp.clip(y, -edge, edge) + 1) / 2 * self._width
 
     def _inverse(self, y: Array) -> Array:
-        share = (y - self.low) / (jnp.asarray(self.high) - self.low)
+        share = (y - self.low) / self._width
         eps = jnp.finfo(share.dtype).eps
         share = jnp.clip(share, eps, 1 - eps)
         end = lambda share: jnp.log(-jnp.expm1(-2 * self.sharpness * share))
@@ -54,8 +61,7 @@ class SoftBoxTransform(Transform):
         """Log dy/dx, of the batch shape of x."""
         k = self.sharpness
         ends = jax.nn.softplus(-k * (x + 1)) + jax.nn.softplus(k * (x - 1))
-        width = jnp.log((jnp.asarray(self.high) - self.low) / 2)
-        return width + jnp.log(-jnp.expm1(-2.0 * k)) - ends
+        return jnp.log(self._width / 2) + jnp.log(-jnp.expm1(-2.0 * k)) - ends
 
     def tree_flatten(self) -> PyTree:
         """Arrays and structure, as of NumPyro's transforms."""
