@@ -7,7 +7,7 @@ from jaxtyping import Array, PyTree
 from numpyro.distributions import Distribution
 
 from .._types import Message, ModelFn
-from ..distributions import NoConvolution, convolved
+from ..distributions import base_of, convolved
 from ..language import Program, as_program, is_ours, name_of, rng_key
 from ..traces import Recorder
 
@@ -73,14 +73,14 @@ class _Perturb(Recorder):
                 "step's law, and add it to the data."
             )
         law = msg["fn"]
-        try:
-            msg["fn"] = convolved(law, self.noise)
-        except NoConvolution as err:
+        msg["fn"] = convolved(law, self.noise)
+        if msg["fn"] is None:
+            kinds = [type(base_of(x)).__name__ for x in (law, self.noise)]
             raise ValueError(
-                f"Site '{self.site}': ppl.perturb knows no law of the sum of this noise and of {err}. Known are Normal, "
-                "MultivariateNormal, Delta and mixtures of them, with Normal or MultivariateNormal noise; for others write the "
-                "noise as a latent site."
-            ) from err
+                f"Site '{self.site}': ppl.perturb knows no law of the sum of a {kinds[0]} and a {kinds[1]}. Write the noise as "
+                "a latent site; known are Normal, MultivariateNormal, Delta and mixtures of them, with Normal or MultivariateNormal "
+                "noise."
+            )
         if not msg["is_observed"]:
             return
         value = jnp.broadcast_to(

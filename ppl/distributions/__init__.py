@@ -18,7 +18,7 @@ Knows nothing of programs, sites or jaxprs.
 
 from . import mends as mends
 from ._chosen import Chosen as Chosen
-from ._convolution import NoConvolution as NoConvolution, convolved as convolved
+from ._convolution import convolved as convolved
 from ._distribution_functions import (
     LAWS as LAWS,
     has_boundary_law as has_boundary_law,

@@ -96,9 +96,9 @@ def test_each_run_has_noise_of_its_own_and_the_estimate_is_that_without(key):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="no law of the sum of this noise and of a Gamma"):
+    with pytest.raises(ValueError, match="no law of the sum of a Gamma and a Normal"):
         perturbed(dist.Gamma(2.0, 1.0)).simulate(jax.random.key(0))
-    with pytest.raises(ValueError, match="a Laplace added to a Normal"):
+    with pytest.raises(ValueError, match="the sum of a Normal and a Laplace"):
         perturbed(dist.Normal(0.0, 1.0), dist.Laplace(0.0, 1.0)).simulate(jax.random.key(0))
     with pytest.raises(ValueError, match="no site named 'y'"):
         ppl.perturb(lambda: ppl.sample("x", NOISE), "y", NOISE).simulate(jax.random.key(0))
