@@ -78,8 +78,8 @@ class _Perturb(Recorder):
             kinds = [type(base_of(x)).__name__ for x in (law, self.noise)]
             raise ValueError(
                 f"Site '{self.site}': ppl.perturb knows no law of the sum of a {kinds[0]} and a {kinds[1]}. Write the noise as "
-                "a latent site; known are Normal, MultivariateNormal, Delta and mixtures of them, with Normal or MultivariateNormal "
-                "noise."
+                "a latent site. Known are Normal, MultivariateNormal, Delta and mixtures of them, with noise that is Normal or "
+                "MultivariateNormal."
             )
         if not msg["is_observed"]:
             return
