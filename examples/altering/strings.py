@@ -9,9 +9,9 @@ Source: none; the taxonomy is that of Franceschelli and Musolesi 2024, arXiv:230
 models). Oracle: log Z = 4.963810 at b = 1, by transfer matrices.
 
 Expected: policies within 0.05 nats of the tilt in seconds, but for regression weighted by draws of the model, whose few weights
-bias it; near the tilt the leave-one-out baseline leaves next to nothing of the plain gradient's variance, at the start two
-thirds; best of N where its law says; search with the largest reward, and in the end the largest divergence. Figures:
-docs/_data/figures, altering/strings. Run time: three minutes on 2 CPU cores.
+bias it; the leave-one-out baseline leaves two thirds of the plain gradient's variance at the start, and an eighth at the end;
+best of N where its law says; search with the largest reward, and far from the tilt in the end. Figures: docs/_data/figures,
+altering/strings. Run time: three minutes on 2 CPU cores.
 
     python examples/altering/strings.py [--smoke] [--seed 0] [--temperature 1] [--out strings_output] [--record]
 """
