@@ -23,10 +23,10 @@ def test_every_way_to_a_tilt_of_strings(tmp_path):
     )
     end = lambda name: found[name]["variance"][1]
     assert end("reinforce, leave one out") < end("reinforce") / 2
-    assert found["best of 64"]["KL"] > found["best of 16"]["KL"] < found["best of 4"]["KL"]
-    searched = found["zero-order search, 512 moves"]
-    assert searched["reward"] > found["resampling of 256"]["reward"]
-    assert searched["KL"] > found["zero-order search, 64 moves"]["KL"]
+    best = [found[f"best of {n}"] for n in (4, 16, 64)]
+    assert all(row["KL"] > 0.3 for row in best)
+    searched = [found[f"zero-order search, {n} moves"]["reward"] for n in (4, 64, 512)]
+    assert searched == sorted(searched) and searched[-1] > found["resampling of 256"]["reward"]
 
 
 def test_a_class_is_forgotten(tmp_path):
