@@ -285,11 +285,11 @@ def _sampled(
 class _AtDraws(NamedTuple):
     """Log-densities at draws, each [S]: of the tilt, of the model's latent sites, of its data, of the law; and the reward."""
 
-    joint: Array | np.ndarray
-    prior: Array | np.ndarray
-    others: Array | np.ndarray
-    own: Array | np.ndarray
-    reward: Array | np.ndarray
+    joint: np.ndarray
+    prior: np.ndarray
+    others: np.ndarray
+    own: np.ndarray
+    reward: np.ndarray
 
 
 def _at_draws(
@@ -302,7 +302,7 @@ def _at_draws(
 ) -> _AtDraws:
     """At draws of `source`: the model or the law."""
 
-    def one(key: Array) -> _AtDraws:
+    def one(key: Array) -> tuple[Array, ...]:
         drawn = source.simulate(key, *args)
         scored = tilt.trace(drawn.shared_choices, *args)
         if source is not tilt.base:
@@ -314,7 +314,7 @@ def _at_draws(
         if source is tilt.base:
             own = jnp.zeros(()) if law is None else law.log_density(drawn.choices, *args)
         reward = scored.log_probs[tilt.site] * tilt.temperature
-        return _AtDraws(scored.log_density, prior, others, own, reward)
+        return scored.log_density, prior, others, own, reward
 
     found = shared_jit(jax.vmap(one))(jax.random.split(key, number))
     return _AtDraws(*(np.asarray(x, np.float64) for x in found))
