@@ -36,7 +36,7 @@ Programs with densities that are sums or estimates
 Wings with more names
     strategies                            the protocol of a strategy, baselines
     distributions                         laws that NumPyro lacks
-    densities, language                   the classes behind eliminate, marginal, normalize, guide_of and reweight
+    densities                             the classes behind eliminate, marginal and normalize
 
 The other wings are the engine, and each says at its head what it is. From the bottom up: distributions, jaxprs, inputs,
 evaluation, traces, language, strategies, enumeration, analysis, checks, estimation, gaussian, densities, formulas; a wing
@@ -62,7 +62,6 @@ from . import (
     _validation,  # noqa: F401, mends another of its functions
     densities as densities,
     distributions as distributions,
-    language as language,
     strategies as strategies,
 )
 from .analysis import Controlled as Controlled, Plan as Plan
@@ -194,5 +193,4 @@ __all__ = [
     "strategies",
     "distributions",
     "densities",
-    "language",
 ]

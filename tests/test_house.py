@@ -15,11 +15,11 @@ AT_MOST = {
     "class names in two files": 0,
     "import circles": 0,
     "functions of more than ten parameters": 12,
-    "public names": 506,
+    "public names": 495,
 }
 AT_LEAST = {
-    "comments per 100 lines of code": 2.2,
-    "comments per 100 lines of code, engine": 3.3,
+    "comments per 100 lines of code": 2.4,
+    "comments per 100 lines of code, engine": 3.8,
 }
 LISTED = {"class names in two files": "classes", "import circles": "circles"}
 

@@ -18,7 +18,6 @@ MAPPED = (
     "ppl.strategies",
     "ppl.distributions",
     "ppl.densities",
-    "ppl.language",
     "inference",
     "inference.fitting",
     "inference.local",

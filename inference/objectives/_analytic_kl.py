@@ -23,7 +23,7 @@ from ... import ppl
 from ...ppl._compat import trace_state
 from ...ppl._types import Message
 from ...ppl.distributions import exact_kl
-from ...ppl.language import JointRun, name_of
+from ...ppl.language import InlineGuide, JointRun, name_of
 from ...ppl.strategies import element
 from ._detached import refuse_estimated
 
@@ -64,7 +64,7 @@ def analytic_elbo(
     """E_q[log p(x, z) - log q(z)], in expectation at the sites that match `patterns`."""
     for program in (model, guide):
         refuse_estimated("elbo(kl='analytic')", program, "so its sites have no law to compare")
-    if isinstance(guide, ppl.language.InlineGuide) and guide.model is model:
+    if isinstance(guide, InlineGuide) and guide.model is model:
         q, p, kl = guide.joint(*args, kl=patterns)
     else:
         q, p, kl = _of_two(model, guide, patterns, args)

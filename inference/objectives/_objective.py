@@ -18,7 +18,7 @@ from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.estimation import plate_sizes, run_once
-from ...ppl.language import apply, joined, set_up
+from ...ppl.language import InlineGuide, SiteWeights, apply, joined, set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
 from .._abstract_objective import AbstractObjective, Direction
@@ -168,7 +168,7 @@ class Objective(AbstractObjective):
             return program if weights is None or program is None else ppl.reweight(program, weights)
 
         model = made(self.model)
-        if isinstance(self.guide, ppl.language.InlineGuide) and self.guide.model is self.model:
+        if isinstance(self.guide, InlineGuide) and self.guide.model is self.model:
             # The guide of the very program that is scored: one run serves both.
             guide = ppl.guide_of(model)
             guide._seen = self.guide._seen
@@ -230,7 +230,7 @@ class Objective(AbstractObjective):
                 return result
 
             plate_sizes(visit, self.strategies)
-            common = ppl.language.SiteWeights(self.site_weights).common(sites)
+            common = SiteWeights(self.site_weights).common(sites)
         if common == 1:
             return self.name
         if common is not None and self.weighing == "scaled":

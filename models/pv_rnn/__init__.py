@@ -54,7 +54,6 @@ __all__ = [
     "generate",
     "largest_lyapunov",
     "latents",
-    "ngram_counts",
     "ngram_divergence",
     "regenerate",
     "rollout",

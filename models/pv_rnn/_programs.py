@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from ... import ppl
 from ...ppl._types import ParamMap
+from ...ppl.language import InlineGuide
 from ._network import Categorical, Network, State, latent_law
 
 Table = tuple[Array, ...]  # adaptive vectors of each layer
@@ -54,7 +55,7 @@ class PVRNN(NamedTuple):
     """
 
     model: ppl.Program
-    guide: ppl.language.InlineGuide
+    guide: InlineGuide
 
 
 class LayerEncoder(eqx.Module):

@@ -186,6 +186,7 @@ class _Walk:
         self, eqn: Equation, args: list[KnownValue], neutral: Collection[int]
     ) -> list[KnownValue]:
         name = eqn.primitive.name
+        # A call that a site's line passes is looked into, equation by equation.
         if any(a.lines for a in args) and _is_opened(eqn):
             inner = eqn.params["jaxpr"]
             return self.run(inner.jaxpr, [KnownValue(c) for c in inner.consts], args)
@@ -196,9 +197,11 @@ class _Walk:
             return [self._site(eqn, args, values[0], sources, moves)]
         if name in TRUE_BELOW and (made := self._decided(name, args, values[0])) is not None:
             return [KnownValue(made, sources)]
+        # Behind a rule of derivatives of the program's own a value no longer moves as its arithmetic says.
         is_frozen = any(a.is_frozen for a in args) or (moves and has_other_derivative(eqn, neutral))
         lines: dict[int, Line] = {}
         for s in frozenset().union(*(a.lines for a in args)) if len(values) == 1 else ():
+            # As a function of site s's value alone: increasing, decreasing, or no line any more.
             line = line_of(eqn, args, s, is_positive=self.sites[s].range.low >= 0)
             if line is not None:
                 lines[s] = line
@@ -215,6 +218,7 @@ class _Walk:
         index = eqn.params["index"]
         site = self.sites[index]
         strategy = site.strategy
+        # Held at its draw, the value moves with no parameter.
         is_kept = not (strategy.moves_value or "slope" in strategy.calls or site.is_deterministic)
         is_frozen = not is_kept and any(a.is_frozen for a in args)
         known = KnownValue(value, sources, moves and not is_kept, is_frozen)
@@ -234,11 +238,13 @@ class _Walk:
         """The outcome of a comparison as a decision's, if it can be one."""
         if any(a.is_frozen for a in args):
             return None
+        # Of several sites the one drawn last decides: the others' values are given to it.
         for s in sorted(frozenset().union(*(a.lines for a in args)), reverse=True):
             line = difference(args, s, outcome.shape)
             if line is None or self._never_flips(args, s):
                 continue
             law, drawn = self.laws[s]
+            # Where neither side moves with a parameter, neither does the place of the flip: the outcome is a constant.
             if not (drawn.moves or any(a.moves for a in args)):
                 return None
             return self._decision(name, s, law, drawn, line, outcome)

@@ -101,10 +101,12 @@ class _ReadWalk:
             for n in read:
                 if self.parts[n][0] == source:
                     mask[self.parts[n][1]] = True
+            # All numbers, and none, are sets that are tried anyway.
             if mask.any() and not mask.all():
                 name = np.packbits(mask).tobytes()
                 is_step |= name in found and not found[name][0]
                 found[name] = (not is_step, int(mask.sum()), mask)
+        # Sets that an operation jumps at come first, then small ones: few moves at once show the most.
         return [mask for *_, mask in sorted(found.values(), key=lambda f: f[:2])[:MOST_SETS]]
 
     def _part(self, source: int | str, places: np.ndarray) -> TogetherRead:
@@ -146,6 +148,7 @@ class _ReadWalk:
         is_step = name in JUMPING or not all(map(is_real, eqn.outvars))
         if not any(map(is_real, eqn.invars)):
             return
+        # Only one operand's zeros matter, e.g. the divisor's.
         if name in ZEROS and not is_step:
             operands = [operands[ZEROS[name]]]
         if is_step or name in DOMAINS or name in ZEROS or name in SOLVED:
@@ -159,6 +162,7 @@ class _ReadWalk:
         if is_top:
             places = np.arange(self.sizes[index]).reshape(_shape_of_value(site))
             order = np.argsort(axis_order(site)).tolist()
+            # The marker has its axes in another order than the site's value.
             own = self._part(index, places.transpose([*order, *range(len(order), places.ndim)]))
         if not site.strategy.is_pathwise:
             return own
@@ -178,6 +182,7 @@ class _ReadWalk:
         everywhere, by_element = set[int](), set[int]()
         for atom, read in zip(eqn.invars, operands, strict=True):
             everywhere |= read.everywhere
+            # An operand that is broadcast is read by many elements at once.
             (by_element if shape_of(atom) == shape else everywhere).update(read.by_element)
         if len(by_element) > MOST_PARTS:
             return TogetherRead(frozenset(everywhere | by_element))

@@ -70,10 +70,12 @@ class Sweep:
     def enumerate(self, index: int) -> None:
         """Force a site to all its values, along its own dimension."""
         site, layout = self.sites[index], self.layouts[index]
+        # Integers whose values are known in each state let comparisons and look-ups be done at trace time.
         if self._is_number(index) and np.asarray(site.support).dtype.kind in "iub":
             self.numbers[index] = np.asarray(site.support)
         if self._is_split(index):
             one = enumerated_values(site, layout, step=True)
+            # A chain's dimension counts the values of lag + 1 steps, a digit each.
             self.values[index] = Windows((one,) * (layout.lag + 1))
             self.levels[index] = Windows(tuple(frozenset({l}) for l in self._opened((index,))))  # type: ignore[arg-type]
         elif self._is_uniform(index):
@@ -99,6 +101,7 @@ class Sweep:
         as fast), rows are best last if not (3 or 10: up to 1.9 times as fast).
         """
         sizes = {self.sites[i].sizes for i in self.values}
+        # Rows in front only where every dimension is a site's own and all sites have the same rows.
         is_plain = set(self.dims) == set(self.values) and not any(
             layout.is_chain for layout in self.layouts.values()
         )

@@ -77,11 +77,13 @@ def _drawn_before(eqn: Equation, replaced: Collection[int]) -> ClosedJaxpr | Non
     first_x, length = num_consts + num_carry, eqn.params["length"]
     variables = body.jaxpr.invars
     noise = _noise([*variables[:num_consts], *variables[first_x:]], body.jaxpr, replaced)
+    # Noise of all steps at once must fit: else each step draws its own, as before.
     num_bytes = lambda v: math.prod(v.aval.shape) * v.aval.dtype.itemsize
     if length * sum(map(num_bytes, noise)) > MAX_BYTES:
         noise = []
     if not noise and inner is eqn.params["jaxpr"]:
         return None
+    # What decides noise is integers and keys: those from outside are the same at every step, those of xs one a step.
     pure = [e for e in body.jaxpr.eqns if not e.effects]
     discrete = lambda names, values: {
         v: x for v, x in zip(names, values, strict=True) if _is_discrete(v)
@@ -91,6 +93,7 @@ def _drawn_before(eqn: Equation, replaced: Collection[int]) -> ClosedJaxpr | Non
         known = discrete(variables[:num_consts], args[:num_consts])
         moving = discrete(variables[first_x:], args[first_x:])
 
+        # One step's noise, to be mapped over all steps.
         def draw(*now: Array) -> list[PyTree]:
             env = {**known, **dict(zip(moving, now, strict=True))}
             return _Opening(body, env).outputs(noise, pure)
@@ -132,6 +135,7 @@ def _noise(inputs: Iterable[Var], jaxpr: Jaxpr, replaced: Collection[int]) -> li
         is_replaced = eqn.primitive is site_p and eqn.params["index"] in replaced
         return eqn.invars[is_replaced:]
 
+    # Noise that only other noise reads needs no place in the loop.
     late = [e for e in jaxpr.eqns if e.effects or not known.issuperset(e.outvars)]
     _, live = needed(late, jaxpr.outvars, read)
     return [v for v in random if v in live and not _is_key(v)]

@@ -73,6 +73,7 @@ def on_same(eqn: Equation, args: list[PyTree]) -> list[PyTree] | None:
     if len(eqn.outvars) > 1:
         return None
     shape = tuple(aval_of(eqn.outvars[0]).shape)
+    # A condition that is known everywhere takes one operand as it is.
     if name == "select_n":
         chosen = _selected(args)
         if chosen is not None and (isinstance(chosen, Same) or jnp.shape(chosen) == shape):
@@ -127,10 +128,12 @@ def known_number(eqn: PyTree, args: list[PyTree]) -> Same | None:
     numbers = [_numbers(a) for a in args]
     if len(states) > 1 or any(n is None or not _is_countable(n.dtype) for n in numbers):
         return None
+    # A remainder by zero is the device's own.
     if name == "rem" and not np.all(numbers[1]):
         return None
     with np.errstate(over="ignore"):
         found = np.asarray(_KNOWN[name](*numbers)).astype(out.dtype)
+    # Unlike in the states: the number stays an array of the state, beside what it is in each.
     if found.ndim and np.any(found != found[0]):
         values = [a.value if isinstance(a, Same) else a for a in args]
         return Same(bind(eqn, values)[0], tuple(out.shape), States(states.pop(), found))

@@ -22,6 +22,7 @@ from .._compat import (
     Equation,
     Jaxpr,
     Literal,
+    Tracer,
     Var,
     bind,
     scan_counts,
@@ -131,8 +132,9 @@ def _run(
 
 
 def _constant(value: PyTree) -> Known | None:
+    """What is closed over; unknown where it is a key, or a value of a trace outside (a parameter, under `jax.jit`)."""
     is_key = jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.extended)
-    return None if is_key else Known.of(value)
+    return None if is_key or isinstance(value, Tracer) else Known.of(value)
 
 
 def _results(

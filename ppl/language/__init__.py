@@ -2,12 +2,7 @@
 
 `model` makes a `Program` of a function; statements (`sample`, `plate`, `param`, ...) are NumPyro's with our options, so that a
 program stays a NumPyro model; handlers (`condition`, `intervene`, `block`, `mask`) turn programs into programs. They stand on
-top of `ppl`; some results are
-
-Classes
-    InlineGuide     what `guide_of` makes: the guide that is written at the model's statements
-    Keywords        keyword arguments of a program, where its arguments are one tuple
-    SiteWeights     what `reweight` makes of weights by site
+top of `ppl`.
 """
 
 from ._autoguides import (
@@ -42,18 +37,14 @@ from ._keywords import (
     where_nan as where_nan,
 )
 from ._labels import labelled_as as labelled_as, labels_of as labels_of
-from ._program import (
-    Program as Program,
-    as_program as as_program,
-    detached as detached,
-    draw as draw,
-    model as model,
-)
+from ._program import Program as Program, as_program as as_program, model as model
 from ._repeatable import refuse_unrepeatable as refuse_unrepeatable
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight
 from ._rng_key import rng_key as rng_key
 from ._score import (
     check_proposed_cells as check_proposed_cells,
+    detached as detached,
+    draw as draw,
     matched as matched,
     misses as misses,
     score as score,
@@ -68,9 +59,3 @@ from ._statements import (
     sample as sample,
     subsample as subsample,
 )
-
-__all__ = [
-    "InlineGuide",
-    "Keywords",
-    "SiteWeights",
-]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 # Attributes in which a wrapper holds what it wraps: partial applications; handlers and programs; methods; functools.wraps.
@@ -80,3 +82,18 @@ _NOT_RUN = {
     "a coroutine": inspect.iscoroutinefunction,
     "an asynchronous generator": inspect.isasyncgenfunction,
 }
+
+
+def is_of_the_call(
+    err: TypeError, fn: Callable[..., PyTree], args: tuple[PyTree, ...], kwargs: dict[str, PyTree]
+) -> bool:
+    """Whether a function was called with arguments that it does not take, perhaps by a wrapper around it."""
+    if err.__traceback__ is None or err.__traceback__.tb_next is None:
+        return True
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except TypeError:
+        return True
+    except ValueError:  # no signature
+        return False
+    return False

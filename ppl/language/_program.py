@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,7 +34,7 @@ from ..traces import (
     with_reach,
 )
 from ._autoguides import check_set_up, set_up
-from ._callables import name_of, refusal_of
+from ._callables import is_of_the_call, name_of, refusal_of
 from ._choices import arrays, check_used, predictions
 from ._keywords import joined, parted
 from ._named import by_name, of_name
@@ -94,7 +93,7 @@ class Program:
         try:
             return self.fn(*args, **kwargs)
         except TypeError as err:
-            if not _is_of_the_call(err, self.fn, args, kwargs):
+            if not is_of_the_call(err, self.fn, args, kwargs):
                 raise
             raise TypeError(
                 f"{self!r}: {err}. Model and guide are called with the same arguments, those of fit(args=) or those after "
@@ -429,58 +428,3 @@ def as_program(fn: Any) -> Program:
     if (refusal := refusal_of(fn)) is not None:
         raise TypeError(f"A program must be a function of sample statements, {refusal}.")
     return Program(fn)
-
-
-def _is_of_the_call(
-    err: TypeError, fn: Callable[..., PyTree], args: tuple[PyTree, ...], kwargs: dict[str, Array]
-) -> bool:
-    """Whether a function was called with arguments that it does not take, perhaps by a wrapper around it."""
-    if err.__traceback__ is None or err.__traceback__.tb_next is None:
-        return True
-    try:
-        inspect.signature(fn).bind(*args, **kwargs)
-    except TypeError:
-        return True
-    except ValueError:  # no signature
-        return False
-    return False
-
-
-def detached(program: Program | Callable[..., PyTree]) -> Program:
-    """The program at its present parameters, which count as constants: no gradient passes through its draws and densities.
-
-    `q = ppl.draw(ppl.detached(guide), *args)` is a draw, held fixed; `ppl.score(guide, q, *args)` is the guide's density there,
-    with its gradient in the parameters. `jax.lax.stop_gradient` of a number that was computed from a draw cuts this number only:
-    what else the draw enters still moves with the parameters.
-
-    Args:
-        program: a program, or a function of sample statements; inside an objective, one that it is given.
-    """
-    program = as_program(program)
-    return (
-        program.bind(jax.tree.map(jax.lax.stop_gradient, program.params))
-        if program.params
-        else program
-    )
-
-
-def draw(program: Program | Callable[..., PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
-    """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
-
-    Args:
-        program: a program, or a function of sample statements.
-        *args: its arguments.
-        **kwargs: its keyword arguments.
-
-    Returns:
-        The trace: choices, log_probs, log_density, retval.
-
-    Raises:
-        RuntimeError: called outside an expectation or objective.
-    """
-    if running_engine() is None:
-        raise RuntimeError(
-            "ppl.draw has no randomness of its own: call it inside ppl.expectation or an objective. "
-            "Elsewhere use program.simulate(key, *args)."
-        )
-    return as_program(program)._draw(*args, **kwargs)

@@ -1,4 +1,7 @@
-"""Scoring a program at the choices of another one's trace: densities that are ratios only if both count the same things."""
+"""Drawing from a program inside of an expectation, and scoring another one at the choices.
+
+Densities are ratios only if both count the same things: that is what is checked here.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,59 @@ from jaxtyping import ArrayLike, PyTree
 
 from .._compat import is_concrete
 from .._types import Args
-from ..traces import Inclusion, Trace, check_match, check_reach, check_supports, with_penalties
+from ..traces import (
+    Inclusion,
+    Trace,
+    check_match,
+    check_reach,
+    check_supports,
+    running_engine,
+    with_penalties,
+)
 from ._choices import ChoiceMismatch, arrays
 from ._program import Program, as_program
 
 Array = jax.Array
+
+
+def detached(program: Program | Callable[..., PyTree]) -> Program:
+    """The program at its present parameters, which count as constants: no gradient passes through its draws and densities.
+
+    `q = ppl.draw(ppl.detached(guide), *args)` is a draw, held fixed; `ppl.score(guide, q, *args)` is the guide's density there,
+    with its gradient in the parameters. `jax.lax.stop_gradient` of a number that was computed from a draw cuts this number only:
+    what else the draw enters still moves with the parameters.
+
+    Args:
+        program: a program, or a function of sample statements; inside an objective, one that it is given.
+    """
+    program = as_program(program)
+    return (
+        program.bind(jax.tree.map(jax.lax.stop_gradient, program.params))
+        if program.params
+        else program
+    )
+
+
+def draw(program: Program | Callable[..., PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
+    """Run `program` inside `ppl.expectation`; each draw gets its gradient strategy.
+
+    Args:
+        program: a program, or a function of sample statements.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        The trace: choices, log_probs, log_density, retval.
+
+    Raises:
+        RuntimeError: called outside an expectation or objective.
+    """
+    if running_engine() is None:
+        raise RuntimeError(
+            "ppl.draw has no randomness of its own: call it inside ppl.expectation or an objective. "
+            "Elsewhere use program.simulate(key, *args)."
+        )
+    return as_program(program)._draw(*args, **kwargs)
 
 
 def score(

@@ -32,6 +32,7 @@ from ._params import (
     strong as strong,
     unconstrain as unconstrain,
 )
+from ._particles import particles as particles
 from ._reach import (
     as_choices as as_choices,
     is_limit as is_limit,
@@ -42,7 +43,6 @@ from ._recorder import HiddenDraw as HiddenDraw, Noiseless as Noiseless, Recorde
 from ._regions import (
     all_steps as all_steps,
     cond as cond,
-    particles as particles,
     scan as scan,
 )
 from ._runner import (

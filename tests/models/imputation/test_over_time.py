@@ -122,7 +122,8 @@ def test_moves_repair_what_a_few_weighted_draws_miss(method, spread, key):
     """1,000 runs of 2 draws: mean and variance of missing cells are exact after moves; without, 7 standard errors off."""
     model = regression(lambda path: path / spread, spread)
     data, missing = copies(VALUES, 1000), np.isnan(VALUES)
-    more = {"num_imputations": 1} if method == "importance" else {"memory": 0}
+    more = {"num_imputations": 1} if method == "importance" else {}
+    method = imputation.OverTime(0) if method == "smc" else method
     run = lambda num: imputation.impute(
         model, rough, data, key, num_particles=2, method=method, num_moves=num, batch_size=1000, **more
     )  # fmt: skip

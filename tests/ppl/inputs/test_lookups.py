@@ -196,3 +196,20 @@ def test_a_matrix_is_looked_up_by_axis():
     assert found(lambda e, g, h: [e[h, g]], MATRIX, g, h) == [3]
     pairs = np.array([[0, 3], [2, 4]])
     assert found(lambda e, p: [e[p[:, 0], p[:, 1]]], MATRIX, pairs) == [4]
+
+
+def test_a_value_of_a_trace_outside_is_not_known():
+    """A scan whose body reads a parameter, looked through inside of `jax.jit`; the index beside it is found all the same."""
+    seen = []
+
+    def outer(parameter):
+        def program(table, index):
+            step = lambda carry, i: (carry, parameter * table[i])
+            return jax.lax.scan(step, 0.0, index)[1]
+
+        closed = jax.make_jaxpr(program)(TABLE, jnp.array([0, 5]))
+        seen.extend(x.value for x in out_of_range(closed, [None, np.array([0, 5])]))
+        return parameter
+
+    jax.jit(outer)(1.0)
+    assert seen == [5]
