@@ -127,7 +127,8 @@ class Amortised:
         arrays = _checked_data(self.table, data)
         if self.rounds is None:
             return arrays
-        same = lambda n, x: not isinstance(x, Tracer) and np.array_equal(x, self.rounds.data[n])
+        own = self.rounds.data
+        same = lambda n, x: not isinstance(x, Tracer) and np.array_equal(x, own[n])
         if other := [n for n, x in arrays.items() if not same(n, x)]:
             raise ValueError(
                 f"Amortised: the posterior was learned in rounds at one observation, and the data of {other} are others, of "
@@ -277,9 +278,11 @@ def _learned(
 
 def _checked_data(table: ReferenceTable, data: Mapping[str, PyTree]) -> dict[str, ArrayLike]:
     """One observation, of the simulations' shapes and finite."""
-    arrays = {name: x if isinstance(x, Tracer) else _on_host(x) for name, x in data.items()}
+    arrays: dict[str, ArrayLike] = {
+        name: x if isinstance(x, Tracer) else _on_host(x) for name, x in data.items()
+    }
     wanted = {name: x.shape[1:] for name, x in table.data.items()}
-    given = {name: x.shape for name, x in arrays.items()}
+    given = {name: np.shape(x) for name, x in arrays.items()}
     if given != wanted:
         raise ValueError(
             f"Amortised: data have the shapes {given}, and the simulations {wanted}. Give each observed site by name, of one "

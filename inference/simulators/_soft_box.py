@@ -48,7 +48,7 @@ class SoftBoxTransform(Transform):
         above = 1 - (jax.nn.softplus(-k * (x - 1)) - jax.nn.softplus(-k * (x + 1))) / k
         y = jnp.where(x > 0, above, inner)
         edge = 1 - jnp.finfo(y.dtype).eps
-        return self.low + (jnp.clip(y, -edge, edge) + 1) / 2 * self._width
+        return jnp.asarray(self.low) + (jnp.clip(y, -edge, edge) + 1) / 2 * self._width
 
     def _inverse(self, y: Array) -> Array:
         share = (y - self.low) / self._width
