@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 import zlib
 from collections.abc import Hashable, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import ArrayLike, PyTree
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -19,19 +18,20 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ....ppl._checks import check_counts, is_integer
 from ....ppl._types import Key
 from ..tables import (
+    CURVED,
     Cells,
     Columns,
     Completion,
     TableParameters,
-    completed,
     is_frame,
     residuals_of,
     run_chains,
 )
+from ._completions import completions, in_parts, row_keys
+from ._model_choice import check_kind, choose
 
-MOST_ROWS = 4096  # at once
-LEAST_SIZE = 64  # rows are filled up to it, and to powers of two: few shapes, few compilations
 SKEWNESS = 1.5
+MODELS = ("auto", "joint", "deep")
 
 
 class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -42,6 +42,10 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     the completed tables of `sample` differ by what the holes leave open, of the parameters as well: `pool` makes estimates and
     honest intervals of them.
 
+    That is the joint model. Where forests find relations that are curved, observed cells are hidden from it and from a deep
+    latent model of the numbers (as in `SeriesImputer`), and the deep one is taken where these cells are likelier under it. It has
+    one law and no draws of its parameters, and may weaken relations: a warning says by how much.
+
     Columns of texts, truth values and pandas' categories are categories, and so are numbers with two values. Orders of levels are
     kept and not used. Whole numbers are numbers, imputed as such and not rounded, which would bias what is computed from them
     (Horton, Lipsitz and Parzen 2003).
@@ -51,6 +55,7 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         num_draws: of the parameters: so many completed tables can be asked for.
         num_chains: chains, each from a table completed at random.
         max_sweeps: of each chain, at most; a warning says where this was not enough.
+        model: "joint", "deep", or "auto": by hidden cells, where a table of 100 rows or more has curved relations.
         random_state: integer, NumPy's RandomState or None, of the chains.
 
     Attributes:
@@ -61,6 +66,11 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         r_hat_: the largest split R-hat of means, spreads and correlations that rest on missing cells; NaN without holes.
         ess_: the smallest effective number of draws of these.
         skewness_: of the residuals of each column of numbers, given all others; by name.
+        model_: "joint" or "deep".
+        curved_: share of these residuals, or of their size, that forests explain; by name of the columns with holes.
+        gain_: mean log-density of hidden cells under the deep model less that under the joint one, nats for each cell, and its
+            standard error; None where they were not compared.
+        kept_: share of the relations between columns that draws of these cells under the deep model have; None likewise.
 
     Raises:
         ImportError: scikit-learn is not installed (pip extra "data").
@@ -68,7 +78,8 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     Validity: cells missing at random: whether one is missing may depend on what is observed in its row. Means, slopes and their
     intervals hold where relations are linear, also for residuals that are skew; quantiles and single cells need normal residuals,
     and a warning names columns whose residuals have a skewness beyond 1.5 (take logarithms). Interactions, squares and other
-    curved relations are weakened: add them to the table as columns of their own. Each column needs more observed rows than the
+    curved relations are weakened, by the joint model to what is straight in them, by the deep one to `kept_`; a warning says so.
+    For a regression add them to the table as columns of their own. Each column needs more observed rows than the
     table has columns, and two columns of which no rows have both are refused.
 
     Example:
@@ -95,12 +106,14 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         num_draws: int = 100,
         num_chains: int = 4,
         max_sweeps: int = 20_000,
+        model: Literal["auto", "joint", "deep"] = "auto",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.categories = categories
         self.num_draws = num_draws
         self.num_chains = num_chains
         self.max_sweeps = max_sweeps
+        self.model = model
         self.random_state = random_state
 
     def fit(self, X: PyTree, y: PyTree = None) -> Self:
@@ -117,6 +130,10 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         counts = {name: getattr(self, name) for name in ("num_draws", "max_sweeps")}
         check_counts("TableImputer", **counts)
         check_counts("TableImputer", 2, num_chains=self.num_chains)
+        if self.model not in MODELS:
+            raise ValueError(
+                f"TableImputer: model={self.model!r} is none of {', '.join(map(repr, MODELS))}. Take one of these."
+            )
         table = self._read(X, reset=True)
         if len(table) < 2:
             raise ValueError(
@@ -125,6 +142,7 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self._columns = columns = Columns.of(table, self.categories)
         x, c = columns.arrays(table)
         columns.check(x, c)
+        check_kind(self.model, x)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._seed = seed
         found = run_chains(
@@ -137,6 +155,12 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         # Rows that are completed later begin anew: ten times what a draw takes to be forgotten.
         self._num_sweeps = int(np.clip(10 * found.time, 16, 512))
         self._look_at_residuals(found.last.x[0], found.last.c[0], np.isnan(x))
+        chains = {name: getattr(self, name) for name in ("num_draws", "num_chains", "max_sweeps")}
+        choice = choose(self.model, columns, x, c, found, chains, seed, self._num_sweeps)
+        self._deep, self.model_, self.curved_ = choice.deep, choice.name, choice.curved
+        self.gain_, self.kept_ = choice.gain, choice.kept
+        if choice.deep is not None or max(choice.curved.values(), default=0.0) >= CURVED:
+            warnings.warn(choice.told(), stacklevel=2)
         return self
 
     def transform(self, X: ArrayLike) -> PyTree:
@@ -153,9 +177,11 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         table, (x, c) = self._given(X)
         rows = np.flatnonzero(np.isnan(x).any(1) | (c < 0).any(1))
-        for part in _parts(rows):
+        for part in in_parts(rows):
             own = [zlib.crc32(x[r].tobytes() + c[r].tobytes()) for r in part]
-            keys = _row_keys(self._seed, own)  # so that a row's result depends on the row alone
+            keys = row_keys(self._seed, own)  # so that a row's result depends on the row alone
+            if self._deep is not None:
+                x[part] = self._deep.means(x[part], c[part])
             found = self._completed(np.arange(len(self._params.tril)), x[part], c[part], keys)
             x[part] = np.where(np.isnan(x[part]), found.mean.mean(0), x[part])
             c[part] = np.where(c[part] < 0, found.probs.mean(0).argmax(-1), c[part])
@@ -191,8 +217,16 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         seed = int(rng.integers(2**31))
         rows = np.flatnonzero(np.isnan(x).any(1) | (c < 0).any(1))
         xs, cs = (np.repeat(a[None], num_samples, 0) for a in (x, c))
-        for part in _parts(rows):
-            found = self._completed(which, x[part], c[part], _row_keys(seed, part))
+        if self._deep is not None and len(rows):
+            xs[:, rows] = self._deep.draws(x[rows], c[rows], num_samples, seed)
+        for part in in_parts(rows):
+            if self._deep is not None:
+                keys = row_keys(seed, part)
+                for i in range(num_samples if self._columns.counts else 0):
+                    drawn = self._completed(which[i : i + 1], xs[i, part], c[part], keys).c[0]
+                    cs[i, part] = np.where(c[part] < 0, drawn, c[part])
+                continue
+            found = self._completed(which, x[part], c[part], row_keys(seed, part))
             xs[:, part] = np.where(np.isnan(x[part]), found.x, x[part])
             cs[:, part] = np.where(c[part] < 0, found.c, c[part])
         tables = [self._columns.filled(table, *each) for each in zip(xs, cs, strict=True)]
@@ -253,43 +287,11 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     def _completed(self, which: np.ndarray, x: np.ndarray, c: np.ndarray, keys: Key) -> Completion:
         """Completions of rows under the draws `which` of the parameters, [draws, rows, ...]."""
-        size = len(x)
-        rows = np.resize(np.arange(size), max(LEAST_SIZE, 1 << (size - 1).bit_length()))
-        cells, keys, counts = Cells.of(x[rows], c[rows]), keys[rows], self._columns.counts
-        found = []
-        for number, draw in enumerate(which):
-            params = jax.tree.map(lambda a, draw=draw: a[draw], self._params)
-            one = _complete(params, cells, keys, number, counts, self._num_sweeps)
-            found.append(jax.tree.map(lambda a: np.asarray(a)[:size], one))
-        return jax.tree.map(lambda *a: np.stack(a), *found)
+        params = jax.tree.map(lambda a: a[which], self._params)
+        return completions(params, x, c, keys, self._columns.counts, self._num_sweeps)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.input_tags.categorical = True
         return tags
-
-
-@functools.partial(jax.jit, static_argnames="levels")
-def _complete(
-    params: TableParameters,
-    cells: Cells,
-    keys: Key,
-    number: int,
-    levels: tuple[int, ...],
-    num_sweeps: Array,
-) -> Completion:
-    """Completions from keys of their own for each row and number."""
-    own = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-    return completed(params, cells, own, levels, num_sweeps)
-
-
-def _parts(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[i : i + MOST_ROWS] for i in range(0, len(rows), MOST_ROWS)]
-
-
-def _row_keys(seed: int, numbers: list[int] | np.ndarray) -> Key:
-    key = jax.random.key(seed)
-    return jax.vmap(lambda number: jax.random.fold_in(key, number))(
-        jnp.asarray(np.asarray(numbers, np.uint32))
-    )

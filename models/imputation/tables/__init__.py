@@ -14,8 +14,9 @@ Proper imputations (Rubin 1987) need draws of the parameters from their posterio
     numbers      B, L | completed table;   missing x | observed x of the row, c, B, L, exactly and jointly
     categories   w_k | rows in which c_k is observed;   missing c_k | the rest of the row, w_k, in turn
 
-(`_numbers.py`, `_categories.py`, `_sweep.py`). Several chains run until they agree (`_chains.py`). `pool` combines what analyses
-of the completed tables found.
+(`_numbers.py`, `_categories.py`, `_sweep.py`). Several chains run until they agree (`_chains.py`). Where relations are curved,
+hidden cells tell whether a deep model has them better (`_validation.py`). `pool` combines what analyses of the completed tables
+found.
 """
 
 from ._chains import TableChains as TableChains, run_chains as run_chains
@@ -24,7 +25,19 @@ from ._pool import Pooled as Pooled, pool as pool
 from ._sweep import (
     Cells as Cells,
     Completion as Completion,
+    Levels as Levels,
     TableParameters as TableParameters,
     completed as completed,
     residuals_of as residuals_of,
+)
+from ._validation import (
+    CURVED as CURVED,
+    LEAST_ROWS as LEAST_ROWS,
+    CurvesFound as CurvesFound,
+    HiddenCells as HiddenCells,
+    hide as hide,
+    joint_scores as joint_scores,
+    kept as kept,
+    look_for_curves as look_for_curves,
+    with_dummies as with_dummies,
 )
