@@ -207,7 +207,7 @@ def draw(slopes, best: str, path: Path) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("slope: change of progression by one standard deviation of each, in its own")
     axis.set_title(
-        f"Diabetes after a year: slopes of the regression with the most evidence, {best}"
+        f"Diabetes after a year, by what was measured\nThe regression with the most evidence: {best}"
     )
     axis.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=100)
