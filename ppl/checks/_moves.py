@@ -14,6 +14,8 @@ from ..jaxprs import REALS
 from ..strategies import StrategySite
 from ._quick_draws import quick_integers, quick_normal
 
+BEFORE = 0.999  # of a path to a draw
+
 
 def flat(leaves: list[Array]) -> jax.Array:
     """Arrays in one vector: an operation on each of them would take as long to compile as one on all."""
@@ -86,11 +88,15 @@ def any_value(site: StrategySite, x: jax.Array, key: jax.Array) -> jax.Array:
 def reaching(
     site: StrategySite, start: jax.Array, end: jax.Array, reach: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A path longer by `reach` times its length on both sides, or nearly up to the ends of an interval."""
+    """A path longer by `reach` times its length on both sides, or nearly up to the ends of an interval.
+
+    Of vectors, and where the ends are not known, it stops before the draw that it goes to: that may lie on the edge of a
+    simplex, where numbers beside the end of a path are not dense, and a logarithm goes there in leaps.
+    """
     if site.is_unbounded:
         return start - reach * (end - start), end + reach * (end - start)
     if start.ndim > len(site.sizes) or site.range == REALS:  # a set of vectors, or an unknown one
-        return start, end
+        return start, start + BEFORE * (end - start)
     low, high = jnp.minimum(start, end), jnp.maximum(start, end)
     length = reach * (high - low)
     low = (

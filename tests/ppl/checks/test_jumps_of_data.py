@@ -1,5 +1,6 @@
 """Jumps that data open or close: what was found at the first call's data does not hold for a later call's."""
 
+import types
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.ppl.checks import _jumps
+from lapilli.ppl.checks import _jumps, _moves
 
 KEY = jax.random.key(0)
 JUMPS = "Site 'z': the result jumps by"
@@ -168,3 +169,17 @@ def test_constants_that_print_alike_are_checked_apart():
     assert jnp.isfinite(expectation.grad(0.3, jax.random.key(0), Options(jnp.square)))
     with pytest.raises(ValueError, match="Site 'z': the result jumps"):
         expectation.grad(0.3, jax.random.key(0), Options(lambda z: jnp.where(z > 0, 1.0, 0.0)))
+
+
+def test_a_path_of_shares_stops_before_the_edge_of_their_simplex():
+    """Draws may be 0 to the last digit; beside the end of a path numbers are not dense, and a logarithm leaps there."""
+    rng = np.random.default_rng(0)
+    site: Any = types.SimpleNamespace(is_unbounded=False, sizes=(5,), range=None)
+    start, end = (rng.dirichlet(np.full(4, 0.05), 5).astype(np.float32) for _ in range(2))
+    end[end < 1e-3] = 0.0
+    first, last = _moves.reaching(site, jnp.asarray(start), jnp.asarray(end), jnp.asarray(0.0))
+    np.testing.assert_array_equal(first, start)
+    assert (end == 0).any()
+    # The logarithm of a coordinate changes by no more than that of 1,000 on the way to an edge.
+    assert (last >= 0.9e-3 * start).all()
+    np.testing.assert_allclose(last, end, atol=1.1e-3)
