@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ...ppl._checks import check_counts
+from ...ppl._precision import full_precision
 from ...ppl._types import Key
 from ._path import Interpolant
 
@@ -61,6 +62,7 @@ def separation(
     rows = jnp.asarray(data, float).reshape(len(data), -1)
     angles = np.linspace(0, np.pi / 2, num_angles)
 
+    @full_precision
     def one(given: tuple[Array, Array]) -> Array:
         (chosen, noise), s = jax.random.split(given[0]), given[1]
         x = rows[jax.random.randint(chosen, (num_draws,), 0, len(rows))]
