@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ..ppl._compat import is_concrete
 
@@ -22,7 +23,8 @@ def default_key() -> jax.Array:
     """`jax.random.key(0)`."""
     if _default() != "threefry2x32":
         return jax.random.key(0)
-    return jax.random.wrap_key_data(np.zeros(2, np.uint32), impl="threefry2x32")
+    words: PyTree = np.zeros(2, np.uint32)
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 def split(key: jax.Array, number: int = 2) -> tuple[jax.Array, ...]:

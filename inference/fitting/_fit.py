@@ -237,7 +237,7 @@ def fit(
         )
     if isinstance(args, tuple) and mesh is None:
         args = held(args)
-    whole = args
+    whole: PyTree = args
     guide = getattr(getattr(objective, "guide", None), "fn", None)
     if is_model and mesh is None and num_seeds is None and isinstance(guide, OwnGuide):
         guide.blocks = row_blocks(objective.model, args, subsample)

@@ -99,7 +99,8 @@ def initial_carry(
     average = () if config.average is None else params
     if config.average == "stationary":
         average = no_iterates(params)
-    return Carry(params, opt_state, average, state, np.int32(0), np.int32(0))
+    zero: PyTree = np.int32(0)
+    return Carry(params, opt_state, average, state, zero, zero)
 
 
 def step_key(key: jax.Array, step: ArrayLike) -> jax.Array:

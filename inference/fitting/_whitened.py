@@ -34,7 +34,7 @@ from .starts import Landscape, Space, Starts, find_starts, start_without_search
 Array = jax.Array
 
 
-class _ScaledUnitLowerCholesky(type(dist.constraints.scaled_unit_lower_cholesky)):
+class _ScaledUnitLowerCholesky(type(dist.constraints.scaled_unit_lower_cholesky)):  # pyright: ignore[reportGeneralTypeIssues]
     """As NumPyro's, with a bijection that is compiled sooner."""
 
 
@@ -261,7 +261,8 @@ def _fresh_key() -> Key:
     if not seeds:
         found: PyTree = numpyro.prng_key()
         return found
-    seeds[-1].rng_key, key = split(seeds[-1].rng_key)
+    before: PyTree = seeds[-1].rng_key
+    seeds[-1].rng_key, key = split(before)
     return key
 
 

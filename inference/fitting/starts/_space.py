@@ -74,7 +74,7 @@ class Space:
                 f"{method}: sites {discrete} are discrete, and have no coordinates in R^d. Sum them out: "
                 f"ppl.eliminate(model, {discrete})."
             )
-        template = {n: np.zeros(x.shape, x.dtype) for n, x in values.items()}
+        template: PyTree = {n: np.zeros(x.shape, x.dtype) for n, x in values.items()}
         supports = supports_of(method, program, args, template)
         self.laws = {n: SiteLaw(supports[n], len(trace.sites[n].event_shape)) for n in template}
         self.transforms = {n: biject_to(supports[n]) for n in template}

@@ -6,7 +6,7 @@ import warnings
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ..tables import HiddenCells, Levels, with_dummies
 from ._imputer import SeriesImputer
@@ -21,7 +21,7 @@ class DeepTable:
         options: of `SeriesImputer`.
     """
 
-    def __init__(self, levels: Levels, seed: int, **options: int) -> None:
+    def __init__(self, levels: Levels, seed: int, **options: PyTree) -> None:
         self.levels = levels
         self.imputer = SeriesImputer(random_state=seed, **options)
 
