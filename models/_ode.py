@@ -39,7 +39,7 @@ def solve(
             "A flow is solved by diffrax. Install it: pip install lapilli[ode]."
         ) from err
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, y, _: rates(t, y)),
+        diffrax.ODETerm(lambda t, y, _: rates(jnp.asarray(t), y)),
         diffrax.Dopri5(),
         *span,
         dt0=None,

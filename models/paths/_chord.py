@@ -59,7 +59,8 @@ def separation(
     Validity: of the law of these rows; a mean over `num_draws` of them.
     """
     check_counts("separation", num_angles=num_angles, num_draws=num_draws)
-    rows = jnp.asarray(data, float).reshape(len(data), -1)
+    data = jnp.asarray(data, float)
+    rows = data.reshape(len(data), -1)
     angles = np.linspace(0, np.pi / 2, num_angles)
 
     @full_precision

@@ -70,7 +70,7 @@ class FlowLaw(dist.Distribution):
     def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*shape"]:
         """Draws of `start`, carried to t = 1."""
         forth = lambda x: solve(self.velocity, x, (0.0, 1.0), self.tolerance)
-        return self._each(forth)(self.start.sample(key, sample_shape))
+        return self._each(forth)(jnp.asarray(self.start.sample(key, sample_shape)))
 
     def log_prob(self, value: Float[Array, "*shape"]) -> Float[Array, "*batch"]:
         """Log density in nats."""
@@ -117,7 +117,7 @@ def flow_log_density(
 
     def one(x: Array, probes: Array) -> Array:
         last, total = followed(velocity, x, (1.0, 0.0), Tolerance(rtol, atol), probes)
-        return start.log_prob(last) + total
+        return jnp.asarray(start.log_prob(last)) + total
 
     return jax.vmap(one)(x, probes)
 

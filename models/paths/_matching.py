@@ -38,7 +38,7 @@ class Field:
 
 
 def flow_matching(
-    network: object,
+    network: Callable[..., PyTree],
     path: Path,
     start: dist.Distribution | Float[ArrayLike, " rows *shape"] | None = None,
     *,
@@ -144,7 +144,7 @@ def _starts(
 
 
 def from_network(
-    network: object, path: Path, *, params: PyTree = None, context: PyTree = None
+    network: Callable[..., PyTree], path: Path, *, params: PyTree = None, context: PyTree = None
 ) -> Field:
     """The field of a network that `flow_matching` trained.
 

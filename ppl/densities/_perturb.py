@@ -32,8 +32,9 @@ def perturb(program: ModelFn, site: str, noise: Distribution) -> Program:
     Reference: Chae, Kim, Kim and Lin 2023, arXiv:2105.04046 (perturbed data).
     """
     program = as_program(program)
-    if hasattr(program, "rebuilt"):  # made of another program, on which the handler is to act
-        return program.rebuilt(lambda inner: perturb(inner, site, noise))
+    rebuilt = getattr(program, "rebuilt", None)
+    if rebuilt is not None:  # made of another program, on which the handler is to act
+        return rebuilt(lambda inner: perturb(inner, site, noise))
 
     def perturbed(*args: PyTree, **kwargs: PyTree) -> PyTree:
         active = _Perturb(site, noise)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jaxtyping import PyTree
 
 
 def convolved(law: dist.Distribution, noise: dist.Distribution) -> dist.Distribution | None:
@@ -19,7 +20,7 @@ def convolved(law: dist.Distribution, noise: dist.Distribution) -> dist.Distribu
     if isinstance(law, dist.ExpandedDistribution):
         return _wrapped(convolved(law.base_dist, noise), lambda x: x.expand(law.batch_shape))
     if isinstance(law, dist.MaskedDistribution):
-        return _wrapped(convolved(law.base_dist, noise), lambda x: x.mask(law._mask))
+        return _wrapped(convolved(law.base_dist, noise), lambda x: x.mask(_untyped(law)._mask))
     if isinstance(law, dist.Independent):
         if isinstance(noise, dist.Independent) and noise.event_dim == law.event_dim:
             noise = noise.base_dist
@@ -38,11 +39,17 @@ def convolved(law: dist.Distribution, noise: dist.Distribution) -> dist.Distribu
         return _normal_vector(law, noise)
     if not isinstance(noise, dist.Normal):
         return None
+    one, other = _untyped(law), _untyped(noise)
     if isinstance(law, dist.Normal):
-        return dist.Normal(law.loc + noise.loc, jnp.hypot(law.scale, noise.scale))
+        return dist.Normal(one.loc + other.loc, jnp.hypot(one.scale, other.scale))
     if isinstance(law, dist.Delta) and law.event_dim == 0:
-        return dist.Normal(law.v + noise.loc, noise.scale)
+        return dist.Normal(one.v + other.loc, other.scale)
     return None
+
+
+def _untyped(law: dist.Distribution) -> PyTree:
+    """The law, for attributes that NumPyro declares as tuples or properties and that are arrays."""
+    return law
 
 
 def _wrapped(
@@ -55,14 +62,17 @@ def _normal_vector(
     law: dist.MultivariateNormal, noise: dist.Distribution
 ) -> dist.Distribution | None:
     """A normal vector plus a normal one, or plus independent normal coordinates."""
+    one = _untyped(law)
     if isinstance(noise, dist.MultivariateNormal):
+        other = _untyped(noise)
         return dist.MultivariateNormal(
-            law.loc + noise.loc, law.covariance_matrix + noise.covariance_matrix
+            one.loc + other.loc, one.covariance_matrix + other.covariance_matrix
         )
     part = noise.base_dist if isinstance(noise, dist.Independent) else noise
     if isinstance(part, dist.ExpandedDistribution):
         part = part.base_dist
     if not isinstance(part, dist.Normal) or noise.event_dim > 1:
         return None
-    variances = jnp.broadcast_to(part.scale**2, law.event_shape)
-    return dist.MultivariateNormal(law.loc + part.loc, law.covariance_matrix + jnp.diag(variances))
+    other = _untyped(part)
+    variances = jnp.broadcast_to(other.scale**2, law.event_shape)
+    return dist.MultivariateNormal(one.loc + other.loc, one.covariance_matrix + jnp.diag(variances))
