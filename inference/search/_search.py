@@ -69,6 +69,8 @@ def zero_order(
     Raises:
         ValueError: a count below 1, a step that is not positive; a verdict of another shape than (); it is NaN at the start.
 
+    Validity: a search, whose result has no law that could be stated.
+
     Reference: Ma et al. 2025, arXiv:2501.09732, section 3.2.
     """
     check_counts("zero_order", num_steps=num_steps)
@@ -166,6 +168,8 @@ def over_paths(
 
     Raises:
         ValueError: a count below 1, fewer than two levels or some that do not descend; a verdict of another shape than ().
+
+    Validity: a search, whose result has no law that could be stated.
 
     Reference: Ma et al. 2025, arXiv:2501.09732, section 3.2 (one path is kept here; `fk_steering` weighs many).
     """

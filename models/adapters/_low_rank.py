@@ -43,6 +43,9 @@ class LowRank(eqx.Module):
         key: PRNG key of either kind, for A.
         scale: factor on B A.
 
+    Raises:
+        TypeError: another layer than a linear one.
+
     Reference: Hu et al. 2021, arXiv:2106.09685.
     """
 

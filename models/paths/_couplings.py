@@ -17,12 +17,23 @@ type Coupling = Callable[[Key, Points, Points], Int[Array, " rows"]]
 
 
 def independent(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
-    """Each row of x_1 with a row of x_0 of its own, in the order in which they were drawn."""
+    """Each row of x_1 with a row of x_0 of its own, in the order in which they were drawn.
+
+    Args:
+        key: PRNG key.
+        start: rows of x_0.
+        end: rows of x_1.
+    """
     return jnp.arange(len(end))
 
 
 def transport(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
     """The pairing of two equally large batches with the least sum of squared distances.
+
+    Args:
+        key: PRNG key.
+        start: rows of x_0.
+        end: rows of x_1.
 
     Validity: the coupling of a batch, which tends to that of the laws as it grows. Ends keep their laws at any size.
 

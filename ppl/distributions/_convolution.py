@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import PyTree
 
+from .._compat import mask_of
+
 
 def convolved(law: dist.Distribution, noise: dist.Distribution) -> dist.Distribution | None:
     """The law of x + e for independent draws x of `law` and e of `noise`; None where it has no closed form that is known here.
@@ -20,7 +22,7 @@ def convolved(law: dist.Distribution, noise: dist.Distribution) -> dist.Distribu
     if isinstance(law, dist.ExpandedDistribution):
         return _wrapped(convolved(law.base_dist, noise), lambda x: x.expand(law.batch_shape))
     if isinstance(law, dist.MaskedDistribution):
-        return _wrapped(convolved(law.base_dist, noise), lambda x: x.mask(_untyped(law)._mask))
+        return _wrapped(convolved(law.base_dist, noise), lambda x: x.mask(mask_of(law)))
     if isinstance(law, dist.Independent):
         if isinstance(noise, dist.Independent) and noise.event_dim == law.event_dim:
             noise = noise.base_dist

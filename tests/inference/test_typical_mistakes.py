@@ -317,7 +317,7 @@ MISTAKES = {
     "a misspelt strategy": (
         lambda _: value(strategies={"slope": "reparametrise"}),
         "Site 'slope'",
-        "choose from",
+        "Did you mean 'reparam'?",
     ),
     "a strategy for no site": (
         lambda _: value(strategies={"slop": "reparam"}),

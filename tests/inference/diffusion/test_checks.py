@@ -110,6 +110,7 @@ def rated(rate):
 
 LABELLED, SCORED = network(num_classes=3), diffusion.Classification(jnp.zeros((3, 2)), "bound")
 CASES = {
+    "memory": Case("data_variance must be positive", lambda one: diffusion.memory(NOISING, TIMES, data_variance=0.0)),
     "models": Case("Diffusion or results of fkc", lambda one: fkc([Q, Q.score], TIMES), TypeError),
     "exponents": Case("1 exponents for 2 models", lambda one: fkc([Q, OTHER], TIMES, exponents=[1.0])),
     "exponents of three": Case(r"shape \(3,\), for 2 models", lambda one: fkc([Q, OTHER], TIMES, exponents=np.ones(3))),

@@ -161,7 +161,9 @@ def test_data_after_the_scan_and_several_scans_are_refused(key):
         ppl.sample("last", dist.Normal(x, 1.0), obs=1.0)
 
     def twice(ys):
-        step = lambda name: lambda x, y: (ppl.sample(name, dist.Normal(x, 1.0)), None)
+        step = lambda name: (
+            lambda x, y: (ppl.sample(name, dist.Normal(x, 1.0)), ppl.factor(f"f {name}", y * x))
+        )
         x, _ = ppl.scan(step("x"), 0.0, ys)
         ppl.scan(step("z"), x, ys)
 
