@@ -31,7 +31,8 @@ class StandardCoordinates(NamedTuple):
     Attributes:
         shapes: name -> shape of one value.
         bijections: name -> the transform onto its support, from an array of the unconstrained shape.
-        mean, scale: name -> of the unconstrained values, [k].
+        mean: name -> mean of the unconstrained values, [k].
+        scale: name -> their standard deviation, [k]; 1 of one that never moves.
     """
 
     shapes: dict[str, tuple[int, ...]]

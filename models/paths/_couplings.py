@@ -48,7 +48,8 @@ def transport(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
 def entropic(noise: float, *, num_steps: int = 200) -> Coupling:
     """The coupling of two batches that minimises E |x_1 - x_0|^2 / (2 noise^2) - H, from which rows of x_1 draw rows of x_0.
 
-    With it, `linear(noise)` is the Schrödinger bridge of a Brownian motion with `noise`^2 per unit of time.
+    With it, `linear(noise)` is the Schrödinger bridge of a Brownian motion whose variance grows by noise^2 per unit of
+    time.
 
     Args:
         noise: standard deviation of the Brownian motion after a unit of time.
