@@ -114,7 +114,6 @@ class Paths:
         is_narrow: bool,
     ) -> None:
         self.num_points, self.is_rounded, self.is_narrow = how.num_points, is_rounded, is_narrow
-        self.most_turns: int | None = None  # of a solver's loop
         self.has_loop = has_loop(program.closed.jaxpr)
         self.threshold = how.threshold if is_double else max(how.threshold, THRESHOLD_32)
         facts = program.facts
@@ -226,12 +225,9 @@ class Paths:
 
     def _at(self, job: Job, ends: _Ends, t: jax.Array) -> list[Output]:
         """The outputs at a point of the path, with their rounding if it counts."""
-        narrow = functools.partial(
-            evaluate_rounded, is_narrow=self.is_narrow, most_turns=self.most_turns
-        )
+        narrow = functools.partial(evaluate_rounded, is_narrow=self.is_narrow)
         if not self.is_rounded:
-            is_plain = not self.is_narrow and self.most_turns is None
-            once: Any = evaluate if is_plain else functools.partial(narrow, copy=None)
+            once: Any = functools.partial(narrow, copy=None) if self.is_narrow else evaluate
             found = once(job.closed, *self._point(job, ends, t), self._atoms)
             return [Output(x) for x in self._outputs(found)]
 

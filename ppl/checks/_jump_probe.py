@@ -19,17 +19,14 @@ from jaxtyping import Array, PyTree
 
 from .._compat import ClosedJaxpr
 from ..analysis import Analysed
-from ..jaxprs import solver_in
 from ._jump_paths import Job, Paths, is_short, leaves_data
-from ._jump_search import TURNS, JumpSearch, batch_of, work_of
+from ._jump_search import JumpSearch, batch_of, work_of
 from ._probe_inputs import COMPILER_OPTIONS, Inputs
 from ._quick_draws import with_quick_draws
 
 SHARE_OF_SET = 3  # a set of numbers gets a third of the paths that a source of its size gets
 MOST_OTHERS = 4  # paths that are tried to see whether anything is sure
 DEFAULT = JumpSearch()
-# Of a solver's loop between two times, in turn: more where half of the paths of a source have no value anywhere.
-MOST_TURNS = (TURNS, 16 * TURNS, None)
 
 
 class LargestJumps(NamedTuple):
@@ -86,17 +83,6 @@ class Probe:
         self._work = work_of(program.closed.jaxpr)
         self._batch = batch_of(program.closed.jaxpr)
         self._compiled: Any = None
-        if solver_in(program.closed.jaxpr):
-            self.most_turns = MOST_TURNS[0]
-
-    @property
-    def most_turns(self) -> int | None:
-        """Of a solver's loop, see `evaluate_rounded`."""
-        return self._paths.most_turns
-
-    @most_turns.setter
-    def most_turns(self, most: int | None) -> None:
-        self._paths.most_turns, self._compiled = most, None
 
     def _runs(self) -> Any:
         """A function of the program's constants, inputs, sets of numbers, jobs, and their number, to be compiled."""
@@ -120,12 +106,8 @@ class Probe:
         if not self._paths.groups.size:  # in this precision nothing is suspected
             return PathTrial(np.zeros((5, 0), int), np.zeros(0), np.zeros(0, bool))
         jobs = self._jobs(inputs)
-        while True:
-            sizes, is_finite = self._tried(inputs, jobs, jobs.shape[1])
-            shares = [is_finite[jobs[1] == n].mean() for n in np.unique(jobs[1])]
-            if self.most_turns is None or min(shares) >= 0.5:
-                return PathTrial(jobs, sizes, is_finite)
-            self.most_turns = MOST_TURNS[MOST_TURNS.index(self.most_turns) + 1]
+        sizes, is_finite = self._tried(inputs, jobs, jobs.shape[1])
+        return PathTrial(jobs, sizes, is_finite)
 
     def again(self, inputs: Inputs, trial: PathTrial) -> PathTrial:
         """The trial with the paths that found something tried by this probe: of each kind, until one finds it, too."""

@@ -220,7 +220,6 @@ class Trials:
             rounded = self._rounded
             if rounded is None:
                 self._rounded = rounded = self._made(True)
-                rounded.most_turns = self.probe.most_turns
             trial = rounded.again(inputs, trial)
         return self.probe.found(trial, inputs)
 

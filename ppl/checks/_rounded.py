@@ -4,8 +4,7 @@ Monte Carlo arithmetic: each result that is rounded is moved by a random part of
 plain one show by how much rounding moves a value. What is left of two nearly equal numbers is then seen to be rounding
 (`log(a - b)`, `log(p) - log1p(-p)` beside 1), while `where(z > 0, a, b)` is the same on either side of 0. A result that is exact
 is not moved, so that what it decides is not either: whole numbers that are counted, products with 0, differences of neighbours.
-An adaptive solver of differential equations gets another tolerance, and so takes other steps: its error is rounding, too. Where
-it has to take more steps between two times than `most_turns`, nothing is known: a field may be stiff far from where it is used.
+An adaptive solver of differential equations gets another tolerance, and so takes other steps: its error is rounding, too.
 
 Reference: Parker, Monte Carlo Arithmetic (1997); Jezequel and Chesneaux, CADNA (2008).
 """
@@ -82,17 +81,15 @@ def evaluate_rounded(
     *,
     copy: Copy | None,
     is_narrow: bool = False,
-    most_turns: int | None = None,
 ) -> list[Array]:
     """`evaluate` with the rounding of a run, the given values rounded, too; None: as JAX rounds.
 
-    `is_narrow`: a program of double precision has all of its digits, and overflows where single precision does. `most_turns`: of
-    the loop of a solver with a continuous field, whose solution is NaN beyond.
+    `is_narrow`: a program of double precision has all of its digits, and overflows where single precision does.
     """
     if copy is not None:
         inputs = [_moved(x, copy, n) for n, x in enumerate(inputs)]
         forced = {i: f._replace(value=_moved(f.value, copy, 31 * i)) for i, f in forced.items()}
-    run = _Rounded(closed, inputs, forced, copy, is_narrow, most_turns)
+    run = _Rounded(closed, inputs, forced, copy, is_narrow)
     return [jnp.asarray(x) for x in run.outputs(read)]
 
 
@@ -106,34 +103,25 @@ class _Rounded(Evaluator):
         forced: PyTree,
         copy: Copy | None,
         is_narrow: bool,
-        most_turns: int | None,
         count: int = 0,
     ) -> None:
         super().__init__(closed, inputs, forced)
         self.copy, self.is_narrow, self.count = copy, is_narrow, count
-        self.most_turns, self.is_solver = most_turns, False
         self.tolerances: set[int] = set()  # ids of equations, see `tolerances_of`
 
     def inner(
         self, body: ClosedJaxpr, inputs: list[PyTree], forced: Mapping[int, Forced]
     ) -> list[Array]:
         self.count += 1
-        count = 131 * self.count
-        run = _Rounded(
-            body, list(inputs), forced, self.copy, self.is_narrow, self.most_turns, count
-        )
-        run.tolerances, run.is_solver = self.tolerances, self.is_solver
+        run = _Rounded(body, list(inputs), forced, self.copy, self.is_narrow, 131 * self.count)
+        run.tolerances = self.tolerances
         return [jnp.asarray(x) for x in run.outputs()]
 
     def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         name = eqn.primitive.name
         if name in CALLS:
-            tolerances = {id(e) for e in tolerances_of(eqn)}
-            before, self.is_solver = self.is_solver, self.is_solver or bool(tolerances)
-            self.tolerances |= tolerances
-            found = self.inner(called(eqn), args, self.forced)
-            self.is_solver = before
-            return found
+            self.tolerances |= {id(e) for e in tolerances_of(eqn)}
+            return self.inner(called(eqn), args, self.forced)
         if name in ("scan", "cond"):
             return {"scan": self.scan, "cond": self.cond}[name](eqn, args)
         if name == "while":
@@ -168,16 +156,11 @@ class _Rounded(Evaluator):
         run = lambda name, which, state: self.inner(
             eqn.params[name], [*consts(which), *state], self.forced
         )
-        goes_on = lambda s: run("cond_jaxpr", test, s)[0]
-        turned = lambda s: run("body_jaxpr", body, s)
-        first, most = [jnp.asarray(x) for x in consts(state)], self.most_turns
-        if most is None or not self.is_solver:
-            return jax.lax.while_loop(goes_on, turned, first)
-        _, last = jax.lax.while_loop(
-            lambda s: (s[0] < most) & goes_on(s[1]), lambda s: (s[0] + 1, turned(s[1])), (0, first)
+        return jax.lax.while_loop(
+            lambda s: run("cond_jaxpr", test, s)[0],
+            lambda s: run("body_jaxpr", body, s),
+            [jnp.asarray(x) for x in consts(state)],
         )
-        is_short = ~goes_on(last)
-        return [jnp.where(is_short, x, jnp.nan) if _is_float(x) else x for x in last]
 
 
 def _in_single_range(x: Array) -> Array:
