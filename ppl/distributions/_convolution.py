@@ -22,7 +22,8 @@ def convolved(law: dist.Distribution, noise: dist.Distribution) -> dist.Distribu
     if isinstance(law, dist.ExpandedDistribution):
         return _wrapped(convolved(law.base_dist, noise), lambda x: x.expand(law.batch_shape))
     if isinstance(law, dist.MaskedDistribution):
-        return _wrapped(convolved(law.base_dist, noise), lambda x: x.mask(mask_of(law)))
+        mask: PyTree = mask_of(law)
+        return _wrapped(convolved(law.base_dist, noise), lambda x: x.mask(mask))
     if isinstance(law, dist.Independent):
         if isinstance(noise, dist.Independent) and noise.event_dim == law.event_dim:
             noise = noise.base_dist
