@@ -39,7 +39,7 @@ class _ScaledUnitLowerCholesky(type(dist.constraints.scaled_unit_lower_cholesky)
 
 
 class _ByGather(ScaledUnitLowerCholeskyTransform):
-    """The same numbers, by a gather in place of a scatter, which takes longer to compile than the rest of a small step."""
+    """NumPyro's numbers by a gather in place of a scatter, which takes longer to compile than the rest of a small step."""
 
     codomain = _ScaledUnitLowerCholesky()
 

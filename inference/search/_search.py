@@ -2,8 +2,7 @@
 
 A verifier maps one sample to a number, larger is better; a generator maps a noise, standard Normal in each entry, to a sample.
 Each function makes one sample: `jax.vmap` over keys and starts makes many. Its score is that of the verifier, errors of the
-verifier
-included: the more is spent, the more of them are found.
+verifier included: the more is spent, the more of them are found.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from ...ppl.densities import StochasticProgram
+from ...ppl.language import name_of
 from ._rewards import Reward, as_log_weight
 from ._tilt import TiltedProgram, tilt
 
@@ -49,7 +50,7 @@ class BestOf:
     def _facts(self) -> dict[str, PyTree]:
         return {
             "base": repr(self.base),
-            "reward": getattr(self.reward, "__name__", "reward"),
+            "reward": name_of(self.reward),
             "evaluations": f"{self.num_draws} a draw",
             "KL to the base": f"{self.kl:.4f} nats, less with ties",
         }

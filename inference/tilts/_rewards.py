@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from ... import ppl
 from ...ppl._compat import no_handlers
 from ...ppl._shared_jit import shared_jit
+from ...ppl.language import name_of
 from ...ppl.traces import Runner
 
 # What a program returned -> a number, or whether a constraint holds.
@@ -27,7 +28,7 @@ def as_log_weight(reward: Reward, retval: PyTree) -> Float[Array, ""]:
         ValueError: there is nothing to read; the reward is no single number.
         TypeError: the reward cannot be traced, or returns something else than numbers.
     """
-    name = getattr(reward, "__name__", type(reward).__name__)
+    name = name_of(reward)
     if retval is None:
         raise ValueError(
             f"tilt: the model returns nothing, and reward '{name}' reads what it returns. Let the model end with what the reward "
@@ -72,7 +73,7 @@ def try_reward(
     found = drawn_rewards(base, reward, 0, number, args, kwargs)
     if (found == -np.inf).all():
         found = drawn_rewards(base, reward, 1, max(MANY, number), args, kwargs)
-    name = getattr(reward, "__name__", type(reward).__name__)
+    name = name_of(reward)
     if num := int(np.isnan(found).sum()):
         raise ValueError(
             f"tilt: reward '{name}' is NaN at {num} of {len(found)} draws of the model, the tilt of which is no law. Make it a "

@@ -10,7 +10,7 @@ the first program, with r1 / b1 + r2 / b2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from ...ppl._calls import checked_call
 from ...ppl._compat import is_concrete, no_handlers
 from ...ppl._types import Message, ModelFn, ParamMap
 from ...ppl.densities import StochasticProgram
-from ...ppl.language import joined
+from ...ppl.language import joined, name_of
 from ...ppl.traces import drawn_before
 from .._runs import check_new
 from ._rewards import Reward, as_log_weight, try_reward
@@ -176,11 +176,7 @@ def tilt(
         first, second = base, reward
         both = lambda x: first.log_weight(x) + as_log_weight(second, x) / temperature
         both.__name__ = (
-            f"{_name(first.reward)} / {first.temperature} + {_name(second)} / {temperature}"
+            f"{name_of(first.reward)} / {first.temperature} + {name_of(second)} / {temperature}"
         )
         return TiltedProgram(first.base, both, 1.0, first.site, num_tried)
     return TiltedProgram(base, reward, temperature, site, num_tried)
-
-
-def _name(reward: Callable[..., PyTree]) -> str:
-    return getattr(reward, "__name__", type(reward).__name__)

@@ -12,8 +12,8 @@ from ._chain import noising_chain as noising_chain, reverse_chain as reverse_cha
 from ._classifier import Classification as Classification, classify as classify
 from ._contexts import Context as Context, SetEncoder as SetEncoder
 from ._flow import flow_log_likelihood as flow_log_likelihood, flow_sample as flow_sample
+from ._grid import memory as memory
 from ._law import DiffusionLaw as DiffusionLaw, law as law
-from ._memory import memory as memory
 from ._mixtures import gaussian_mixture as gaussian_mixture
 from ._networks import MLP as MLP, ImageNet as ImageNet, LevelNet as LevelNet
 from ._parametrisations import Parametrisation as Parametrisation, convert as convert

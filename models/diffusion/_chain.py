@@ -25,8 +25,7 @@ from ... import ppl
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import reverse_step
 from ...ppl._types import Key
-from ._grid import check_chain, point_shape, reverse_variance
-from ._memory import known_memory
+from ._grid import check_chain, known_memory, point_shape, reverse_variance
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 Models = Diffusion | Callable[[Any], Diffusion]

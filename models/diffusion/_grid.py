@@ -1,16 +1,19 @@
-"""What bounds and chains need of the noising process: gamma, the variances of reverse steps, checks of grids and points."""
+"""What is known of the noising process on a grid: gamma, variances of reverse steps, what is left of the start; checks."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ...inference.diffusion import Diffusion, Noising
-from ...inference.diffusion._diffusion import check_noise, check_times
+from ...inference.diffusion._diffusion import check_noise, check_times, reverse_step
 from ...inference.diffusion._points import is_shape
+from ...ppl._calls import checked_call
+from ...ppl._compat import is_concrete
 
 
 def gamma(noising: Noising, t: PyTree) -> Float[Array, ""]:
@@ -50,3 +53,79 @@ def point_shape(name: str, diffusion: Diffusion) -> tuple[int, ...]:
             "e.g. by jax.flatten_util.ravel_pytree."
         )
     return diffusion.shape
+
+
+@checked_call
+def memory(
+    noising: Noising, times: Float[Array, " steps+1"], *, eta: float | None = None, data_variance: float = 1.0
+) -> float:  # fmt: skip
+    """The correlation rho of the first and the last point of a sampler's path, for Normal data and their exact score.
+
+    Near 0 the sampler is memoryless. Elsewhere training it along its path towards a reward, with a fixed law of the start, does
+    not reach the tilt: x_1 then has the law in proportion to the mean of p(x_1 | x_0) exp(r(x_1)) / E[exp(r) | x_0]. For r = a x
+    (and data of variance 1) the mean is off by a rho^2, and the log-weights keep a variance of a^2 rho^2.
+
+    Args:
+        noising: the process.
+        times: the sampler's grid, descending.
+        eta: None for `reverse_chain`, 1 for `ancestral`, else that of `ddim` (0: no noise on the way, rho = 1).
+        data_variance: variance of the data in each coordinate.
+
+    Returns:
+        rho, between 0 and 1.
+
+    Raises:
+        ValueError: times that do not descend; a variance that is not positive.
+
+    Validity: exact for Normal data with this variance. For others it tells the order: the correlation of a coarse coordinate of
+    large variance is larger than that of a detail.
+
+    Example:
+        >>> from lapilli.models import diffusion
+        >>> noising = diffusion.VP()
+        >>> diffusion.memory(noising, noising.times(100)) < 0.01, round(diffusion.memory(noising, noising.times(100), eta=0.0), 3)
+        (True, 1.0)
+
+    Reference: Domingo-Enrich et al. 2024, arXiv:2409.08861, definition 1.
+    """
+    if not data_variance > 0:
+        raise ValueError(
+            f"memory: data_variance must be positive, got {data_variance}. Give the variance of a coordinate of the data, e.g. "
+            "1.0."
+        )
+    times = check_times("memory", noising, times)
+    return chain_memory(noising, np.asarray(times), data_variance, eta)
+
+
+def chain_memory(
+    noising: Noising, times: np.ndarray, data_variance: ArrayLike, eta: float | None = None
+) -> float:
+    """`memory`, of known times."""
+
+    def step(t: Array, s: Array) -> tuple[Array, Array]:
+        slope = -1 / (noising.alpha(t) ** 2 * data_variance + noising.variance(t))
+        of_step = 1.0 if eta is None else eta
+        scale, variance = reverse_step(noising, jnp.ones(()), slope, t, s, of_step)
+        if eta is None:
+            variance = reverse_variance(noising, t, s, data_variance)[2]
+        return scale, variance
+
+    with jax.ensure_compile_time_eval():
+        grid = jnp.asarray(times)
+        steps = jax.vmap(step)(grid[:-1], grid[1:])
+        scales, variances = (np.asarray(x, float) for x in steps)
+        start = float(noising.variance(grid[0]))
+    # The linear recursion of variance and of covariance with the start.
+    total, shared = start, start
+    for scale, variance in zip(scales, variances, strict=True):
+        total, shared = scale**2 * total + variance, scale * shared
+    return float(min(abs(shared) / np.sqrt(start * total), 1.0))
+
+
+def known_memory(noising: Noising, times: Array, data_variance: PyTree) -> float | None:
+    """`memory` of a chain whose grid is known; None where it is traced. The largest of several coordinates."""
+    if not is_concrete(times):
+        return None
+    known = is_concrete(data_variance)
+    largest = float(np.max(np.asarray(data_variance))) if known else 1.0
+    return chain_memory(noising, np.asarray(times), max(largest, 1e-6))

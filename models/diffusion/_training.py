@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -14,6 +13,7 @@ from ... import ppl
 from ...inference import Objective, objective
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import check_noise
+from .._trained import trained
 from ._contexts import one_context, row_contexts
 from ._parametrisations import Parametrisation, convert
 
@@ -118,8 +118,7 @@ def from_network(
         ValueError: a context that the network does not take.
     """
     if params is not None:
-        static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
-        network = eqx.combine(params["network"], static)
+        network = trained(network, params)
     seen = one_context("from_network", network, context)
 
     def score(x: Array, t: Array) -> Array:

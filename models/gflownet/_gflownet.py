@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ... import ppl
 from ...ppl._types import ParamMap
+from .._trained import trained
 from ._process import Process, TrajectoryBatch
 from .environments import Conditional, _environment as walks
 from .environments._environment import EXCLUDED, Environment, Position, log_softmax
@@ -84,13 +84,9 @@ class GFlowNet:
 
     def modules(self, params: ParamMap) -> Modules:
         """The networks at these parameters."""
-
-        def at(name: str, module: PyTree) -> PyTree:
-            return eqx.combine(params[name], eqx.partition(module, eqx.is_inexact_array)[1])
-
-        flow = None if self.flow_network is None else at("flow", self.flow_network)
+        flow = None if self.flow_network is None else trained(self.flow_network, params, "flow")
         log_z = params["log_z"] if self.flow == "total" else None
-        return Modules(at("policy", self.policy), flow, log_z)
+        return Modules(trained(self.policy, params, "policy"), flow, log_z)
 
     def heads(self, modules: Modules, position: Position, t: Array) -> Heads:
         """Policies and flow at one position of number t."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ...inference._sinkhorn import log_coupling
 from ...ppl._checks import check_counts
 from ...ppl._types import Key
 
@@ -41,7 +43,7 @@ def transport(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
     """
     import optax  # late: the other families need none
 
-    rows, columns = optax.assignment.hungarian_algorithm(squared_distances(end, start))
+    rows, columns = optax.assignment.hungarian_algorithm(_costs(end, start))
     return jnp.zeros(len(end), int).at[rows].set(columns)
 
 
@@ -53,7 +55,7 @@ def entropic(noise: float, *, num_steps: int = 200) -> Coupling:
 
     Args:
         noise: standard deviation of the Brownian motion after a unit of time.
-        num_steps: Sinkhorn steps, in logarithms.
+        num_steps: Sinkhorn steps.
 
     Raises:
         ValueError: noise or steps are not positive.
@@ -68,21 +70,14 @@ def entropic(noise: float, *, num_steps: int = 200) -> Coupling:
     check_counts("entropic", num_steps=num_steps)
 
     def coupling(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
-        logs = -0.5 * squared_distances(end, start) / noise**2
-
-        def step(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-            rows, columns = state
-            columns = -jax.nn.logsumexp(logs + rows[:, None], 0)
-            return (-jax.nn.logsumexp(logs + columns, 1), columns), None
-
-        zero = jnp.zeros(len(end)), jnp.zeros(len(start))
-        (rows, columns), _ = jax.lax.scan(step, zero, length=num_steps)
-        return jax.random.categorical(key, logs + rows[:, None] + columns)
+        kernel = -0.5 * _costs(start, end) / noise**2
+        equal = jnp.full(len(start), -math.log(len(start)))
+        return jax.random.categorical(key, log_coupling(kernel, equal, num_steps), axis=0)
 
     return coupling
 
 
-def squared_distances(one: Points, other: Points) -> Float[Array, " rows others"]:
+def _costs(one: Points, other: Points) -> Float[Array, " rows others"]:
     """Squared Euclidean distances of all pairs."""
     flat = lambda x: x.reshape(len(x), -1)
     return jnp.sum((flat(one)[:, None] - flat(other)[None]) ** 2, -1)

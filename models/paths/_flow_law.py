@@ -124,5 +124,4 @@ def flow_log_density(
 
 def as_tree(velocity: VectorField) -> VectorField:
     """A callable that is a pytree: itself, if it is one, or the function as a leafless tree."""
-    leaves = jax.tree.leaves(velocity)
-    return jax.tree_util.Partial(velocity) if leaves == [velocity] else velocity
+    return jax.tree_util.Partial(velocity) if jax.tree_util.all_leaves([velocity]) else velocity

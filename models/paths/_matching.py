@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -14,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from ... import ppl
 from ...inference import Objective, objective
 from ...ppl._checks import check_counts
+from .._trained import trained
 from ..diffusion._contexts import one_context, row_contexts
 from ._couplings import Coupling, independent
 from ._path import Interpolant, Path
@@ -161,8 +161,7 @@ def from_network(
         ValueError: a context that the network does not take.
     """
     if params is not None:
-        static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
-        network = eqx.combine(params["network"], static)
+        network = trained(network, params)
     seen = one_context("from_network", network, context)
     if not path.has_noise:
         return Field(lambda t, x: network(x, t, seen))

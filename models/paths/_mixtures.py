@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float
 
 from ...ppl._types import Key
@@ -25,11 +26,16 @@ class Mixture:
     means: Float[ArrayLike, "components size"]
     variance: float
 
+    @property
+    def law(self) -> dist.MixtureSameFamily:
+        """The law of one point."""
+        means = jnp.asarray(self.means, float)
+        each = dist.Normal(means, jnp.sqrt(self.variance)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=jnp.zeros(len(means))), each)
+
     def sample(self, key: Key, num: int) -> Float[Array, "num size"]:
         """Draws."""
-        keys, means = jax.random.split(key), jnp.asarray(self.means, float)
-        chosen = means[jax.random.randint(keys[0], (num,), 0, len(means))]
-        return chosen + jnp.sqrt(self.variance) * jax.random.normal(keys[1], chosen.shape)
+        return jnp.asarray(self.law.sample(key, (num,)))
 
 
 def mixture_field(path: Interpolant, start: Mixture, end: Mixture) -> Field:

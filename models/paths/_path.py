@@ -117,7 +117,7 @@ def linear(noise: float = 0.0) -> Interpolant:
 
     Reference: Liu, Gong and Liu 2023, arXiv:2209.03003; Tong et al. 2024, arXiv:2302.00482.
     """
-    return Interpolant(lambda t: 1 - t, lambda t: t, _bridge(noise), margin=_margin(noise))
+    return _bridged(lambda t: 1 - t, lambda t: t, noise)
 
 
 def trigonometric(noise: float = 0.0) -> Interpolant:
@@ -134,7 +134,7 @@ def trigonometric(noise: float = 0.0) -> Interpolant:
     Reference: Albergo, Boffi and Vanden-Eijnden 2023, arXiv:2303.08797, section 4.
     """
     cos, sin = (lambda t: jnp.cos(0.5 * jnp.pi * t)), (lambda t: jnp.sin(0.5 * jnp.pi * t))
-    return Interpolant(cos, sin, _bridge(noise), margin=_margin(noise))
+    return _bridged(cos, sin, noise)
 
 
 def of_noising(noising: Noising, margin: float = 1e-3) -> Interpolant:
@@ -151,14 +151,13 @@ def of_noising(noising: Noising, margin: float = 1e-3) -> Interpolant:
     return Interpolant(lambda t: noising.std(at(t)), lambda t: noising.alpha(at(t)), margin=margin)
 
 
-def _bridge(noise: float) -> OfTime | None:
+def _bridged(alpha: OfTime, beta: OfTime, noise: float) -> Interpolant:
+    """The interpolant with the noise of a Brownian bridge, whose factor has no derivative at the ends."""
     if noise < 0:
         raise ValueError(f"Path: noise must be >= 0, got {noise}. Give 0 for none, or more.")
-    return (lambda t: noise**2 * t * (1 - t)) if noise else None
-
-
-def _margin(noise: float) -> float:
-    return 1e-3 if noise else 0.0
+    if not noise:
+        return Interpolant(alpha, beta)
+    return Interpolant(alpha, beta, lambda t: noise**2 * t * (1 - t), margin=1e-3)
 
 
 def sphere() -> Path:

@@ -33,6 +33,7 @@ from jaxtyping import Array, Bool, PyTree
 from ... import ppl
 from ...ppl._types import ParamMap
 from ...ppl.language import InlineGuide
+from .._trained import trained
 from ._network import Categorical, Network, State, latent_law
 
 Table = tuple[Array, ...]  # adaptive vectors of each layer
@@ -341,4 +342,4 @@ def frozen(params: ParamMap, network: Network) -> Network:
         params: of a fit; "network" is read.
         network: the network that was declared, for its sizes.
     """
-    return eqx.combine(params["network"], eqx.partition(network, eqx.is_inexact_array)[1])
+    return trained(network, params)

@@ -74,7 +74,7 @@ class Terms:
         self.reader = ValueReader(program, self.inputs, keys, self.replicates, invariants)
 
     def fixed(self) -> Terms:
-        """The same terms without derivatives in the parameters.
+        """These terms without derivatives in the parameters.
 
         The derivative of a score is not left out: `Costs.slope` takes it in the value that replaces the site's draw.
         """

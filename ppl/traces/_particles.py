@@ -20,9 +20,7 @@ from ._in_step import (
 )
 from ._recorder import RegionState
 from ._sites import Region
-from ._steps_given import (
-    leading,
-)
+from ._steps_given import leading
 
 
 class particles:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ....ppl._precision import full_precision
+from ..._sinkhorn import log_coupling
 from ..population import is_key
 
 Array = jax.Array
@@ -38,20 +39,8 @@ def log_plan(points: Array, log_weights: Array, epsilon: float, num_iterations: 
     cost = squares[:, None] + squares[None] - 2 * points @ points.T
     kernel = log_weights[:, None] - math.log(size) - cost / epsilon
 
-    @jax.checkpoint  # keeps [K] numbers of each iteration for reverse mode, not [K, K]
-    def iterate(kernel: Array, f: Array) -> Array:
-        g = -math.log(size) - jax.nn.logsumexp(kernel + f[:, None], 0)
-        return log_weights - jax.nn.logsumexp(kernel + g[None], 1)
-
-    # A particle without weight has no row: its potential is of no account.
-    is_dead = log_weights == -jnp.inf
-    kernel = jnp.where(is_dead[:, None], -1e30, kernel)
-    log_weights = jnp.where(is_dead, -1e30, log_weights)
-    f = jnp.zeros(size, log_weights.dtype)
-    f = jax.lax.fori_loop(0, num_iterations, lambda _, f: iterate(kernel, f), f)
-    # The columns last: their sums are exact, so that every new particle is an average.
-    g = -math.log(size) - jax.nn.logsumexp(kernel + f[:, None], 0)
-    return kernel + f[:, None] + g[None]
+    # The columns are exact, so that every new particle is an average.
+    return log_coupling(kernel, log_weights, num_iterations)
 
 
 def _points(leaves: list[Array]) -> Array:

@@ -15,9 +15,8 @@ from scipy.special import logsumexp
 from ._sweep import Levels, TableParameters
 
 LEAST_ROWS = 100  # of a table in which models are compared
-CURVED = (
-    0.1  # share of what is left open that a forest must explain: a twentieth of a nat for each cell
-)
+# Share of what is left open that a forest must explain: a twentieth of a nat for each cell.
+CURVED = 0.1
 _ERRORS = 4.0  # standard errors of that share
 _MOST_ROWS = 2000  # of a forest
 _HIDDEN = 0.2, 1000  # rows of which a cell is hidden: their share, and at most

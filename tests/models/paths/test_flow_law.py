@@ -21,16 +21,6 @@ def field_between(noise):
     return paths.mixture_field(paths.linear(noise), *ENDS)
 
 
-class Start(dist.Distribution):
-    """The mixture at t = 0."""
-
-    def __init__(self):
-        super().__init__((), (1,))
-
-    def log_prob(self, value):
-        return field_between(0.0).log_density(0.0, value)
-
-
 def test_a_linear_flow_is_a_normal(key):
     """Of dx = (x + 1) dt: x_1 = e x_0 + e - 1."""
     law = paths.FlowLaw(lambda t, x: x + 1, START, rtol=1e-6, atol=1e-6)
@@ -55,7 +45,7 @@ def test_hutchinson_is_right_in_the_mean(key):
 
 
 def test_the_flow_between_mixtures_has_the_density_of_its_end():
-    law = paths.FlowLaw(field_between(0.0).velocity, Start(), rtol=1e-5, atol=1e-6)
+    law = paths.FlowLaw(field_between(0.0).velocity, ENDS[0].law, rtol=1e-5, atol=1e-6)
     x = jnp.linspace(-3, 3, 9)[:, None]
     got = jax.jit(jax.vmap(law.log_prob))(x)
     want = jax.vmap(lambda x: field_between(0.0).log_density(1.0, x))(x)
@@ -71,7 +61,7 @@ def test_densities_of_diffusions_are_estimated_without_bias(noise):
 
     def estimates(num_steps):
         run = lambda x: paths.diffusion_log_density(
-            field, Start(), x, jax.random.key(0), noise=noise, num_steps=num_steps
+            field, ENDS[0].law, x, jax.random.key(0), noise=noise, num_steps=num_steps
         )
         return np.exp(np.asarray(jax.jit(run)(jnp.repeat(x, 400, 0))).reshape(3, 400))
 
