@@ -16,8 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
-from . import _points as points
-from ._points import normal_law
+from ._points import normal_law, total
 
 Time = Float[Array, ""] | float
 
@@ -148,7 +147,7 @@ class Diffusion:
 
         def clipped(x: PyTree, t: Array) -> PyTree:
             score = self.score(x, t)
-            norm = jnp.sqrt(points.total(jnp.square, score))
+            norm = jnp.sqrt(total(jnp.square, score))
             factor = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-30))
             return jax.tree.map(lambda s: s * factor, score)
 

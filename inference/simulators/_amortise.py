@@ -195,7 +195,8 @@ def amortise(
 
     Raises:
         ValueError: the guide does not match the model; a discrete site has no guide; a support moves with another draw; numbers
-            are impossible; the table's rows are from a file, or of rounds at other data.
+            are impossible; nothing is known to make more of the table's rows, or they are of rounds at other
+            data.
 
     Validity: the guide is exact at the optimum of a family without limit, given unlimited simulations. What was learned is
     judged by `Amortised.report`, of `posterior_checks.check_simulations` on pairs that nothing was trained on. In rounds these

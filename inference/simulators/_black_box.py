@@ -12,7 +12,6 @@ import concurrent.futures
 import concurrent.futures.process
 import contextlib
 import functools
-import hashlib
 import inspect
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...ppl._types import Key
-from ..fitting.storage._archive import read, write
+from ..fitting.storage._archive import digest_of, read, write
 from ..fitting.storage._replacing import check_writable
 from ._simulators import SimulatedRows, SimulatorFn, Values, named
 
@@ -94,11 +93,10 @@ class BlackBox(NamedTuple):
 
     def _path(self, prefix: str, rows: range, parameters: Values) -> Path:
         assert self.folder is not None
-        digest = hashlib.blake2b(f"{prefix} {rows}".encode(), digest_size=16)
-        for name in sorted(parameters):
-            x = np.ascontiguousarray(parameters[name][rows.start : rows.stop])
-            digest.update(f"{name} {x.dtype.str} {x.shape};".encode() + x.tobytes())
-        path = Path(self.folder) / f"{digest.hexdigest()}.npz"
+        own = {f"parameters/{n}": x[rows.start : rows.stop] for n, x in parameters.items()}
+        simulator = np.frombuffer(f"{prefix} {rows}".encode(), np.uint8)
+        digest = digest_of({"simulator": simulator, **own}).tobytes().hex()
+        path = Path(self.folder) / f"{digest}.npz"
         check_writable(path)
         return path
 

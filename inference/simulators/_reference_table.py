@@ -26,7 +26,7 @@ from ._simulators import (
     named,
     zeros_of,
 )
-from ._table import FEWEST, ReferenceTable, reason_of, sorted_rows
+from ._table import FEWEST, ReferenceTable, sorted_rows
 
 
 @checked_call
@@ -127,8 +127,7 @@ def _table(
     program: ppl.Program, args: tuple, drawn: SimulatedRows, simulate: DataFn
 ) -> ReferenceTable:
     """The table of the draws that are finite."""
-    parameters, data, failed = sorted_rows(program, args, drawn)
-    reason = reason_of(drawn)
+    parameters, data, failed, reason = sorted_rows(program, args, drawn)
     if not len(next(iter(parameters.values()))):
         raise ValueError(
             f"reference_table: all {len(drawn.failed)} simulations failed, the first one: {reason}. Mend the simulator, or a "

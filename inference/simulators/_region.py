@@ -10,7 +10,8 @@ one of these is the prior up to a number, so that rows of all rounds that lie in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +50,16 @@ class TruncatedPrior:
         threshold = float(np.sort(logs)[_RANK - 1])
         return TruncatedPrior(self.data, (*self.cuts, (guide, threshold)))
 
+    @functools.cached_property
+    def _densities(self) -> list[Callable[[Values], np.ndarray]]:
+        """Of each cut, traced once for all rows that are tried."""
+        return [density_at(guide, self.data) for guide, _ in self.cuts]
+
     def holds(self, parameters: Values) -> np.ndarray:
         """Which rows of parameters lie in it, [N]."""
         inside = np.ones(len(next(iter(parameters.values()))), bool)
-        for guide, threshold in self.cuts:
-            inside &= densities_at(guide, self.data, parameters) >= threshold
+        for density, (_, threshold) in zip(self._densities, self.cuts, strict=True):
+            inside &= density(parameters) >= threshold
         return inside
 
     def prior_draws(
@@ -93,22 +99,24 @@ def draws_at(
     return dict(choices), np.asarray(logs, float)
 
 
-def densities_at(
-    guide: ppl.Program, data: Mapping[str, ArrayLike], parameters: Values
-) -> np.ndarray:
-    """Log-densities of rows of parameters under a learned posterior at the data, nats; one compiled size."""
-    size = len(next(iter(parameters.values())))
-    each = lambda choices: scored(guide, choices, **data)
-    run = shared_jit(jax.vmap(each))
-    found = []
-    for i in range(0, size, _BATCH):
-        # The last batch is filled up by its first row.
-        rows = {
-            n: np.resize(x[i : i + _BATCH], (_BATCH, *x.shape[1:])) for n, x in parameters.items()
-        }
-        found.append(np.asarray(run(rows), float)[: size - i])
-    logs = np.concatenate(found) if found else np.zeros(0)
-    return np.where(np.isnan(logs), -np.inf, logs)
+def density_at(guide: ppl.Program, data: Mapping[str, ArrayLike]) -> Callable[[Values], np.ndarray]:
+    """Rows of parameters -> their log-densities under a learned posterior at the data, nats; one compiled size."""
+    run = shared_jit(jax.vmap(lambda choices: scored(guide, choices, **data)))
+
+    def densities(parameters: Values) -> np.ndarray:
+        size = len(next(iter(parameters.values())))
+        found = []
+        for i in range(0, size, _BATCH):
+            # The last batch is filled up by its own rows, again and again.
+            rows = {
+                n: np.resize(x[i : i + _BATCH], (_BATCH, *x.shape[1:]))
+                for n, x in parameters.items()
+            }
+            found.append(np.asarray(run(rows), float)[: size - i])
+        logs = np.concatenate(found) if found else np.zeros(0)
+        return np.where(np.isnan(logs), -np.inf, logs)
+
+    return densities
 
 
 def misses(guide: ppl.Program, parameters: Values, data: Values, key: Key) -> tuple[int, int, int]:

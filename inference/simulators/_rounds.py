@@ -23,7 +23,7 @@ from jaxtyping import ArrayLike
 
 from ... import ppl
 from ...ppl._types import Key
-from ._region import TruncatedPrior, densities_at, draws_at, misses
+from ._region import TruncatedPrior, density_at, draws_at, misses
 from ._table import ReferenceTable
 
 _DRAWS = 2_000  # of each posterior, behind the change between two
@@ -134,5 +134,5 @@ def moved(
     total = 0.0
     for one, other, k in zip((before, after), (after, before), jax.random.split(key), strict=True):
         rows, logs = draws_at(one, data, k, _DRAWS)
-        total += float(np.mean(logs - densities_at(other, data, rows))) / 2
+        total += float(np.mean(logs - density_at(other, data)(rows))) / 2
     return total

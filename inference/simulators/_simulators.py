@@ -69,13 +69,13 @@ def named(data: PyTree) -> dict[str, PyTree]:
 
 def data_by(draw: Callable[[Key, dict[str, Array]], dict[str, PyTree]], batch_size: int) -> DataFn:
     """Data of given parameters by a compiled simulator; the last batch is filled up by its first rows."""
+    run = shared_jit(
+        jax.vmap(lambda key, values: {n: jnp.asarray(x) for n, x in draw(key, values).items()})
+    )
 
     def simulate(parameters: Values, key: Key) -> SimulatedRows:
         size = len(next(iter(parameters.values())))
         batch = min(batch_size, size)
-        run = shared_jit(
-            jax.vmap(lambda key, values: {n: jnp.asarray(x) for n, x in draw(key, values).items()})
-        )
         keys = jax.random.split(key, -(-size // batch) * batch)
         filled = lambda x: np.resize(x, (batch, *x.shape[1:]))
         parts = [

@@ -61,7 +61,8 @@ class ReferenceTable:
         data: observed site -> [N, ...].
         failed: latent site -> [F, ...], parameters of the simulations that were dropped.
         reason: why the first of them was; "" where there is none.
-        simulate: (parameters in rows, key) -> their data in rows; None of one that is read from a file.
+        simulate: (parameters in rows, key) -> their data in rows; None where nothing is known to make others: rows that were
+            given, or read from a file and simulated by a plain function.
         region: what the prior of the rows is cut to; None where it is whole.
     """
 
@@ -138,24 +139,18 @@ class ReferenceTable:
             key: PRNG key.
         """
         assert self.simulate is not None
-        drawn = self.simulate(parameters, key)
-        found = sorted_rows(self.model, self.args, drawn)
-        own = (
-            {n: x[region.holds(v)] for n, x in w.items()}
-            for v, w in (
-                (self.parameters, self.parameters),
-                (self.parameters, self.data),
-                (self.failed, self.failed),
-            )
+        *found, reason = sorted_rows(self.model, self.args, self.simulate(parameters, key))
+        inside = region.holds(self.parameters)
+        own = [(self.parameters, inside), (self.data, inside)]
+        own += [(self.failed, region.holds(self.failed) if self.failed else inside)]
+        kept, data, failed = (
+            {n: np.concatenate([x[rows], new[n]]) for n, x in values.items()}
+            for (values, rows), new in zip(own, found, strict=True)
         )
-        both = [
-            {n: np.concatenate([x, new[n]]) for n, x in old.items()}
-            for old, new in zip(own, found, strict=True)
-        ]
+        reason = self.reason or reason
         return dataclasses.replace(
-            self, parameters=both[0], data=both[1], failed=both[2], region=region,
-            reason=self.reason or reason_of(drawn),
-        )  # fmt: skip
+            self, parameters=kept, data=data, failed=failed, region=region, reason=reason
+        )
 
     def _check_supports(self, supports: Mapping) -> None:
         for name, support in supports.items():
@@ -244,28 +239,21 @@ class ReferenceTable:
 
 def sorted_rows(
     program: ppl.Program, args: tuple, drawn: SimulatedRows
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Parameters and data of the rows that did not fail, and parameters of those that did."""
-    fine = _are_finite(drawn) & ~drawn.failed
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray], str]:
+    """Parameters and data of the rows that did not fail, parameters of those that did, and why the first did; "" if none."""
+    size = len(drawn.failed)
+    finite = np.ones(size, bool)
+    for x in [*drawn.parameters.values(), *drawn.data.values()]:
+        finite &= np.isfinite(np.asarray(x, float).reshape(size, -1)).all(1)
+    fine = finite & ~drawn.failed
+    reason = drawn.reason or ("" if finite.all() else "data that are not finite")
     # JAX sorts names; what follows reads them in the order of the program.
     known = list(program.simulate(jax.random.key(0), *args).sites)
     take = lambda values, rows: {
         n: np.asarray(values[n])[rows] for n in sorted(values, key=known.index)
     }
-    return take(drawn.parameters, fine), take(drawn.data, fine), take(drawn.parameters, ~fine)
-
-
-def _are_finite(drawn: SimulatedRows) -> np.ndarray:
-    size = len(drawn.failed)
-    finite = np.ones(size, bool)
-    for x in [*drawn.parameters.values(), *drawn.data.values()]:
-        finite &= np.isfinite(np.asarray(x, float).reshape(size, -1)).all(1)
-    return finite
-
-
-def reason_of(drawn: SimulatedRows) -> str:
-    """Why the first failure failed; "" where none did."""
-    return drawn.reason or ("" if _are_finite(drawn).all() else "data that are not finite")
+    failed = take(drawn.parameters, ~fine)
+    return take(drawn.parameters, fine), take(drawn.data, fine), failed, reason
 
 
 def _check_rows(table: ReferenceTable) -> None:

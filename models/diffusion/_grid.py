@@ -123,7 +123,7 @@ def chain_memory(
 
 
 def known_memory(noising: Noising, times: Array, data_variance: PyTree) -> float | None:
-    """`memory` of a chain whose grid is known; None where it is traced. The largest of several coordinates."""
+    """`memory` of a chain whose grid is known, else None; of the largest variance of its coordinates, 1 where that is traced."""
     if not is_concrete(times):
         return None
     known = is_concrete(data_variance)

@@ -49,8 +49,8 @@ _LOSSES: dict[str, Callable[[], Loss]] = {
     "log_variance": log_variance,
 }
 _FORMAT = "object sampler 1"
-# Least value -> parameters.
 _NUM_JUDGED = 1_000  # trajectories of each run by which it is judged
+# Least value -> parameters.
 _COUNTS = {
     0: ("random_state",),
     1: ("num_hidden", "num_steps", "patience"),
@@ -85,7 +85,8 @@ class ObjectSampler:
         learning_rate: of Adam; log Z has 0.1.
         explore: share of the steps over which uniform actions fall from all to none.
         num_runs: independent runs, which judge each other; the best one is kept.
-        patience: steps after the exploration without a smaller spread of the log-weights, after which training ends; four looks.
+        patience: steps after the exploration without a smaller spread of the log-weights, after which training ends; it is looked
+            at four times in as many steps.
         random_state: an integer, not negative.
 
     Attributes:

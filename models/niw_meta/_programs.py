@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import constraints
 
 from ... import inference, ppl
+from ...inference.local._curvature import CurvatureKind
 from ._episodes import Episodes, Points
 from ._heads import Head
 from ._weights import Weights
@@ -43,7 +44,7 @@ def programs(
     widths: Literal["weight", "layer"] = "weight",
     population: Literal["infinite", "finite"] = "infinite",
     inner: inference.local.Inner = inference.local.Newton(3, damping=0.5),  # noqa: B008, frozen
-    curvature: str | inference.local.Curvature = "low_rank_gauss_newton",
+    curvature: CurvatureKind | inference.local.Curvature = "low_rank_gauss_newton",
     gradient: Literal["unrolled", "closed_form", "partial"] = "closed_form",
     parent_at: Literal["expected", "mode", "marginal"] = "expected",
 ) -> NIWMeta:
@@ -116,7 +117,7 @@ def programs(
             f"niw_meta.programs: parent_at={parent_at!r} needs population='finite'; with an infinite one q(phi) is a point."
         )
     if isinstance(curvature, str):
-        curvature = inference.local.Curvature(curvature)  # pyright: ignore[reportArgumentType]
+        curvature = inference.local.Curvature(curvature)
     weights = Weights(network)
     loc = weights.start
     group = weights.layer if widths == "layer" else None

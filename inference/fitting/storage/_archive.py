@@ -46,7 +46,7 @@ def write(
     text = json.dumps({**header, "entries": sorted(arrays)})
     entries = {"header": np.array(text), **{name: np.asarray(x) for name, x in arrays.items()}}
     with replacing(path) as file:
-        np.savez(file, allow_pickle=False, **entries, digest=_digest(entries))
+        np.savez(file, allow_pickle=False, **entries, digest=digest_of(entries))
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -155,11 +155,11 @@ def _fault(header: Mapping[str, PyTree], entries: Mapping[str, np.ndarray]) -> s
     if missing := sorted(set(header["entries"]) - there):
         return f"it lacks its entries {missing}"
     content = {name: x for name, x in entries.items() if name != "digest"}
-    is_same = "digest" in entries and np.array_equal(_digest(content), entries["digest"])
+    is_same = "digest" in entries and np.array_equal(digest_of(content), entries["digest"])
     return None if is_same else "its content has changed since it was written"
 
 
-def _digest(entries: Mapping[str, np.ndarray]) -> np.ndarray:
+def digest_of(entries: Mapping[str, np.ndarray]) -> np.ndarray:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(entries):
         x = np.ascontiguousarray(entries[name])

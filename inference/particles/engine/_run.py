@@ -116,12 +116,10 @@ class ChosenSettings(NamedTuple):
 
     Attributes:
         settings: what the engine reads.
-        strategy: how derivatives pass through resampling; None where they are refused.
         offspring: what is known of the offspring counts, see `SMCResult`.
     """
 
     settings: Settings
-    strategy: ResamplingGradient | None
     offspring: str
 
 
@@ -154,7 +152,7 @@ def choose_settings(options: RunOptions, *, is_conditional: bool) -> ChosenSetti
     # These two draw other offspring than the scheme does by the weights.
     if isinstance(strategy, Soft | Transport):
         offspring = "unknown"
-    return ChosenSettings(settings, strategy, offspring)
+    return ChosenSettings(settings, offspring)
 
 
 def _check_gradient(
@@ -191,7 +189,8 @@ def result_of(fields: dict[str, Any], chosen: ChosenSettings) -> tuple[SMCResult
     Raises:
         ValueError: a weight is NaN.
     """
-    strategy = chosen.strategy
+    gradient, look = chosen.settings.gradient, chosen.settings.look
+    strategy = None if gradient is None else gradient.strategy
     segments, limited, _ = fields.pop("segments", []), fields.pop("limited"), fields.pop("islands")
     scores, is_scored = fields.pop("scores"), fields.pop("is_scored")
     if strategy is not None and not strategy.in_weights:
@@ -201,7 +200,6 @@ def result_of(fields: dict[str, Any], chosen: ChosenSettings) -> tuple[SMCResult
             fields |= evidence_only(strategy, rest)
     if strategy is not None:
         fields = once_only(fields)
-    look = chosen.settings.look
     has_twist = look is not None and look.twist is not None
     check_increments(fields["increments"], has_twist, limited)
     log_evidence, failed_at = evidence(fields["increments"])

@@ -121,9 +121,9 @@ def smooth(
         A `Smoothing`.
 
     Raises:
-        ValueError: an unknown method; densities that are not known, as for
-            `conditional_smc`; a bound that is exceeded; for two filters a scan whose steps see more of the past than the
-            last one's choices, data after the scan, or an artificial prior that leaves no particle any weight.
+        ValueError: an unknown method; densities that are not known, as for `conditional_smc`; a bound that is exceeded; for two
+            filters a scan whose steps see more of the past than the last one's choices, data after the scan, or an artificial
+            prior that leaves no particle any weight.
 
     Validity: averages over paths are consistent in K and N, with a bias of order 1 / K; all but `FixedLag`, whose bias does
     not vanish with K: it goes down with the lag, by forgetting. "ffbs" and rejection have the same law. "mcmc" is consistent for

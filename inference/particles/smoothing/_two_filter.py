@@ -191,10 +191,11 @@ def _check_found(is_lost: Array, is_nan: Array) -> None:
     if is_concrete(is_nan) and bool(is_nan.any()):
         raise ValueError(
             f"smooth: before step {int(jnp.argmax(is_nan))} a density of a pair of forward and backward particles, or of "
-            "backward='s prior, is NaN, and without it the draws would have the wrong law. Return -inf for what is impossible."
+            "the InformationFilter's prior, is NaN, and without it the draws would have the wrong law. Return -inf for what is "
+            "impossible."
         )
     if is_concrete(is_lost) and bool(is_lost.any()):
         raise ValueError(
             f"smooth: before step {int(jnp.argmax(is_lost))} no pair of forward and backward particles has a positive density. "
-            "Give backward= priors and kernels that reach where the data are, or use more particles."
+            "Give the InformationFilter priors and kernels that reach where the data are, or use more particles."
         )
