@@ -87,9 +87,9 @@ def _hints(fn: Callable[..., PyTree]) -> dict[str, Any]:
         return {}
     names: dict[str, Any] = {
         "Figure": Any,
+        "pd": types.SimpleNamespace(DataFrame=Any),
         "xarray": types.SimpleNamespace(Dataset=Any, DataTree=Any),
     }
-    names["pd"] = types.SimpleNamespace(DataFrame=Any)
     found = typing.get_type_hints(fn, localns=names)
     kinds = inspect.signature(fn, follow_wrapped=False).parameters
     one = {n: p for n, p in kinds.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}

@@ -10,8 +10,7 @@ Input: an argument, an observation or a sample: anything with numbers in it. Out
     masked cells, missing codes   `Masked`: cells to be drawn where a statement observes them
     text, other objects           as they are: no data
 
-Invariant: rounding apart, no value changes. JAX computes in 32 bits unless told otherwise, and what does not fit is cut without
-a word: integers wrap round, large numbers become infinite, numbers far from zero lose their differences. All of that is refused.
+Invariant: rounding apart, no value changes; what JAX would cut to 32 bits without a word is refused (`_single.py`).
 
 Only NumPy's 64-bit types are looked through; arrays of JAX and of float32 cost nothing.
 """
@@ -30,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from ._compat import Tracer
-from ._single import as_single, check_digits, refuse_overflow
+from ._single import checked, refuse_overflow
 
 _DATES = (datetime.date, datetime.timedelta, datetime.time, np.datetime64, np.timedelta64)
 _ORIGIN = "Subtract an origin and divide by a unit, e.g. (t - t[0]) / np.timedelta64(1, 'D')."
@@ -169,8 +168,17 @@ def as_numbers(name: str, x: PyTree) -> np.ndarray:
             f"{name} holds {kind}, which is no real number. Pass real numbers: parts of complex ones, codes of text."
         )
     if array.dtype.kind in "iu" and array.size and array.dtype.itemsize == 8:
-        check_digits(name, array)
+        _check_digits(name, array)
     return array.astype(np.float64) if array.dtype != np.float64 else array
+
+
+def _check_digits(name: str, array: np.ndarray) -> None:
+    low, high = int(array.min()), int(array.max())
+    if max(-low, high) > 2**53 and len(np.unique(array)) > len(np.unique(array.astype(float))):
+        raise ValueError(
+            f"{name} holds {array.dtype} from {low} to {high}, of which double precision makes different ones the same. Subtract "
+            "an origin first."
+        )
 
 
 def as_one_array(name: str, leaf: PyTree) -> np.ndarray:
@@ -194,10 +202,10 @@ def _is_known(leaf: ArrayLike) -> bool:
 
 
 def _converted(name: str, leaf: PyTree) -> PyTree:
-    found = as_array(name, leaf, as_single)
+    found = as_array(name, leaf, checked)
     if isinstance(found, Masked):
-        return Masked(as_single(name, found.values, found.seen), found.seen, name)
-    return as_single(name, found) if isinstance(found, np.ndarray | np.generic) else found
+        return Masked(checked(name, found.values, found.seen), found.seen, name)
+    return checked(name, found) if isinstance(found, np.ndarray | np.generic) else found
 
 
 # Kinds

@@ -120,20 +120,19 @@ def _told(err: BaseException, recorder: Recorder, program: ModelFn) -> str | Non
     files = _files(err)
     if isinstance(err, IndexError | TypeError) and (told := _told_of_index(err)):
         return f"{program!r}: {told}"
-    text = getattr(err, "obj", None)
+    text, entries = getattr(err, "obj", None), traceback.extract_tb(err.__traceback__)
     if (
         isinstance(err, AttributeError)
         and isinstance(text, str)
         and not files[-1].startswith(_OURS)
     ):
-        entry = traceback.extract_tb(err.__traceback__)[-1]
+        entry = entries[-1]
         return (
             f"{program!r}, line {entry.lineno} of '{os.path.basename(entry.filename)}': `{entry.line}` asks the text "
             f"{text[:60]!r} for its {err.name}. A program computes with numbers, and reads no file: pass what is in it, e.g. "
             "pandas.read_csv(path)['x'] or numpy.load(path)."
         )
     is_read, is_keyless = isinstance(err, _READ), _NO_KEY in str(err)
-    entries = traceback.extract_tb(err.__traceback__)
     loading = next((i for i, e in enumerate(entries) if e.name == "<module>"), len(entries))
     is_import = isinstance(err, ImportError | AttributeError) and loading < len(entries)
     last = next((f for f in reversed(files) if not f.startswith(_JAX)), "")

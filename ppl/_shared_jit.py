@@ -118,7 +118,7 @@ def _compiled(
     leaves: list[PyTree],
     donated: list[int],
     most_folded: int,
-    is_brief: bool = False,
+    is_brief: bool,
 ) -> tuple[Callable[..., list[PyTree]], list[PyTree]]:
     """`run(inputs, *leaves)`, and the constants of the program that are its inputs."""
     is_array = [isinstance(x, jax.Array) or np.ndim(x) > 0 for x in closed.consts]

@@ -22,7 +22,7 @@ _MERGED = 0.1
 _LEAST_ROWS = 5
 
 
-def as_single(name: str, array: PyTree, seen: PyTree = None) -> PyTree:
+def checked(name: str, array: PyTree, seen: PyTree = None) -> PyTree:
     """The array, whose values stay what they are in the types that JAX takes for its own."""
     dtype = array.dtype
     if dtype.kind not in "iufc" or dtype.itemsize < 8 or array.size == 0:
@@ -44,15 +44,6 @@ def _check_integers(name: str, array: PyTree, target: np.dtype) -> None:
     low, high, ends = int(array.min()), int(array.max()), np.iinfo(target)
     if low < ends.min or high > ends.max:
         refuse_overflow(name, array, high if high > ends.max else low, str(target))
-
-
-def check_digits(name: str, array: np.ndarray) -> None:
-    low, high = int(array.min()), int(array.max())
-    if max(-low, high) > 2**53 and len(np.unique(array)) > len(np.unique(array.astype(float))):
-        raise ValueError(
-            f"{name} holds {array.dtype} from {low} to {high}, of which double precision makes different ones the same. Subtract "
-            "an origin first."
-        )
 
 
 def _check_floats(name: str, array: PyTree) -> None:

@@ -27,15 +27,7 @@ from ..enumeration import (
 )
 from ..evaluation import hoist_noise, is_on
 from ..inputs import refuse_own_noise
-from ..jaxprs import (
-    Analysis,
-    Fact,
-    Relations,
-    Term,
-    aligned,
-    join,
-    split,
-)
+from ..jaxprs import Analysis, Fact, Relations, Term, aligned, join, split
 from ..language import apply
 from ..strategies import Decision, Engine, StrategySite
 from ._analysed import Analysed, Numbers

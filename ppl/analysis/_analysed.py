@@ -9,15 +9,9 @@ import jax
 from jaxtyping import PyTree
 
 from .._compat import ClosedJaxpr
-from ..enumeration import (
-    Dimensions,
-)
+from ..enumeration import Dimensions
 from ..evaluation import Layout
-from ..jaxprs import (
-    Analysis,
-    Relations,
-    Term,
-)
+from ..jaxprs import Analysis, Relations, Term
 from ..strategies import StrategySite
 from ..traces import SiteInfo
 from ._rows import RowSuspect

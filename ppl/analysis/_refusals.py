@@ -7,16 +7,8 @@ from collections.abc import Iterable
 from jaxtyping import PyTree
 
 from .._compat import Jaxpr
-from ..enumeration import (
-    is_fully_enumerated,
-)
-from ..jaxprs import (
-    PARAMS,
-    Analysis,
-    Relations,
-    other_derivatives,
-    site_p,
-)
+from ..enumeration import is_fully_enumerated
+from ..jaxprs import PARAMS, Analysis, Relations, other_derivatives, site_p
 from ..strategies import GAMMA_FAMILY, Boundary, StrategyError, StrategySite
 from ._analysed import Numbers
 

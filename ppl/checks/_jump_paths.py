@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._compat import ClosedJaxpr, Var
+from .._compat import ClosedJaxpr, Jaxpr, Var
 from .._types import Key
 from ..analysis import Analysed, read_together
 from ..evaluation import Forced, evaluate
-from ..jaxprs import PARAMS, Jumps, split
+from ..jaxprs import PARAMS, Jumps, inner_jaxprs, split
 from ._bisection import Output, largest_change
-from ._jump_search import JumpSearch, has_loop
+from ._jump_search import JumpSearch
 from ._moves import any_value, flat, moved, other_data, parts, reaching, resolved
 from ._probe_inputs import Inputs, marker_layout
 from ._rounded import Copy, copies, evaluate_rounded
@@ -71,6 +71,14 @@ def _length(number: Array) -> jax.Array:
 def is_short(number: PyTree) -> ArrayLike:
     """Every twelfth path."""
     return number % 12 == 3
+
+
+def has_loop(jaxpr: Jaxpr) -> bool:
+    """Whether anything in a program runs several times."""
+    return any(
+        eqn.primitive.name in ("scan", "while") or any(map(has_loop, inner_jaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
 
 
 class Job(NamedTuple):

@@ -17,16 +17,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._compat import ClosedJaxpr
+from .._compat import ClosedJaxpr, Jaxpr
 from ..analysis import Analysed
+from ..jaxprs import inner_jaxprs, shape_of
 from ._jump_paths import Job, Paths, is_short, leaves_data
-from ._jump_search import JumpSearch, batch_of, work_of
+from ._jump_search import JumpSearch
 from ._probe_inputs import COMPILER_OPTIONS, Inputs
 from ._quick_draws import with_quick_draws
 
+BATCH = 8
 SHARE_OF_SET = 3  # a set of numbers gets a third of the paths that a source of its size gets
 MOST_OTHERS = 4  # paths that are tried to see whether anything is sure
 DEFAULT = JumpSearch()
+_TURNS = 64  # of a `while` loop, of which nothing is known
 
 
 class LargestJumps(NamedTuple):
@@ -81,25 +84,21 @@ class Probe:
         self.program = program
         self._paths = Paths(program, self.sources, is_double, how, is_rounded, is_narrow)
         self._work = work_of(program.closed.jaxpr)
-        self._batch = batch_of(program.closed.jaxpr)
-        self._compiled: Any = None
-
-    def _runs(self) -> Any:
-        """A function of the program's constants, inputs, sets of numbers, jobs, and their number, to be compiled."""
-        jaxpr, batch = self.program.closed.jaxpr, self._batch
+        self._batch = batch = batch_of(self._paths.has_loop)
 
         @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS, static_argnums=4)
         def run(
             consts: list[Array], inputs: PyTree, members: PyTree, jobs: PyTree, num: int
         ) -> tuple[jax.Array, jax.Array]:
             """Data are operands: XLA would fold what it can compute from constants, slowly."""
-            closed = with_quick_draws(ClosedJaxpr(jaxpr, consts))
+            closed = with_quick_draws(ClosedJaxpr(program.closed.jaxpr, consts))
             one = lambda job: self._paths.jump(Job(closed, Inputs(*inputs), members, *job))
             place, *jobs = jobs
             keys = jax.random.split(Inputs(*inputs).key, num)[place]
             return jax.lax.map(one, (keys, *jobs), batch_size=None if batch == 1 else batch)
 
-        return run
+        self._run = run
+        self._compiled: Any = None
 
     def __call__(self, inputs: Inputs) -> PathTrial:
         """What the paths find."""
@@ -167,7 +166,7 @@ class Probe:
         parts = (inputs.params, inputs.data, inputs.key)
         given = self.program.closed.consts, parts, self._paths.members, tuple(jobs)
         if self._compiled is None:  # traced as every program is, see `Search`
-            self._compiled = self._runs().lower(*given, num).compile()
+            self._compiled = self._run.lower(*given, num).compile()
         sizes, is_finite = self._compiled(*given)
         return np.asarray(sizes), np.asarray(is_finite)
 
@@ -195,3 +194,23 @@ class Probe:
         jobs.sort(key=lambda job: (bool(is_short(job[-1])), job))
         jobs += jobs[-1:] * (-len(jobs) % self._batch)  # a rest would be compiled by itself
         return np.array([np.arange(len(jobs)), *np.array(jobs).T])
+
+
+def batch_of(has_loop: bool) -> int:
+    """How many paths are evaluated at once: several where what starts an operation costs more than what it computes.
+
+    That is so in loops, and on accelerators. Elsewhere one path at a time takes no longer, and is traced and compiled in half
+    the time.
+    """
+    return 1 if jax.default_backend() == "cpu" and not has_loop else BATCH
+
+
+def work_of(jaxpr: Jaxpr) -> float:
+    """How many numbers one evaluation computes, `while` loops taken to turn 64 times."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        times = _TURNS if eqn.primitive.name == "while" else times
+        inner = sum(work_of(j) for j in inner_jaxprs(eqn))
+        total += times * inner or sum(math.prod(shape_of(v)) for v in eqn.outvars)
+    return total

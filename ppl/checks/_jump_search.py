@@ -1,18 +1,9 @@
-"""How finely jumps are searched for, and what a program costs."""
+"""How finely jumps are searched for."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
-
-import jax
-
-from .._compat import Jaxpr
-from ..jaxprs import inner_jaxprs, shape_of
-
-BATCH = 8
-TURNS = 64  # of a `while` loop, of which nothing is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +18,7 @@ class JumpSearch:
         num_paths: paths for each site; fewer in spaces of more than 4096 / num_paths dimensions, in proportion.
         num_points: steps of a path's grid.
         budget: numbers computed in all evaluations of one search (1e9: a second or so on one core). Programs that compute more
-            get fewer paths, down to an eighth. Of a solver with adaptive steps 64 between two times are tried, and points of a
-            path that take more are left out; 1,024 if half of the paths have no other, and then all.
+            get fewer paths, down to an eighth.
         threshold: the smallest jump, in relation to 1 + |value|. Numbers of 32 bits in the program leave steps of 1e-7.
 
     Raises:
@@ -82,32 +72,3 @@ def search_of(check: CheckJumps) -> JumpSearch:
         f"check_jumps must be True, False or a ppl.JumpSearch, got {check!r}. For a finer search: "
         "check_jumps=ppl.JumpSearch(num_paths=..., num_points=...)."
     )
-
-
-def batch_of(jaxpr: Jaxpr) -> int:
-    """How many paths are evaluated at once: several where what starts an operation costs more than what it computes.
-
-    That is so in loops, and on accelerators. Elsewhere one path at a time takes no longer, and is traced and compiled in half
-    the time.
-    """
-    is_fast = jax.default_backend() == "cpu" and not has_loop(jaxpr)
-    return 1 if is_fast else BATCH
-
-
-def has_loop(jaxpr: Jaxpr) -> bool:
-    """Whether anything in a program runs several times."""
-    return any(
-        eqn.primitive.name in ("scan", "while") or any(map(has_loop, inner_jaxprs(eqn)))
-        for eqn in jaxpr.eqns
-    )
-
-
-def work_of(jaxpr: Jaxpr) -> float:
-    """How many numbers one evaluation computes, `while` loops taken to turn 64 times."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        times = TURNS if eqn.primitive.name == "while" else times
-        inner = sum(work_of(j) for j in inner_jaxprs(eqn))
-        total += times * inner or sum(math.prod(shape_of(v)) for v in eqn.outvars)
-    return total

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 from numpyro.distributions import Distribution
 
 from .._types import Message, ModelFn
 from ..distributions import base_of, convolved
-from ..language import Program, as_program, is_ours, name_of, rng_key
+from ..language import Program, handled, is_ours, rng_key
 from ..traces import Recorder
 
 
@@ -31,24 +31,15 @@ def perturb(program: ModelFn, site: str, noise: Distribution) -> Program:
 
     Reference: Chae, Kim, Kim and Lin 2023, arXiv:2105.04046 (perturbed data).
     """
-    program = as_program(program)
-    rebuilt = getattr(program, "rebuilt", None)
-    if rebuilt is not None:  # made of another program, on which the handler is to act
-        return rebuilt(lambda inner: perturb(inner, site, noise))
 
-    def perturbed(*args: PyTree, **kwargs: PyTree) -> PyTree:
-        active = _Perturb(site, noise)
-        with active:
-            out = program.fn(*args, **kwargs)
+    def check(active: _Perturb) -> None:
         met = set(active.frame.infos)
         if site not in met:
             raise ValueError(
                 f"ppl.perturb: no site named '{site}'; the program's sites are {sorted(met)}. Name one of these."
             )
-        return out
 
-    perturbed.__name__ = name_of(program)
-    return Program(perturbed, program.params, program.site_weights)
+    return handled(program, lambda: _Perturb(site, noise), check)
 
 
 class _Perturb(Recorder):
@@ -84,8 +75,7 @@ class _Perturb(Recorder):
             )
         if not msg["is_observed"]:
             return
-        value = jnp.broadcast_to(
-            msg["value"], law.shape()
-        )  # a value for all draws has noise for each
+        # A value for all draws has noise for each.
+        value = jnp.broadcast_to(msg["value"], law.shape())
         lead = law.shape()[: len(law.shape()) - len(self.noise.shape())]
         msg["value"] = value + self.noise.sample(rng_key(f"noise of {self.site}"), lead)

@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from .._calls import checked_call
 from ..language import Program, model, plate, sample
 from ._frame import Design, Level, check_cells, designed, place_of, table, without_unused_levels
-from ._source import HEAD, Family, arguments, written
+from ._source import HEAD, Family, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,16 +159,16 @@ def coded(
         data["x"] = table(design.common, frame, is_new=is_new)
     if design.offsets[0]:
         data["offset"] = table(design.offsets[0], frame, is_new=is_new).sum(1)
-    indices, news = {}, {}
+    news: dict[str, tuple[Level, ...]] = {}
     for effects in design.effects:
         if effects.columns:
             z = table((effects.term.expr,), frame, is_new=is_new)
             data[f"x_{effects.name}"] = z[:, 0] if z.shape[1] == 1 else z
     for factor, groups in design.groups.items():
-        indices[factor], news[factor] = place_of(groups, frame)
-    data |= indices
-    (last, *_) = arguments(design)
-    return data or {last: len(frame)}, news
+        data[factor], news[factor] = place_of(groups, frame)
+    if not data:  # no term has a number for each row
+        data["num_rows"] = len(frame)
+    return data, news
 
 
 def _plain(level: Level) -> Hashable:

@@ -107,13 +107,14 @@ def designed(text: str, frame: pd.DataFrame) -> Design:
     offsets = tuple(t for t in terms if t.kind == "offset")
     taken = set(RESERVED)
     name, values = _response(matrices.response, text)
-    name = unused(name, taken)
+    name = _unused(name, taken)
     effects = _effects(matrices.group, taken)
+    terms_of = {e.factor: e.term for e in effects}
     return Design(
         common,
         (offsets, table(offsets, frame, is_new=False).sum(1)),
         effects,
-        {e.factor: _groups(e.term, frame) for e in effects},
+        {factor: _groups(term, frame) for factor, term in terms_of.items()},
         columns,
         has_intercept,
         means,
@@ -127,9 +128,9 @@ def _effects(group: Term, taken: set[str]) -> tuple[Effects, ...]:
     found, factors = [], dict[str, str]()
     for term in () if group is None else group.terms.values():
         if (of := term.factor.name) not in factors:
-            factors[of] = unused(identifier(of), taken)
+            factors[of] = _unused(_identifier(of), taken)
         factor, is_intercept = factors[of], term.kind == "intercept"
-        label = factor if is_intercept else f"{identifier(term.expr.name)}_{factor}"
+        label = factor if is_intercept else f"{_identifier(term.expr.name)}_{factor}"
         z = _columns(term.expr.data)
         found.append(
             Effects(
@@ -156,7 +157,7 @@ def table(terms: tuple[Term, ...], frame: pd.DataFrame, *, is_new: bool) -> np.n
 
 
 def without_unused_levels(frame: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """The columns of these names; categories as their values, so that levels which no row has are forgotten."""
+    """The frame with categories among these columns as their values, so that levels which no row has are forgotten."""
     return frame.astype({n: object for n in names if hasattr(frame[n].dtype, "categories")})
 
 
@@ -178,13 +179,13 @@ def check_cells(frame: pd.DataFrame, names: set[str], what: str) -> None:
         )
 
 
-def identifier(name: str) -> str:
+def _identifier(name: str) -> str:
     """A term's name as one of Python: "scale(x)" to "scale_x"."""
     found = re.sub(r"\W+", "_", name).strip("_")
     return f"_{found}" if not found or found[0].isdigit() else found
 
 
-def unused(name: str, taken: set[str]) -> str:
+def _unused(name: str, taken: set[str]) -> str:
     """The name, with as many underscores behind it as it takes; it is taken from then on."""
     while name in taken or keyword.iskeyword(name):
         name += "_"
@@ -295,4 +296,4 @@ def _response(response: Term, text: str) -> tuple[str, np.ndarray]:
             + (f" with the levels {response.levels}" if response.levels else "")
             + ". Make it a column of numbers or truth values: e.g. frame['is_b'] = frame['g'] == 'b'."
         )
-    return identifier(response.name), values
+    return _identifier(response.name), values

@@ -17,7 +17,7 @@ from lapilli import ppl
 
 
 """
-# Prior of what a family has beside its mean (name, law), and the law of the response; `unit` is the response's own scale.
+# Prior of what a family has beside its mean (name, law), and the law of the response; {inverse} is 1 over its scale.
 LAWS: dict[str, tuple[tuple[str, str] | None, str]] = {
     "normal": (("sigma", "dist.Exponential({inverse})"), "dist.Normal(mean, sigma)"),
     "bernoulli": (None, "dist.Bernoulli(logits=mean)"),
@@ -86,7 +86,7 @@ def written(design: Design, family: Family, text: str, changed: Collection[str])
     return "\n".join([*head, f"    # {' '.join(text.split())}, {family}", *body, ""])
 
 
-def arguments(design: Design) -> list[str]:
+def _arguments(design: Design) -> list[str]:
     """Names of what a row needs, in the program's order."""
     names = ["x"] if design.columns else []
     names += ["offset"] if design.offsets[0] else []
@@ -97,7 +97,7 @@ def arguments(design: Design) -> list[str]:
 
 def _signature(design: Design) -> list[str]:
     news = [f"new_{factor}=0" for factor in design.groups]
-    return [*arguments(design), *news, f"{design.response[0]}=None"]
+    return [*_arguments(design), *news, f"{design.response[0]}=None"]
 
 
 def _of_groups(

@@ -156,8 +156,7 @@ def _is_from_the_end(raw: Known, array: np.ndarray, size: int) -> bool:
     A number by itself is, and numbers computed of such, `jnp.arange(n) - 1`, of which none is there twice. An array that is
     written down or closed over may hold codes of rows, -1 where one is missing: what is computed of it counts from the end if all
     numbers do, or if they are one whole turn of what is indexed, `np.arange(n) - 1`, which five rows are by accident once in 120
-    times. Arrays of 8 or 16 bits are codes, as pandas
-    keeps those of categories.
+    times. Arrays of 8 or 16 bits are codes, as pandas keeps those of categories.
     """
     numbers = array.ravel()
     if array.ndim == 0:

@@ -20,6 +20,7 @@ from ._handlers import (
     GivenSites as GivenSites,
     block as block,
     condition as condition,
+    handled as handled,
     intervene as intervene,
     is_ours as is_ours,
     mask as mask,

@@ -214,14 +214,9 @@ def rescale_plates(program: ModelFn, sizes: Mapping[str, float]) -> Program:
 def _transformed(
     program: PyTree, handler: Callable[[], PyTree], names: set[str], statement: str
 ) -> Program:
-    program = as_program(program)
-    if hasattr(program, "rebuilt"):  # made of another program, on which the handler is to act
-        return program.rebuilt(lambda inner: _transformed(inner, handler, names, statement))
+    """The program under a handler of the sites `names`, all of which it has to meet, and to fix if that is what it does."""
 
-    def transformed(*args: PyTree, **kwargs: PyTree) -> PyTree:
-        active = handler()
-        with active, contextlib.nullcontext() if isinstance(active, GivenSites) else fresh_caches():
-            out = program.fn(*args, **kwargs)
+    def check(active: PyTree) -> None:
         if names:
             met = set(active.frame.infos) if isinstance(active, GivenSites) else active.met
             if names - met:
@@ -236,6 +231,24 @@ def _transformed(
                 f"ppl.{statement}: only latent sites can be given a value, and {kinds} are none. Name the latent sites that they "
                 "are made of, or pass observed values as the program's arguments."
             )
+
+    return handled(program, handler, check)
+
+
+def handled(
+    program: ModelFn, handler: Callable[[], PyTree], check: Callable[[PyTree], None]
+) -> Program:
+    """The program under a handler, a new one in each run, which `check` looks at when the run is over."""
+    program = as_program(program)
+    rebuilt = getattr(program, "rebuilt", None)
+    if rebuilt is not None:  # made of another program, on which the handler is to act
+        return rebuilt(lambda inner: handled(inner, handler, check))
+
+    def transformed(*args: PyTree, **kwargs: PyTree) -> PyTree:
+        active = handler()
+        with active, contextlib.nullcontext() if isinstance(active, Recorder) else fresh_caches():
+            out = program.fn(*args, **kwargs)
+        check(active)
         return out
 
     transformed.__name__ = name_of(program)

@@ -2,8 +2,8 @@
 
 A `Recorder` is a NumPyro handler: it gives each latent statement a value (given, or drawn with a key that comes from the site's
 address) and keeps its description (`SiteInfo`) and log-prob. `Runner` simulates and scores; control-flow statements open regions
-in which recorders keep frames of their own (`_regions.py`); a `Trace` is what is left when the run is over. `_match.py` compares
-the traces of a model and its guide.
+in which recorders keep frames of their own (`_regions.py`, `_particles.py`); a `Trace` is what is left when the run is over.
+`_match.py` compares the traces of a model and its guide.
 """
 
 from ._in_step import first_step as first_step
@@ -40,11 +40,7 @@ from ._reach import (
     unlimited as unlimited,
 )
 from ._recorder import HiddenDraw as HiddenDraw, Noiseless as Noiseless, Recorder as Recorder
-from ._regions import (
-    all_steps as all_steps,
-    cond as cond,
-    scan as scan,
-)
+from ._regions import all_steps as all_steps, cond as cond, scan as scan
 from ._runner import (
     EngineRecorder as EngineRecorder,
     Runner as Runner,

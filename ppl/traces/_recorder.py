@@ -2,7 +2,7 @@
 
 A `Recorder` sits on NumPyro's stack, gives each sample statement a value and keeps what the statement
 contributed. Recorders know about *regions*: the bodies of `ppl.scan`, `ppl.cond` and `ppl.particles`
-(`_regions.py`). Inside a region a recorder fills a frame of its own; when the region closes, the frame's
+(`_regions.py`, `_particles.py`). Inside a region a recorder fills a frame of its own; when the region closes, the frame's
 arrays leave it stacked, so that no tracer leaks and a site keeps its name.
 
 Keys are derived from addresses (`_keys.py`): a site's key is that of its region and its name, a region's key for step t or

@@ -108,7 +108,7 @@ def test_jumps_planted_behind_a_stiff_field_are_found_and_nothing_else(seed):
 
 
 @pytest.mark.slow  # two searches
-def test_a_solution_of_many_steps_is_searched_in_the_end():
+def test_a_solution_of_many_steps_is_searched():
     """Stiff everywhere: some 100 steps to the first time, none of which may be cut off."""
     times = jnp.array([0.0, 6.0])
 
