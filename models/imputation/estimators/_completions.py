@@ -23,18 +23,20 @@ def completions(
 
     Args:
         params: draws, [draws, ...].
-        x: numbers in standard units, NaN where they are missing.
+        x: numbers in standard units, NaN where they are missing, [rows, d]; or of each draw its own, [draws, rows, d].
         c: numbers of levels, -1 where they are missing.
         keys: of the rows.
         levels: numbers of levels.
         num_sweeps: numbers and categories are drawn in turn so many times.
     """
-    size = len(x)
+    size = len(c)
     rows = np.resize(np.arange(size), max(LEAST_SIZE, 1 << (size - 1).bit_length()))
-    cells, keys, found = Cells.of(x[rows], c[rows]), keys[rows], []
+    keys, found = keys[rows], []
+    cells = Cells.of(x[rows], c[rows]) if x.ndim == 2 else None
     for number in range(len(params.tril)):
         own = jax.tree.map(lambda a, number=number: a[number], params)
-        one = _complete(own, cells, keys, number, levels, num_sweeps)
+        given = Cells.of(x[number, rows], c[rows]) if cells is None else cells
+        one = _complete(own, given, keys, number, levels, num_sweeps)
         found.append(jax.tree.map(lambda a: np.asarray(a)[:size], one))
     return jax.tree.map(lambda *a: np.stack(a), *found)
 

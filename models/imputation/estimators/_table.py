@@ -145,17 +145,14 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         check_kind(self.model, x)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._seed = seed
-        found = run_chains(
-            seed, Cells.of(x, c), columns.counts, columns.features, num_draws=self.num_draws,
-            num_chains=self.num_chains, max_sweeps=self.max_sweeps,
-        )  # fmt: skip
+        chains = {name: getattr(self, name) for name in ("num_draws", "num_chains", "max_sweeps")}
+        found = run_chains(seed, Cells.of(x, c), columns.counts, columns.features, **chains)
         self._params: TableParameters = found.params
         self.n_iter_, self.r_hat_, self.ess_ = found.num_sweeps, found.r_hat, found.ess
         self.levels_ = {columns.names[j]: columns.levels[j] for j in columns.categories}
         # Rows that are completed later begin anew: ten times what a draw takes to be forgotten.
         self._num_sweeps = int(np.clip(10 * found.time, 16, 512))
         self._look_at_residuals(found.last.x[0], found.last.c[0], np.isnan(x))
-        chains = {name: getattr(self, name) for name in ("num_draws", "num_chains", "max_sweeps")}
         choice = choose(self.model, columns, x, c, found, chains, seed, self._num_sweeps)
         self._deep, self.model_, self.curved_ = choice.deep, choice.name, choice.curved
         self.gain_, self.kept_ = choice.gain, choice.kept
@@ -182,6 +179,8 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             keys = row_keys(self._seed, own)  # so that a row's result depends on the row alone
             if self._deep is not None:
                 x[part] = self._deep.means(x[part], c[part])
+                if not self._columns.counts:
+                    continue
             found = self._completed(np.arange(len(self._params.tril)), x[part], c[part], keys)
             x[part] = np.where(np.isnan(x[part]), found.mean.mean(0), x[part])
             c[part] = np.where(c[part] < 0, found.probs.mean(0).argmax(-1), c[part])
@@ -219,15 +218,13 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         xs, cs = (np.repeat(a[None], num_samples, 0) for a in (x, c))
         if self._deep is not None and len(rows):
             xs[:, rows] = self._deep.draws(x[rows], c[rows], num_samples, seed)
-        for part in in_parts(rows):
-            if self._deep is not None:
-                keys = row_keys(seed, part)
-                for i in range(num_samples if self._columns.counts else 0):
-                    drawn = self._completed(which[i : i + 1], xs[i, part], c[part], keys).c[0]
-                    cs[i, part] = np.where(c[part] < 0, drawn, c[part])
-                continue
-            found = self._completed(which, x[part], c[part], row_keys(seed, part))
-            xs[:, part] = np.where(np.isnan(x[part]), found.x, x[part])
+        is_open = self._deep is None or bool(
+            self._columns.counts
+        )  # the deep model leaves levels alone
+        for part in in_parts(rows) if is_open else ():
+            given = x[part] if self._deep is None else xs[:, part]
+            found = self._completed(which, given, c[part], row_keys(seed, part))
+            xs[:, part] = np.where(np.isnan(given), found.x, given)
             cs[:, part] = np.where(c[part] < 0, found.c, c[part])
         tables = [self._columns.filled(table, *each) for each in zip(xs, cs, strict=True)]
         return tables if is_frame(X) else np.stack(tables)

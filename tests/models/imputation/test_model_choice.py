@@ -164,3 +164,26 @@ def test_cells_of_straight_tables_are_not_likelier_under_the_deep_model(monkeypa
         x = with_holes(straight(np.random.default_rng(seed), 400))
         imputer = TableImputer(random_state=seed).fit(x)
         assert imputer.model_ == "joint" and imputer.gain_[0] < 2 * imputer.gain_[1]
+
+
+class Means:
+    """A deep model that fills numbers with zeros."""
+
+    def draws(self, x, c, number, seed):
+        return np.repeat(np.nan_to_num(x)[None], number, 0)
+
+
+def test_levels_are_drawn_anew_in_each_table_of_the_deep_model():
+    """Two levels that nothing tells: between tables a cell changes as often as a coin does."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": rng.normal(size=300), "kind": rng.choice(["a", "b"], 300)})
+    table.loc[rng.random(300) < 0.3, "x"] = np.nan
+    table.loc[rng.random(300) < 0.3, "kind"] = None
+    imputer = TableImputer(categories=["kind"], model="joint", num_draws=40, num_chains=2, random_state=0)
+    imputer.fit(table)
+    imputer._deep = Means()
+    drawn = np.stack([t["kind"].to_numpy() == "a" for t in imputer.sample(table, 40)])
+    open_cells = drawn[:, table["kind"].isna()]
+    share = open_cells.mean()
+    assert 0.3 < share < 0.7
+    np.testing.assert_allclose(open_cells.var(0).mean(), share * (1 - share), rtol=0.1)
