@@ -190,7 +190,7 @@ class AbstractObjective(abc.ABC):
     __array_ufunc__ = None  # numbers of NumPy leave the arithmetic to the methods below
 
     def __mul__(self, factor: PyTree) -> ObjectiveSum:
-        return ObjectiveSum(tuple((factor_of(factor) * a, part) for a, part in terms_of(self)))
+        return ObjectiveSum(tuple((factor_of(factor) * a, part) for a, part in _terms(self)))
 
     __rmul__ = __mul__
 
@@ -206,7 +206,7 @@ class AbstractObjective(abc.ABC):
                 f"{self.name}: an objective is added to an objective, and {other!r} is {type(other).__name__}. A number that "
                 "does not depend on parameters trains nothing: leave it out, or multiply by it."
             )
-        return ObjectiveSum((*terms_of(self), *terms_of(other)))
+        return ObjectiveSum((*_terms(self), *_terms(other)))
 
     def __radd__(self, other: object) -> AbstractObjective:
         # sum(...) begins with 0
@@ -357,6 +357,6 @@ class ObjectiveSum(AbstractObjective):
         }
 
 
-def terms_of(objective: AbstractObjective) -> tuple[tuple[float, AbstractObjective], ...]:
+def _terms(objective: AbstractObjective) -> tuple[tuple[float, AbstractObjective], ...]:
     """Factor and objective of each term of a sum; an objective that is none is its own only term."""
     return objective.terms if isinstance(objective, ObjectiveSum) else ((1.0, objective),)

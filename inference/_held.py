@@ -17,19 +17,20 @@ _LIBRARIES = frozenset(
 )
 
 
-def is_integer(x: object) -> bool:
+def has_whole_numbers(x: object) -> bool:
     """Whether it is an array of whole numbers, a series or a number of NumPy's."""
     return getattr(getattr(x, "dtype", None), "kind", "") in ("i", "u")
 
 
 def holds_integers(program: object) -> bool:
     """Whether a program reaches several whole numbers that may be codes: an array of them, or a list with a negative one."""
-    todo, seen = [(program, _DEPTH)], set()
+    todo: list[tuple[object, int]] = [(program, _DEPTH)]
+    seen: dict[int, object] = {}  # with the objects, so that no other one gets their number
     while todo:
         x, depth = todo.pop()
         if id(x) in seen:
             continue
-        seen.add(id(x))
+        seen[id(x)] = x
         if _are_codes(x):
             return True
         if depth:
@@ -40,7 +41,7 @@ def holds_integers(program: object) -> bool:
 def _are_codes(x: object) -> bool:
     if isinstance(x, list | tuple):
         return bool(x) and all(type(i) is int for i in x) and min(x) < 0
-    return is_integer(x) and np.ndim(x) > 0  # pyright: ignore[reportArgumentType]
+    return has_whole_numbers(x) and np.ndim(x) > 0  # pyright: ignore[reportArgumentType]
 
 
 def _reached(x: object) -> Iterable[object]:

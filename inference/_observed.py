@@ -125,6 +125,12 @@ def _has_nan(x: PyTree) -> bool:
     return any(bool(np.isnan(part).any()) for part in parts)
 
 
+def categories_of(raw: PyTree) -> list[PyTree]:
+    """Leaves of arguments that are categories of pandas."""
+    leaves = jax.tree.leaves(parted(raw))
+    return [x for x in leaves if hasattr(getattr(x, "dtype", None), "categories")]
+
+
 def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
     """Refuse categories of pandas that are observed under a law of real numbers: their codes would be taken for measurements.
 
@@ -136,8 +142,7 @@ def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
     Raises:
         TypeError: with the site's name.
     """
-    leaves = jax.tree.leaves(parted(raw))
-    given = [x for x in leaves if hasattr(getattr(x, "dtype", None), "categories")]
+    given = categories_of(raw)
     if run is None or not given:
         return
     coded = [as_array("categories", x) for x in given]

@@ -18,7 +18,7 @@ from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
 from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
 from ..ppl.traces import Trace, stand_ins
 from ._arguments import Arguments, leaf_names
-from ._held import holds_integers, is_integer
+from ._held import has_whole_numbers, holds_integers
 from ._host_keys import default_key
 from ._improper import UNNORMALISED, check_proper, improper_sites
 from ._noise import check_noise
@@ -193,7 +193,7 @@ def checked(
 def check_new(method: str, program: object, args: tuple) -> None:
     """`check_indices` for a program that is run later: what is wrong with it otherwise is told then."""
     given = jax.tree.leaves(args)
-    if not is_concrete(args) or not (any(map(is_integer, given)) or holds_integers(program)):
+    if not is_concrete(args) or not (any(map(has_whole_numbers, given)) or holds_integers(program)):
         return
     if (run := tried_run(program, args)) is not None:
         check_indices(method, run)

@@ -20,7 +20,7 @@ from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
 from .._host_keys import default_key
-from .._observed import check_categories
+from .._observed import categories_of, check_categories
 from .._runs import later_indices, tried_run
 from ._callbacks import FitInfo, labels, with_state
 from ._defaults import (
@@ -200,7 +200,8 @@ def fit(
         program = objective if is_model else getattr(objective, "model", None)
         raw = (Keywords(args),) if isinstance(args, Mapping) else args
         args, names = as_arguments(args, program), labels_of(raw, program)
-        check_categories("fit", tried_run(program, args) if names else None, raw)
+        if categories_of(raw):
+            check_categories("fit", tried_run(program, args), raw)
     given = args  # the Fit keeps these
     check_values(
         num_steps,
@@ -274,9 +275,7 @@ def fit(
         more = ", and as many again for the average" if average == "stationary" else ""
         reasons |= {"steps": "until the value has settled" + more}
     ending = "watches" if average == "stationary" else "settles" if settles else None
-    if (
-        found := getattr(getattr(getattr(objective, "guide", None), "fn", None), "starts", None)
-    ) and is_model:
+    if is_model and (found := getattr(guide, "starts", None)):
         reasons |= {"start": str(found)}
     if progress and reasons:
         report(reasons)

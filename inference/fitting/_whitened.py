@@ -21,10 +21,9 @@ from numpyro.distributions.transforms import (
 )
 from numpyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal
 
-from ...ppl import constrain, rescale_plates
+from ...ppl import rescale_plates
 from ...ppl._compat import handler_stack, is_concrete, no_handlers
 from ...ppl._precision import full_precision
-from ...ppl._shared_jit import shared_jit
 from ...ppl._types import Key, Message, ModelFn, ParamMap
 from ...ppl.language import Keywords, as_program
 from .._host_keys import split
@@ -107,7 +106,7 @@ class AutoWhitenedNormal(AutoContinuous):
         key = _fresh_key()
         args = (*args, Keywords(kwargs)) if kwargs else args
         with no_handlers():
-            self.space, args = _space(self, args)
+            self.space = _space(self, args)
             self.latent_dim = self.space.dimension
             if is_concrete((args, key)):
                 self.starts = find_starts(self.space, args, key, blocks=self.blocks)
@@ -131,10 +130,8 @@ class AutoWhitenedNormal(AutoContinuous):
         return f"{self.prefix}_loc", f"{self.prefix}_scale" + "_tril" * (self.rank == "full")
 
     def __getstate__(self) -> dict[str, PyTree]:
-        return super().__getstate__() | {
-            "starts": None,
-            "blocks": None,
-        }  # compiled functions and data
+        # Without compiled functions and data.
+        return super().__getstate__() | {"starts": None, "blocks": None}
 
     def get_base_dist(self) -> dist.Distribution:
         """The standard Normal."""
@@ -229,7 +226,7 @@ class AutoMeanField(AutoDiagonalNormal):
         key = _fresh_key()
         args = (*args, Keywords(kwargs)) if kwargs else args
         with no_handlers():
-            self.space, args = _space(self, args)
+            self.space = _space(self, args)
             point = np.zeros(self.space.dimension)
             if is_concrete((args, key)):
                 self.landscape, point = start_without_search(self.space, args, key, self.blocks)
@@ -238,17 +235,15 @@ class AutoMeanField(AutoDiagonalNormal):
         self.prototype_trace = _prototypes(self.space)
 
     def __getstate__(self) -> dict[str, PyTree]:
-        return super().__getstate__() | {
-            "landscape": None,
-            "blocks": None,
-        }  # compiled functions and data
+        # Without compiled functions and data.
+        return super().__getstate__() | {"landscape": None, "blocks": None}
 
     _unpack_and_constrain = AutoWhitenedNormal._unpack_and_constrain
 
     def draws(self, params: ParamMap, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As those of `AutoWhitenedNormal`."""
-        found = shared_jit(lambda params: self.get_posterior(constrain(params)))(params)
-        loc, scale = np.asarray(found.loc, float), np.asarray(found.scale, float)
+        of = lambda name: np.asarray(params[f"{self.prefix}_{name}"], float)
+        loc, scale = of("loc"), np.logaddexp(of("scale"), 0.0)
         return loc + noise * scale, _log_prob(noise) - np.log(scale).sum()
 
 
@@ -266,12 +261,11 @@ def _fresh_key() -> Key:
     return key
 
 
-def _space(guide: OwnGuide, args: tuple) -> tuple[Space, tuple]:
-    """Coordinates of a guide's model, and the arguments that they are seen with."""
-    if guide.blocks is None:
-        return Space(guide.model, args, guide.hidden), args
-    args = guide.blocks.first
-    return Space(rescale_plates(guide.model, guide.blocks.sizes), args, guide.hidden), args
+def _space(guide: OwnGuide, args: tuple) -> Space:
+    """Coordinates of a guide's model; of blocks of rows the arguments are those of the first one."""
+    blocks = guide.blocks
+    model = guide.model if blocks is None else rescale_plates(guide.model, blocks.sizes)
+    return Space(model, args, guide.hidden)
 
 
 def _log_prob(noise: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from ...ppl.language import InlineGuide, SiteWeights, apply, joined, set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
 from .._abstract_objective import AbstractObjective, Direction
+from .._host_keys import default_key
 from .._runs import check_new
 from ._recreated import RecordedCall, recreate, recreated
 
@@ -72,9 +73,8 @@ class Objective(AbstractObjective):
     site_weights: Mapping[str, PyTree] | Callable[..., Mapping[str, PyTree]] | None = None
     weighing: Weighing = "functional"
     gradient: str = "full"
-    bias: str = dataclasses.field(
-        default="", repr=False
-    )  # a fact of the code, not an option: in no file
+    # A fact of the code, not an option: in no file.
+    bias: str = dataclasses.field(default="", repr=False)
     recipe: RecordedCall | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -368,7 +368,7 @@ class Objective(AbstractObjective):
         """
         args = joined(args, kwargs, self.model)
         if self.guide is not None:
-            set_up(self.guide, jax.random.key(0), args)
+            set_up(self.guide, default_key(), args)
         return plate_sizes(lambda: self._run({}, *args), self.strategies)
 
     def traces(

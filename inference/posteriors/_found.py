@@ -81,9 +81,8 @@ def make_draws(problem: Problem, found: Found, key: Key, attempts: tuple[Attempt
     """The result."""
     verdict, choices = found.verdict, found.draw(key)
     is_lost = lambda x: np.issubdtype(x.dtype, np.floating) and np.isnan(x).any()
-    if lost := [
-        n for n, x in choices.items() if is_lost(x)
-    ]:  # of what was integrated out, without digits
+    # Of what was integrated out, without digits.
+    if lost := [n for n, x in choices.items() if is_lost(x)]:
         text = f"draws of {', '.join(lost)} are no numbers: the precision does not tell them"
         verdict = verdict._replace(problems=(text, *verdict.problems))
     certificate = Certificate(

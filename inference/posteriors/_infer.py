@@ -13,6 +13,7 @@ from ...ppl._calls import checked_call, did_you_mean
 from ...ppl._checks import check_counts, check_seconds
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
+from .._host_keys import default_key
 from ._certificate import Attempt
 from ._clock import MAX_SECONDS, Clock, TimeUpError
 from ._draws import Draws
@@ -105,7 +106,7 @@ def infer(
     _check_methods(methods)
     say = _say("infer", progress)
     clock = Clock(max_seconds, say)
-    key = jax.random.key(0) if key is None else typed_key(key)
+    key = default_key() if key is None else typed_key(key)
     problem = posed("infer", model, args)
     search = Search("infer", problem, key, num_samples, num_chains, methods, say, clock)
     draws = search.draws()
@@ -163,7 +164,7 @@ def nuts(
             f"nuts: target_accept must lie between 0 and 1, got {target_accept!r}. Give a probability such as 0.9."
         )
     say = _say("nuts", progress)
-    key = jax.random.key(0) if key is None else typed_key(key)
+    key = default_key() if key is None else typed_key(key)
     problem = posed("nuts", model, args)
     program, gone = without_discrete("nuts", problem.program, problem.trace, problem.args)
     gone = (*getattr(problem.program, "sites", ()), *gone)

@@ -29,7 +29,7 @@ def set_up(program: ModelFn, key: Key, args: PyTree) -> None:
     if not isinstance(program.fn, AutoGuide):
         return
     with _setting_up:  # a guide is no longer new before it is ready
-        if _is_new(program):
+        if is_new(program):
             _meet_model(program, key, args)
 
 
@@ -97,7 +97,7 @@ def check_set_up(program: ModelFn) -> None:
     Raises:
         ValueError: naming the guide and the remedy.
     """
-    if _is_new(program):
+    if is_new(program):
         name = type(program.fn).__name__
         raise ValueError(
             f"{name}: the autoguide has not met its model: its sites are not known and its parameters have not been made. "
@@ -105,5 +105,5 @@ def check_set_up(program: ModelFn) -> None:
         )
 
 
-def _is_new(program: ModelFn) -> bool:
+def is_new(program: ModelFn) -> bool:
     return isinstance(program.fn, AutoGuide) and program.fn.prototype_trace is None

@@ -17,9 +17,8 @@ import numpy as np
 from jaxtyping import Array
 
 from ..._arguments import Arguments
-from ._buffers import held
 
-BLOCK_BYTES = 2**25  # of rows, as the device has them
+BLOCK_BYTES = 2**25  # of rows, as they are given
 
 
 class RowBlocks:
@@ -41,7 +40,7 @@ class RowBlocks:
         self.split = Arguments(args)
         arrays = self.split.arrays(args)
         self._is_cut = list(is_cut)
-        self._arrays = [x if cut else held(x) for x, cut in zip(arrays, is_cut, strict=True)]
+        self._arrays = [x if cut else jnp.asarray(x) for x, cut in zip(arrays, is_cut, strict=True)]
         self.sizes = {plate: size}
         self.size = max(int(np.size(x)) for x in arrays)
         row = sum(x[:1].nbytes for x, cut in zip(arrays, is_cut, strict=True) if cut)
@@ -63,6 +62,6 @@ class RowBlocks:
         return [
             jnp.asarray(np.asarray(x[rows], jax.dtypes.canonicalize_dtype(x.dtype)))
             if is_cut
-            else jnp.asarray(x)
+            else x
             for x, is_cut in zip(self._arrays, self._is_cut, strict=True)
         ]

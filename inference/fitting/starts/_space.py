@@ -250,9 +250,7 @@ class Landscape:
             return self._in_parts(self._derivatives[0], self.num_paths, center, factor)
         try:
             found = self._in_parts(self._derivatives[0], self.num_paths, center, factor)
-        except (
-            TypeError
-        ):  # a derivative of its own (`jax.custom_vjp`, as of `odeint`) has no second one
+        except TypeError:  # a `jax.custom_vjp`, as of `odeint`, has no second derivative
             found = None
         if found is not None:
             is_known, is_whole = (np.isfinite(x).all(tuple(range(1, x.ndim))) for x in found[1:])
@@ -266,23 +264,22 @@ class Landscape:
         self, fn: Callable[..., PyTree], rows: int, *inputs: np.ndarray, has_data: bool = True
     ) -> list[np.ndarray]:
         """`fn(inputs, arrays)` in calls of equally many rows, so that it is compiled once; its mean over blocks of data."""
-        found = []
         blocks = self._blocks if has_data and self._blocks else [(1.0, self._arrays)]
+        parts = []
         for begin in range(0, len(inputs[0]), rows):
             part = [x[begin : begin + rows] for x in inputs]
             number = len(part[0])
             padded = [np.concatenate([x, np.repeat(x[:1], rows - number, 0)]) for x in part]
-            points = tuple(map(_single, padded))
-            total: list[PyTree] = []
-            for share, arrays in blocks:
-                outs = [np.asarray(x)[:number].astype(float) for x in fn(points, arrays)]
-                total = (
-                    [share * x for x in outs]
-                    if not total
-                    else [t + share * x for t, x in zip(total, outs, strict=True)]
-                )
-            found.append(total)
-        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+            parts.append((number, tuple(map(_single, padded))))
+        total: list[np.ndarray] = []
+        for share, arrays in blocks:  # each is read once, for all points
+            outs = [
+                [share * np.asarray(x)[:number].astype(float) for x in fn(points, arrays)]
+                for number, points in parts
+            ]
+            whole = [np.concatenate(xs) for xs in zip(*outs, strict=True)]
+            total = [t + x for t, x in zip(total, whole, strict=True)] if total else whole
+        return total
 
     def choices(self, u: np.ndarray) -> dict[str, np.ndarray]:
         """The values of the sites at points [n, d]."""

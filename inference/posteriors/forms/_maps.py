@@ -19,6 +19,7 @@ from ....ppl._compat import fresh_caches
 from ....ppl._quiet import quiet
 from ....ppl._types import Message
 from ..._depends import depends
+from ..._host_keys import default_key
 from ..._supports import transforms_of
 
 Array = jax.Array
@@ -69,7 +70,7 @@ def _moving(
             ppl.as_program(watched).generate(key, values, *args)
         return met.supports
 
-    key, values = jax.random.key(0), dict(template)
+    key, values = default_key(), dict(template)
     closed, out = jax.make_jaxpr(supports, return_shape=True)(key, values)
     marks = lambda of: depends(closed.jaxpr, of)
     rest = [False] * (len(closed.jaxpr.invars) - 1)

@@ -17,13 +17,13 @@ import jax
 import numpy as np
 
 from ....ppl._types import Key
-from ...diagnostics._weights import importance_diagnostics, resampling_indices
+from ...diagnostics._weights import resampling_indices
 from .._certificate import Attempt
 from .._convergence import r_hat
 from .._judged import APART, Verdict
 from ..chains import Run, mean_and_root
 from ..forms import Target
-from ._weighted import of_weights
+from ._weighted import smoothed_and_judged
 
 _FREEDOM = 7.0  # degrees of it
 _WIDER = 1.1
@@ -58,13 +58,12 @@ def weigh_modes(target: Target, run: Run, key: Key, num_samples: int) -> Weighed
     log_density = np.where(log_density < np.inf, log_density, -np.inf)
     each = np.stack([law.log_prob(u) for law in laws])
     log_q = np.logaddexp.reduce(each, 0) - math.log(len(laws))
-    verdict = of_weights(log_density - log_q)
+    verdict, smoothed = smoothed_and_judged(log_density - log_q)
     words = f"importance, {len(laws)} modes of the chains weighed"
     attempt = Attempt(words, time.perf_counter() - began, verdict.outcome, verdict.seen)
-    if not verdict.seen:
+    if smoothed is None:
         return Weighed(u[:num_samples], log_density[:num_samples], verdict, attempt)
-    worth = importance_diagnostics(log_density - log_q)
-    rows = resampling_indices(key, worth.smoothed_log_weights)
+    rows = resampling_indices(key, smoothed)
     rows = rows[(np.arange(num_samples) * len(rows)) // num_samples]
     return Weighed(u[rows], log_density[rows], verdict, attempt)
 

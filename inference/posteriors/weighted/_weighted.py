@@ -182,18 +182,13 @@ def near_guide(
     return places + (_WIDER - 1) * (places - frame.location), frame
 
 
-def of_weights(log_weights: np.ndarray, choices: Mapping[str, np.ndarray] | None = None) -> Verdict:
-    """The verdict on draws by their weights, and by those times squares of the sites' numbers, on which widths depend.
-
-    Nothing is seen where weights are no numbers.
-    """
-    return smoothed_and_judged(log_weights, choices)[0]
-
-
 def smoothed_and_judged(
     log_weights: np.ndarray, choices: Mapping[str, np.ndarray] | None = None
 ) -> tuple[Verdict, np.ndarray | None]:
-    """The verdict of `of_weights`, and the Pareto-smoothed log-weights; None where they are no numbers."""
+    """The verdict on draws by their weights, and by those times squares of the sites' numbers, on which widths depend.
+
+    Beside it the Pareto-smoothed log-weights; None, and nothing seen, where weights are no numbers.
+    """
     if not np.isfinite(log_weights).any() or not (log_weights < np.inf).all():
         return Verdict({}, ("the weights of a fitted guide's draws are no numbers",)), None
     worth = importance_diagnostics(log_weights)

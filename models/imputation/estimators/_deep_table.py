@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Self
 
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from ....ppl._quiet import quiet
 from ..tables import HiddenCells, Levels, with_dummies
 from ._imputer import SeriesImputer
 
@@ -45,7 +45,6 @@ class DeepTable:
         self, x: np.ndarray, c: np.ndarray, number: int, seed: int
     ) -> Float[np.ndarray, "number rows d"]:
         """Completed numbers."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `TableImputer` has said it
+        with quiet():  # `TableImputer` has said it
             found = self.imputer.sample(with_dummies(x, c, self.levels), number, random_state=seed)
         return found[..., : x.shape[1]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import Literal
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ....ppl._quiet import quiet
 from ..tables import (
     CURVED,
     LEAST_ROWS,
@@ -144,8 +144,7 @@ def _of_joint(
 ) -> Float[np.ndarray, " m"]:  # fmt: skip
     """Log-densities of hidden cells under the joint model, fitted to numbers without them."""
     without, levels, rows = hidden.without(x), columns.counts, hidden.rows
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the chains of all cells have said it
+    with quiet():  # the chains of all cells have said it
         params = run_chains(seed, Cells.of(without, c), levels, columns.features, **options).params
     drawn = np.broadcast_to(c[rows], (len(params.tril), *c[rows].shape))
     if (drawn < 0).any():

@@ -11,7 +11,7 @@ from lapilli.inference.posteriors._clock import Clock
 from lapilli.inference.posteriors._judged import of_chains
 from lapilli.inference.posteriors.chains._chains import ChainSettings, run_chains
 from lapilli.inference.posteriors.chains._sampler import Run
-from lapilli.inference.posteriors.weighted._weighted import GuideNormal, of_weights
+from lapilli.inference.posteriors.weighted._weighted import GuideNormal, smoothed_and_judged
 
 SHAPE = (4, 1000)
 
@@ -107,6 +107,10 @@ def test_few_draws_are_short_and_nothing_else():
         np.zeros((4, 60), bool),
     )
     assert not verdict.is_certified and verdict.is_short
+
+
+def of_weights(*args):
+    return smoothed_and_judged(*args)[0]
 
 
 @pytest.mark.parametrize("scale, is_good", [(1.0, True), (0.25, False)])
