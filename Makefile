@@ -81,7 +81,7 @@ demo: setup
 FAST := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/pytest
 
 quick: setup
-	$(FAST) -n $(WORKERS) --dist worksteal -m "not slow" --budget 240 $$($(BIN)/python .ci/quick.py $(SINCE)) $(PYTEST)
+	$(FAST) -n $(WORKERS) --dist worksteal -m "not slow and not docs" --budget 240 $$($(BIN)/python .ci/quick.py $(SINCE)) $(PYTEST)
 
 test: setup
 	$(FAST) -n $(WORKERS) --dist worksteal -m "not slow and not docs" $(PYTEST)

@@ -41,6 +41,13 @@ def parsed(
     return options
 
 
+def keep(out: Path, text: str, metrics: Any) -> None:
+    """Print the report; write report.txt and metrics.json."""
+    print(text)
+    (out / "report.txt").write_text(text + "\n")
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+
+
 def record_figure(
     where: str,
     *,

@@ -10,7 +10,7 @@ chosen by log q of fresh draws on two_moons, gaussian_mixture and slcp, and so w
 tasks have not been measured as they stand.
 
     python benchmarks/inference/simulators.py [--tasks NAME ...] [--methods npe tsnpe nle nre program] [--budgets 1000 10000]
-        [--observations 3] [--data FOLDER] [--seed 0] [--smoke] [--record]
+        [--observations 3] [--rounds 5] [--data FOLDER] [--seed 0] [--smoke] [--record]
 
 Without --data observations are drawn from the task's program, by their number as seed, and the references are our own: closed
 forms, rejection and grids; tasks without one are left out. FOLDER is `sbibm/tasks` of an unpacked wheel of `sbibm` 1.1.0: its

@@ -53,9 +53,9 @@ def results(face: str, name: str, known: set[type]) -> list[type]:
         if one not in known and (one.__doc__ or "").strip():
             known.add(one)
             found.append(one)
-            waiting += [
-                c for field in vars(one).get("__annotations__", {}) for c in of_field(one, field)
-            ]
+            hints = vars(one).get("__annotations__", {}).values()
+            names = vars(inspect.getmodule(one))
+            waiting += [c for hint in hints for c in classes(hint, names)]
     return found
 
 
@@ -67,11 +67,6 @@ def returned(thing: Any) -> list[type]:
         or getattr(thing, "__func__", thing)
     )
     return classes(getattr(fn, "__annotations__", {}).get("return"), getattr(fn, "__globals__", {}))
-
-
-def of_field(owner: type, field: str) -> list[type]:
-    """Classes of the library in the annotation of a field."""
-    return classes(owner.__annotations__[field], vars(inspect.getmodule(owner)))
 
 
 def classes(hint: Any, names: dict[str, Any]) -> list[type]:

@@ -18,7 +18,6 @@ cores.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +36,7 @@ from sklearn.preprocessing import PolynomialFeatures
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _record import parsed, record_figure
+from _record import keep, parsed, record_figure
 
 AXES, PARTS = 8, 3  # principal components; Gaussians a class
 
@@ -86,23 +85,22 @@ def log_parts(m: Mixture, z: Any) -> Any:
     return each + jnp.log(jnp.asarray(m.weights))
 
 
-def exact_reward(m: Mixture, label: int) -> Any:
-    """Log(1 - p(class | z)), of the mixture's own classes."""
-    kept = jnp.asarray(np.where(m.classes == label, -np.inf, 0.0))
+def log_share(m: Mixture, is_in: np.ndarray) -> Any:
+    """Z -> log-probability, given z, of the components that are in."""
+    kept = jnp.asarray(np.where(is_in, 0.0, -np.inf))
 
-    def others(z: Any) -> Any:
+    def of(z: Any) -> Any:
         parts = log_parts(m, z)
         return jax.nn.logsumexp(parts + kept) - jax.nn.logsumexp(parts)
 
-    return others
+    return of
 
 
-def learned_reward(
-    base: ppl.Program, m: Mixture, label: int, config: Config, rng: np.random.Generator
-) -> Any:
-    """The same from examples: s(z) tells them from the model's draws, s / (1 - s) is p(z | class) / p(z) up to a factor.
+def learned_reward(m: Mixture, label: int, config: Config, rng: np.random.Generator) -> Any:
+    """Log(1 - p(class | z)) from examples.
 
-    The class's probability is that ratio over what nine tenths of the examples reach, at most 1.
+    s(z) tells them from the model's draws: s / (1 - s) is p(z | class) / p(z) up to a factor. The class's probability is that
+    ratio over what nine tenths of the examples reach, at most 1.
     """
     negatives = exact_draws(m, config.num_negatives, rng, keep=lambda c: c == label)
     drawn = exact_draws(m, 40 * config.num_negatives, rng)
@@ -152,14 +150,14 @@ def reached(
 def run(config: Config, label: int, key: jax.Array) -> tuple[dict[str, dict[str, float]], float]:
     m, rng = mixture(), np.random.default_rng(int(jax.random.randint(key, (), 0, 2**30)))
     base, copy = programs(m)
-    share = float(m.weights[m.classes == label].sum())
+    is_label = m.classes == label
+    share = float(m.weights[is_label].sum())
     truth = exact_draws(m, config.num_samples, rng, keep=lambda c: c != label)
-    of_class = jnp.asarray(np.where(m.classes == label, 0.0, -np.inf))
-    of_one = lambda z: jax.nn.logsumexp(jax.nn.log_softmax(log_parts(m, z)) + of_class)
-    posterior = jax.jit(jax.vmap(lambda z: jnp.exp(of_one(z))))
+    of_label = log_share(m, is_label)
+    posterior = jax.jit(jax.vmap(lambda z: jnp.exp(of_label(z))))
     rewards = {
-        "exact": exact_reward(m, label),
-        "50 examples": learned_reward(base, m, label, config, rng),
+        "exact": log_share(m, ~is_label),  # log(1 - p(class | z)), of the mixture's own classes
+        "50 examples": learned_reward(m, label, config, rng),
     }
     # Draws without the class lie where it was, too: what the exact tilt leaves.
     least = float(posterior(jnp.asarray(truth)).mean() / share)
@@ -214,9 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = Config(60, 16, 50, 2000) if options.smoke else Config()
     rows, log_z = run(config, options.label, jax.random.key(options.seed))
     text = text_of(rows, log_z)
-    print(text)
-    (options.out / "report.txt").write_text(text + "\n")
-    (options.out / "metrics.json").write_text(json.dumps(rows, indent=1))
+    keep(options.out, text, rows)
     draw(rows, options.out / "forget.png")
     if options.record:
         record_figure(

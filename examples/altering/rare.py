@@ -1,11 +1,12 @@
 """Rare events and far minima: cross-entropy as a tilt whose level rises, and when its weights can be believed.
 
-What it shows: P(Z > 4.5) = 3.39767e-6 by proposals that the cross-entropy method adapts, level by level, from 2,000 draws each,
-and 10,000 for the estimate. With the mean alone it is right. With the width, each level is seen by a proposal that is too narrow
-for it: the width shrinks from level to level, and may do so before 4.5 is reached. At the optimum of the cross-entropy itself
-(4.704, 0.197) the weights have no variance; k-hat does not see that at 10,000 draws, whose largest weights are bounded ones near
-the level, and the rays that the report follows outwards do. Then the minimum of Rastrigin's function in 2 and 5 dimensions, as
-the tilt of a wide Normal by -f / temperature: tempered particles beside the best of as many draws.
+What it shows: P(Z > 4.5) = 3.39767e-6 by proposals that the cross-entropy method adapts, level by level, from 2,000 draws for
+the level and as many for the moments, and 10,000 for the estimate. With the mean alone it is right. With the width, each level
+is seen by a proposal that is too narrow for it: the width shrinks from level to level, and may do so before 4.5 is reached. At
+the optimum of the cross-entropy itself (4.704, 0.197) the weights have no variance; k-hat does not see that at 10,000 draws,
+whose largest weights are bounded ones near the level, and the rays that the report follows outwards do. Then the minimum of
+Rastrigin's function in 2 and 5 dimensions, as the tilt of a wide Normal by -f / temperature: tempered particles beside the best
+of as many draws.
 
 Source: Rubinstein 1999 (cross-entropy); Naesseth et al. 2020, arXiv:2003.10374 (the same as a forward divergence).
 
@@ -16,7 +17,6 @@ docs/_data/figures, altering/rare. Run time: one minute on 2 CPU cores.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from lapilli import inference, ppl
 from lapilli.inference.particles import moves
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _record import parsed, record_figure
+from _record import keep, parsed, record_figure
 
 LEVEL = 4.5
 EXACT = float(norm.sf(LEVEL))
@@ -174,9 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{name:<28}" + "".join(f"  {k} {v:.4g}" for k, v in row.items())
         for name, row in rows.items()
     )
-    print(text)
-    (options.out / "report.txt").write_text(text + "\n")
-    (options.out / "metrics.json").write_text(json.dumps(rows, indent=1))
+    keep(options.out, text, rows)
     draw(rows, options.out / "rare.png")
     if options.record:
         record_figure(

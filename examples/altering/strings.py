@@ -17,7 +17,6 @@ altering/strings. Run time: three minutes on 2 CPU cores.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ import optax
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from _record import parsed, record_figure
+from _record import keep, parsed, record_figure
 
 LENGTH = 12
 
@@ -107,38 +106,26 @@ class Row(NamedTuple):
     needs: tuple[str, str, str] = ("no", "no", "no")
 
 
-def policies(tilt: inference.tilts.TiltedProgram, config: Config) -> dict[str, tuple[Any, tuple]]:
-    """Objectives by name, and what is known of each: gradients of the reward, off policy, exact as draws grow."""
+def policies(
+    tilt: inference.tilts.TiltedProgram, config: Config
+) -> dict[str, tuple[Any, tuple, int]]:
+    """Objectives by name, what is known of each (as in `Row`), and rewards that a step evaluates."""
     n, elbo = config.num_draws, inference.elbo
     on, off = ("no", "no", "in the family"), ("no", "yes", "in the family")
+    few = max(n // 16, 1)
+    variance = lambda **by: inference.log_variance(tilt, policy, num_particles=n, **by)
+    forward = lambda **by: inference.forward_kl(tilt, policy, num_particles=n, **by)
+    mvd = elbo(tilt, policy, strategies="mvd", num_replicates=few)
+    loo = elbo(tilt, policy, strategies="reinforce_loo", num_replicates=n)
     return {
-        "reinforce": (elbo(tilt, policy, strategies="reinforce", num_replicates=n), on),
-        "reinforce, leave one out": (
-            elbo(tilt, policy, strategies="reinforce_loo", num_replicates=n),
-            on,
-        ),
-        "measure-valued": (
-            elbo(tilt, policy, strategies="mvd", num_replicates=max(n // 16, 1)),
-            on,
-        ),
-        "log-variance": (inference.log_variance(tilt, policy, num_particles=n), off),
-        "log-variance, draws of p": (
-            inference.log_variance(tilt, policy, num_particles=n, proposal=bits),
-            off,
-        ),
-        "reward-weighted, draws of p": (
-            inference.forward_kl(tilt, policy, num_particles=n, proposal=bits),
-            off,
-        ),
-        "cross-entropy": (inference.forward_kl(tilt, policy, num_particles=n), off),
+        "reinforce": (elbo(tilt, policy, strategies="reinforce", num_replicates=n), on, n),
+        "reinforce, leave one out": (loo, on, n),
+        "measure-valued": (mvd, on, few * (1 + 2 * LENGTH)),  # two more runs for each bit
+        "log-variance": (variance(), off, n),
+        "log-variance, draws of p": (variance(proposal=bits), off, n),
+        "reward-weighted, draws of p": (forward(proposal=bits), off, n),
+        "cross-entropy": (forward(), off, n),
     }
-
-
-def evaluations(name: str, config: Config) -> int:
-    """Of the reward, in one step."""
-    if name == "measure-valued":  # two more runs for each bit
-        return max(config.num_draws // 16, 1) * (1 + 2 * LENGTH)
-    return config.num_draws
 
 
 def trained(
@@ -158,7 +145,7 @@ def variance_of(objective: Any, params: Any, key: jax.Array, num: int = 200) -> 
     return float(jnp.var(grads(jax.random.split(key, num)), axis=0, ddof=1).sum())
 
 
-def preferred(temperature: float, number: int, key: jax.Array) -> tuple[Any, Any]:
+def preferred(number: int, key: jax.Array) -> tuple[Any, Any]:
     """Pairs of draws of the model, in the order in which a judge of Bradley and Terry prefers them."""
     draw_key, judge_key = jax.random.split(key)
     x = jax.random.bernoulli(draw_key, 0.5, (2, number, LENGTH)).astype(int)
@@ -179,7 +166,7 @@ def samplers(tilt: inference.tilts.TiltedProgram, config: Config, key: jax.Array
     """Methods that train nothing: best of N with its exact law, particles and search by their draws."""
     rows = {}
     grid = (np.arange(2**LENGTH)[:, None] >> np.arange(LENGTH)) & 1
-    rewards = (grid[:, 1:] * grid[:, :-1]).sum(1)
+    rewards = np.asarray(jax.vmap(pairs)(jnp.asarray(grid)))
     for n in (4, 16, 64):
         started = time.perf_counter()
         law = inference.best_of(bits, pairs, n).law_of(rewards)
@@ -210,14 +197,14 @@ def run(config: Config, temperature: float, key: jax.Array) -> dict[str, dict[st
     tilt = inference.tilt(bits, pairs, temperature)
     keys = iter(jax.random.split(key, 40))
     rows = {"the model itself": Row(bits, 0, 0.0)}
-    for name, (objective, needs) in policies(tilt, config).items():
+    for name, (objective, needs, number) in policies(tilt, config).items():
         guide, seconds = trained(objective, (), config, next(keys))
-        spent = config.num_steps * evaluations(name, config)
+        spent = config.num_steps * number
         at, key = (objective.init(key), guide.params), next(keys)
         rows[name] = Row(
             guide, spent, seconds, tuple(variance_of(objective, p, key) for p in at), needs
         )
-    won, lost = preferred(temperature, config.num_data, next(keys))
+    won, lost = preferred(config.num_data, next(keys))
     fitted = ("no", "yes", "in pairs")
     args = (temperature, won, lost)
     guide, seconds = trained(dpo(bits, logits), args, config, next(keys))
@@ -311,9 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = Config(60, 32, 2000, 5000) if options.smoke else Config()
     rows = run(config, options.temperature, jax.random.key(options.seed))
     text = table(rows)
-    print(text)
-    (options.out / "report.txt").write_text(text + "\n")
-    (options.out / "metrics.json").write_text(json.dumps(rows, indent=1))
+    keep(options.out, text, rows)
     draw(rows, options.out / "strings.png")
     if options.record:
         record(config, rows, options.temperature, options.seed)

@@ -55,7 +55,6 @@ class Fields(eqx.Module):
     """E[dx_t/dt | x_t] and E[z | x_t]."""
 
     net: eqx.nn.MLP
-    num_classes: int = eqx.field(static=True, default=0)
 
     def __init__(self, width: int, *, key: jax.Array) -> None:
         self.net = eqx.nn.MLP(7, 4, width, 3, jax.nn.silu, key=key)

@@ -62,7 +62,7 @@ def _dots(
     rows: Mapping[str, Mapping[float, tuple[float, float]]],
     titles: list[str],
 ) -> None:
-    """One score, a line for each model: with all cells, and with the most missing that all models have."""
+    """One score, a line for each model: with the fewest cells missing, and with the share in the middle."""
     rates = sorted(next(iter(rows.values())))
     some = [rates[0], *rates[len(rates) // 2 : len(rates) // 2 + 1]]
     for rate, colour, marker in zip(dict.fromkeys(some), ("C0", "C1"), "os", strict=False):

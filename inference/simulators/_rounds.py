@@ -98,14 +98,15 @@ def in_rounds[Found: Guided](
     each = table.num_simulations + table.num_failed
     rounds, region, share, before = [], TruncatedPrior(data), 1.0, None
     while True:
-        key, learn_key, change_key, region_key, miss_key, data_key = jax.random.split(key, 6)
+        key, *keys = jax.random.split(key, 7)
+        learn_key, change_key, miss_key, cut_key, prior_key, data_key = keys
         found = learned(table, learn_key)
         change = np.nan if before is None else moved(before, found.guide, data, change_key)
         rounds.append(Round(each * (len(rounds) + 1), table.num_simulations, share, change))
         ended, drawn = _ended(found, rounds, num_rounds, tolerance, miss_key), None
         if ended is None:
-            region = region.cut(found.guide, epsilon, region_key)
-            drawn, share = region.prior_draws(table.model, table.args, region_key, each)
+            region = region.cut(found.guide, epsilon, cut_key)
+            drawn, share = region.prior_draws(table.model, table.args, prior_key, each)
             ended = f"the region has {share:.1g} of the prior, too little to draw from"
         if drawn is None:
             return found, Rounds(data, epsilon, tuple(rounds), ended)

@@ -68,6 +68,11 @@ def takes_context(network: object) -> bool:
     return bool(getattr(network, "takes_context", False))
 
 
+def num_labels(network: object) -> int:
+    """How many labels it takes: its `num_classes`, none where it has no such attribute."""
+    return int(getattr(network, "num_classes", 0))
+
+
 def row_contexts(name: str, network: Any, context: PyTree, rows: int, is_hidden: Array) -> Any:
     """The third argument of a network for all rows, with a leading axis."""
     if takes_context(network):
@@ -76,10 +81,10 @@ def row_contexts(name: str, network: Any, context: PyTree, rows: int, is_hidden:
         _check_rows(name, context, rows)
         return Context(jax.tree.map(jnp.asarray, context), ~is_hidden)
     if context is None:
-        return jnp.full(rows, network.num_classes)
+        return jnp.full(rows, num_labels(network))
     _check_label(name, network, context)
     _check_rows(name, context, rows)
-    return jnp.where(is_hidden, network.num_classes, context)
+    return jnp.where(is_hidden, num_labels(network), context)
 
 
 def one_context(name: str, network: Any, context: PyTree) -> PyTree:
@@ -88,7 +93,7 @@ def one_context(name: str, network: Any, context: PyTree) -> PyTree:
         shown = lambda: Context(jax.tree.map(jnp.asarray, context), jnp.ones((), bool))
         return None if context is None else shown()
     if context is None:
-        return jnp.asarray(network.num_classes)
+        return jnp.asarray(num_labels(network))
     _check_label(name, network, context)
     return jnp.asarray(context)
 
@@ -101,7 +106,7 @@ def shown_or(unknown: Array, encode: Callable[[PyTree], Array], context: Context
 
 
 def _check_label(name: str, network: Any, label: object) -> None:
-    if network.num_classes == 0:
+    if num_labels(network) == 0:
         raise ValueError(
             f"{name}: a context is given, but the network takes none (num_classes=0). Build it with num_classes= for integer "
             "labels, or with encoder= or context_channels= for arrays."

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._unet import UNet
-from ._contexts import Context, shown_or, takes_context
+from ._contexts import Context, num_labels, shown_or, takes_context
 
 NUM_FEATURES = 32
 
@@ -198,7 +198,7 @@ class LevelNet(eqx.Module):
 
     def __init__(self, net: object, levels: Float[ArrayLike, " levels"]) -> None:
         self.net, self.levels = net, tuple(level_values("LevelNet", levels).tolist())
-        self.num_classes = getattr(net, "num_classes", 0)
+        self.num_classes = num_labels(net)
         self.takes_context = takes_context(net)
 
     def __call__(

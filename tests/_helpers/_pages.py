@@ -6,7 +6,7 @@ A page is one namespace. Its python fences run in order; between them, in commen
     assert abs(x - 1.5) < 0.1
     -->
     <!-- check full                 ... only where the page runs in full
-    <!-- smoke: 2000 -> 50 -->      in make test, every "2000" of the code is "50"
+    <!-- smoke: 2000 -> 50 -->      in make docs, every "2000" of the code is "50"
     <!-- raises -->                 the next fence ends in an exception; its text is printed
     <!-- raises full -->            ... which only happens where the page runs in full; else its last statement is left out
     <!-- budget: 90 -->             seconds of processor time at smoke size, in place of 60

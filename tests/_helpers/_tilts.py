@@ -11,6 +11,12 @@ from lapilli import ppl
 
 KEY = jax.random.key(0)
 LENGTH = 12
+# All strings, and the reward of each.
+STRINGS = (np.arange(2**LENGTH)[:, None] >> np.arange(LENGTH)) & 1
+REWARDS = (STRINGS[:, 1:] * STRINGS[:, :-1]).sum(1)
+# A standard Normal tilted by a x - c x^2 / 2 is Normal(MEAN, VARIANCE).
+A, C = 1.2, 0.7
+MEAN, VARIANCE = A / (1 + C), 1 / (1 + C)
 
 
 @ppl.model
@@ -51,6 +57,11 @@ def policy():
         return x, x
 
     return ppl.scan(step, 0, table)[1]
+
+
+def quadratic(x):
+    """A reward."""
+    return A * x - C * x**2 / 2
 
 
 @ppl.model

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from _tilts import KEY, bits, normal, pairs
+from _tilts import KEY, REWARDS, bits, normal, pairs
 from scipy.stats import kstest, norm
 
 from lapilli import inference, ppl
@@ -38,8 +38,7 @@ def test_draws_have_the_law_that_is_stated():
 def test_ties_are_counted_exactly():
     """On the strings, rewards of which are 0 to 11: the law by hand, and less than log N - (N - 1) / N."""
     best = inference.best_of(bits, pairs, 4)
-    x = (np.arange(4096)[:, None] >> np.arange(12)) & 1
-    reward = (x[:, 1:] * x[:, :-1]).sum(1)
+    reward = REWARDS
     law = best.law_of(reward)
     np.testing.assert_allclose(law.sum(), 1.0)
     upto = np.array([(reward <= r).mean() ** 4 for r in range(-1, 12)])

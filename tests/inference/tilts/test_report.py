@@ -6,16 +6,23 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
-from _tilts import KEY, LENGTH, bits, normal, pairs, policy
+from _tilts import (
+    KEY,
+    LENGTH,
+    MEAN,
+    REWARDS,
+    STRINGS,
+    VARIANCE,
+    A,
+    C,
+    bits,
+    normal,
+    pairs,
+    policy,
+    quadratic,
+)
 
 from lapilli import inference, ppl
-
-A, C = 1.2, 0.7
-MEAN, VARIANCE = A / (1 + C), 1 / (1 + C)
-
-
-def quadratic(x):
-    return A * x - C * x**2 / 2
 
 
 def shifted(mean, scale):
@@ -24,11 +31,10 @@ def shifted(mean, scale):
 
 def by_hand(logits):
     """KL, mean reward, entropy of a Markov chain of bits, by a loop over all strings."""
-    x = (np.arange(2**LENGTH)[:, None] >> np.arange(LENGTH)) & 1
+    x, reward = STRINGS, REWARDS
     before = np.concatenate([np.zeros((len(x), 1), int), x[:, :-1]], 1)
     each = logits[np.arange(LENGTH), before]
     log_q = (x * each - np.logaddexp(0, each)).sum(1)
-    reward = (x[:, 1:] * x[:, :-1]).sum(1)
     log_p = reward - LENGTH * np.log(2)
     log_p -= np.logaddexp.reduce(log_p)
     q = np.exp(log_q)

@@ -7,18 +7,25 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from _tilts import KEY, bits, chain_of_tilt, normal, pairs, policy, two_steps
+from _tilts import (
+    KEY,
+    MEAN,
+    VARIANCE,
+    A,
+    C,
+    bits,
+    chain_of_tilt,
+    normal,
+    pairs,
+    policy,
+    quadratic,
+    two_steps,
+)
 
 from lapilli import inference, ppl
 from lapilli.inference.tilts import TiltedProgram
 
-A, C = 1.2, 0.7
-MEAN, VARIANCE = A / (1 + C), 1 / (1 + C)
 LOG_Z = A**2 / (2 * (1 + C)) - np.log1p(C) / 2
-
-
-def quadratic(x):
-    return A * x - C * x**2 / 2
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
@@ -55,14 +56,8 @@ def chain(times, shift=None):
 
 
 def noised():
-    x = ppl.sample("x", diffusion_law(A))
+    x = ppl.sample("x", dist.Normal(jnp.full(1, A), 1.0).to_event(1))
     diffusion.noising_chain("x", x, VP, SHORT)
-
-
-def diffusion_law(mean):
-    import numpyro.distributions as dist
-
-    return dist.Normal(jnp.full(1, mean), 1.0).to_event(1)
 
 
 OBJECTIVES = {

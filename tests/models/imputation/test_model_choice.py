@@ -179,7 +179,9 @@ def test_levels_are_drawn_anew_in_each_table_of_the_deep_model():
     table = pd.DataFrame({"x": rng.normal(size=300), "kind": rng.choice(["a", "b"], 300)})
     table.loc[rng.random(300) < 0.3, "x"] = np.nan
     table.loc[rng.random(300) < 0.3, "kind"] = None
-    imputer = TableImputer(categories=["kind"], model="joint", num_draws=40, num_chains=2, random_state=0)
+    imputer = TableImputer(
+        categories=["kind"], model="joint", num_draws=40, num_chains=2, random_state=0
+    )
     imputer.fit(table)
     imputer._deep = Means()
     drawn = np.stack([t["kind"].to_numpy() == "a" for t in imputer.sample(table, 40)])

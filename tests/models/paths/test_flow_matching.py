@@ -25,7 +25,6 @@ class ExactField(eqx.Module):
     factors: jax.Array
     noise: float = eqx.field(static=True)
     covariance: float = eqx.field(static=True)
-    num_classes: int = eqx.field(static=True, default=0)
 
     def __call__(self, x, t, context):
         s0, s1, c, g = SDS[0] ** 2, SDS[1] ** 2, self.covariance, self.noise**2
@@ -99,7 +98,6 @@ def test_a_coupling_of_batches_is_drawn_within_the_step():
 
 class Linear(eqx.Module):
     factors: jax.Array
-    num_classes: int = eqx.field(static=True, default=0)
 
     def __call__(self, x, t, context):
         return self.factors[0] + self.factors[1] * (x - t)
@@ -134,11 +132,9 @@ def test_a_network_learns_to_carry_points(key):
 
 class Small(eqx.Module):
     net: eqx.nn.MLP
-    num_classes: int = eqx.field(static=True, default=0)
 
     def __init__(self, *, key):
         self.net = eqx.nn.MLP(2, 1, 48, 2, jax.nn.silu, key=key)
-        self.num_classes = 0
 
     def __call__(self, x, t, context):
         return self.net(jnp.append(x, 2 * t - 1))
