@@ -35,7 +35,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "_peers"))
-sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "variational"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "papers" / "variational"))
 
 import _air_scenes as air_scenes
 import air_nets

@@ -41,7 +41,7 @@ from lapilli import inference
 from lapilli.models import niw_meta
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "few_shot"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "papers" / "few_shot"))
 import _baselines as baselines
 from _common import Ratio, interleaved, paired, parsed, record_figure, with_intervals
 
@@ -270,7 +270,7 @@ def record(found: dict[str, Ratio], networks: list[str]) -> None:
         what="processor time of a training step with all weights adapted, beside first-order MAML; spread: half of the 95% "
         "interval of the median",
         digits=2,
-        measures=["examples/few_shot/_baselines.py", "models/niw_meta"],
+        measures=["examples/papers/few_shot/_baselines.py", "models/niw_meta"],
         **with_intervals(found),
     )
 

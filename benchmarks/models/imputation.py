@@ -28,7 +28,7 @@ import numpy as np
 import lapilli
 from lapilli.models.imputation import Series
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "imputation"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "papers" / "imputation"))
 import protocol
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
@@ -183,7 +183,7 @@ def record(found: dict[str, list[dict[str, dict[str, float]]]], config: argparse
                 if c in BEST
             },
             claimed_by="best peers",
-            measures=["benchmarks/_peers/imputation_pypots.py", "examples/imputation/protocol", "models/imputation"],
+            measures=["benchmarks/_peers/imputation_pypots.py", "examples/papers/imputation/protocol", "models/imputation"],
         )  # fmt: skip
 
 

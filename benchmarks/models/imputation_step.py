@@ -32,7 +32,7 @@ from lapilli.models.imputation import GaussianHead, Series
 from lapilli.models.imputation._hidden_law import hidden_law
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "imputation"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "papers" / "imputation"))
 import protocol
 from _common import interleaved, paired, parsed, record_figure, with_intervals
 
@@ -169,7 +169,7 @@ def main() -> None:
             what="training step of supnotMIWAE where cells hide themselves, processor time beside hand-written JAX; spread: half "
             "of the 95% interval of the median",
             digits=2,
-            measures=["examples/imputation/protocol", "models/imputation", "ppl"],
+            measures=["examples/papers/imputation/protocol", "models/imputation", "ppl"],
             **with_intervals({peer: ratio}),
         )
 

@@ -13,7 +13,7 @@ A file is {"title": ..., "figures": [record, ...]}; `examples/_record.py` writes
     commit      at which it was measured, and `date`; `changed` if what it measures had been changed since that commit
     processor, versions (package -> version)
     measures    files and folders whose change makes the figure an old one
-    ran         path of these -> digests of what has run of it (`examples/_ran.py`)
+    ran         path of these -> digests of what has run of it (`examples/_ran.py`), or of all of it where that was not recorded
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ logarithm is `num_replicates=J` instead.
 observer at step t does, and with `method="smc"` by particles over time, where the weights of whole series collapse;
 `cell_scores` says how good they are where the truth is known. `SeriesImputer` and `SeriesClassifier` are members of the family as
 estimators of scikit-learn, for tables and series of one's own. The protocol that compares the members with light peers is
-`examples/imputation/protocol`.
+`examples/papers/imputation/protocol`.
 """
 
 from typing import TYPE_CHECKING

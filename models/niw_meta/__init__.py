@@ -2,8 +2,8 @@
 
 `programs` gives model and guide, for `inference.elbo` and `inference.fit`, `optimizer` rates for what they learn; `adapt` and
 `predict` take fitted programs to new episodes. A program of one's own is read by `predict` if it states its queries by `observe`:
-MAML, Reptile, prototypical networks and neural processes are written so in `examples/few_shot/_baselines.py`. `FewShotClassifier`
-does all this for rows and classes of one's own, as an estimator of scikit-learn.
+MAML, Reptile, prototypical networks and neural processes are written so in `examples/papers/few_shot/_baselines.py`.
+`FewShotClassifier` does all this for rows and classes of one's own, as an estimator of scikit-learn.
 """
 
 from typing import TYPE_CHECKING

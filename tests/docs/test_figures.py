@@ -353,5 +353,5 @@ def test_pitfalls_tells_right_answers_from_wrong_ones():
 
 def test_a_smoke_run_is_no_figure(capsys):
     with pytest.raises(SystemExit):
-        load_example("particles/nile").main(["--smoke", "--record"])
+        load_example("papers/particles/nile").main(["--smoke", "--record"])
     assert "full size" in capsys.readouterr().err
