@@ -8,6 +8,8 @@ Posteriors
 Objectives: what to optimise, over a model and a guide
     Objective, objective                what `fit` takes; make one from a function of your own
     AbstractObjective                   ... or from a class
+    game                                several at once, each in parameters of its own
+    adversarial                         a program whose draws are those of another, by a ratio that is learned
     elbo, iwelbo                        lower bounds of the evidence, of one draw and of several
     vimco                               `iwelbo` with a baseline for each particle
     hvi, iwhvi, diwhvi                  bounds for guides whose density is an integral
@@ -69,6 +71,7 @@ from . import (
     tilts as tilts,
 )
 from ._abstract_objective import AbstractObjective as AbstractObjective
+from ._game import game as game
 from .export import (
     moment_matching as moment_matching,
     predict as predict,
@@ -78,6 +81,7 @@ from .fitting import Fit as Fit, Posterior as Posterior, fit as fit
 from .local import local_laplace as local_laplace
 from .objectives import (
     Objective as Objective,
+    adversarial as adversarial,
     chi as chi,
     cubo as cubo,
     diwhvi as diwhvi,
@@ -121,6 +125,8 @@ __all__ = [
     "Objective",
     "objective",
     "AbstractObjective",
+    "game",
+    "adversarial",
     "elbo",
     "iwelbo",
     "vimco",

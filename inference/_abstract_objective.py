@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -58,6 +58,11 @@ class AbstractObjective(abc.ABC):
     direction: Direction
     model: Any
     guide: Any
+
+    @property
+    def parts(self) -> Sequence[AbstractObjective]:
+        """The objectives that it is made of: terms of a sum, players of a game; none of one that is its own."""
+        return ()
 
     @abc.abstractmethod
     def init(self, key: Key, *args: PyTree) -> ppl.Params:
@@ -266,14 +271,19 @@ class ObjectiveSum(AbstractObjective):
         return "max" if (part.direction == "max") == (a > 0) else "min"
 
     @property
+    def parts(self) -> Sequence[AbstractObjective]:
+        """The terms without their factors."""
+        return tuple(part for _, part in self.terms)
+
+    @property
     def model(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """That of all terms which have one; None if there are two, or none."""
-        return common_of([part.model for _, part in self.terms])
+        return common_of([part.model for part in self.parts])
 
     @property
     def guide(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Likewise."""
-        return common_of([part.guide for _, part in self.terms])
+        return common_of([part.guide for part in self.parts])
 
     def label(self, *args: PyTree) -> str:
         """What `value` is, in words."""
@@ -281,22 +291,7 @@ class ObjectiveSum(AbstractObjective):
 
     def init(self, key: Key, *args: PyTree) -> ppl.Params:
         """Initial parameters of all terms; where two terms have one, those of the first."""
-        values: dict[str, PyTree] = {}
-        constraints: dict[str, Constraint] = {}
-        for _, part in self.terms:
-            own = part.init(key, *args)
-            for name in own:
-                shapes = [
-                    jax.tree.map(jnp.shape, x) for x in (values.get(name, own[name]), own[name])
-                ]
-                if shapes[0] != shapes[1]:
-                    raise ValueError(
-                        f"Objective '{self.name}': parameter '{name}' has shapes {shapes[0]} in one term and {shapes[1]} in "
-                        f"{part.name}; parameters of one name are one. Rename it in one of the programs."
-                    )
-            values = {**own, **values}
-            constraints = {**getattr(own, "constraints", {}), **constraints}
-        return ppl.Params(values, constraints)
+        return common_params(self.name, self.parts, key, args)
 
     def init_state(
         self, params: ppl.Params, key: Key, *args: PyTree
@@ -355,6 +350,26 @@ class ObjectiveSum(AbstractObjective):
             for number, (_, part) in enumerate(self.terms, 1)
             for name, row in part.site_report(params, key, *args).items()
         }
+
+
+def common_params(
+    name: str, parts: Sequence[AbstractObjective], key: Key, args: tuple
+) -> ppl.Params:
+    """Initial parameters of all parts of an objective; where two parts have one, those of the first."""
+    values: dict[str, PyTree] = {}
+    constraints: dict[str, Constraint] = {}
+    for part in parts:
+        own = part.init(key, *args)
+        for param in own:
+            first, other = (jax.tree.map(jnp.shape, x[param]) for x in ({**own, **values}, own))
+            if first != other:
+                raise ValueError(
+                    f"Objective '{name}': parameter '{param}' has shapes {first} in one part and {other} in {part.name}; "
+                    "parameters of one name are one. Rename it in one of the programs."
+                )
+        values = {**own, **values}
+        constraints = {**getattr(own, "constraints", {}), **constraints}
+    return ppl.Params(values, constraints)
 
 
 def _terms(objective: AbstractObjective) -> tuple[tuple[float, AbstractObjective], ...]:

@@ -15,7 +15,7 @@ AT_MOST = {
     "class names in two files": 0,
     "import circles": 0,
     "functions of more than ten parameters": 12,
-    "public names": 495,
+    "public names": 497,
 }
 AT_LEAST = {
     "comments per 100 lines of code": 2.4,

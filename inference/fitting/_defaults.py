@@ -17,7 +17,7 @@ from ... import ppl
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.densities import Eliminated
 from ...ppl.language import Program
-from .._abstract_objective import AbstractObjective, ObjectiveSum
+from .._abstract_objective import AbstractObjective
 from .._arguments import outcome
 from .._observed import (
     check_branches,
@@ -130,9 +130,9 @@ def _guide(program: Program, size: int, missing: tuple[str, ...]) -> tuple[AutoC
 
 
 def programs_of(objective: AbstractObjective) -> list[ModelFn]:
-    """The models and guides of an objective and of those that it sums."""
-    if isinstance(objective, ObjectiveSum):
-        return [p for _, part in objective.terms for p in programs_of(part)]
+    """The models and guides of an objective, or of those that it is made of."""
+    if objective.parts:
+        return [p for part in objective.parts for p in programs_of(part)]
     found = [getattr(objective, role, None) for role in ("model", "guide")]
     return [program for program in found if program is not None]
 
@@ -141,8 +141,8 @@ def check_programs(
     method: str, objective: AbstractObjective, args: tuple, *, may_be_prior: bool
 ) -> None:
     """Refuse a model that observes nothing, if the guide is to become its posterior, and what `check_run` refuses of both."""
-    if isinstance(objective, ObjectiveSum):
-        for _, part in objective.terms:
+    if objective.parts:
+        for part in objective.parts:
             check_programs(method, part, args, may_be_prior=may_be_prior)
         return
     for role in ("model", "guide"):

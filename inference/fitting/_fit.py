@@ -19,6 +19,7 @@ from ...ppl.checks import CheckJumps
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of, set_up
 from .._abstract_objective import AbstractObjective
 from .._arguments import shapes_of
+from .._game import Game
 from .._host_keys import default_key
 from .._observed import categories_of, check_categories
 from .._runs import later_indices, tried_run
@@ -40,7 +41,7 @@ from ._defaults import (
     warn_of_short_memory,
     warn_of_verdict,
 )
-from ._fit_checks import check_types, check_values, data_by_name, refuse_traced
+from ._fit_checks import check_game, check_types, check_values, data_by_name, refuse_traced
 from ._fit_result import Fit, StopReason
 from ._initial import initial_params
 from ._judgement import judged
@@ -103,7 +104,7 @@ def fit(
         optimizer: default Adam, 0.02 for arrays and 0.001 for the weights of modules, along a cosine over `num_steps`. An optax
             transformation; or a dict from fnmatch patterns on parameter names to a transformation or "frozen".
             Each parameter must match exactly one pattern. A transformation such as clipping by global norm then acts within
-            its group.
+            its group. Of a `game` the dict may have its players' names.
         args: the arguments of the program, a tuple, or a dict from their names to values; array leaves are traced, other
             leaves stay Python values; None is (). Frames and series of numbers are arrays, too. Or an iterable of such tuples or
             dicts, one minibatch each, all of one shape but that the last of an epoch may have fewer rows; an iterable that can
@@ -220,6 +221,8 @@ def fit(
             f"fit: check_jumps={check_jumps!r} is for a model alone, and an objective is given. Pass it to the objective, e.g. "
             f"inference.elbo(model, guide, check_jumps={check_jumps!r})."
         )
+    if isinstance(objective, Game):
+        check_game(num_steps, average, callbacks)
     if num_steps == 0 and params is None:
         raise ValueError(
             "fit: num_steps=0 takes no step, and the result would be the initial parameters. Ask for steps; a fit of parameters "
@@ -260,6 +263,9 @@ def fit(
     source.set_index_check(later_indices("fit", programs_of(objective), init_args))
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: PyTree = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
+    turns = None
+    if isinstance(scaled, Game):
+        turns = scaled.turns(one)
     is_given = optimizer is not None
     fixed = fixed_of(objective) if is_model and not is_given else ()
     if optimizer is None:
@@ -288,6 +294,7 @@ def fit(
             num_steps=num_steps,
             rule=rule_of(objective, has_minibatches=subsample is not None) if is_model else None,
             fixed=fixed,
+            turns=turns,
         ),
         source=source,
         average=average,
@@ -305,7 +312,7 @@ def fit(
     if checkpoint is not None and isinstance(args, tuple):
         run["values of args (hashes)"] = fingerprint(source.split.arrays(args))
     if checkpoint is not None:
-        own = make_optimizer(optimizer, one, fixed=fixed)
+        own = make_optimizer(optimizer, one, fixed=fixed, turns=turns)
         run["belongs to"] = describe(
             StoredRun(
                 objective=scaled,

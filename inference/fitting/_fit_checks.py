@@ -13,6 +13,7 @@ from ...ppl._checks import is_integer
 from ...ppl._compat import is_concrete
 from .._abstract_objective import AbstractObjective
 from .._host_keys import default_key
+from ._callbacks import EarlyStopping
 from ._optimizer import FROZEN, is_optimizer
 from .data import is_iterable_of_batches
 
@@ -107,6 +108,20 @@ def check_types(
         )
     if problems:
         raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")
+
+
+def check_game(
+    num_steps: int | None, average: object, callbacks: Iterable[Callable[..., object]]
+) -> None:
+    """Refuse of a game what looks at one value that rises or settles: it holds those of the players in turn."""
+    asked = ["num_steps=None"] if num_steps is None else []
+    asked += ["average='stationary'"] if average == "stationary" else []
+    asked += ["EarlyStopping"] if any(isinstance(c, EarlyStopping) for c in callbacks) else []
+    if asked:
+        raise ValueError(
+            f"fit: {', '.join(asked)} ends a run where its value has settled, and a game has no such value: each player's moves "
+            "with the others. Give num_steps, and average='polyak' or a decay; fitting.KeepBest has a loss of its own."
+        )
 
 
 _WORDS = {

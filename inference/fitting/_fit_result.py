@@ -19,6 +19,7 @@ from ...ppl._types import ModelFn, ParamMap
 from ...ppl.language import Keywords, check_proposed_cells, labelled_as, misses, parted
 from ...ppl.traces import check_match, strong
 from .._abstract_objective import AbstractObjective
+from .._game import Game
 from .._runs import check_new, evidence_of
 from ._judgement import GuideWorth
 from .prediction import map_keys, predict_batches, predictive
@@ -212,10 +213,15 @@ class Fit:
             The chosen run; a fit with one run returns itself.
 
         Raises:
-            ValueError: if no step was taken, or `window` is not between 1 and the number of steps.
+            ValueError: of a game; if no step was taken, or `window` is not between 1 and the number of steps.
         """
         if self.num_seeds is None:
             return self
+        if isinstance(self.objective, Game):
+            raise ValueError(
+                f"Fit.best: values of {self.objective.name} are those of its players in turn, which rank no runs. Choose by a "
+                "number of your own, and take Fit.seed(number)."
+            )
         window = max(1, self.steps // 10) if window is None else window
         if not 1 <= window <= self.steps:
             raise ValueError(

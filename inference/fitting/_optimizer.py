@@ -18,6 +18,8 @@ from .stationarity import settling, watching
 if TYPE_CHECKING:
     import optax
 
+    from .._game import PlayerTurn
+
 FROZEN = "frozen"
 _ALL = "*"
 
@@ -44,6 +46,7 @@ def make_optimizer(
     num_steps: int | None = None,
     rule: Mapping[str, PyTree] | None = None,
     fixed: Collection[str] = (),
+    turns: Mapping[str, PlayerTurn] | None = None,
 ) -> Optimizer:
     """Match the groups of `optimizer` with the names in `params`.
 
@@ -54,6 +57,7 @@ def make_optimizer(
         num_steps: of the run, for the latter.
         rule: options of `settling`.
         fixed: parameters that a transformation for all of them leaves as they are.
+        turns: when each parameter of a game moves; groups may be those of its players then, by name.
 
     Raises:
         ValueError: if a parameter matches no pattern or several, a pattern matches nothing, or nothing is left to train.
@@ -67,7 +71,9 @@ def make_optimizer(
             "ppl.module, in the model or in the guide."
         )
     groups = optimizer if isinstance(optimizer, Mapping) else {_ALL: optimizer}
-    group_of = _match(groups, list(params))
+    players = {name: turn.player for name, turn in (turns or {}).items()}
+    is_by_player = players and set(groups) == set(players.values())
+    group_of = players if is_by_player else _match(groups, list(params))
     labels = [group_of[name] for name in names]
     is_trained = [
         not isinstance(groups[label], str) and name not in fixed
@@ -77,12 +83,14 @@ def make_optimizer(
         raise ValueError(
             f"Argument 'optimizer': every parameter is frozen: {list(params)}. Give at least one pattern a transformation."
         )
-    if isinstance(optimizer, Mapping):
+    if isinstance(optimizer, Mapping) or turns:
+        # Of a game a group is divided by players, since what an optimiser remembers is held between a player's turns.
+        both = [(label, (turns or {}).get(name)) for name, label in zip(names, labels, strict=True)]
+        kinds = list(dict.fromkeys(both))
         transforms: dict[Hashable, optax.GradientTransformation] = {
-            pattern: optax.set_to_zero() if isinstance(group, str) else group
-            for pattern, group in groups.items()
+            number: _of_group(groups[pattern], turn) for number, (pattern, turn) in enumerate(kinds)
         }
-        tree = jax.tree.unflatten(jax.tree.structure(params), labels)
+        tree = jax.tree.unflatten(jax.tree.structure(params), [kinds.index(kind) for kind in both])
         optimizer = optax.partition(transforms, tree)
     transform = optax.with_extra_args_support(optimizer)
     if ending is not None:
@@ -91,6 +99,48 @@ def make_optimizer(
             settling(transform, **rule or {}) if is_settling else watching(transform, num_steps)
         )
     return Optimizer(transform, names, is_trained)
+
+
+def _of_group(group: Any, turn: PlayerTurn | None) -> optax.GradientTransformation:
+    import optax
+
+    if isinstance(group, str):
+        return optax.set_to_zero()
+    return group if turn is None else in_turn(group, turn)
+
+
+class TurnState(NamedTuple):
+    """Steps of the game so far, and the state of a player's transformation."""
+
+    count: Array
+    inner: PyTree
+
+
+def in_turn(
+    transform: optax.GradientTransformation, turn: PlayerTurn
+) -> optax.GradientTransformation:
+    """The transformation of one player: out of turn nothing moves and its state stays; it counts the player's own steps."""
+    import optax
+
+    own = optax.with_extra_args_support(transform)
+    share = (turn.end - turn.first) / turn.period
+
+    def update(
+        updates: PyTree, state: TurnState, params: PyTree = None, **extra: PyTree
+    ) -> tuple[PyTree, TurnState]:
+        # The game is minimised as a whole; its value is of the player in turn, with that player's own sign.
+        extra |= {name: turn.sign * extra[name] for name in ("value",) if name in extra}
+        extra |= {name: share * extra[name] for name in ("num_steps",) if name in extra}
+        moved, inner = own.update(updates, state.inner, params, **extra)
+        at = state.count % turn.period
+        is_mine = (turn.first <= at) & (at < turn.end)
+        held = lambda new, old: jax.tree.map(lambda n, o: jnp.where(is_mine, n, o), new, old)
+        zeros = jax.tree.map(jnp.zeros_like, moved)
+        return held(moved, zeros), TurnState(state.count + 1, held(inner, state.inner))
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: TurnState(jnp.int32(0), own.init(params)), update
+    )
 
 
 def memory_of(transform: optax.GradientTransformation, params: PyTree) -> float:

@@ -1,5 +1,6 @@
 """Objectives of variational inference, all on top of `inference`."""
 
+from ._adversarial import adversarial as adversarial
 from ._bounds import elbo as elbo, iwelbo as iwelbo
 from ._f_divergence import f_divergence as f_divergence
 from ._fivo import fivo as fivo, vsmc as vsmc

@@ -169,5 +169,5 @@ def test_parameters_of_one_name_have_one_shape():
     def other(x):
         ppl.sample("mu", dist.Normal(ppl.param("loc", jnp.zeros(2)).sum(), 1.0))
 
-    with pytest.raises(ValueError, match=r"parameter 'loc' has shapes \(\) in one term and \(2,\)"):
+    with pytest.raises(ValueError, match=r"parameter 'loc' has shapes \(\) in one part and \(2,\)"):
         (BOUND + inference.elbo(model, other)).init(KEY, *DATA)

@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 from ....ppl._types import Key
 from ....ppl.language import Program
 from ....ppl.traces import stand_ins
-from ..._abstract_objective import AbstractObjective, ObjectiveSum
+from ..._abstract_objective import AbstractObjective
 from ..._arguments import Arguments, shapes
 from ._digest import digests
 
@@ -62,10 +62,9 @@ def structure(
         program = getattr(objective, which, None)
         if isinstance(program, Program) and args is not None:
             found[which] = _sites(program, params, args)
-    terms = objective.terms if isinstance(objective, ObjectiveSum) else ()
-    for number, (_, part) in enumerate(terms, 1):
+    for number, part in enumerate(objective.parts, 1):
         own = structure(part, params, args)
-        found |= {f"term {number}, {k}": v for k, v in own.items() if k != "params"}
+        found |= {f"part {number}, {k}": v for k, v in own.items() if k != "params"}
     return found
 
 
