@@ -221,8 +221,7 @@ def fit(
             f"fit: check_jumps={check_jumps!r} is for a model alone, and an objective is given. Pass it to the objective, e.g. "
             f"inference.elbo(model, guide, check_jumps={check_jumps!r})."
         )
-    if isinstance(objective, Game):
-        check_game(num_steps, average, callbacks)
+    check_game(objective, num_steps, average, callbacks)
     if num_steps == 0 and params is None:
         raise ValueError(
             "fit: num_steps=0 takes no step, and the result would be the initial parameters. Ask for steps; a fit of parameters "
@@ -263,9 +262,7 @@ def fit(
     source.set_index_check(later_indices("fit", programs_of(objective), init_args))
     params = initial_params(scaled, params, keys, num_seeds, init_args)
     one: PyTree = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
-    turns = None
-    if isinstance(scaled, Game):
-        turns = scaled.turns(one)
+    turns = scaled.turns(one) if isinstance(scaled, Game) else None
     is_given = optimizer is not None
     fixed = fixed_of(objective) if is_model and not is_given else ()
     if optimizer is None:

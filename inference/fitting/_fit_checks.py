@@ -12,6 +12,7 @@ from numpyro.infer.autoguide import AutoGuide
 from ...ppl._checks import is_integer
 from ...ppl._compat import is_concrete
 from .._abstract_objective import AbstractObjective
+from .._game import Game
 from .._host_keys import default_key
 from ._callbacks import EarlyStopping
 from ._optimizer import FROZEN, is_optimizer
@@ -111,9 +112,14 @@ def check_types(
 
 
 def check_game(
-    num_steps: int | None, average: object, callbacks: Iterable[Callable[..., object]]
+    objective: object,
+    num_steps: int | None,
+    average: object,
+    callbacks: Iterable[Callable[..., object]],
 ) -> None:
     """Refuse of a game what looks at one value that rises or settles: it holds those of the players in turn."""
+    if not isinstance(objective, Game):
+        return
     asked = ["num_steps=None"] if num_steps is None else []
     asked += ["average='stationary'"] if average == "stationary" else []
     asked += ["EarlyStopping"] if any(isinstance(c, EarlyStopping) for c in callbacks) else []

@@ -126,7 +126,7 @@ def in_turn(
     share = (turn.end - turn.first) / turn.period
 
     def update(
-        updates: PyTree, state: TurnState, params: PyTree = None, **extra: PyTree
+        updates: PyTree, state: Any, params: PyTree = None, **extra: PyTree
     ) -> tuple[PyTree, TurnState]:
         # The game is minimised as a whole; its value is of the player in turn, with that player's own sign.
         extra |= {name: turn.sign * extra[name] for name in ("value",) if name in extra}
