@@ -16,6 +16,8 @@ MORE = {
     "conditional flow matching": "see *flow matching*.",
     "credible interval": "two quantiles of the posterior's draws; of new data, a *predictive interval*: "
     "{py:meth}`~lapilli.inference.Fit.predict` and `numpy.quantile`.",
+    "discrete flow matching": "flow matching of tokens, masked or not, by the rates at which they jump: "
+    "{py:obj}`~lapilli.models.paths.tokens`.",
     "ELBO": "evidence lower bound, E log p(z, x) - log q(z): {py:obj}`~lapilli.inference.elbo`.",
     "ESS": "effective sample size, (sum w)^2 / sum w^2: how many equally weighted draws weighted ones are worth.",
     "evidence": "p(data), the marginal likelihood: the density of the observations, latent sites integrated out; its "

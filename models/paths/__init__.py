@@ -1,4 +1,4 @@
-"""Paths from one law to another: flow matching, rectified flow, stochastic interpolants, Schrödinger bridges, geodesics.
+"""Paths from one law to another: (discrete) flow matching, rectified flow, stochastic interpolants, Schrödinger bridges.
 
 All names, by task:
 
@@ -6,6 +6,8 @@ All names, by task:
     of_noising                the path of a diffusion model, or of a Poisson flow
     chord, separation, kinetic_energy     the path of least kinetic energy for given data
     sphere, torus             paths along geodesics
+    tokens, TokenPath         masked and uniform paths of tokens: discrete flow matching
+    jump                      their draws, by rates
     Path, Interpolant         a path of one's own
     independent, transport, entropic      which draws of the ends belong together
     flow_matching             the regression that learns a path's velocity, and its score
@@ -47,6 +49,7 @@ from ._path import (
     torus as torus,
     trigonometric as trigonometric,
 )
+from ._tokens import TokenPath as TokenPath, jump as jump, tokens as tokens
 
 __all__ = [
     "Path",
@@ -60,6 +63,9 @@ __all__ = [
     "kinetic_energy",
     "sphere",
     "torus",
+    "tokens",
+    "TokenPath",
+    "jump",
     "independent",
     "transport",
     "entropic",

@@ -12,14 +12,13 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ... import ppl
 from ...inference import Objective, objective
+from ...inference.diffusion.tokens import Network
 from ...ppl._checks import check_counts
 from .._trained import trained
 from ..diffusion._contexts import one_context, row_contexts
 from ._couplings import Coupling, independent
-from ._path import Interpolant, Path
-
-# (t, x) -> a vector of the shape of x, for one point.
-type VectorField = Callable[[Array, Array], Array]
+from ._path import Interpolant, Path, VectorField
+from ._tokens import TokenPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +29,14 @@ class Field:
         velocity: `(t, x) -> b` of one point.
         score: `(t, x) -> grad log p_t`, of one point.
         log_density: `(t, x) -> log p_t`, in nats, of one point.
+        log_probs: of tokens, `(tokens, t) -> log p(x_1 = v | tokens)`, [variables, values], as `diffusion.token_law` and
+            `TokenDiffusion` take it: t is 1 where all is noise.
     """
 
     velocity: VectorField
     score: VectorField | None = None
     log_density: Callable[[Array, Array], Array] | None = None
+    log_probs: Network | None = None
 
 
 def flow_matching(
@@ -96,22 +98,17 @@ def flow_matching(
                 lambda x: jnp.asarray(x)[chosen], (end, context, begin)
             )
         rows = len(end)
-        begin = _starts(start, begin, end, keys[1])
+        begin = _starts(path, start, begin, end, keys[1])
         begin = begin[coupling(keys[2], begin, end)]
         strata = (jnp.arange(rows) + jax.random.uniform(keys[3], (rows,))) / rows
         t = path.first + (path.last - path.first) * strata
         z = jax.random.normal(keys[4], end.shape)
         is_hidden = jax.random.uniform(keys[5], (rows,)) < drop_context
         seen = row_contexts("flow_matching", network, context, rows, is_hidden)
-        for sign in (1, -1) if path.has_noise else (1,):
-            x, u = jax.vmap(path.at)(t, begin, end, sign * z)
-            found = jax.vmap(net)(x, t, seen)
-            targets = {"u": (found, u)}
-            if path.has_noise:
-                targets = {f"u at {sign} z": (found[0], u), f"z at {sign} z": (found[1], sign * z)}
-            with ppl.plate("rows", rows):
-                for site, (mean, target) in targets.items():
-                    ppl.sample(site, dist.Normal(mean, 1.0).to_event(end.ndim - 1), obs=target)
+        sites = path.sites(net, t, begin, end, z, seen)
+        with ppl.plate("rows", rows):
+            for site, (law, value) in sites.items():
+                ppl.sample(site, law, obs=value)
 
     @objective
     def flow_matching(model: ppl.Program, guide: None, *args: PyTree) -> Array:
@@ -121,9 +118,11 @@ def flow_matching(
 
 
 def _starts(
-    start: dist.Distribution | ArrayLike | None, begin: Array | None, end: Array, key: Array
-) -> Array:
+    path: Path, start: dist.Distribution | ArrayLike | None, begin: Array | None, end: Array, key: Array
+) -> Array:  # fmt: skip
     """A row of x_0 for each row of x_1."""
+    if isinstance(path, TokenPath) and start is None and begin is None:
+        return path.begin(key, end.shape)
     if (start is None) == (begin is None):
         has = "neither start= nor an argument" if begin is None else "both start= and an argument"
         raise ValueError(f"flow_matching: {has} for x_0. Give one of them.")
@@ -163,6 +162,10 @@ def from_network(
     if params is not None:
         network = trained(network, params)
     seen = one_context("from_network", network, context)
+    if isinstance(path, TokenPath):
+        log_probs = lambda tokens, t: jax.nn.log_softmax(network(tokens, 1 - t, seen))
+        rates = lambda t, x: path.rates(t, x, jnp.exp(log_probs(x + 1, 1 - t)))
+        return Field(rates, log_probs=log_probs)
     if not path.has_noise:
         return Field(lambda t, x: network(x, t, seen))
     score = None

@@ -7,12 +7,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ...inference.diffusion import Noising
 
 type Position = Callable[[Array, Array, Array, Array], Array]
 type OfTime = Callable[[Array], Array]
+# (t, x) -> a vector of the shape of x, for one point; of tokens, rates [variables, values].
+type VectorField = Callable[[Array, Array], Array]
+type Sites = dict[str, tuple[dist.Distribution, Array]]  # name -> law and value of a regression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,12 @@ class Path:
         Raises:
             ValueError: ends of different shapes; a path with noise, and none is given.
         """
+        start, end, z = self.checked(start, end, z)
+        t = jnp.asarray(t, float)
+        return jax.jvp(lambda t: self.position(t, start, end, z), (t,), (jnp.ones_like(t),))
+
+    def checked(self, start: Array, end: Array, z: Array | None) -> tuple[Array, Array, Array]:
+        """The ends and the noise of one point, of one shape."""
         if jnp.shape(start) != jnp.shape(end):
             raise ValueError(
                 f"Path: the ends of one point have shapes {jnp.shape(start)} and {jnp.shape(end)}. Give points of one shape."
@@ -61,9 +71,21 @@ class Path:
             raise ValueError(
                 "Path: this path has noise between its ends. Give z=jax.random.normal(key, shape)."
             )
-        z = jnp.zeros(jnp.shape(start)) if z is None else z
-        t = jnp.asarray(t, float)
-        return jax.jvp(lambda t: self.position(t, start, end, z), (t,), (jnp.ones_like(t),))
+        return start, end, jnp.zeros(jnp.shape(start)) if z is None else z
+
+    def sites(
+        self, network: Callable[..., PyTree], t: Array, start: Array, end: Array, z: Array, context: PyTree
+    ) -> Sites:  # fmt: skip
+        """What `flow_matching` observes at rows of ends: u, and z where there is noise, about what the network says."""
+        law = lambda mean: dist.Normal(mean, 1.0).to_event(end.ndim - 1)
+        found = {}
+        for sign in (1, -1) if self.has_noise else (1,):
+            x, u = jax.vmap(self.at)(t, start, end, sign * z)
+            said = jax.vmap(network)(x, t, context)
+            if not self.has_noise:
+                return {"u": (law(said), u)}
+            found |= {f"u at {sign} z": (law(said[0]), u), f"z at {sign} z": (law(said[1]), sign * z)}  # fmt: skip
+        return found
 
 
 @dataclasses.dataclass(frozen=True, init=False)
