@@ -51,7 +51,7 @@ MORE = {
     "rectified flow": "flow matching along straight lines, {py:obj}`~lapilli.models.paths.linear`.",
     "reparameterise": "write a draw as a differentiable function of noise and parameters.",
     "Schrödinger bridge": "of all paths between two laws the most probable under a Brownian motion: "
-    "{py:obj}`~lapilli.models.paths.entropic`.",
+    "{py:obj}`~lapilli.models.paths.bridge`, or {py:obj}`~lapilli.models.paths.entropic` on batches.",
     "score": "derivative of a log-density in its parameters.",
     "reward": "of a trained model's samples, also learned from preferences (RLHF): their law is tilted by it without training, "
     "see *steering*; objects are drawn in proportion to one by {py:obj}`~lapilli.models.gflownet.ObjectSampler`.",

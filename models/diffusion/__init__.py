@@ -32,6 +32,7 @@ from ._training import (
     guided as guided,
     score_matching as score_matching,
 )
+from ._views import Through as Through, unseen as unseen
 
 if TYPE_CHECKING:
     from .estimators import DiffusionDensity as DiffusionDensity
@@ -70,6 +71,8 @@ __all__ = [
     "from_network",
     "guided",
     "score_matching",
+    "Through",
+    "unseen",
 ]
 
 

@@ -165,8 +165,13 @@ def classifier_guided(diffusion: Diffusion, log_prob: Any, scale: float = 1.0) -
 
 
 def _prediction(network: Any, noising: Noising, x: Array, t: Array, context: ArrayLike) -> Array:
+    return network(*network_inputs(noising, x, t), context)
+
+
+def network_inputs(noising: Noising, x: Array, t: ArrayLike) -> tuple[Array, Array]:
+    """What a network sees of a point: scaled to unit variance for data of unit variance, and the level of its noise."""
     alpha, std = noising.alpha(t), noising.std(t)
-    return network(x / jnp.sqrt(alpha**2 + std**2), 0.25 * jnp.log(std / alpha), context)
+    return x / jnp.sqrt(alpha**2 + std**2), 0.25 * jnp.log(std / alpha)
 
 
 def _scale(noising: Noising, t: Array, predicts: str) -> Array:

@@ -16,10 +16,12 @@ All names, by task:
     normal_score              the score that follows from a velocity
     FlowLaw                   the law at the end of a flow, in any program
     flow_log_density          its log-density with few derivatives a step
+    bridge                    a Schrödinger bridge, learned in rounds
     diffuse                   draws of a diffusion with the same marginals
     diffusion_log_density     their density, estimated without bias
 """
 
+from ._bridge import bridge as bridge
 from ._chord import (
     Separation as Separation,
     chord as chord,
@@ -73,6 +75,7 @@ __all__ = [
     "from_network",
     "Field",
     "normal_score",
+    "bridge",
     "mixture_field",
     "Mixture",
     "FlowLaw",

@@ -14,6 +14,7 @@ from ... import ppl
 from ...inference import Objective, objective
 from ...inference.diffusion.tokens import Network
 from ...ppl._checks import check_counts
+from ...ppl._types import Key
 from .._trained import trained
 from ..diffusion._contexts import one_context, row_contexts
 from ._couplings import Coupling, independent
@@ -37,6 +38,19 @@ class Field:
     score: VectorField | None = None
     log_density: Callable[[Array, Array], Array] | None = None
     log_probs: Network | None = None
+
+    @property
+    def reversed(self) -> Field:
+        """The field of the way back, from the law of x_1 at t = 0 to that of x_0."""
+        if self.log_probs is not None:
+            raise ValueError(
+                "Field: rates of tokens are not turned round by their sign. Learn the way back: flow_matching with the ends "
+                "exchanged."
+            )
+        back = lambda part: None if part is None else lambda t, x: part(1 - t, x)
+        return Field(
+            lambda t, x: -self.velocity(1 - t, x), back(self.score), back(self.log_density)
+        )
 
 
 def flow_matching(
@@ -126,20 +140,23 @@ def _starts(
     if (start is None) == (begin is None):
         has = "neither start= nor an argument" if begin is None else "both start= and an argument"
         raise ValueError(f"flow_matching: {has} for x_0. Give one of them.")
-    rows = len(end)
-    if begin is not None:
-        found = jnp.asarray(begin)
-    elif isinstance(start, dist.Distribution):
-        found = jnp.asarray(start.sample(key, (rows,)))
-    else:
-        points = jnp.asarray(start)
-        found = points[jax.random.randint(key, (rows,), 0, len(points))]
+    found = jnp.asarray(begin) if start is None else row_starts(start, end.shape, key)
     if found.shape != end.shape:
         raise ValueError(
             f"flow_matching: x_0 has shape {found.shape}, and x_1 {end.shape}. Give both ends points of one shape, and pairs "
             "one number of rows; the law of a vector is dist.Normal(zeros, 1).to_event(1)."
         )
     return found
+
+
+def row_starts(
+    start: dist.Distribution | ArrayLike, shape: tuple[int, ...], key: Key
+) -> Float[Array, " rows *shape"]:
+    """Draws of x_0, from its law or its rows, one for each row of x_1."""
+    if isinstance(start, dist.Distribution):
+        return jnp.asarray(start.sample(key, shape[:1]))
+    points = jnp.asarray(start)
+    return points[jax.random.randint(key, shape[:1], 0, len(points))]
 
 
 def from_network(
@@ -170,8 +187,8 @@ def from_network(
         return Field(lambda t, x: network(x, t, seen))
     score = None
     if isinstance(path, Interpolant):
-        gamma = lambda t: path.gamma(jnp.clip(t, path.first, path.last))
-        score = lambda t, x: -network(x, t, seen)[1] / gamma(t)
+        inner = lambda t: jnp.clip(t, path.first, path.last)  # both vanish at the ends
+        score = lambda t, x: -network(x, inner(t), seen)[1] / path.gamma(inner(t))
     return Field(lambda t, x: network(x, t, seen)[0], score)
 
 

@@ -27,7 +27,8 @@ def perturb(program: ModelFn, site: str, noise: Distribution) -> Program:
         ValueError: the program has no such site, the site is in a scan or a branch, or its law and the noise have no sum in
             closed form.
 
-    Validity: exact for normals, multivariate ones, mixtures of them and points; other laws are refused.
+    Validity: exact for normals, multivariate ones, mixtures of them, points and, with one Normal noise for all coordinates,
+        curves (`Polyline`); other laws are refused.
 
     Reference: Chae, Kim, Kim and Lin 2023, arXiv:2105.04046 (perturbed data).
     """
@@ -70,8 +71,8 @@ class _Perturb(Recorder):
             kinds = [type(base_of(x)).__name__ for x in (law, self.noise)]
             raise ValueError(
                 f"Site '{self.site}': ppl.perturb knows no law of the sum of a {kinds[0]} and a {kinds[1]}. Write the noise as "
-                "a latent site. Known are Normal, MultivariateNormal, Delta and mixtures of them, with noise that is Normal or "
-                "MultivariateNormal."
+                "a latent site. Known are Normal, MultivariateNormal, Delta, mixtures of them and Polyline, with noise that is "
+                "Normal or MultivariateNormal."
             )
         if not msg["is_observed"]:
             return

@@ -8,6 +8,7 @@ Laws for programs
     GroupedStudentT                             a vector whose groups are multivariate Student t
     Orthonormal, UniformFrames                  orthonormal columns: a constraint, the uniform law
     LinearConstraints, TruncatedInTurn          coordinates that keep linear relations: a constraint, a law
+    Polyline                                    points on a curve, with normal noise
 
 For the library: formulas of NumPyro's that some versions get wrong (`mends`); and questions: where a law can be
 (`_inclusion.py` before anything is drawn, `_supports.py` with what the set depends on), whether two laws have an exact
@@ -55,6 +56,7 @@ from ._null_values import (
     unlogged as unlogged,
 )
 from ._one_hot import OneHotCategorical as OneHotCategorical
+from ._polyline import Polyline as Polyline
 from ._supports import (
     Support as Support,
     is_known_sampler as is_known_sampler,
@@ -83,4 +85,5 @@ __all__ = [
     "UniformFrames",
     "LinearConstraints",
     "TruncatedInTurn",
+    "Polyline",
 ]

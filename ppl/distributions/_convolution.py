@@ -9,13 +9,14 @@ import numpyro.distributions as dist
 from jaxtyping import PyTree
 
 from .._compat import mask_of
+from ._polyline import Polyline
 
 
 def convolved(law: dist.Distribution, noise: dist.Distribution) -> dist.Distribution | None:
     """The law of x + e for independent draws x of `law` and e of `noise`; None where it has no closed form that is known here.
 
     Known are normals, multivariate ones, mixtures of either over components, and points (Delta), with Normal noise on each
-    coordinate or MultivariateNormal noise.
+    coordinate or MultivariateNormal noise; and a curve (Polyline) with one Normal noise for all coordinates.
     """
     if isinstance(noise, dist.ExpandedDistribution):
         return convolved(law, noise.base_dist)
@@ -43,6 +44,8 @@ def convolved(law: dist.Distribution, noise: dist.Distribution) -> dist.Distribu
     if not isinstance(noise, dist.Normal):
         return None
     one, other = _untyped(law), _untyped(noise)
+    if isinstance(law, Polyline) and noise.event_shape + noise.batch_shape == ():
+        return law.moved(other.loc, other.scale)
     if isinstance(law, dist.Normal):
         return dist.Normal(one.loc + other.loc, jnp.hypot(one.scale, other.scale))
     if isinstance(law, dist.Delta) and law.event_dim == 0:

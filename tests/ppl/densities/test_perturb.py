@@ -29,6 +29,7 @@ LAWS = {
     "correlated": (dist.MultivariateNormal(jnp.ones(2), COV), VECTORS),
     "correlated, independent noise": (dist.MultivariateNormal(jnp.ones(2), COV), NOISE.expand([2]).to_event(1)),
     "correlated, one noise": (dist.MultivariateNormal(jnp.ones(2), COV), NOISE),
+    "curve": (ppl.distributions.Polyline(jnp.array([[0.0, 0.0], [1.0, 0.5], [1.0, 2.0]]), 0.1), NOISE),
     "mixture of vectors": (
         dist.MixtureSameFamily(
             dist.Categorical(jnp.array([0.3, 0.7])), dist.MultivariateNormal(jnp.array([[0.0, 0.0], [3.0, 1.0]]), COV)
