@@ -32,7 +32,7 @@ from ._training import (
     guided as guided,
     score_matching as score_matching,
 )
-from ._views import Through as Through, unseen as unseen
+from ._views import Through as Through
 
 if TYPE_CHECKING:
     from .estimators import DiffusionDensity as DiffusionDensity
@@ -72,7 +72,6 @@ __all__ = [
     "guided",
     "score_matching",
     "Through",
-    "unseen",
 ]
 
 

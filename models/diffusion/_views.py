@@ -62,28 +62,22 @@ class Through(eqx.Module):
         seen = one_context("signal", self, context)
         return self.network(*network_inputs(noising, x, t), seen)
 
+    def unseen(
+        self, contexts: Iterable[PyTree], signal: Float[Array, " *signal"], *, rtol: float = 1e-5
+    ) -> Float[Array, " directions *signal"]:
+        """Directions in which a signal may move without moving any of its views: what no data of these contexts can tell.
 
-def unseen(
-    forward: Callable[[Array, PyTree], Array], contexts: Iterable[PyTree], signal: Float[Array, " *signal"], *, rtol: float = 1e-5
-) -> Float[Array, " directions *signal"]:  # fmt: skip
-    """Directions in which a signal may move without moving any of its views: what no data of these contexts can tell.
+        Args:
+            contexts: of the views.
+            signal: where the forward model is taken for linear; any, if it is.
+            rtol: singular values of the views' slopes below this share of the largest one count as none.
 
-    Args:
-        forward: as of `Through`.
-        contexts: of the views.
-        signal: where the forward model is taken for linear; any, if it is.
-        rtol: singular values below this share of the largest one count as none.
-
-    Returns:
-        Orthonormal directions, none if the views determine the signal.
-    """
-    signal = jnp.asarray(signal, float)
-    total = jnp.zeros((signal.size, signal.size))
-    for context in contexts:
-        slope = jax.jacobian(lambda s, c=context: forward(s.reshape(signal.shape), c).ravel())(
-            signal.ravel()
-        )
-        total = total + slope.T @ slope
-    values, vectors = jnp.linalg.eigh(total)
-    is_none = values <= rtol * jnp.maximum(values[-1], jnp.finfo(values.dtype).tiny)
-    return vectors.T[is_none].reshape(-1, *signal.shape)
+        Returns:
+            Orthonormal directions, none if the views determine the signal.
+        """
+        signal = jnp.asarray(signal, float)
+        flat = lambda s, c: self.forward(s.reshape(signal.shape), c).ravel()
+        slopes = [jax.jacobian(lambda s, c=c: flat(s, c))(signal.ravel()) for c in contexts]
+        _, values, vectors = jnp.linalg.svd(jnp.concatenate(slopes))
+        rank = int(jnp.sum(values > rtol * values[0]))
+        return vectors[rank:].reshape(-1, *signal.shape)

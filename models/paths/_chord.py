@@ -40,6 +40,50 @@ class Separation(NamedTuple):
         steps = 0.5 * (speed[1:] + speed[:-1]) * np.diff(self.angles)
         return np.concatenate([[0.0], np.cumsum(steps)])
 
+    def chord(self) -> Interpolant:
+        """The path alpha(t) x_0 + beta(t) x_1 from standard normal x_0 to data x_1 of least kinetic energy int E |b|^2 dt.
+
+        With r^2 = alpha^2 + beta^2 and theta = arctan(beta / alpha) the energy is int r'^2 + r^2 c(theta) theta'^2 dt, flat in
+        the angle phi = int sqrt(c): the best path is a straight chord of opening Phi = phi(pi / 2), with the energy
+        4 sin(Phi / 2)^2 for each coordinate.
+
+        Reference: Shaul et al. 2023, arXiv:2306.06626, section 4; the chord in place of its differential equation: the formula.
+        """
+        angles, opening = jnp.asarray(self.angles, float), self.lengths[-1]
+        # Where c is 0 the length does not grow, and the angle is passed in no time: for its inverse the grid has to rise, by more
+        # than single precision rounds away, and to end where the chord does.
+        shares = self.lengths / opening + 1e-4 * self.angles
+        rising = jnp.asarray(opening * shares / shares[-1], float)
+
+        def place(t: Array) -> tuple[Array, Array]:
+            x, y = 1 - t + t * jnp.cos(opening), t * jnp.sin(opening)
+            return jnp.sqrt(x**2 + y**2), jnp.interp(jnp.arctan2(y, x), rising, angles)
+
+        def alpha(t: Array) -> Array:
+            radius, angle = place(t)
+            return radius * jnp.cos(angle)
+
+        def beta(t: Array) -> Array:
+            radius, angle = place(t)
+            return radius * jnp.sin(angle)
+
+        return Interpolant(alpha, beta)
+
+    def energy(self, path: Interpolant, *, num_times: int = 2000) -> float:
+        """The kinetic energy int E |b|^2 dt of a path from noise to data, for each coordinate, by differences along it.
+
+        Args:
+            path: an interpolant without noise.
+            num_times: steps.
+        """
+        times = jnp.linspace(0, 1, num_times + 1)
+        a, b = (np.asarray(jax.vmap(part)(times), float) for part in (path.alpha, path.beta))
+        radius, angle = np.hypot(a, b), np.arctan2(b, a)
+        metric = np.interp(0.5 * (angle[1:] + angle[:-1]), self.angles, self.metric)
+        middle = 0.5 * (radius[1:] + radius[:-1])
+        squares = np.diff(radius) ** 2 + middle**2 * metric * np.diff(angle) ** 2
+        return float(squares.sum() * num_times)
+
 
 def separation(
     data: Float[ArrayLike, " rows *shape"],
@@ -75,53 +119,3 @@ def separation(
     keys = jax.random.split(key, num_angles - 1)
     found = jax.jit(lambda given: jax.lax.map(one, given))((keys, tangents))
     return Separation(angles, np.clip(np.append(np.asarray(found), 1.0), np.sin(angles) ** 2, 1.0))
-
-
-def chord(found: Separation) -> Interpolant:
-    """The path alpha(t) x_0 + beta(t) x_1 from standard normal x_0 to data x_1 of least kinetic energy int E |b|^2 dt.
-
-    With r^2 = alpha^2 + beta^2 and theta = arctan(beta / alpha) the energy is int r'^2 + r^2 c(theta) theta'^2 dt, flat in the
-    angle phi = int sqrt(c): the best path is a straight chord of opening Phi = phi(pi / 2), with the energy 4 sin(Phi / 2)^2 for
-    each coordinate.
-
-    Args:
-        found: the `separation` of the data.
-
-    Reference: Shaul et al. 2023, arXiv:2306.06626, section 4; the chord in place of its differential equation: see the formula.
-    """
-    angles, opening = jnp.asarray(found.angles, float), found.lengths[-1]
-    # Where c is 0 the length does not grow, and the angle is passed in no time: for its inverse the grid has to rise, by more
-    # than single precision rounds away, and to end where the chord does.
-    shares = found.lengths / opening + 1e-4 * found.angles
-    rising = jnp.asarray(opening * shares / shares[-1], float)
-
-    def place(t: Array) -> tuple[Array, Array]:
-        x, y = 1 - t + t * jnp.cos(opening), t * jnp.sin(opening)
-        return jnp.sqrt(x**2 + y**2), jnp.interp(jnp.arctan2(y, x), rising, angles)
-
-    def alpha(t: Array) -> Array:
-        radius, angle = place(t)
-        return radius * jnp.cos(angle)
-
-    def beta(t: Array) -> Array:
-        radius, angle = place(t)
-        return radius * jnp.sin(angle)
-
-    return Interpolant(alpha, beta)
-
-
-def kinetic_energy(path: Interpolant, found: Separation, *, num_times: int = 2000) -> float:
-    """The kinetic energy int E |b|^2 dt of a path from noise to data, for each coordinate, by differences along it.
-
-    Args:
-        path: an interpolant without noise.
-        found: the `separation` of the data.
-        num_times: steps.
-    """
-    times = jnp.linspace(0, 1, num_times + 1)
-    a, b = (np.asarray(jax.vmap(part)(times), float) for part in (path.alpha, path.beta))
-    radius, angle = np.hypot(a, b), np.arctan2(b, a)
-    metric = np.interp(0.5 * (angle[1:] + angle[:-1]), found.angles, found.metric)
-    middle = 0.5 * (radius[1:] + radius[:-1])
-    squares = np.diff(radius) ** 2 + middle**2 * metric * np.diff(angle) ** 2
-    return float(squares.sum() * num_times)

@@ -10,12 +10,15 @@ from jaxtyping import Array, Float
 from ...ppl._checks import check_counts
 from ...ppl._types import Key
 from ._matching import Field, VectorField
+from ._tokens import jump
 
 
 def diffuse(
     field: Field, key: Key, start: Float[Array, " points *shape"], *, noise: float, num_steps: int
 ) -> Float[Array, " points *shape"]:
     """Points at t = 1 of the diffusion dx = (b + noise s) dt + sqrt(2 noise) dW from draws of x_0, by Euler steps.
+
+    Of a path of tokens, rows at t = 1 of the Markov chain with the field's rates; what is left passes in the last step.
 
     With exact b and s its marginals are those of the flow at every noise; noise mends what is wrong with a learned b, as far as
     the learned s is right.
@@ -30,12 +33,14 @@ def diffuse(
     Raises:
         ValueError: negative noise, or noise and a field without a score.
 
-    Validity: exact as num_steps grows.
+    Validity: exact as num_steps grows. For tokens from noise `diffusion.token_law` has exact steps and a density.
 
     Reference: Albergo, Boffi and Vanden-Eijnden 2023, arXiv:2303.08797, theorem 2.6 and corollary 2.10.
     """
     check_counts("diffuse", num_steps=num_steps)
     drift, dt = _drift("diffuse", field, noise), 1 / num_steps
+    if field.log_probs is not None:
+        return jump(drift, key, start, num_steps)
 
     def step(x: Array, n: Array) -> tuple[Array, None]:
         z = jax.random.normal(jax.random.fold_in(key, n), x.shape)

@@ -78,6 +78,32 @@ class FlowLaw(dist.Distribution):
         x, total = self._each(back)(jnp.asarray(value, float))
         return self.start.log_prob(x) + total  # the integral runs back, so that its sign is turned
 
+    def estimate_log_prob(
+        self, x: Float[Array, " points *shape"], key: Key, *, num_probes: int = 1
+    ) -> Float[Array, " points"]:
+        """An unbiased estimate of the log-density of each point, at the cost of `num_probes` derivatives a step.
+
+        The divergence is the mean of e . (d velocity / dx) e over sign vectors e, which stay fixed along the flow (Hutchinson).
+
+        Args:
+            x: the points.
+            key: PRNG key.
+            num_probes: number of sign vectors.
+
+        Validity: unbiased for the log-density up to the solver's tolerance, and not for the density, which is overestimated.
+
+        Reference: Grathwohl et al. 2019, arXiv:1810.01367, section 3.1.
+        """
+        check_counts("estimate_log_prob", num_probes=num_probes)
+        x = jnp.asarray(x, float)
+        probes = jax.random.rademacher(key, (len(x), num_probes, *x.shape[1:]), x.dtype)
+
+        def one(x: Array, probes: Array) -> Array:
+            last, total = followed(self.velocity, x, (1.0, 0.0), self.tolerance, probes)
+            return jnp.asarray(self.start.log_prob(last)) + total
+
+        return jax.vmap(one)(x, probes)
+
     def _each(self, fn: Callable[[Array], Any]) -> Callable[[Array], Any]:
         """`fn`, of one point, for points with any leading axes."""
 
@@ -88,38 +114,6 @@ class FlowLaw(dist.Distribution):
 
         mapped = [fn]
         return each
-
-
-def flow_log_density(
-    velocity: VectorField, start: dist.Distribution, x: Float[Array, " points *shape"], key: Key, *, num_probes: int = 1,
-    rtol: float = 1e-4, atol: float = 1e-4,
-) -> Float[Array, " points"]:  # fmt: skip
-    """An unbiased estimate of the log-density of each point under a `FlowLaw`, at the cost of `num_probes` derivatives a step.
-
-    The divergence is the mean of e . (d velocity / dx) e over sign vectors e, which stay fixed along the flow (Hutchinson).
-
-    Args:
-        velocity: as for `FlowLaw`.
-        start: law of x_0.
-        x: the points.
-        key: PRNG key.
-        num_probes: number of sign vectors.
-        rtol: relative tolerance of the solver.
-        atol: absolute tolerance of the solver.
-
-    Validity: unbiased for the log-density up to the solver's tolerance, and not for the density, which is overestimated.
-
-    Reference: Grathwohl et al. 2019, arXiv:1810.01367, section 3.1.
-    """
-    check_counts("flow_log_density", num_probes=num_probes)
-    x = jnp.asarray(x, float)
-    probes = jax.random.rademacher(key, (len(x), num_probes, *x.shape[1:]), x.dtype)
-
-    def one(x: Array, probes: Array) -> Array:
-        last, total = followed(velocity, x, (1.0, 0.0), Tolerance(rtol, atol), probes)
-        return jnp.asarray(start.log_prob(last)) + total
-
-    return jax.vmap(one)(x, probes)
 
 
 def as_tree(velocity: VectorField) -> VectorField:

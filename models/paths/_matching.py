@@ -44,8 +44,8 @@ class Field:
         """The field of the way back, from the law of x_1 at t = 0 to that of x_0."""
         if self.log_probs is not None:
             raise ValueError(
-                "Field: rates of tokens are not turned round by their sign. Learn the way back: flow_matching with the ends "
-                "exchanged."
+                "Field: rates of tokens are not turned round by their sign. Use flow_matching with the ends exchanged, "
+                "and give its field."
             )
         back = lambda part: None if part is None else lambda t, x: part(1 - t, x)
         return Field(

@@ -99,8 +99,8 @@ def _check_integers(*rows: Array) -> None:
     for row in rows:
         if not jnp.issubdtype(jnp.result_type(row), jnp.integer):
             raise ValueError(
-                f"TokenPath: rows are of integers, and this one is of {jnp.result_type(row)}. Give integers, and draw by "
-                "paths.jump."
+                f"TokenPath: rows are of integers, and this one is of {jnp.result_type(row)}. Give integers; "
+                "paths.diffuse draws them."
             )
 
 
@@ -109,8 +109,8 @@ def tokens(num_values: int, kind: Kind = "masked") -> TokenPath:
 
     In `flow_matching` the network is called with tokens, 0 for masked and v + 1 for the value v, with t and a context, and
     returns log p(x_1i = v | x_t), [variables, values], normalised or not. x_0 need not be given where it is noise. The field of
-    `from_network` has rates, which `jump` follows, and `log_probs`, the network of `diffusion.token_law`, whose steps are exact
-    and whose density is estimated without bias, and of `inference.diffusion.fkc_tokens`, which guides soundly.
+    `from_network` has rates, which `diffuse` follows, and `log_probs`, the network of `diffusion.token_law`, whose steps are
+    exact and whose density is estimated without bias, and of `inference.diffusion.fkc_tokens`, which guides soundly.
 
     Args:
         num_values: K.
@@ -128,33 +128,12 @@ def tokens(num_values: int, kind: Kind = "masked") -> TokenPath:
 
 
 def jump(
-    velocity: VectorField, key: Key, start: Int[Array, "rows variables"], *, num_steps: int
+    velocity: VectorField, key: Key, start: Int[Array, "rows variables"], num_steps: int
 ) -> Int[Array, "rows variables"]:
-    """Rows at t = 1 of the Markov chain with the rates of a `TokenPath`, by steps in which variables jump independently.
-
-    Args:
-        velocity: `(t, x) -> rates` of one row, [variables, values], as of `from_network(...).velocity`.
-        key: PRNG key.
-        start: draws of x_0.
-        num_steps: steps of length 1 / num_steps; in the last one all that is left passes.
-
-    Raises:
-        ValueError: rates of another shape.
-
-    Validity: exact as num_steps grows, with an error of the order of 1 / num_steps. For chains from noise `diffusion.token_law`
-        has exact steps and a density.
-
-    Reference: Gat et al. 2024, arXiv:2407.15595, algorithm 1.
-    """
-    check_counts("jump", num_steps=num_steps)
+    """Rows at t = 1 of the Markov chain with these rates: in a step variables jump independently (Gat et al., algorithm 1)."""
 
     def step(x: Array, n: Array) -> tuple[Array, None]:
         rates = jax.vmap(lambda x: velocity(n / num_steps, x))(x)
-        if rates.ndim != x.ndim + 1 or rates.shape[:-1] != x.shape:
-            raise ValueError(
-                f"jump: for rows {x.shape[1:]} the velocity has shape {rates.shape[1:]}. Give rates [variables, values] of "
-                "a path of tokens; fields of real numbers are followed by FlowLaw and diffuse."
-            )
         moves = jnp.where(jax.nn.one_hot(x, rates.shape[-1], dtype=bool), 0.0, rates / num_steps)
         moves = jnp.maximum(moves, 0.0)
         stays = jnp.maximum(1 - moves.sum(-1, keepdims=True), 0.0)

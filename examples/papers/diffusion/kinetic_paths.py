@@ -2,7 +2,7 @@
 
 What it shows: a flow moves x_t = alpha x_0 + beta x_1 by u_t, and KE = int E |u_t|^2 dt is what its solver pays for. It depends
 on the data by one function, how well they are told from noise at each angle (`paths.separation`), and its best path is a straight
-chord in the right angle (`paths.chord`), in place of a differential equation of the paper. Then networks are trained along that
+chord in the right angle (its `chord`), in place of a differential equation of the paper. Then networks are trained along that
 path and two others: held-out nats per pixel, and distances from the data after few Euler steps.
 
 Data: scikit-learn's digits, with noise of a grey level, three quarters to train; ten of them; twenty points in 3,072 dimensions;
@@ -87,10 +87,10 @@ def trained_rows(config: Config, name: str, data: np.ndarray, ways: dict[str, An
     rows[f"{name}: distance, other data"] = distance(train[: len(held)])
     for way, path in ways.items():
         field = learned(config, path, train, key)
-        few = jnp.asarray(held[: config.num_rows])
-        probes = {"num_probes": 4 if size > 4 else 2, "rtol": 1e-3, "atol": 1e-3}
-        density = lambda x, f=field, p=probes: paths.flow_log_density(f.velocity, start, x, key, **p)  # fmt: skip
-        rows[f"{name}: nats of a coordinate, {way}"] = float(jnp.mean(jax.jit(density)(few))) / size
+        law = paths.FlowLaw(field.velocity, start, rtol=1e-3, atol=1e-3)
+        density = lambda x, law=law: law.estimate_log_prob(x, key, num_probes=4)
+        nats = jax.jit(density)(jnp.asarray(held[: config.num_rows]))
+        rows[f"{name}: nats of a coordinate, {way}"] = float(jnp.mean(nats)) / size
         for steps in config.num_steps:
             draw = lambda x, f=field, n=steps: paths.diffuse(f, key, x, noise=0.0, num_steps=n)
             rows[f"{name}: distance, {way}, {steps} steps"] = distance(np.asarray(jax.jit(draw)(noise)))  # fmt: skip
@@ -103,9 +103,9 @@ def run(config: Config, seed: int) -> tuple[Row, Any]:
         key = jax.random.fold_in(jax.random.key(seed), i)
         sizes = {"num_angles": config.num_angles, "num_draws": config.num_draws}
         found = paths.separation(data, key, **sizes)
-        ways = {"optimal": paths.chord(found)} | STANDARD
+        ways = {"optimal": found.chord()} | STANDARD
         for way, path in ways.items():
-            rows[f"{name}: energy, {way}"] = paths.kinetic_energy(path, found)
+            rows[f"{name}: energy, {way}"] = found.energy(path)
         rows[f"{name}: energy by its formula"] = 4 * np.sin(found.lengths[-1] / 2) ** 2
         if name in ("digits", "ring"):
             rows |= trained_rows(config, name, data, ways, key)

@@ -4,7 +4,7 @@ What it shows: of each signal two views are data, a random half of its coordinat
 view is trained, given the first; inside of it stands a network that says the whole signal, and the forward model that looks at
 it (`diffusion.Through`). Its draws are whole signals, with the spread that the data leave open, which for a normal law is known.
 Where both views leave the same coordinates out, nothing is learned of these: their draws are what the network makes
-of them, and `diffusion.unseen` says which directions they are.
+of them, and its `unseen` says which directions they are.
 
 Data: normal signals of 16 coordinates, correlation 0.8^|i - j|, 40,000 of them, none seen whole. Source: Tewari et al. 2023,
 arXiv:2306.11719 (denoisers with a forward model inside; there of scenes by their images).
@@ -122,7 +122,7 @@ def run(config: Config, seed: int) -> tuple[Row, None]:
             each.append(row(np.asarray(draw(context, jax.random.key(n))), context, signal))
         rows |= {f"{kind}: {name}": float(np.mean([r[name] for r in each])) for name in each[0]}
         looks = [{"second": mask} for mask in contexts["second"][:30]]
-        unseen = diffusion.unseen(forward, looks, jnp.zeros(SIZE))
+        unseen = network.unseen(looks, jnp.zeros(SIZE))
         rows[f"{kind}: directions that no second view shows"] = float(len(unseen))
     return rows, None
 

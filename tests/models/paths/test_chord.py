@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lapilli.models import paths
+from lapilli.models.paths._chord import Separation
 
 
 @pytest.fixture(scope="module")
@@ -19,31 +20,31 @@ def ring():
 def test_one_point_asks_for_straight_lines():
     """Lambda = 1: a point is told from noise at once, and conditional optimal transport is best, with an energy of 2."""
     angles = np.linspace(0, np.pi / 2, 200)
-    found = paths.Separation(angles, np.ones(200))
-    path = paths.chord(found)
+    found = Separation(angles, np.ones(200))
+    path = found.chord()
     t = jnp.linspace(0, 1, 11)
     np.testing.assert_allclose(jax.vmap(path.beta)(t), t, atol=2e-4)
     np.testing.assert_allclose(jax.vmap(path.alpha)(t), 1 - t, atol=2e-4)
-    assert abs(paths.kinetic_energy(path, found) - 2) < 0.01
+    assert abs(found.energy(path) - 2) < 0.01
 
 
 def test_the_chord_has_the_least_energy_and_that_of_its_formula(ring):
-    path = paths.chord(ring)
-    least = paths.kinetic_energy(path, ring)
+    path = ring.chord()
+    least = ring.energy(path)
     opening = ring.lengths[-1]
     assert abs(least - 4 * np.sin(opening / 2) ** 2) < 0.05 * least  # 60 angles
     for other in (paths.linear(), paths.trigonometric()):
-        assert least < paths.kinetic_energy(other, ring)
+        assert least < ring.energy(other)
     # Euler and Lagrange: no path beside it has less, to first order nor to second.
     for bump in (0.1, -0.1):
         bent = lambda t, b=bump: t + b * t * (1 - t)
         parts = [lambda t, part=part, bent=bent: part(bent(t)) for part in (path.alpha, path.beta)]
         beside = paths.Interpolant(*parts)
-        assert least < paths.kinetic_energy(beside, ring)
+        assert least < ring.energy(beside)
 
 
 def test_ends_of_the_chord(ring):
-    path = paths.chord(ring)
+    path = ring.chord()
     assert abs(path.alpha(1.0)) < 1e-3 and abs(path.beta(1.0) - 1) < 1e-3
     assert abs(path.alpha(0.0) - 1) < 1e-6 and abs(path.beta(0.0)) < 1e-6
 
@@ -51,10 +52,8 @@ def test_ends_of_the_chord(ring):
 def test_the_chord_solves_the_equation_of_euler_and_lagrange():
     """In the radius and the angle phi = int sqrt(c) the energy is that of the flat plane: no acceleration there, to 1e-3."""
     angles = np.linspace(0, np.pi / 2, 400)
-    found = paths.Separation(
-        angles, np.sin(angles) ** 2 + 0.5 * np.cos(angles) ** 2 * np.sin(angles)
-    )
-    path = paths.chord(found)
+    found = Separation(angles, np.sin(angles) ** 2 + 0.5 * np.cos(angles) ** 2 * np.sin(angles))
+    path = found.chord()
     t = np.linspace(0.02, 0.98, 49)
     with jax.enable_x64(True):
         a, b = (np.asarray(jax.vmap(part)(jnp.asarray(t))) for part in (path.alpha, path.beta))

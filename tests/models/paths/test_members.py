@@ -15,6 +15,8 @@ import pytest
 from jax.scipy.special import ndtri
 
 from lapilli.models import diffusion, paths
+from lapilli.models.paths._chord import Separation
+from lapilli.models.paths._tokens import TokenPath
 
 TIMES = 0.2, 0.85
 
@@ -174,7 +176,7 @@ def members():
         "linear, noise": lambda: interpolant(paths.linear(0.8), 24, 24),
         "trigonometric": lambda: interpolant(paths.trigonometric()),
         "trigonometric, noise": lambda: interpolant(paths.trigonometric(0.5), 24, 24),
-        "chord": lambda: interpolant(paths.chord(paths.Separation(angles, np.sin(angles)))),
+        "chord": lambda: interpolant(Separation(angles, np.sin(angles)).chord()),
         "VP": lambda: normal_noise(diffusion.VP()),
         "EDM": lambda: normal_noise(diffusion.EDM(sigma_max=3.0)),
         "Student, VP": lambda: student(diffusion.VP()),
@@ -192,7 +194,7 @@ class Told:
 
     def __init__(self, member):
         self.member, path = member, member.path
-        self.is_of_tokens = isinstance(path, paths.TokenPath)
+        self.is_of_tokens = isinstance(path, TokenPath)
         self.point = jax.jit(jax.vmap(path.at, (None, 0, 0, 0)))
         self.velocity = jax.jit(jax.vmap(member.velocity, (None, 0)))
         self.of = jax.jit(jax.vmap(self.features))

@@ -80,7 +80,7 @@ def test_jumps_have_the_law_of_their_kernels_which_tends_to_that_of_the_end(kind
     kl = [np.sum(truth * (LOG_P - np.log(chain(n)))) for n in (4, 8, 16)]
     assert 0 < kl[2] < 0.6 * kl[1] < 0.36 * kl[0]
     start = paths.tokens(K, kind).begin(key, (20_000, D))
-    ends = jax.jit(lambda x: paths.jump(field.velocity, key, x, num_steps=4))(start)
+    ends = jax.jit(lambda x: paths.diffuse(field, key, x, noise=0.0, num_steps=4))(start)
     assert_unbiased((np.asarray(ends)[:, None] == ROWS).all(-1).astype(float), chain(4))
 
 
@@ -113,7 +113,9 @@ def test_refusals(key):
         value(paths.flow_matching(network, paths.tokens(K + 1)), rows)
     field = paths.from_network(network, paths.tokens(K))
     start = jnp.full((4, D), -1)
-    with pytest.raises(ValueError, match="rates \\[variables, values\\]"):
-        paths.jump(lambda t, x: 1.0 * x, key, start, num_steps=2)
-    with pytest.raises(ValueError, match="draw by paths.jump"):
-        paths.diffuse(field, key, start, noise=0.0, num_steps=2)
+    with pytest.raises(ValueError, match="paths.diffuse draws them"):
+        field.velocity(0.5, start[0].astype(float))
+    with pytest.raises(ValueError, match="needs the score of the marginals"):
+        paths.diffuse(field, key, start, noise=1.0, num_steps=2)
+    with pytest.raises(ValueError, match="not turned round by their sign"):
+        field.reversed  # noqa: B018
