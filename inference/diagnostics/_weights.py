@@ -24,9 +24,10 @@ class ImportanceDiagnostics(NamedTuple):
 
     Attributes:
         num_draws: S.
-        k_hat: Pareto shape of the largest weights; -inf where they are equal, NaN where it cannot be fitted.
+        k_hat: Pareto shape of the largest weights; -inf where they are equal, NaN where it cannot be fitted or rounding has taken
+            the weights.
         k_threshold: largest k-hat at which S draws are enough, min(1 - 1 / log10 S, 0.7).
-        ess: effective sample size, between 1 and S.
+        ess: effective sample size, between 1 and S; NaN where rounding has taken the weights.
         log_evidence: log of the mean weight, nats.
         log_evidence_std_error: standard error of `log_evidence`, nats.
         elbo: mean log-weight, nats; a lower bound of the log evidence in expectation.
@@ -81,7 +82,8 @@ def importance_diagnostics(
         no trace. Under an improper prior (`ImproperUniform`) the evidence is that of a density without a total: log_evidence
         has no meaning of its own, nor have differences to models with other improper sites. k_hat is -inf where the largest
         weights agree within 0.1% (an exact guide), and NaN for fewer than 30 draws or where most of the
-        largest weights are ties.
+        largest weights are ties. Numbers of the size of log w are known to a nat or worse above 8.4e6 in single precision (4.5e15
+        in double): k_hat and ess are NaN there.
 
     Example:
         >>> import numpy as np
@@ -97,15 +99,33 @@ def importance_diagnostics(
     ratios = np.exp(lw - top)
     ess = float(ratios.sum() ** 2 / (ratios**2).sum())
     smoothed, k_hat = _pareto_smoothed(lw)
+    if unknown_digits(log_weights) is not None:
+        k_hat = ess = np.nan
     return ImportanceDiagnostics(
         num_draws=size,
         k_hat=k_hat,
         k_threshold=float(min(1 - 1 / np.log10(size), 0.7)) if size > 1 else -np.inf,
         ess=ess,
         log_evidence=float(top + np.log(ratios.mean())),
-        log_evidence_std_error=float(np.sqrt(max(1 / ess - 1 / size, 0.0))),
+        log_evidence_std_error=float(np.sqrt(np.maximum(1 / ess - 1 / size, 0.0))),
         elbo=float(lw.mean()),
         smoothed_log_weights=smoothed,
+    )
+
+
+def unknown_digits(log_weights: PyTree) -> str | None:
+    """What rounding leaves unknown of log-weights, in words; None where it is less than a nat."""
+    found = np.asarray(log_weights)
+    is_number = np.isfinite(found)
+    if not np.issubdtype(found.dtype, np.floating) or not is_number.any():
+        return None
+    largest = np.abs(found[is_number]).max()
+    if not np.spacing(largest) >= 1.0:
+        return None
+    return (
+        f"The log-weights are as large as {largest:.3g}, which {found.dtype} knows to {np.spacing(largest):.2g} nats: what the "
+        "draws are worth cannot be told. A log-density that grows without bound has no posterior: look at its factors. Else turn "
+        "on double precision, jax.config.update('jax_enable_x64', True)."
     )
 
 

@@ -14,7 +14,11 @@ from jaxtyping import PyTree
 from ...ppl._show import shown
 from ...ppl._types import Key
 from .._host_keys import fold_in
-from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics
+from ..diagnostics._weights import (
+    ImportanceDiagnostics,
+    importance_diagnostics,
+    unknown_digits,
+)
 from ._whitened import AutoWhitenedNormal
 from .starts import Start, Starts
 
@@ -64,7 +68,7 @@ class WeightedDraws(NamedTuple):
     """Weighted draws of a guide.
 
     Attributes:
-        log_weights: [n], nats.
+        log_weights: [n], nats, in the precision in which they were computed: it tells their rounding.
         points: coordinates by name, each [n].
         u: unconstrained, [n, d]; [n, 0] where they are not known.
     """
@@ -107,7 +111,7 @@ def weighed(
     make: Callable[[int, Key], WeightedDraws], key: Key, *, is_chosen: bool = False
 ) -> tuple[WeightedDraws, GuideWorth, str | None]:
     """Draws of `make(number, key)`, as many as tell k-hat from its threshold, and `verdict_on` them."""
-    total = WeightedDraws(np.zeros(0), {})
+    total = WeightedDraws(np.zeros(0, np.float32), {})
     for number, size in enumerate(_ROUNDS):
         more = make(size - len(total.log_weights), fold_in(key, number))
         total = _joined(total, more)
@@ -137,6 +141,8 @@ def verdict_on(
     if (log_weights == -np.inf).all():
         text = f"fit: none of {num} draws of the guide has any weight under the model."
         return bad._replace(verdict="no draw has any weight"), f"{text} {remedy}"
+    if (lost := unknown_digits(log_weights)) is not None:
+        return bad._replace(verdict="log-weights lost to rounding"), f"fit: {lost} {SKIP}"
     found: ImportanceDiagnostics = importance_diagnostics(log_weights)
     worth = GuideWorth(found.k_hat, found.k_threshold, found.ess, num)
     # The tail of weights that are all but equal may have any shape; one that cannot be fitted is none to trust.
@@ -158,12 +164,13 @@ def _draws(fit: Any, key: Key, number: int) -> WeightedDraws:
     landscape = getattr(guide, "landscape", None)
     if guide is None or landscape is None:
         drawn = fit.posterior(key, number, batch_size=100)
-        return WeightedDraws(drawn.log_weights.astype(float), by_coordinate(drawn.choices))
+        return WeightedDraws(drawn.log_weights, by_coordinate(drawn.choices))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     noise = rng.standard_normal((number, landscape.space.dimension))
     u, log_q = guide.draws(fit.params, noise)
     points = by_coordinate(landscape.choices(u))
-    return WeightedDraws(landscape.values(u, keep_nan=True) - log_q, points, u)
+    log_weights = landscape.values(u, keep_nan=True) - log_q
+    return WeightedDraws(log_weights.astype(landscape.dtype), points, u)
 
 
 def by_coordinate(choices: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -192,7 +199,7 @@ def _joined(one: WeightedDraws, other: WeightedDraws) -> WeightedDraws:
 
 def _behind(draws: WeightedDraws, starts: Starts) -> tuple[str, str] | None:
     """Whether training has lost what the start had."""
-    weights = draws.log_weights
+    weights = draws.log_weights.astype(float)
     error = weights.std() / math.sqrt(len(weights))
     if not weights.mean() + 4 * error < starts.best.elbo - _BEHIND:
         return None

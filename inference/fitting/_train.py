@@ -184,7 +184,7 @@ class Training:
         self._length = self._timing.next_length()
 
     def _show(self, bar: Bar, values: np.ndarray) -> None:
-        gains = self._config.sign * values.mean(0)
+        gains = self._config.sign * values.mean(0, dtype=float)
         text = f"value={self._config.sign * np.min(gains):.6g}"
         num_skipped = int(np.sum(np.asarray(self._carry.num_skipped)))
         bar.set_postfix_str(

@@ -30,6 +30,7 @@ def ess(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def e_bfmi(energy: np.ndarray) -> float:
     """The least share, over chains [chains, draws], of the energy's spread that one momentum draw covers."""
+    energy = energy.astype(float)
     steps = (np.diff(energy, axis=1) ** 2).mean(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.min(steps / energy.var(1)))

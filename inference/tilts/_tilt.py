@@ -70,7 +70,8 @@ class TiltedProgram(ppl.Program):
         self._try(args, kwargs)
         with _NothingTrained(self), StartMemory(self._starts):
             retval = self.base(*args, **kwargs)
-        ppl.factor(self.site, self.log_weight(retval))
+            log_weight = self.log_weight(retval)
+        ppl.factor(self.site, log_weight)
         return retval
 
     def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> ppl.Trace:
@@ -91,7 +92,7 @@ class TiltedProgram(ppl.Program):
 
 
 class _NothingTrained(Messenger):
-    """Refuse a parameter of the base that is bound to nothing: a guide of the same names would move it along."""
+    """Refuse a parameter of the base or the reward that is bound to nothing: an objective would move it along."""
 
     only_watches = True
 
@@ -102,9 +103,10 @@ class _NothingTrained(Messenger):
     def process_message(self, msg: Message) -> None:
         if msg["type"] == "param" and msg["value"] is None and msg["args"] != (None,):
             raise ValueError(
-                f"{self.tilt!r}: parameter '{msg['name']}' of the base is not bound. The base is what the tilt is a tilt of, and "
-                "would move with what is trained. Bind it: inference.tilt(program.bind(params), reward), params those of the "
-                "trained model (fit.model, fit.guide are bound), or program.bind(program.init(key, *args))."
+                f"{self.tilt!r}: parameter '{msg['name']}' of the base or the reward is not bound. The tilt is what is aimed at, "
+                "and would move with what is trained. Bind it: inference.tilt(program.bind(params), reward), params those of the "
+                "trained model (fit.model, fit.guide are bound), or program.bind(program.init(key, *args)); hand a reward the "
+                "values, not ppl.param."
             )
 
 

@@ -239,6 +239,11 @@ class Landscape:
         ]
         self._draws = over(draw, at_once)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The type in which values are computed: that of the program, or double where blocks of data are summed."""
+        return np.dtype(float) if self._blocks else jnp.result_type(float)
+
     def values(self, u: np.ndarray, *, keep_nan: bool = False) -> np.ndarray:
         """Logarithms of p at points [n, d], nats."""
         (values,) = self._in_parts(lambda *x: (self._value(*x),), self.rows, u)

@@ -182,11 +182,11 @@ def _that_count(run: Run) -> np.ndarray:
         size, d = u.shape
         share = d / (d + size)
         log_volume = np.linalg.slogdet((1 - share) * correlation + share * np.eye(d))[1]
-        evidence.append(log_density.mean() + np.log(scale).sum() + 0.5 * log_volume)
+        evidence.append(log_density.mean(dtype=float) + np.log(scale).sum() + 0.5 * log_volume)
     evidence = np.array(evidence)
     if not np.isfinite(evidence).any():
         return np.arange(len(run.u))
-    return np.flatnonzero(evidence > evidence.max() - NEGLIGIBLE)
+    return np.flatnonzero(evidence >= evidence.max() - NEGLIGIBLE)
 
 
 def _ends(kept: np.ndarray, num_chains: int) -> np.ndarray:

@@ -20,7 +20,8 @@ def starts_in_modes(
     """Points to begin at [chains, d], coordinates in which the best mode is a standard Normal, and what was found, in words.
 
     Every mode whose evidence, by importance draws of its Normal, counts beside the best one has a chain, as far as there are
-    chains. None where the search is not for this program.
+    chains. None where the search is not for this program, or no Normal that it found has a finite evidence, as under a density
+    that grows without bound.
     """
     search_key, key = jax.random.split(key)
     try:
@@ -29,7 +30,9 @@ def starts_in_modes(
     except ValueError:
         return None
     top = max(start.log_evidence for start in found.all)
-    kept = [s for s in found.all if s.log_evidence > top - NEGLIGIBLE][:num_chains]
+    if not np.isfinite(top):
+        return None
+    kept = [s for s in found.all if s.log_evidence >= top - NEGLIGIBLE][:num_chains]
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     points = [
         s.center + _WIDER * s.factor @ rng.standard_normal(len(s.center))

@@ -94,7 +94,7 @@ def flow_draws(target: Target, frame: Frame, key: Key, num: int, clock: Clock) -
         )
     )
     u, log_weights = draw(state[0], jax.random.normal(draw_key, (num, d)), frame, target.arrays)
-    return FlowDraws(np.asarray(u, float), np.asarray(log_weights, float), done)
+    return FlowDraws(np.asarray(u, float), np.asarray(log_weights), done)
 
 
 def _initial(key: Key, halves: list[np.ndarray], d: int) -> dict[str, Any]:

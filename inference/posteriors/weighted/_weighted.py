@@ -19,6 +19,7 @@ from ...diagnostics._weights import (
     ImportanceDiagnostics,
     importance_diagnostics,
     resampling_indices,
+    unknown_digits,
 )
 from ...fitting import AutoWhitenedNormal, Fit, fit
 from ...fitting._judgement import NEED_WEIGHTS, WRONG_FAMILY, by_coordinate
@@ -191,6 +192,8 @@ def smoothed_and_judged(
     """
     if not np.isfinite(log_weights).any() or not (log_weights < np.inf).all():
         return Verdict({}, ("the weights of a fitted guide's draws are no numbers",)), None
+    if (lost := unknown_digits(log_weights)) is not None:
+        return Verdict({}, (lost.rstrip("."),)), None
     worth = importance_diagnostics(log_weights)
     seen = {"k_hat": worth.k_hat, "ess": worth.ess}
     problems = []

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference.fitting._judgement import WeightedDraws, _off, weighed
+from lapilli.inference.diagnostics import importance_diagnostics
+from lapilli.inference.fitting._judgement import WeightedDraws, _off, verdict_on, weighed
 
 KEY = jax.random.key(0)
 
@@ -99,6 +100,21 @@ def test_verdicts_on_right_and_wrong_weights_are_right():
 
         told = [weighed(make, jax.random.key(n))[2] is not None for n in range(200)]
         assert sum(t != is_bad for t in told) <= 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_guide_is_believed_by_weights_that_rounding_made_equal(dtype):
+    """Weights of a wrong guide beside a log-density of any size: where their digits are lost, that is said."""
+    rng, last, num_believed = np.random.default_rng(0), np.log10(np.finfo(dtype).max) - 6, 0
+    for size in rng.uniform(0, last, 100):
+        log_weights = (1.5 * rng.exponential(size=1000) - 10**size).astype(dtype)
+        worth, told = verdict_on(log_weights)
+        num_believed += told is None  # k-hat is noisy
+        if np.spacing(np.abs(log_weights).max()) >= 1:
+            assert worth.verdict == "log-weights lost to rounding" and "x64" in told
+            found = importance_diagnostics(log_weights)
+            assert np.isnan(found.k_hat) and np.isnan(found.ess)
+    assert num_believed <= 2
 
 
 X = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)

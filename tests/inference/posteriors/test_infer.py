@@ -497,6 +497,17 @@ def test_a_limit_of_time_is_a_number_above_zero():
 
 
 @pytest.mark.slow
+def test_a_density_that_grows_without_bound_is_no_posterior():
+    def explosive():
+        x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.factor("reward", x**2)
+
+    with pytest.warns(UserWarning, match="infer"):
+        draws = inference.infer(explosive, methods=["nuts"], progress=False)
+    assert not draws.certificate.is_certified
+
+
+@pytest.mark.slow
 def test_chains_after_a_fit_begin_near_it_and_have_the_moments_of_the_posterior(monkeypatch):
     """A regression of which one column is in units a millionth as large; the fit's certificate is withheld."""
 

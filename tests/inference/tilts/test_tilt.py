@@ -132,8 +132,12 @@ def test_parameters_of_the_base_stay(tilted):
     made = inference.tilt(reference, pairs).bind({"logits": jnp.zeros((12, 2))})
     x = {"x": jnp.ones(12, int)}
     np.testing.assert_allclose(made.log_density(x), reference.log_density(x) + 11, rtol=1e-6)
-    with pytest.raises(ValueError, match="parameter 'logits' of the base is not bound"):
+    with pytest.raises(
+        ValueError, match="parameter 'logits' of the base or the reward is not bound"
+    ):
         inference.tilt(policy, pairs).simulate(KEY)
+    with pytest.raises(ValueError, match="parameter 'w' of the base or the reward is not bound"):
+        inference.tilt(normal, lambda x: ppl.param("w", 1.0) * x).simulate(KEY)
 
 
 def test_site_weights_act_on_the_factor():
