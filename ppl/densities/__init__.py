@@ -9,7 +9,8 @@ Programs
     Eliminated              what `eliminate` makes: a density without estimates, a posterior, a mode
 """
 
-from ._eliminate import Eliminated as Eliminated, eliminate as eliminate
+from ._eliminate import eliminate as eliminate
+from ._eliminated import Eliminated as Eliminated
 from ._kalman_proposal import KalmanProposal as KalmanProposal, kalman_proposal as kalman_proposal
 from ._lost_digits import has_nan as has_nan, lost_digits as lost_digits
 from ._marginal import Marginal as Marginal, marginal as marginal

@@ -21,15 +21,17 @@ from .._compat import handler_stack, typed_key
 from .._types import Choices, Key
 from ..gaussian import BESIDE, BESIDE_SCALE, Emit, SmoothingRequest, integrate
 from ..language import Program
-from ..traces import Params, Recorder, Trace, refuse_inside_engine
+from ..traces import Recorder, Trace, refuse_inside_engine
+from ._lost_digits import has_nan
 from ._outside import check_left, check_outside, check_reach, check_stack, declared, is_predicting
 from ._stochastic import as_arrays
+from ._without import Without
 
 Array = jax.Array
 PLAIN = Emit()
 
 
-class Integrated(Program):
+class Integrated(Without):
     """A program over the choices that are left, made of statements given those before. Part of what `ppl.eliminate` makes.
 
     Args:
@@ -50,9 +52,8 @@ class Integrated(Program):
         approximation: str | None = None,
         parallel: bool = False,
     ) -> None:
-        super().__init__(self._statements)
-        self.__name__ = self.label = label
-        self.program, self.sites, self.approximation = program, sites, approximation
+        super().__init__(program, sites, label)
+        self.approximation = approximation
         self.emit = emit._replace(approximation=approximation, parallel=parallel)
 
     def _statements(self, *args: PyTree, **kwargs: PyTree) -> ArrayLike | None:
@@ -65,9 +66,6 @@ class Integrated(Program):
         check_reach(self.label, self.program, self.sites, args, kwargs)
         params = declared(self.program, args, kwargs)[0]
         return integrate(self.label, self.program, self.sites, params, args, kwargs, self.emit)
-
-    def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Params:
-        return self.program.init(key, *args, **kwargs)
 
     def _traced(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         check_left(self.label, self.sites, choices, "integrated")
@@ -84,14 +82,37 @@ class Integrated(Program):
         self, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, dist.Normal]:
         """The law of each number of the integrated sites given the choices and the data: site -> Normal of the site's shape."""
+        if isinstance(self.program, Integrated):
+            raise TypeError(
+                f"{self.label}: {list(self.program.sites)} were integrated out by an earlier call, and their marginals need "
+                f"those of {list(self.sites)}. Draw them, posterior(key, choices, *args, num_samples=...), or name all in one "
+                "call."
+            )
         return _Moments(self, SmoothingRequest(), choices, args, kwargs).marginals
 
-    def means(self, choices: Choices, *args: PyTree, **kwargs: PyTree) -> dict[str, Array]:
-        """Posterior means of the integrated sites, which are their most probable values."""
-        return _Moments(self, SmoothingRequest(), choices, args, kwargs).means
+    def posterior_probs(
+        self, choices: Choices, *args: PyTree, **kwargs: PyTree
+    ) -> dict[str, Array]:
+        """Refused: normal sites have densities."""
+        raise TypeError(
+            f"{self.label}: its sites are normal and have no table of probabilities. Use posterior_marginals."
+        )
 
-    def __repr__(self) -> str:
-        return f"<Program {self.label} of {self.program!r}>"
+    def mode(
+        self, choices: Choices, *args: PyTree, **kwargs: PyTree
+    ) -> tuple[dict[str, Array], Array]:
+        """The mean of the joint normal law, which is its mode, and its log-density with everything else (nats)."""
+        found: dict[str, Array] = {}
+        program: Program = self
+        while isinstance(
+            program, Integrated
+        ):  # those of the last call, then the earlier ones' given them
+            moments = _Moments(program, SmoothingRequest(), {**choices, **found}, args, kwargs)
+            found |= moments.means
+            program = program.program
+        if has_nan(found):
+            return found, jnp.full((), jnp.nan)
+        return found, program.log_density({**choices, **found}, *args, **kwargs)
 
 
 class _Moments:

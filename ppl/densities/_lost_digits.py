@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._compat import is_concrete
+from .._shared_jit import shared_jit
 from ..language import Program
 
 Array = jax.Array
@@ -91,7 +92,7 @@ def _condition_number(
             after = program.posterior(key, choices, *args, **kwargs)
             return {n: before[n] for n in names}, {n: after[n] for n in names}
 
-        drawn = jax.jit(jax.vmap(both))(jax.random.split(jax.random.key(0), _NUM))
+        drawn = shared_jit(jax.vmap(both), is_brief=True)(jax.random.split(jax.random.key(0), _NUM))
         prior, posterior = (
             np.concatenate([np.reshape(x[n], (_NUM, -1)) for n in names], 1) for x in drawn
         )

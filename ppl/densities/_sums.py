@@ -25,22 +25,17 @@ from numpyro.distributions import constraints
 
 from .._compat import handler_stack, typed_key
 from .._types import Choices, Key
-from ..language import Program
-from ..traces import Params, Trace, keep_terms, refuse_inside_engine
+from ..traces import Trace, keep_terms, refuse_inside_engine
 from ._listing import Listing, list_factors
 from ._outside import check_left, check_outside, check_reach, check_stack, declared, is_predicting
 from ._stochastic import as_arrays
+from ._without import Without
 
 Array = jax.Array
 
 
-class Summed(Program):
+class Summed(Without):
     """A program over the choices that are left. Part of what `ppl.eliminate` makes."""
-
-    def __init__(self, program: Program, sites: tuple[str, ...], label: str) -> None:
-        super().__init__(self._statements)
-        self.__name__ = self.label = label
-        self.program, self.sites = program, sites
 
     def simulate(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Trace:
         """Draw the choices that are left (and everything else) from the prior; the log-density is the marginal one."""
@@ -81,6 +76,15 @@ class Summed(Program):
         """Posterior probability of each value of each eliminated site: site -> array (*elements, values)."""
         return self._listing(as_arrays(choices), args, kwargs).probabilities()
 
+    def posterior_marginals(
+        self, choices: Choices, *args: PyTree, **kwargs: PyTree
+    ) -> dict[str, dist.Normal]:
+        """Refused: under a sum the marginals are mixtures."""
+        raise TypeError(
+            f"{self.label}: sites {list(self.sites)} are summed out, so that the marginals of the others are no normal laws. "
+            "Draw them, posterior(key, choices, *args, num_samples=...), or eliminate the normal sites alone."
+        )
+
     def mode(
         self, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> tuple[dict[str, Array], Array]:
@@ -88,12 +92,32 @@ class Summed(Program):
 
         By max-product elimination (Viterbi, for a chain).
         """
+        if isinstance(self.program, Without):
+            raise TypeError(
+                f"{self.label}: the most probable assignment of summed and integrated sites together is not known here. "
+                f"Eliminate {list(self.program.sites)} alone and compare values of {list(self.sites)}, or draw from the "
+                "posterior."
+            )
         listing = self._listing(as_arrays(choices), args, kwargs)
         found = listing.assignment("max", None)
         return found, self.program.log_density({**choices, **found}, *args, **kwargs)
 
-    def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Params:
-        return self.program.init(key, *args, **kwargs)
+    def forecast_trace(
+        self, key: Key, choices: Choices, num_seen: int | None, *args: PyTree, **kwargs: PyTree
+    ) -> Trace:
+        """Refused: the sites are drawn from all observations."""
+        raise TypeError(
+            f"{self.label}: its sites are drawn from all observations, so num_seen has no meaning. Draw them for the steps "
+            "that were seen, by posterior(key, choices, *args), and forecast the program that it was made of."
+        )
+
+    def propose(
+        self, key: Key, choices: Choices, keep: object, *args: PyTree, **kwargs: PyTree
+    ) -> Trace:
+        """Refused: a draw would not have the marginal density."""
+        raise TypeError(
+            f"{self.label}: propose runs statement by statement; use the program it was made of."
+        )
 
     def _draw(self, *args: PyTree, **kwargs: PyTree) -> Trace:
         raise TypeError(
@@ -138,9 +162,6 @@ class Summed(Program):
             kept[name] = numpyro.sample(name, _Flat(support, draw, self.label))
         listing = list_factors(self.label, self.program, self.sites, kept, params, args, kwargs)
         numpyro.factor(self.label, listing.trace(self.label).log_density)
-
-    def __repr__(self) -> str:
-        return f"<Program {self.label} of {self.program!r}>"
 
 
 class _Flat(dist.Distribution):
