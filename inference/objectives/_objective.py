@@ -35,6 +35,10 @@ Weighing = Literal["scaled", "functional", "refused"]
 class Objective(AbstractObjective):
     """L(params) = E[fn(model, guide, *args)], to be maximised or minimised. Made by `elbo`, `iwelbo` or `@objective`.
 
+    Its methods take `params`, name -> unconstrained arrays, as `init` gives them; a PRNG key of either kind; the `state` of
+    baselines, by `init_state` or the step before, None to start afresh; and the arguments of model and guide, by position or by
+    name.
+
     Attributes:
         fn: `(model, guide, *args) -> scalar`, drawing with `ppl.draw`.
         model: the generative program.
@@ -212,10 +216,6 @@ class Objective(AbstractObjective):
 
         "elbo"; "elbo x 0.5" where all sites have one weight and the objective is linear in log-densities; else "elbo with site
         weights (not a bound)". Weights that are computed from arguments, or not known, count as unequal.
-
-        Args:
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
         """
         if self.site_weights is None:
             return self.name
@@ -238,13 +238,7 @@ class Objective(AbstractObjective):
         return f"{self.name} with site weights (not a bound)"
 
     def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> ppl.Params:
-        """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them).
-
-        Args:
-            key: PRNG key of either kind.
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-        """
+        """Initial parameters of model and guide: name -> unconstrained arrays (`ppl.constrain` maps them)."""
         args = joined(args, kwargs, self.model)
         if self.guide is not None:
             set_up(self.guide, key, args)
@@ -262,12 +256,6 @@ class Objective(AbstractObjective):
     ) -> Array:
         """One estimate of L (scalar, nats).
 
-        Args:
-            params: name -> unconstrained arrays, as `init` gives them.
-            key: PRNG key of either kind.
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-
         Raises:
             ValueError: `params` lack a parameter of model or guide; {} stands for all initial values.
         """
@@ -276,40 +264,19 @@ class Objective(AbstractObjective):
     def grad(
         self, params: dict[str, Array] | ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, PyTree] | ppl.Params:
-        """One unbiased estimate of dL/dparams.
-
-        Args:
-            params: name -> unconstrained arrays, as `init` gives them.
-            key: PRNG key of either kind.
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-        """
+        """One unbiased estimate of dL/dparams."""
         return self.expectation.grad(params, key, *joined(args, kwargs, self.model))
 
     def value_and_grad(
         self, params: dict[str, Array] | ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
     ) -> tuple[Array, dict[str, Array] | ppl.Params]:
-        """One estimate of L and of its gradient, with fresh baselines.
-
-        Args:
-            params: name -> unconstrained arrays, as `init` gives them.
-            key: PRNG key of either kind.
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-        """
+        """One estimate of L and of its gradient, with fresh baselines."""
         return self.expectation.value_and_grad(params, key, *joined(args, kwargs, self.model))
 
     def init_state(
         self, params: ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, PyTree]:
-        """Initial state of baselines; `key` is there for objectives whose state is random.
-
-        Args:
-            params: name -> unconstrained arrays, as `init` gives them.
-            key: PRNG key of either kind.
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-        """
+        """Initial state of baselines; `key` is there for objectives whose state is random."""
         return self.expectation.init_state(params, *joined(args, kwargs, self.model))
 
     def step(
@@ -320,25 +287,11 @@ class Objective(AbstractObjective):
         *args: PyTree,
         **kwargs: PyTree,
     ) -> tuple[Array, PyTree, PyTree]:
-        """Value, gradient and next state: pure and traceable.
-
-        Args:
-            params: name -> unconstrained arrays, as `init` gives them.
-            state: of the baselines, by `init_state` or the step before; None starts afresh.
-            key: PRNG key of either kind.
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-        """
+        """Value, gradient and next state: pure and traceable."""
         return self.expectation.step(params, state, key, *joined(args, kwargs, self.model))
 
     def plan(self, params: ppl.Params, *args: PyTree, **kwargs: PyTree) -> ppl.Plan:
-        """What each site gets, why, and what it costs; runs every check ahead of the first step.
-
-        Args:
-            params: name -> unconstrained arrays, as `init` gives them.
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-        """
+        """What each site gets, why, and what it costs; runs every check ahead of the first step."""
         given = joined(args, kwargs, self.model)
         for program in (self.model, self.guide):
             check_new(f"{self.name}.plan", program, given)
@@ -360,12 +313,7 @@ class Objective(AbstractObjective):
         return dataclasses.replace(self, full_sizes={**self.full_sizes, **sizes, **endless})
 
     def plate_sizes(self, *args: PyTree, **kwargs: PyTree) -> dict[str, int]:
-        """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation).
-
-        Args:
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-        """
+        """Plates of model and guide with the number of rows that they have under these arguments (abstract evaluation)."""
         args = joined(args, kwargs, self.model)
         if self.guide is not None:
             set_up(self.guide, default_key(), args)
@@ -374,14 +322,7 @@ class Objective(AbstractObjective):
     def traces(
         self, model: ppl.Program, guide: ppl.Program | None, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, ppl.Trace]:
-        """One run inside `ppl.expectation`: the guide's trace, and the model's at its choices.
-
-        Args:
-            model: the model, with its parameters.
-            guide: the guide, with its parameters, or None.
-            args: their arguments.
-            kwargs: their keyword arguments.
-        """
+        """One run inside `ppl.expectation`: the guide's trace, and the model's at its choices."""
         args = joined(args, kwargs)
         if guide is None:
             return {"model": ppl.draw(model, *args)}
@@ -391,14 +332,7 @@ class Objective(AbstractObjective):
     def site_report(
         self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree
     ) -> dict[str, dict[str, Array]]:
-        """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>".
-
-        Args:
-            params: name -> unconstrained arrays, as `init` gives them.
-            key: PRNG key of either kind.
-            args: the arguments of model and guide.
-            kwargs: their keyword arguments.
-        """
+        """Value and log-prob of every site of one run, in program order: "guide.<site>", then "model.<site>"."""
         args = joined(args, kwargs)
         report: dict[str, dict[str, Array]] = {}
         order: dict[str, list[str]] = {}

@@ -26,7 +26,12 @@ Array = jax.Array
 
 
 class Expectation:
-    """L(params) = E[fn(params, *args)] over the draws that `fn` makes. Made by `ppl.expectation`."""
+    """L(params) = E[fn(params, *args)] over the draws that `fn` makes. Made by `ppl.expectation`.
+
+    Its methods take `params`, the first argument of `fn`, a pytree whose floating-point leaves are differentiated; a PRNG key of
+    either kind; the `state` of baselines, by `init_state` or the step before; and the arguments of `fn` after the parameters, by
+    position or by name.
+    """
 
     def __init__(
         self,
@@ -48,88 +53,41 @@ class Expectation:
         self._value = OwnJit(self._pipeline.value)
 
     def value(self, params: PyTree, key: PyTree, *args: PyTree, **kwargs: PyTree) -> Array:
-        """One estimate of L (scalar, the unit of `fn`). Its derivative under `jax.grad` is the estimator of `grad`.
-
-        Args:
-            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
-            key: PRNG key of either kind.
-            args: the arguments of `fn` after the parameters.
-            kwargs: its keyword arguments.
-        """
+        """One estimate of L (scalar, the unit of `fn`). Its derivative under `jax.grad` is the estimator of `grad`."""
         params, args = as_arrays(params), joined(args, kwargs)
         with self.programs.shown(params, args):
             return self._value(params, typed_key(key), args)
 
     def grad(self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree) -> PyTree:
-        """One estimate of dL/dparams, a pytree like `params`.
-
-        Args:
-            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
-            key: PRNG key of either kind.
-            args: the arguments of `fn` after the parameters.
-            kwargs: its keyword arguments.
-        """
+        """One estimate of dL/dparams, a pytree like `params`."""
         return self.step(params, None, key, *joined(args, kwargs))[1]
 
     def value_and_grad(
         self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree
     ) -> tuple[Array, PyTree]:
-        """One estimate of L and of its gradient, from the same draws.
-
-        Args:
-            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
-            key: PRNG key of either kind.
-            args: the arguments of `fn` after the parameters.
-            kwargs: its keyword arguments.
-        """
+        """One estimate of L and of its gradient, from the same draws."""
         return self.step(params, None, key, *joined(args, kwargs))[:2]
 
     def step(
         self, params: PyTree, state: PyTree, key: Key, *args: PyTree, **kwargs: PyTree
     ) -> tuple[Array, PyTree, PyTree]:
-        """Value, gradient and the next state of baselines; `state` None starts afresh.
-
-        Args:
-            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
-            state: of the baselines, by `init_state` or the step before; None starts afresh.
-            key: PRNG key of either kind.
-            args: the arguments of `fn` after the parameters.
-            kwargs: its keyword arguments.
-        """
+        """Value, gradient and the next state of baselines; `state` None starts afresh."""
         params, args = as_arrays(params), joined(args, kwargs)
         with self.programs.shown(params, args):
             return self._estimate(params, state, typed_key(key), args)
 
     def init_state(self, params: PyTree, *args: PyTree, **kwargs: PyTree) -> dict[str, PyTree]:
-        """The initial state of baselines and control variates: site -> state.
-
-        Args:
-            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
-            args: the arguments of `fn` after the parameters.
-            kwargs: its keyword arguments.
-        """
+        """The initial state of baselines and control variates: site -> state."""
         return fresh_state(self.ready(params, *joined(args, kwargs)))
 
     def plan(self, params: PyTree, *args: PyTree, **kwargs: PyTree) -> Plan:
-        """What each site will get, why, and what it costs; printing it shows a table. Runs every check.
-
-        Args:
-            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
-            args: the arguments of `fn` after the parameters.
-            kwargs: its keyword arguments.
-        """
+        """What each site will get, why, and what it costs; printing it shows a table. Runs every check."""
         args = joined(args, kwargs)
         plan = plan_of(self.ready(params, *args))
         return dataclasses.replace(plan, search=self.programs.outcome(as_arrays(params), args))
 
     def ready(self, params: PyTree, *args: PyTree, **kwargs: PyTree) -> Analysed:
-        """The analysed program, with every check done.
-
-        Args:
-            params: the first argument of `fn`, a pytree whose floating-point leaves are differentiated.
-            args: the arguments of `fn` after the parameters.
-            kwargs: its keyword arguments.
-        """
+        """The analysed program, with every check done."""
         params, args = as_arrays(params), joined(args, kwargs)
         with self.programs.shown(params, args):
             return self._pipeline.checked(params, args)

@@ -46,6 +46,9 @@ Array = jax.Array
 class Program:
     """A generative program. Calling it runs the function, so NumPyro treats it as any model.
 
+    Its methods take a PRNG key of either kind; `choices`, latent site -> value, within `ppl.scan` and `ppl.particles` with their
+    axis first; and the program's arguments, by position or by name.
+
     Args:
         fn: a Python function of sample, plate, param, ... statements.
         params: unconstrained parameters bound to it; parameters without a bound value take their initial one.
@@ -75,12 +78,7 @@ class Program:
         return self.run(*args, **kwargs)
 
     def run(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
-        """What the function returns, its statements met by the handlers outside; site weights are left to them.
-
-        Args:
-            args: the program's arguments.
-            kwargs: its keyword arguments.
-        """
+        """What the function returns, its statements met by the handlers outside; site weights are left to them."""
         args, kwargs = parted(joined(args, kwargs, self.fn))
         if not self.params:
             return self._called(args, kwargs)
@@ -150,11 +148,6 @@ class Program:
     def simulate(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Trace:
         """Run the program with draws from the prior.
 
-        Args:
-            key: PRNG key of either kind.
-            args: the program's arguments.
-            kwargs: its keyword arguments.
-
         Returns:
             The trace: choices, log_probs, log_density, retval.
 
@@ -169,12 +162,6 @@ class Program:
         self, key: Key, constraints: Mapping[str, Array], *args: PyTree, **kwargs: PyTree
     ) -> tuple[Trace, Array]:
         """Run the program with some latent sites fixed and the others drawn from the prior.
-
-        Args:
-            key: PRNG key of either kind.
-            constraints: latent site -> value; the others are drawn.
-            args: the program's arguments.
-            kwargs: its keyword arguments.
 
         Returns:
             The trace, and log_weight = log p(choices, data) - log q(drawn choices): the log-probs of the
@@ -196,11 +183,6 @@ class Program:
     def trace(self, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Trace:
         """The trace of the run in which every latent site takes its value from `choices`.
 
-        Args:
-            choices: latent site -> value; within `ppl.scan` and `ppl.particles` with their axis first.
-            args: the program's arguments.
-            kwargs: its keyword arguments.
-
         Raises:
             ValueError: `choices` misses a latent site or names one that the program does not have; inside of an objective, it
                 scales or subsamples a site in another way than the program that drew it.
@@ -220,11 +202,6 @@ class Program:
 
         A value outside its site's support gives -inf.
 
-        Args:
-            choices: latent site -> value; within `ppl.scan` and `ppl.particles` with their axis first.
-            args: the program's arguments.
-            kwargs: its keyword arguments.
-
         Raises:
             ValueError: `choices` misses a latent site or names one that the program does not have.
         """
@@ -233,14 +210,7 @@ class Program:
     def estimate_log_density(
         self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree
     ) -> Array:
-        """`log_density`, which is exact here; programs whose density is only estimated use `key` (`ppl.marginal`).
-
-        Args:
-            key: PRNG key of either kind.
-            choices: latent site -> value; within `ppl.scan` and `ppl.particles` with their axis first.
-            args: the program's arguments.
-            kwargs: its keyword arguments.
-        """
+        """`log_density`, which is exact here; programs whose density is only estimated use `key` (`ppl.marginal`)."""
         return self.log_density(choices, *args, **kwargs)
 
     def predict(
@@ -254,12 +224,6 @@ class Program:
         A forecast: values of the first steps of a `ppl.scan` that has more of them now are kept, and so are the observations of
         these steps; the scan goes on from there by draws. The result holds such sites whole.
 
-        Args:
-            key: PRNG key of either kind.
-            choices: latent site -> value; those that are left out are drawn.
-            args: the program's arguments.
-            kwargs: its keyword arguments.
-
         Raises:
             ChoiceMismatch: `choices` names a site that the program does not have.
         """
@@ -267,28 +231,13 @@ class Program:
         return predictions(trace, choices)
 
     def predict_trace(self, key: Key, choices: Choices, *args: PyTree, **kwargs: PyTree) -> Trace:
-        """The whole trace behind `predict`: given and drawn latent sites, redrawn observations.
-
-        Args:
-            key: PRNG key of either kind.
-            choices: as for `predict`.
-            args: the program's arguments.
-            kwargs: its keyword arguments.
-        """
+        """The whole trace behind `predict`: given and drawn latent sites, redrawn observations."""
         return self.forecast_trace(key, choices, None, *args, **kwargs)
 
     def forecast_trace(
         self, key: Key, choices: Choices, num_seen: int | None, *args: PyTree, **kwargs: PyTree
     ) -> Trace:
-        """`predict_trace` with the observations of the first `num_seen` steps of scans; None: of those that `choices` have.
-
-        Args:
-            key: PRNG key of either kind.
-            choices: as for `predict`.
-            num_seen: steps whose observations are kept.
-            args: the program's arguments.
-            kwargs: its keyword arguments.
-        """
+        """`predict_trace` with the observations of the first `num_seen` steps of scans; None: of those that `choices` have."""
         refuse_inside_engine("predict")
         runner = Runner(
             typed_key(key),
@@ -319,13 +268,7 @@ class Program:
         return trace
 
     def init(self, key: Key, *args: PyTree, **kwargs: PyTree) -> Params:
-        """Initial unconstrained parameters of every param and module statement the program meets.
-
-        Args:
-            key: PRNG key of either kind.
-            args: the program's arguments.
-            kwargs: its keyword arguments.
-        """
+        """Initial unconstrained parameters of every param and module statement the program meets."""
         set_up(self, key, joined(args, kwargs, self.fn))
         return init_params(
             lambda: self.run(*args, **kwargs), key, lambda key: Runner(key, exploring=True)
