@@ -29,7 +29,8 @@ class AbstractObjective(abc.ABC):
 
     A class of your own sets the attributes, defines `init` and `step`, and overrides what else it has: state that lives from
     step to step (chains, a memory, baselines), plates that minibatches thin out, a report by site for `fit` to locate a number
-    that is not finite.
+    that is not finite. Its methods take `params` as `init` gives them; a PRNG key of either kind; the `state` of `init_state` or
+    of the step before; and the data, as `fit` has them.
 
     Attributes:
         name: shown in reports.
@@ -66,87 +67,40 @@ class AbstractObjective(abc.ABC):
 
     @abc.abstractmethod
     def init(self, key: Key, *args: PyTree) -> ppl.Params:
-        """Initial parameters: name -> unconstrained arrays.
-
-        Args:
-            key: PRNG key of either kind.
-            args: the data, as `fit` has them.
-        """
+        """Initial parameters: name -> unconstrained arrays."""
 
     @abc.abstractmethod
     def step(
         self, params: PyTree, state: PyTree, key: Key, *args: PyTree
     ) -> tuple[Array, PyTree, PyTree]:
-        """Value, gradient and next state: pure and traceable.
-
-        Args:
-            params: as `init` gives them.
-            state: of `init_state`, or of the step before.
-            key: PRNG key of either kind.
-            args: the data.
-        """
+        """Value, gradient and next state: pure and traceable."""
 
     def init_state(self, params: PyTree, key: Key, *args: PyTree) -> PyTree:
-        """The state before the first step, a pytree.
-
-        Args:
-            params: as `init` gives them.
-            key: PRNG key of either kind.
-            args: the data.
-        """
+        """The state before the first step, a pytree."""
         return {}
 
     def value_and_grad(
         self, params: ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
     ) -> tuple[Array, ppl.Params]:
-        """One estimate of the value and of its gradient, with a fresh state.
-
-        Args:
-            params: as `init` gives them.
-            key: PRNG key of either kind.
-            args: the data.
-            kwargs: those by keyword.
-        """
+        """One estimate of the value and of its gradient, with a fresh state."""
         args = joined(args, kwargs)
         value, grads, _ = self.step(params, self.init_state(params, key, *args), key, *args)
         return value, grads
 
     def value(self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree) -> Array:
-        """One estimate of the value.
-
-        Args:
-            params: as `init` gives them.
-            key: PRNG key of either kind.
-            args: the data.
-            kwargs: those by keyword.
-        """
+        """One estimate of the value."""
         return self.value_and_grad(params, key, *joined(args, kwargs))[0]
 
     def grad(self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree) -> PyTree:
-        """One estimate of the gradient in `params`.
-
-        Args:
-            params: as `init` gives them.
-            key: PRNG key of either kind.
-            args: the data.
-            kwargs: those by keyword.
-        """
+        """One estimate of the gradient in `params`."""
         return self.value_and_grad(params, key, *joined(args, kwargs))[1]
 
     def label(self, *args: PyTree) -> str:
-        """What `value` is, in words.
-
-        Args:
-            args: the data.
-        """
+        """What `value` is, in words."""
         return self.name
 
     def plate_sizes(self, *args: PyTree) -> dict[str, int]:
-        """Plates with the number of rows that they have under these arguments.
-
-        Args:
-            args: the data.
-        """
+        """Plates with the number of rows that they have under these arguments."""
         return {}
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> AbstractObjective:
@@ -183,13 +137,7 @@ class AbstractObjective(abc.ABC):
         return [self.verdict(result.seed(i), key) for i, key in enumerate(keys)]
 
     def site_report(self, params: PyTree, key: Key, *args: PyTree) -> dict[str, dict[str, Array]]:
-        """Parts of one estimate, name -> {"log_prob", "value"}, among which `fit` finds the first that is not finite.
-
-        Args:
-            params: as `init` gives them.
-            key: PRNG key of either kind.
-            args: the data.
-        """
+        """Parts of one estimate, name -> {"log_prob", "value"}, among which `fit` finds the first that is not finite."""
         return {}
 
     __array_ufunc__ = None  # numbers of NumPy leave the arithmetic to the methods below
@@ -370,6 +318,11 @@ def common_params(
         values = {**own, **values}
         constraints = {**getattr(own, "constraints", {}), **constraints}
     return ppl.Params(values, constraints)
+
+
+def guide_fn(objective: object) -> Any:
+    """The function that an objective's guide was made of, e.g. an autoguide; None where it has no guide."""
+    return getattr(getattr(objective, "guide", None), "fn", None)
 
 
 def _terms(objective: AbstractObjective) -> tuple[tuple[float, AbstractObjective], ...]:

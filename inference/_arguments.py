@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..ppl.language import parted
-from ..ppl.traces import stand_ins
+from ..ppl.language import Program, parted
+from ..ppl.traces import Trace, stand_ins
 
 
 def is_array(leaf: PyTree) -> bool:
@@ -92,6 +92,11 @@ def outcome(fn: Callable[..., PyTree], args: tuple) -> PyTree:
     split = Arguments(args)
     with stand_ins():
         return jax.eval_shape(lambda arrays: fn(*split.join(arrays)), split.arrays(args))
+
+
+def simulated(program: Program, args: tuple) -> Trace:
+    """The trace of a run of a program, as shapes."""
+    return outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
 
 
 def leaves_of(args: tuple) -> tuple[list[PyTree], PyTree]:

@@ -18,7 +18,7 @@ from ..ppl._types import Choices, ModelFn
 from ..ppl.densities import Eliminated
 from ..ppl.language import Program
 from ..ppl.traces import SiteInfo
-from ._arguments import Arguments, outcome
+from ._arguments import Arguments, outcome, simulated
 from ._depends import depends
 from ._noise import check_noise
 from ._rows import met, rows_of, unbound
@@ -155,7 +155,7 @@ def check_given(
     """
     if not isinstance(model, Program):
         return
-    trace = outcome(lambda *args: model.simulate(jax.random.key(0), *args), args)
+    trace = simulated(model, args)
     latent = [n for n, s in trace.sites.items() if s.kind == "latent"]
     predicted = [n for n in latent if n not in given_choices and not trace.sites[n].is_imputed]
     given = [n for n, s in trace.sites.items() if s.kind == "observed"]

@@ -21,7 +21,7 @@ from ..ppl._data import as_array
 from ..ppl._types import Key
 from ..ppl.language import Program, joined, parted, where_nan
 from ..ppl.traces import SiteInfo, Trace, stand_ins
-from ._arguments import Arguments, outcome
+from ._arguments import Arguments, simulated
 from ._depends import depends
 from ._runs import TracedRun
 
@@ -244,7 +244,7 @@ def _stand_ins(program: Program, trace: Trace, args: tuple) -> Iterable[tuple[st
 
 def _observed_now(program: Program, latent: Mapping[str, object], args: tuple) -> list[str]:
     try:
-        sites = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
+        sites = simulated(program, args).sites
     except Exception:  # an array of this shape is not what the argument is for
         return []
     return [n for n in latent if n in sites and sites[n].kind == "observed"]

@@ -30,7 +30,7 @@ from ..ppl._checks import is_integer
 from ..ppl._types import Message, ModelFn
 from ..ppl.densities import Eliminated
 from ..ppl.language import Program
-from ._arguments import Arguments, is_array, is_list, leaves_of, outcome
+from ._arguments import Arguments, is_array, is_list, leaves_of, simulated
 
 Shapes = Mapping[tuple[str, str], tuple[int, ...]]
 
@@ -109,7 +109,7 @@ def met(program: PyTree, args: tuple) -> Met:
         run.__name__ = getattr(program.fn, "__name__", "program")
         watched = Program(run)
     try:
-        trace = outcome(lambda *args: watched.simulate(jax.random.key(0), *args), args)
+        trace = simulated(watched, args)
     except Exception as err:
         return Met(seen, err)
     # Inside of a scan one step was met; the trace knows them all.

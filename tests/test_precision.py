@@ -36,7 +36,7 @@ FILES = sorted(f for p in ("ppl", "inference", "models") for f in (ROOT / p).rgl
 # NumPy's products, in files that have JAX's arrays elsewhere.
 HOST = {
     "inference/fitting/_judgement.py",
-    "inference/fitting/_whitened.py",
+    "inference/fitting/starts/_whitened.py",
     "inference/fitting/starts/_search.py",
     "inference/posteriors/weighted/_mixture.py",
     "inference/posteriors/chains/_modes.py",

@@ -24,19 +24,20 @@ Errors
     NonFiniteError          a step that went wrong, by site
 """
 
-from ._by_row import by_row as by_row
-from ._callbacks import EarlyStopping as EarlyStopping, FitInfo as FitInfo, LogEvery as LogEvery
 from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._fixed_draws import FixedDrawsFit as FixedDrawsFit, fit_fixed_draws as fit_fixed_draws
-from ._keep_best import KeepBest as KeepBest
-from ._nonfinite import NonFiniteError as NonFiniteError
 from ._pathfinder import pathfinder as pathfinder
-from ._whitened import (
-    AutoMeanField as AutoMeanField,
-    AutoWhitenedNormal as AutoWhitenedNormal,
-)
+from .starts import AutoMeanField as AutoMeanField, AutoWhitenedNormal as AutoWhitenedNormal
 from .stationarity import Averaging as Averaging, settling as settling
+from .training import (
+    EarlyStopping as EarlyStopping,
+    FitInfo as FitInfo,
+    KeepBest as KeepBest,
+    LogEvery as LogEvery,
+    NonFiniteError as NonFiniteError,
+    by_row as by_row,
+)
 
 __all__ = [
     "by_row",

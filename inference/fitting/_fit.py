@@ -1,60 +1,27 @@
-"""fit: maximise or minimise an objective over its parameters by stochastic gradients."""
+"""fit: maximise or minimise an objective over its parameters by stochastic gradients.
+
+The four steps of a call, a file each: `choose` what was not said, `prepare` the first step, `train`, `judge` what came out.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from ...ppl._compat import typed_key
 from ...ppl._types import ParamMap
 from ...ppl.checks import CheckJumps
-from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of, set_up
-from .._abstract_objective import AbstractObjective
-from .._arguments import shapes_of
-from .._game import Game
-from .._host_keys import default_key
-from .._observed import categories_of, check_categories
-from .._runs import later_indices, tried_run
-from ._callbacks import FitInfo, labels, with_state
-from ._defaults import (
-    RATES,
-    check_programs,
-    choose_objective,
-    default_optimizer,
-    fixed_of,
-    is_judged,
-    is_trained,
-    programs_of,
-    report,
-    rule_of,
-    slower,
-    warn_if_unsettled,
-    warn_of_interrupt,
-    warn_of_short_memory,
-    warn_of_verdict,
-)
-from ._fit_checks import check_game, check_types, check_values, data_by_name, refuse_traced
-from ._fit_result import Fit, StopReason
-from ._initial import initial_params
-from ._judgement import judged
-from ._loop import Carry, Config, initial_carry, run_keys, strong
-from ._optimizer import apply, make_optimizer
-from ._resuming import description, resumed
-from ._train import HostPlan, Training
-from ._whitened import OwnGuide
-from .data import held, is_iterable_of_batches, make_source, row_blocks
-from .stationarity import Averaging, averaged, noise_shares, summary
-from .storage import StoredRun, describe, fingerprint
-
-_MAX_STEPS_PER_CALL = 10_000  # length of the buffer of values on the device
+from ._choose import choose
+from ._fit_result import Fit
+from ._judge import judge
+from ._options import FitOptions, check, data_by_name
+from ._prepare import prepare
+from ._run import fit_of, train
+from .training import FitInfo
 
 
 @data_by_name
@@ -191,200 +158,33 @@ def fit(
     Reference: random reshuffling, arXiv:2006.05988; averaging, Polyak and Juditsky (1992); of
     stationary iterates, Dhaka et al. 2020, arXiv:2009.00666, and Welandawe et al. 2022, arXiv:2203.15945.
     """
-    is_model = callable(objective) and not isinstance(objective, AbstractObjective)
-    args = () if args is None else args
-    check_types(objective, is_model, optimizer, args, callbacks, mesh, average)
-    refuse_traced(args if isinstance(args, tuple | Mapping) else None, params, key)
-    objective = as_program(objective) if is_model else objective
-    names: dict[str, tuple] = {}
-    if isinstance(args, Mapping | tuple):
-        program = objective if is_model else getattr(objective, "model", None)
-        raw = (Keywords(args),) if isinstance(args, Mapping) else args
-        args, names = as_arguments(args, program), labels_of(raw, program)
-        if categories_of(raw):
-            check_categories("fit", tried_run(program, args), raw)
-    given = args  # the Fit keeps these
-    check_values(
-        num_steps,
-        num_seeds,
-        average,
-        callback_every,
-        checkpoint_every,
-        prefetch,
-        on_nonfinite=on_nonfinite,
-        k_hat=k_hat,
-        unobserved=unobserved,
-        resume=resume,
-    )
-    if check_jumps is not None and not is_model:
-        raise ValueError(
-            f"fit: check_jumps={check_jumps!r} is for a model alone, and an objective is given. Pass it to the objective, e.g. "
-            f"inference.elbo(model, guide, check_jumps={check_jumps!r})."
-        )
-    check_game(objective, num_steps, average, callbacks)
-    if num_steps == 0 and params is None:
-        raise ValueError(
-            "fit: num_steps=0 takes no step, and the result would be the initial parameters. Ask for steps; a fit of parameters "
-            "that you have takes params=, e.g. objective.init(key, *args)."
-        )
-    key = default_key() if key is None else typed_key(key)
-    settles = num_steps is None and not is_iterable_of_batches(args)
-    reasons: dict[str, str] = {}
-    if is_model and isinstance(args, tuple):
-        may_be_prior = unobserved == "allow"
-        objective, reasons = choose_objective(
-            objective,
-            args,
-            may_be_prior=may_be_prior,
-            check_jumps=True if check_jumps is None else check_jumps,
-        )
-    if isinstance(args, tuple) and mesh is None:
-        args = held(args)
-    whole: PyTree = args
-    guide = getattr(getattr(objective, "guide", None), "fn", None)
-    if is_model and mesh is None and num_seeds is None and isinstance(guide, OwnGuide):
-        guide.blocks = row_blocks(objective.model, args, subsample)
-        whole = args if guide.blocks is None else guide.blocks.first
-    if mesh is not None:
-        # Explicitly typed axes would put the sharding into the types of the user's program.
-        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
-    keys = key if num_seeds is None else jax.random.split(key, num_seeds)
-    if isinstance(args, tuple) and (is_model or mesh is not None and not subsample):
-        # An autoguide starts where its first call says: with all data, as without a mesh, and not where plates are looked for.
-        first = run_keys(keys if num_seeds is None else keys[0])[0]
-        set_up(objective.guide, first, whole) if is_model else objective.init(first, *whole)
-    order_key = run_keys(keys)[3] if num_seeds is None and subsample else None
-    scaled, source = make_source(objective, args, subsample, plate_sizes, mesh, prefetch, order_key)
-    init_args = source.first()
-    if not is_model:
-        whole_args = args if isinstance(args, tuple) else init_args
-        check_programs("fit", objective, whole_args, may_be_prior=unobserved == "allow")
-    source.set_index_check(later_indices("fit", programs_of(objective), init_args))
-    params = initial_params(scaled, params, keys, num_seeds, init_args)
-    one: PyTree = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
-    turns = scaled.turns(one) if isinstance(scaled, Game) else None
-    is_given = optimizer is not None
-    fixed = fixed_of(objective) if is_model and not is_given else ()
-    if optimizer is None:
-        share = getattr(source, "share", 1.0)
-        parts = slower(objective, share) if is_model else {}
-        steps = None if average == "stationary" else num_steps
-        optimizer = default_optimizer(one, steps, parts, fixed)
-        told = f"; {', '.join(f'{x:.2g} of that for {n}' for n, x in parts.items())}"
-        reasons |= {"optimizer": RATES + told * (share < 1 and len(parts) > 0)}
-    else:
-        warn_of_short_memory(optimizer, objective, one, num_steps)
-    if settles:
-        more = ", and as many again for the average" if average == "stationary" else ""
-        reasons |= {"steps": "until the value has settled" + more}
-    ending = "watches" if average == "stationary" else "settles" if settles else None
-    if is_model and (found := getattr(guide, "starts", None)):
-        reasons |= {"start": str(found)}
-    if progress and reasons:
-        report(reasons)
-    config = Config(
-        objective=scaled,
-        optimizer=make_optimizer(
-            optimizer,
-            one,
-            ending=ending,
-            num_steps=num_steps,
-            rule=rule_of(objective, has_minibatches=subsample is not None) if is_model else None,
-            fixed=fixed,
-            turns=turns,
-        ),
-        source=source,
+    options = FitOptions(
+        objective=objective,
+        optimizer=optimizer,
+        args=() if args is None else args,
+        num_steps=num_steps,
+        key=key,
+        subsample=subsample,
+        plate_sizes=plate_sizes,
+        params=params,
+        num_seeds=num_seeds,
         average=average,
         on_nonfinite=on_nonfinite,
-        num_seeds=num_seeds,
+        k_hat=k_hat,
+        check_jumps=check_jumps,
+        unobserved=unobserved,
+        callbacks=callbacks,
+        callback_every=callback_every,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
         mesh=mesh,
-        num_steps=num_steps,
-        max_steps=min(_MAX_STEPS_PER_CALL, source.steps_per_call),
+        prefetch=prefetch,
+        progress=progress,
     )
-    start = lambda key, params: initial_carry(config, key, params, init_args, is_own=not is_given)
-    carry = strong(config.over_seeds(start)(keys, params))
-    run = description(key, num_seeds, subsample, plate_sizes, average, source, params)
-    if checkpoint is not None and with_state(callbacks):
-        run["callbacks with a state"] = labels(callbacks)
-    if checkpoint is not None and isinstance(args, tuple):
-        run["values of args (hashes)"] = fingerprint(source.split.arrays(args))
-    if checkpoint is not None:
-        own = make_optimizer(optimizer, one, fixed=fixed, turns=turns)
-        run["belongs to"] = describe(
-            StoredRun(
-                objective=scaled,
-                params=one,
-                state=carry.state
-                if num_seeds is None
-                else jax.tree.map(lambda x: x[0], carry.state),
-                args=init_args,
-                update=(lambda p, s, g, v: apply(own, p, s, g, v, 1.0)) if is_given else None,
-                opt_state=own.transform.init(one),
-                start={"params": carry.params, "opt_state": carry.opt_state},
-            )
-        )
-    carry, step, values, stopped, loader = resumed(
-        checkpoint, carry, run, num_steps, num_seeds, with_state(callbacks), resume
-    )
-    stored_args = given if isinstance(given, tuple) else None
-
-    def make_fit(carry: Carry, values: np.ndarray, step: int, reason: StopReason) -> Fit:
-        is_single = num_seeds is None
-        params, averaging = carry.params, None
-        if average == "stationary":
-            params = config.over_seeds(averaged)(carry.average, carry.params)
-            averaging = config.over_seeds(summary)(carry.average)
-            averaging = dataclasses.replace(averaging, noise=_noise(params, averaging))
-        elif average is not None:
-            params = carry.average
-        return Fit(
-            objective=objective,
-            params=params,
-            last_params=carry.params,
-            state=carry.state,
-            history={"value": values},
-            args=stored_args,
-            steps=step,
-            num_skipped=int(carry.num_skipped) if is_single else np.asarray(carry.num_skipped),
-            num_seeds=num_seeds,
-            stop_reason=reason,
-            example=None if stored_args is not None else shapes_of(init_args),
-            averaging=averaging,
-            labels=names,
-        )
-
-    def _noise(params: PyTree, averaging: Averaging) -> dict[str, tuple[float, float]]:
-        guide = getattr(objective, "guide", None)
-        if not isinstance(guide, Program) or num_seeds is not None or averaging.start < 0:
-            return {}
-        shares = [
-            noise_shares(guide, params, deviations, key, init_args)
-            for deviations in (averaging.spread, averaging.error)
-        ]
-        return {name: (shares[0][name], shares[1][name]) for name in shares[0]}
-
-    if stopped and callbacks:
-        return make_fit(carry, values, step, "callback")
-    source.resume(loader, step)
-    if mesh is not None:
-        carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec()))
-    plan = HostPlan(
-        num_steps, tuple(callbacks), callback_every, checkpoint, checkpoint_every, run, progress
-    )
-    result = Training(config, plan, keys, carry, step, values, make_fit).finish()
-    if result.interrupted:
-        warn_of_interrupt(result.steps, checkpoint)
-    warn_if_unsettled(result)
-    if k_hat == "warn" and is_judged(
-        result, is_chosen=is_model, has_minibatches=subsample is not None
-    ):
-        seen = dataclasses.replace(result, args=whole)  # on the device already
-        worth, verdict = judged(seen, key, is_chosen=is_model)
-        result = dataclasses.replace(result, worth=worth)
-        if verdict is not None:
-            warnings.warn(verdict, stacklevel=2)
-        elif progress:
-            print(f"fit ends: {worth}", flush=True)
-    if k_hat == "warn" and is_trained(result):
-        warn_of_verdict(result, key)
-    return result
+    check(options)
+    chosen = choose(options)
+    run = prepare(options, chosen)
+    if run.is_over:  # a callback had ended it before the checkpoint was written
+        return fit_of(run, run.carry, run.values, run.step, "callback")
+    return judge(options, chosen, train(run))

@@ -32,7 +32,7 @@ from ...ppl.strategies import as_strategy
 from .._abstract_objective import AbstractObjective, ObjectiveSum
 from .._arguments import Arguments
 from ..objectives import Objective
-from ._defaults import check_programs
+from ._choose import check_programs
 from ._fit_result import Fit
 
 Array = jax.Array

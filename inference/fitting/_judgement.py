@@ -13,14 +13,14 @@ from jaxtyping import PyTree
 
 from ...ppl._show import shown
 from ...ppl._types import Key
+from .._abstract_objective import guide_fn
 from .._host_keys import fold_in
 from ..diagnostics._weights import (
     ImportanceDiagnostics,
     importance_diagnostics,
     unknown_digits,
 )
-from ._whitened import AutoWhitenedNormal
-from .starts import Start, Starts
+from .starts import AutoWhitenedNormal, Start, Starts
 
 _ROUNDS = (1000, 4000, 16_000)  # draws in all
 _FEW, _THIN = 0.6, 0.25  # share of draws that count: where more are made; where weights are needed
@@ -155,12 +155,12 @@ def verdict_on(
 
 
 def _starts(fit: Any) -> Starts | None:
-    guide = getattr(getattr(fit.objective, "guide", None), "fn", None)
+    guide = guide_fn(fit.objective)
     return guide.starts if isinstance(guide, AutoWhitenedNormal) else None
 
 
 def _draws(fit: Any, key: Key, number: int) -> WeightedDraws:
-    guide = getattr(getattr(fit.objective, "guide", None), "fn", None)
+    guide = guide_fn(fit.objective)
     landscape = getattr(guide, "landscape", None)
     if guide is None or landscape is None:
         drawn = fit.posterior(key, number, batch_size=100)

@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ...ppl._types import Key
-from ._callbacks import Stateful
-from ._loop import Carry
 from .data import LoaderState, Source
 from .storage import check_writable, load
+from .training import Carry, Stateful
 
 
 def description(

@@ -16,6 +16,7 @@ from ...ppl._types import ModelFn
 from ...ppl.densities import Eliminated
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
+from .._arguments import simulated
 from .._observed import (
     check_categories,
     check_free,
@@ -28,7 +29,6 @@ from .._observed import (
 from .._rows import met, unbound
 from .._runs import abstract_run, check_run, tried_run
 from ..fitting.prediction import map_keys
-from .forms import simulated
 
 _PRIOR = " Draws from the prior are made by program.simulate."
 

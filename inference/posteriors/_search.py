@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ...ppl._types import Key
+from .._arguments import simulated
 from .._improper import improper_sites
 from ..fitting.prediction import map_keys
 from ._certificate import Attempt, Method
@@ -43,7 +44,6 @@ from .forms import (
     Target,
     make_target,
     noncentred,
-    simulated,
     without_discrete,
     without_normal,
 )

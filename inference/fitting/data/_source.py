@@ -22,7 +22,7 @@ from ....ppl.densities import Eliminated
 from ....ppl.estimation import plate_sizes
 from ....ppl.language import Program
 from ....ppl.traces import stand_ins
-from ..._abstract_objective import AbstractObjective
+from ..._abstract_objective import AbstractObjective, guide_fn
 from ..._arguments import Arguments, is_array, leaves_of, outcome, shapes, shapes_of
 from ..._positions import by_position
 from ..._rows import Met, rows_of
@@ -95,7 +95,7 @@ def row_blocks(
 
 def _plate_sizes(objective: AbstractObjective, args: tuple) -> dict[str, int]:
     """Plates in full with their sizes; no file is read, unless a guide's first call needs the data."""
-    guide = getattr(getattr(objective, "guide", None), "fn", None)
+    guide = guide_fn(objective)
     is_new = isinstance(guide, AutoGuide) and guide.prototype_trace is None
     if is_new or not any(map(is_mapped, Arguments(args).arrays(args))):
         return dict(objective.plate_sizes(*args))

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from ....ppl._compat import typed_key
 from ....ppl._types import Choices, Key
 from ....ppl.language import Program, labelled_as
-from ..._arguments import outcome
+from ..._arguments import outcome, simulated
 from ..._forward import check_given, forward_program
 from ._map_keys import MappedKeys, map_keys
 from ._new_rows import (
@@ -123,7 +123,7 @@ def _kept_of_all(model: Program, guide: Program, args: tuple, fit_args: tuple | 
                 "have other draws of what all rows share. Name the sites whose draws at the fit's own arguments are kept, "
                 f"keep=['{name}'], or predict all rows at once."
             )
-    kept = outcome(lambda *args: guide.simulate(jax.random.key(0), *args).choices, args)
+    kept = simulated(guide, args).choices
     return [name for name in kept if not reads.get(name, False)]
 
 
@@ -143,5 +143,4 @@ def _check_rest(model: Program, guide: Program, choices: Choices, at: tuple, arg
 
 
 def _shared(guide: Program, args: tuple) -> set[str]:
-    draw = lambda *args: guide.simulate(jax.random.key(0), *args).shared_choices
-    return set(outcome(draw, args))
+    return set(simulated(guide, args).shared_choices)

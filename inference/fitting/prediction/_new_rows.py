@@ -8,7 +8,7 @@ import jax
 
 from ....ppl.language import Program
 from ....ppl.traces import SiteInfo
-from ..._arguments import Arguments, outcome
+from ..._arguments import Arguments, simulated
 from ..._depends import depends
 from ..._rows import Rows, rows_of
 from ._other_arguments import same_leaves
@@ -166,7 +166,7 @@ def _predicted(sites: Mapping[str, SiteInfo], drawn: Collection[str]) -> set[str
 
 def sites_of(program: Program, args: tuple) -> Mapping[str, SiteInfo]:
     """Descriptions of the program's sites at these arguments; nothing is computed."""
-    return outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).sites
+    return simulated(program, args).sites
 
 
 def reads_arguments(guide: Program, args: tuple) -> dict[str, bool]:

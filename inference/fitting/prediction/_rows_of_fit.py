@@ -7,6 +7,7 @@ rows, read by position, then has one for each of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import PyTree
 from ....ppl._types import ModelFn
 from ....ppl.language import Program
 from ....ppl.traces import SiteInfo
-from ..._arguments import Arguments, named_leaves, outcome
+from ..._arguments import Arguments, named_leaves, simulated
 from ..._depends import depends
 from ..._positions import by_position
 from ..._rows import Met, Rows, met, rows_of, unbound
@@ -100,17 +101,17 @@ def lined_up(
     asked = [n for n in names if sizes & set(shapes[n])]
     if not asked or not rows.longer:
         return []
-    program = unbound(model)
-    simulated = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args).choices
-    asked = [n for n in asked if n in simulated]
-    known = {n: simulated[n] for n in names if n not in asked and n in simulated}
+    program: Any = unbound(model)
+    drawn = simulated(program, args).choices
+    asked = [n for n in asked if n in drawn]
+    known = {n: drawn[n] for n in names if n not in asked and n in drawn}
 
     def run(arrays: list[PyTree], known: PyTree, args: tuple) -> PyTree:
         choices = {**known, **dict(zip(asked, arrays, strict=True))}
         return program.generate(jax.random.key(0), choices, *args)[0].log_probs
 
     pair = (args, rows.longer[0][0])
-    found = by_position(run, [simulated[n] for n in asked], known, *pair)
+    found = by_position(run, [drawn[n] for n in asked], known, *pair)
     return [name for name, is_found in zip(asked, found, strict=True) if is_found]
 
 

@@ -24,7 +24,7 @@ from ....ppl.densities import lost_digits
 from ....ppl.evaluation import stacked
 from ....ppl.language import what_is_not_finite
 from ....ppl.traces import stand_ins
-from ..._arguments import Arguments, outcome
+from ..._arguments import Arguments, simulated
 from ..._supports import supports_of
 from ..data import RowBlocks
 
@@ -66,7 +66,7 @@ class Space:
         self, program: ppl.Program, args: tuple, hidden: tuple[str, ...] = (), method: str = "fit"
     ) -> None:
         self.program, self.method = program, method
-        trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
+        trace = simulated(program, args)
         values = {n: trace.choices[n] for n in sorted(trace.choices) if n not in hidden}
         discrete = [n for n, x in values.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
         if discrete:

@@ -8,7 +8,6 @@ _target.py        the log-density of the rest;  _maps.py  from coordinates to va
 from ._elimination import (
     CHEAP as CHEAP,
     DEAR as DEAR,
-    simulated as simulated,
     without_discrete as without_discrete,
     without_normal as without_normal,
 )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .... import ppl
-from ..._arguments import Arguments, outcome
+from ..._arguments import Arguments, simulated
 from ..._depends import depends
 from ..._observed import check_branches
 
@@ -84,11 +84,6 @@ def without_normal(
 def is_moved(heard: Mapping[str, set[str]], name: str) -> bool:
     """Whether a site's law depends on the value of another latent one."""
     return any(name in sites for other, sites in heard.items() if other != name)
-
-
-def simulated(program: ppl.Program, args: tuple) -> ppl.Trace:
-    """An abstract run."""
-    return outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
 
 
 def _accepted(program: ppl.Program, names: list[str], args: tuple) -> ppl.Program | None:

@@ -17,7 +17,8 @@ from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from .... import ppl
 from ....ppl.densities import Eliminated
 from ....ppl.language import Program, name_of
-from ._elimination import is_moved, readers_of, simulated
+from ..._arguments import simulated
+from ._elimination import is_moved, readers_of
 
 _FAMILIES = ("Normal", "Cauchy", "Laplace", "Logistic", "Gumbel")
 _OF_NORMAL = ("LogNormal",)  # transforms of a normal law

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from .... import ppl
 from ....ppl._compat import jaxpr_as_fun
 from ....ppl.densities import Eliminated
-from ..._arguments import Arguments, outcome
+from ..._arguments import Arguments, simulated
 from ..._observed import check_branches
 from ._maps import maps_of
 
@@ -59,7 +59,7 @@ def make_target(method: str, program: ppl.Program, args: tuple) -> Target:
     Raises:
         ValueError: a site in a branch, a support that depends on another draw; `method` is who asks.
     """
-    trace = outcome(lambda *args: program.simulate(jax.random.key(0), *args), args)
+    trace = simulated(program, args)
     check_branches(method, trace)
     imputed = [n for n in trace.choices if trace.sites[n].is_imputed]
     sites = list(trace.choices)

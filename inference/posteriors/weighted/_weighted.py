@@ -15,6 +15,7 @@ import numpy as np
 from .... import ppl
 from ....ppl._shared_jit import shared_jit
 from ....ppl._types import Key
+from ..._arguments import simulated
 from ...diagnostics._weights import (
     ImportanceDiagnostics,
     importance_diagnostics,
@@ -28,7 +29,7 @@ from .._certificate import Attempt
 from .._clock import Clock
 from .._judged import LEAST_ESS, Verdict
 from ..chains import DENSE_UP_TO, Frame
-from ..forms import Target, simulated
+from ..forms import Target
 from ._flow import NUM_STEPS, flow_draws
 
 _DRAWS = 4  # for each that is kept, so that few of these are copies

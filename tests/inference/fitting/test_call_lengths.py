@@ -2,7 +2,7 @@
 
 import pytest
 
-from lapilli.inference.fitting._train import _SECONDS_PER_CALL, Timing
+from lapilli.inference.fitting.training._train import _SECONDS_PER_CALL, Timing
 
 
 def lengths(fixed, a_step, num_calls=12):

@@ -14,7 +14,8 @@ from _fit_fakes import Objective
 from lapilli import inference, ppl
 from lapilli.inference import fitting
 from lapilli.inference.fitting import settling
-from lapilli.inference.fitting._defaults import choose_objective, of_seeds
+from lapilli.inference.fitting._choose import choose_objective
+from lapilli.inference.fitting._judge import of_seeds
 from lapilli.inference.fitting._judgement import verdict_on
 from lapilli.inference.fitting.starts import _search
 from lapilli.inference.fitting.stationarity import is_done
@@ -384,7 +385,7 @@ def test_seeds_settle_together():
 
 
 def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
-    from lapilli.inference.fitting import _defaults
+    from lapilli.inference.fitting import _judge
     from lapilli.inference.fitting.stationarity import _settling
 
     fit = inference.fit(  # by a rule of its own, of which fit says nothing
@@ -392,20 +393,20 @@ def test_a_run_that_does_not_settle_is_warned_of(monkeypatch):
         progress=False,
     )  # fmt: skip
     assert fit.stop_reason == "settled" and fit.steps == 310
-    monkeypatch.setattr(_defaults, "MAX_STEPS", 100)
+    monkeypatch.setattr(_judge, "MAX_STEPS", 100)
     with pytest.warns(UserWarning, match="after 100 steps the value had not settled"):
-        _defaults.warn_if_unsettled(fit)
-    monkeypatch.setattr(_defaults, "MAX_STEPS", 250)
-    monkeypatch.setattr(_defaults, "MAX_STEPS", 250)
-    _defaults.warn_if_unsettled(fit)  # it may settle before the last step and slow down beyond it
+        _judge.warn_if_unsettled(fit)
+    monkeypatch.setattr(_judge, "MAX_STEPS", 250)
+    monkeypatch.setattr(_judge, "MAX_STEPS", 250)
+    _judge.warn_if_unsettled(fit)  # it may settle before the last step and slow down beyond it
     assert _settling.MAX_STEPS == 100_000
 
 
 def test_the_budgets_end_is_told_where_the_pace_is_0_some_steps_before_it():
-    from lapilli.inference.fitting import _defaults
+    from lapilli.inference.fitting import _judge
 
     with pytest.warns(UserWarning, match="after 100,000 steps the value had not settled"):
-        _defaults.warn_if_unsettled(types.SimpleNamespace(stop_reason="settled", steps=149_997))
+        _judge.warn_if_unsettled(types.SimpleNamespace(stop_reason="settled", steps=149_997))
 
 
 @pytest.mark.parametrize(
@@ -424,7 +425,7 @@ def test_the_budgets_end_is_told_where_the_pace_is_0_some_steps_before_it():
     ids=["adam", "adamw", "chain", "schedule", "sgd", "adagrad", "partition", "held", "rows"],
 )  # fmt: skip
 def test_the_memory_of_optimizers(transform, memory):
-    from lapilli.inference.fitting._optimizer import memory_of
+    from lapilli.inference.fitting.training._optimizer import memory_of
 
     params = {"a": np.ones(3), "b": np.ones((2, 2))}
     np.testing.assert_allclose(memory_of(transform, params), memory, rtol=1e-4)
@@ -432,7 +433,7 @@ def test_the_memory_of_optimizers(transform, memory):
 
 def test_a_short_memory_of_squared_gradients_is_warned_of(recwarn):
     """Where there is a guide whose draws make noise, and steps enough to come to rest."""
-    from lapilli.inference.fitting._defaults import warn_of_short_memory as warn
+    from lapilli.inference.fitting._default_optimizer import warn_of_short_memory as warn
 
     bound, likelihood = (types.SimpleNamespace(guide=g) for g in ("a guide", None))
     params = {"loc": np.zeros(2), "scale": np.ones(2)}

@@ -10,9 +10,9 @@ import optax
 import pytest
 from _fit_fakes import Objective
 
-from lapilli.inference.fitting._callbacks import EarlyStopping, FitInfo, LogEvery
 from lapilli.inference.fitting._fit import fit
-from lapilli.inference.fitting._keep_best import KeepBest
+from lapilli.inference.fitting.training._callbacks import EarlyStopping, FitInfo, LogEvery
+from lapilli.inference.fitting.training._keep_best import KeepBest
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
 

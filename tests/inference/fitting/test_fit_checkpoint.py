@@ -11,8 +11,8 @@ from _fit_fakes import Objective
 
 from lapilli.inference.fitting import KeepBest
 from lapilli.inference.fitting._fit import fit
-from lapilli.inference.fitting._nonfinite import NonFiniteError
 from lapilli.inference.fitting.storage import Checkpoint, load, save
+from lapilli.inference.fitting.training._nonfinite import NonFiniteError
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
 BATCHES = [(X[:4],), (X[4:8],), (X[8:],)]

@@ -10,7 +10,7 @@ from _fit_fakes import Objective
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting._fit import fit
-from lapilli.inference.fitting._nonfinite import NonFiniteError
+from lapilli.inference.fitting.training._nonfinite import NonFiniteError
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
 

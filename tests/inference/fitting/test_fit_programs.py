@@ -10,7 +10,7 @@ import pytest
 from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
-from lapilli.inference.fitting._nonfinite import NonFiniteError
+from lapilli.inference.fitting.training._nonfinite import NonFiniteError
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
 EXACT_LOC, EXACT_SCALE = X.sum() / 13, 13**-0.5

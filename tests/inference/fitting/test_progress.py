@@ -8,7 +8,7 @@ import optax
 from _fit_fakes import Objective
 
 from lapilli import inference
-from lapilli.inference.fitting._progress import Lines, progress_bar
+from lapilli.inference.fitting.training._progress import Lines, progress_bar
 
 
 def test_a_log_gets_a_line_every_half_minute(capsys):

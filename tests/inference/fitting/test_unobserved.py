@@ -13,7 +13,7 @@ import pytest
 from lapilli import inference, ppl
 from lapilli.inference._observed import check_none, tells
 from lapilli.inference._runs import abstract_run, whole
-from lapilli.inference.fitting._defaults import choose_objective
+from lapilli.inference.fitting._choose import choose_objective
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 5, dtype=np.float32)

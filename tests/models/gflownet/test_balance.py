@@ -185,7 +185,7 @@ def test_several_seeds_are_several_runs(key):
 def test_what_is_not_finite_is_named(key):
     net = sets("total", "uniform")
     objective = gflownet.balance(net, gflownet.trajectory_balance(lambda x: jnp.log(x * 0)))
-    with pytest.raises(inference.fitting._nonfinite.NonFiniteError, match="the objective is"):
+    with pytest.raises(inference.fitting.NonFiniteError, match="the objective is"):
         inference.fit(objective, optax.adam(0.1), (), num_steps=2, key=key, progress=False)
 
 

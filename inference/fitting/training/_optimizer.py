@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree
 
-from ...ppl._shared_jit import shared_jit
-from ...ppl._types import ParamMap
-from .stationarity import settling, watching
+from ....ppl._shared_jit import shared_jit
+from ....ppl._types import ParamMap
+from ..stationarity import settling, watching
 
 if TYPE_CHECKING:
     import optax
 
-    from .._game import PlayerTurn
+    from ..._game import PlayerTurn
 
 FROZEN = "frozen"
 _ALL = "*"

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
-from ...ppl._shared_jit import shared_jit
-from .._abstract_objective import AbstractObjective
-from .._arguments import shapes
+from ....ppl._shared_jit import shared_jit
+from ..._abstract_objective import AbstractObjective
+from ..._arguments import shapes
 from ._loop import run_keys, strong
 
 

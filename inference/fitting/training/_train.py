@@ -22,6 +22,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..stationarity import is_done
+from ..storage import Checkpoint, save
 from ._callbacks import FitInfo, wants_stop, with_state
 from ._loop import (
     MAX_CONSECUTIVE_SKIPS,
@@ -34,8 +36,6 @@ from ._loop import (
 )
 from ._nonfinite import NonFiniteError, diagnose
 from ._progress import Bar, progress_bar
-from .stationarity import is_done
-from .storage import Checkpoint, save
 
 _SECONDS_PER_CALL = 0.3
 

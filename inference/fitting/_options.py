@@ -1,22 +1,58 @@
-"""What `fit` refuses of its arguments before anything runs, all of a kind at once."""
+"""The arguments of `fit` as one value, and what is refused of them before anything runs, all of a kind at once."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from numpyro.infer.autoguide import AutoGuide
 
 from ...ppl._checks import is_integer
 from ...ppl._compat import is_concrete
+from ...ppl._types import ParamMap
+from ...ppl.checks import CheckJumps
 from .._abstract_objective import AbstractObjective
 from .._game import Game
 from .._host_keys import default_key
-from ._callbacks import EarlyStopping
-from ._optimizer import FROZEN, is_optimizer
 from .data import is_iterable_of_batches
+from .training import FROZEN, EarlyStopping, FitInfo, is_optimizer
+
+
+class FitOptions(NamedTuple):
+    """The arguments of one call of `fit`, which says what they are."""
+
+    objective: Any
+    optimizer: Any
+    args: tuple | Mapping[str, PyTree] | Iterable[PyTree]
+    num_steps: int | None
+    key: jax.Array | None
+    subsample: Mapping[str, int] | None
+    plate_sizes: Mapping[str, float] | None
+    params: ParamMap | None
+    num_seeds: int | None
+    average: float | Literal["polyak", "stationary"] | None
+    on_nonfinite: Literal["raise", "skip"]
+    k_hat: Literal["warn", "skip"]
+    check_jumps: CheckJumps | None
+    unobserved: Literal["raise", "allow"]
+    callbacks: Sequence[Callable[[FitInfo], object]]
+    callback_every: int
+    checkpoint: str | os.PathLike | None
+    checkpoint_every: int
+    resume: Literal["same", "changed"]
+    mesh: Mesh | None
+    prefetch: int
+    progress: bool
+
+    @property
+    def is_model(self) -> bool:
+        """Whether a model alone is given, for which guide and objective are chosen."""
+        return callable(self.objective) and not isinstance(self.objective, AbstractObjective)
 
 
 def data_by_name[**P, R](fn: Callable[P, R]) -> Callable[P, R]:
@@ -45,16 +81,29 @@ def refuse_traced(*inputs: PyTree) -> None:
         )
 
 
-def check_types(
-    objective: object,
-    is_model: bool,
-    optimizer: PyTree,
-    args: object,
-    callbacks: object,
-    mesh: object,
-    average: object,
-) -> None:
-    """Refuse arguments of the wrong type."""
+def check(options: FitOptions) -> None:
+    """Refuse what can be seen to be wrong of the arguments alone."""
+    _check_types(options)
+    is_tree = isinstance(options.args, tuple | Mapping)
+    refuse_traced(options.args if is_tree else None, options.params, options.key)
+    _check_values(options)
+    if (check_jumps := options.check_jumps) is not None and not options.is_model:
+        raise ValueError(
+            f"fit: check_jumps={check_jumps!r} is for a model alone, and an objective is given. Pass it to the objective, e.g. "
+            f"inference.elbo(model, guide, check_jumps={check_jumps!r})."
+        )
+    _check_game(options)
+    if options.num_steps == 0 and options.params is None:
+        raise ValueError(
+            "fit: num_steps=0 takes no step, and the result would be the initial parameters. Ask for steps; a fit of parameters "
+            "that you have takes params=, e.g. objective.init(key, *args)."
+        )
+
+
+def _check_types(options: FitOptions) -> None:
+    objective, optimizer, args = options.objective, options.optimizer, options.args
+    callbacks, mesh, average = options.callbacks, options.mesh, options.average
+    is_model = options.is_model
     problems = []
     if isinstance(objective, AutoGuide):
         problems.append(
@@ -111,18 +160,14 @@ def check_types(
         raise TypeError("fit: argument " + ";\nargument ".join(problems) + ".")
 
 
-def check_game(
-    objective: object,
-    num_steps: int | None,
-    average: object,
-    callbacks: Iterable[Callable[..., object]],
-) -> None:
+def _check_game(options: FitOptions) -> None:
     """Refuse of a game what looks at one value that rises or settles: it holds those of the players in turn."""
-    if not isinstance(objective, Game):
+    if not isinstance(options.objective, Game):
         return
-    asked = ["num_steps=None"] if num_steps is None else []
-    asked += ["average='stationary'"] if average == "stationary" else []
-    asked += ["EarlyStopping"] if any(isinstance(c, EarlyStopping) for c in callbacks) else []
+    is_stopped = any(isinstance(c, EarlyStopping) for c in options.callbacks)
+    asked = ["num_steps=None"] if options.num_steps is None else []
+    asked += ["average='stationary'"] if options.average == "stationary" else []
+    asked += ["EarlyStopping"] if is_stopped else []
     if asked:
         raise ValueError(
             f"fit: {', '.join(asked)} ends a run where its value has settled, and a game has no such value: each player's moves "
@@ -138,18 +183,12 @@ _WORDS = {
 }
 
 
-def check_values(
-    num_steps: int | None,
-    num_seeds: int | None,
-    average: float | str | None,
-    callback_every: int,
-    checkpoint_every: int,
-    prefetch: int,
-    **words: str,
-) -> None:
-    """Refuse impossible numbers and unknown words."""
+def _check_values(options: FitOptions) -> None:
+    num_steps, num_seeds = options.num_steps, options.num_seeds
+    average, prefetch = options.average, options.prefetch
+    words = {name: getattr(options, name) for name in _WORDS}
     problems = []
-    counts = {"callback_every": callback_every, "checkpoint_every": checkpoint_every}
+    counts = {name: getattr(options, name) for name in ("callback_every", "checkpoint_every")}
     counts |= {} if num_seeds is None else {"num_seeds": num_seeds}
     if not is_integer(prefetch) or prefetch < 0:
         problems.append(f"'prefetch' must be an integer of at least 0; got {prefetch!r}")

@@ -21,14 +21,15 @@ from numpyro.distributions.transforms import (
 )
 from numpyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal
 
-from ...ppl import rescale_plates
-from ...ppl._compat import handler_stack, is_concrete, no_handlers
-from ...ppl._precision import full_precision
-from ...ppl._types import Key, Message, ModelFn, ParamMap
-from ...ppl.language import Keywords, as_program
-from .._host_keys import split
-from .data import RowBlocks
-from .starts import Landscape, Space, Starts, find_starts, start_without_search
+from ....ppl import rescale_plates
+from ....ppl._compat import handler_stack, is_concrete, no_handlers
+from ....ppl._precision import full_precision
+from ....ppl._types import Key, Message, ModelFn, ParamMap
+from ....ppl.language import Keywords, as_program
+from ..._host_keys import split
+from ..data import RowBlocks
+from ._search import Starts, find_starts, start_without_search
+from ._space import Landscape, Space
 
 Array = jax.Array
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from jaxtyping import PyTree
 
-from ...ppl._show import describe, shown
+from ....ppl._show import describe, shown
 
 
 @shown

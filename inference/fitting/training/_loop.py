@@ -21,14 +21,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
-from ...ppl._shared_jit import shared_jit
-from ...ppl.estimation import known_data
-from .._abstract_objective import AbstractObjective
-from .._arguments import shapes
-from .._host_keys import split
+from ....ppl._shared_jit import shared_jit
+from ....ppl.estimation import known_data
+from ..._abstract_objective import AbstractObjective
+from ..._arguments import shapes
+from ..._host_keys import split
+from ..data import Source
+from ..stationarity import is_done, no_iterates, settled_at, with_iterate
 from ._optimizer import Optimizer, apply, average_step, trained_leaves
-from .data import Source
-from .stationarity import is_done, no_iterates, settled_at, with_iterate
 
 MAX_CONSECUTIVE_SKIPS = 100
 _FEW = 4096  # numbers that are tested one by one

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ...ppl._checks import check_counts
-from ...ppl._types import Key
+from ....ppl._checks import check_counts
+from ....ppl._types import Key
 from ._callbacks import FitInfo
 
 

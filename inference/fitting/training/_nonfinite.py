@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ...ppl.densities import Eliminated, lost_digits
-from .._abstract_objective import AbstractObjective
-from .._arguments import Arguments
+from ....ppl.densities import Eliminated, lost_digits
+from ..._abstract_objective import AbstractObjective
+from ..._arguments import Arguments
 from ._loop import Config
 from ._optimizer import leaf_names
 
