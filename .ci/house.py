@@ -40,21 +40,28 @@ def place(file: Path, line: int | None = None) -> str:
 
 
 @functools.cache
-def code_lines(source: str) -> set[int]:
+def nodes(file: Path) -> list[ast.AST]:
+    """All nodes of a file's tree."""
+    return list(ast.walk(parsed(file)))
+
+
+@functools.cache
+def code_lines(file: Path) -> set[int]:
     """Numbers of the lines that hold code: neither empty nor only comment or docstring."""
     strings: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(file):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             if isinstance(node.value.value, str):
                 strings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    lines = source.splitlines()
+    lines = file.read_text().splitlines()
     is_code = lambda text: bool(text.strip()) and not text.strip().startswith("#")
     return {n for n, text in enumerate(lines, 1) if is_code(text) and n not in strings}
 
 
 @functools.cache
-def comments(source: str) -> list[int]:
+def comments(file: Path) -> list[int]:
     """Numbers of the lines with a comment that is for a reader, and not for a tool."""
+    source = file.read_text()
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     marks = ("# fmt:", "# type:", "# noqa", "# pyright:", "# ruff:", "# pragma")
     is_said = lambda t: t.type == tokenize.COMMENT and not t.string.startswith(marks)
@@ -63,10 +70,10 @@ def comments(source: str) -> list[int]:
 
 def anys(file: Path) -> list[str]:
     """Each use of the name `Any`, imports apart."""
-    names = [n for n in ast.walk(parsed(file)) if isinstance(n, ast.Name) and n.id == "Any"]
+    names = [n for n in nodes(file) if isinstance(n, ast.Name) and n.id == "Any"]
     quoted = [
         n
-        for n in ast.walk(parsed(file))
+        for n in nodes(file)
         if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value == "Any"
     ]
     return [place(file, n.lineno) for n in (*names, *quoted)]
@@ -87,7 +94,7 @@ def repeated_classes() -> list[str]:
 def imported(file: Path) -> Iterator[str]:
     """Modules of the library that a file imports anywhere: at its head, in a function, for its annotations."""
     package = [*file.relative_to(ROOT).parts[:-1]]
-    for node in ast.walk(parsed(file)):
+    for node in nodes(file):
         if not isinstance(node, ast.ImportFrom):
             continue
         if node.level:
@@ -149,7 +156,7 @@ def long_calls() -> list[str]:
     """Functions of more than ten parameters, `self` apart."""
     found = []
     for file in files():
-        for node in ast.walk(parsed(file)):
+        for node in nodes(file):
             if isinstance(node, ast.FunctionDef):
                 a = node.args
                 names = [p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
@@ -173,8 +180,7 @@ def public_names() -> list[str]:
 
 def per_code(found: list[Path]) -> float:
     """Comments per 100 lines of code."""
-    sources = [f.read_text() for f in found]
-    return 100 * sum(len(comments(s)) for s in sources) / sum(len(code_lines(s)) for s in sources)
+    return 100 * sum(len(comments(f)) for f in found) / sum(len(code_lines(f)) for f in found)
 
 
 def counts() -> dict[str, float]:
@@ -186,7 +192,7 @@ def counts() -> dict[str, float]:
         "files": len(own),
         "folders": len({f.parent for f in own}),
         "lines": lines,
-        "lines of code": sum(len(code_lines(f.read_text())) for f in own),
+        "lines of code": sum(len(code_lines(f)) for f in own),
         "Any per 1,000 lines": 1000 * sum(len(anys(f)) for f in own) / lines,
         "class names in two files": len(repeated_classes()),
         "import circles": len(circles()),

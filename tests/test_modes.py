@@ -123,6 +123,7 @@ def test_small_programs_run_and_give_the_same(mode):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow_for("checking_leaks")  # ten times the other modes
 @pytest.mark.parametrize("mode", MODES | SLOWER)
 def test_bounds_and_their_gradients_in_each_mode(mode):
     level = ppl.eliminate(drift, "level")

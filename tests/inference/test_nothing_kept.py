@@ -81,6 +81,15 @@ SLOW = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_new_objects():
+    """What is there already is not looked through again: a collection takes seconds at the end of a long run of tests."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def large():
     gc.collect()
     return sum(x.size >= NUM_ROWS for x in jax.live_arrays())

@@ -52,6 +52,7 @@ def in_ticks(monkeypatch):
     monkeypatch.setattr(_clock, "time", types.SimpleNamespace(monotonic=ticking()))
 
 
+@pytest.mark.slow  # a run that is cut short has the whole one's draws, to the bit, too
 def test_draws_do_not_depend_on_how_many_a_device_call_makes(target, whole):
     """Calls of one length, of random ones, and those that the clock makes have the same numbers, to the bit."""
     rng = np.random.default_rng(0)

@@ -178,7 +178,7 @@ def test_missing_cells_that_others_read_are_never_left_to_their_prior():
     assert (np.abs(found.std(0) / 0.2**0.5 - 1) < 0.15).all()
 
 
-@pytest.mark.slow_for("mixture")
+@pytest.mark.slow  # chains of their own
 @pytest.mark.parametrize("kind", ["counts", "mixture"])
 def test_missing_outcomes_cost_nothing_whatever_their_law(kind):
     """The posterior is that of the rows that were seen, also where the law of a row is summed over."""

@@ -109,6 +109,7 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow  # networks to compile
 def test_the_deep_model_fills_numbers_and_regressions_fill_categories(monkeypatch):
     """On demand, with networks that have learned nothing: the forms of what comes back, and the warning."""
     monkeypatch.setattr(

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
+from lapilli.inference.fitting.training._nonfinite import _first_bad_site
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -31,6 +32,7 @@ def alike(size, rows=12):
     return x.astype(np.float32), RNG.normal(size=rows).astype(np.float32)
 
 
+@pytest.mark.fast("1e-07")
 @pytest.mark.parametrize("size", [1e-7, 3e-7, 1e-6])
 def test_moments_that_are_not_numbers_come_with_their_condition_number(size):
     """Within a factor of three of the ratio of the prior's width to the narrowest direction's scale, by singular values."""
@@ -52,16 +54,18 @@ def test_moments_that_are_not_numbers_come_with_their_condition_number(size):
     assert 1 / 3 < said / (1e4 / least) < 3
 
 
-def test_every_way_to_meet_it_tells():
-    x, y = alike(1e-7)
-    args = x, y, np.float32(1e4)
-    for meet in (
-        lambda: LEFT.posterior(KEY, {}, *args, num_samples=2),
-        lambda: LEFT.mode({}, *args),
-        lambda: inference.predict(LEFT, {}, KEY, *args, num_samples=2),
-    ):
-        with pytest.warns(UserWarning, match="no digits left of 'beta', whose condition number"):
-            meet()
+WAYS = {
+    "posterior": lambda *args: LEFT.posterior(KEY, {}, *args, num_samples=2),
+    "mode": lambda *args: LEFT.mode({}, *args),
+    "predict": lambda *args: inference.predict(LEFT, {}, KEY, *args, num_samples=2),
+}
+
+
+@pytest.mark.fast("mode")
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_meet_it_tells(way):
+    with pytest.warns(UserWarning, match="no digits left of 'beta', whose condition number"):
+        WAYS[way](*alike(1e-7), np.float32(1e4))
 
 
 def test_numbers_are_given_without_a_word():
@@ -82,10 +86,20 @@ def test_nan_of_the_data_is_called_that():
         LEFT.log_density({}, x, y, np.float32(10))
 
 
-def test_a_fit_that_stops_tells():
-    def learned(x, y):
-        regression(x, y, ppl.param("width", jnp.float32(1e4)))
+def learned(x, y):
+    regression(x, y, ppl.param("width", jnp.float32(1e4)))
 
-    objective = inference.elbo(ppl.eliminate(learned, "beta"), lambda x, y: None)
+
+OBJECTIVE = inference.elbo(ppl.eliminate(learned, "beta"), lambda x, y: None)
+
+
+def test_the_site_at_which_a_fit_stops_tells():
+    params = {"width": jnp.float32(1e4)}
+    site, text, _ = _first_bad_site(OBJECTIVE, params, KEY, alike(1e-7))
+    assert site == "model.y" and "no digits left of 'beta'" in text
+
+
+@pytest.mark.slow  # the gradient of an elimination
+def test_a_fit_that_stops_tells():
     with pytest.raises(inference.fitting.NonFiniteError, match="no digits left of 'beta'"):
-        inference.fit(objective, optax.adam(0.1), alike(1e-7), num_steps=1, progress=False)
+        inference.fit(OBJECTIVE, optax.adam(0.1), alike(1e-7), num_steps=1, progress=False)

@@ -126,6 +126,10 @@ def test_missing_cells_are_integrated_or_observed():
     both = dense(explicit, ["a", "u"], {}, (Y,)).log_density
     for sites in ("a", ["a", "y_unobserved"]):
         np.testing.assert_allclose(density(ppl.eliminate(missing, sites), {}, Y), both, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_missing_cells_that_are_given_and_their_mode():
     given = {"y_unobserved": Y + 1}
     fixed = density(ppl.condition(ppl.eliminate(missing, "a"), given), {}, Y)
     exact = dense(ppl.condition(missing, given), ["a"], {}, (Y,)).log_density

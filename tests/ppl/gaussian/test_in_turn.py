@@ -101,7 +101,7 @@ def in_turn(program, order):
     return program
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.fast("grouped-mean-effect")  # a chain takes longest to compile
 @pytest.mark.parametrize(
     ("program", "order"), ORDERS, ids=lambda x: x.__name__ if callable(x) else "-".join(x)
 )

@@ -228,9 +228,7 @@ def outcome(call, *args, **kwargs):
     return [np.asarray(x) for x in leaves if isinstance(x, jax.Array | np.ndarray | float | bool)]
 
 
-@pytest.mark.slow_for(
-    "summed", "marginal", "normalized", "smc_sampler", "guide_of", "kalman_proposal"
-)
+@pytest.mark.fast("program", "summed")
 @pytest.mark.parametrize("kind", PROGRAMS)
 def test_every_method_takes_names(kind):
     program, choices = PROGRAMS[kind]
