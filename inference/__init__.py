@@ -14,7 +14,7 @@ Objectives: what to optimise, over a model and a guide
     vimco                               `iwelbo` with a baseline for each particle
     hvi, iwhvi, diwhvi                  bounds for guides whose density is an integral
     renyi, cubo, chi, f_divergence      other divergences than KL(q || p)
-    log_variance, tvo                   variance of the log-weight; thermodynamic objective
+    log_variance                        variance of the log-weight
     forward_kl, rws                     KL(p || q); reweighted wake-sleep
     wake_theta, wake_phi, sleep         the phases of wake-sleep, one by one
     fivo, vsmc                          bounds from particle filters
@@ -97,7 +97,6 @@ from .objectives import (
     renyi as renyi,
     rws as rws,
     sleep as sleep,
-    tvo as tvo,
     vimco as vimco,
     vsmc as vsmc,
     wake_phi as wake_phi,
@@ -138,7 +137,6 @@ __all__ = [
     "chi",
     "f_divergence",
     "log_variance",
-    "tvo",
     "forward_kl",
     "rws",
     "wake_theta",

@@ -44,7 +44,6 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "chi": ("min", "none; the variance may be infinite", "1"),
     "f_divergence": ("min", "none for the bound of K; the variance may be infinite", "K"),
     "log_variance": ("min", "none at a fixed proposal", "K"),
-    "tvo": ("max", "none for the sum of K", "K"),
     "forward_kl": ("min", "O(1/K) for KL(p to q)", "K"),
     "rws": ("max", "value none for the bound of K; guide's gradient O(1/K)", "K, and the sleep draws"),
     "wake_theta": ("max", "none for the bound of K; O(1/K) for log p(x)", "K"),

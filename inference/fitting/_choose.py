@@ -41,7 +41,7 @@ from .starts import AutoMeanField, AutoWhitenedNormal, OwnGuide
 TRAINED_UP_TO, FACTOR_UP_TO = 30, 400
 # Objectives whose guide is to become a posterior, or whose model learns from data.
 _OF_POSTERIORS = frozenset(
-    "elbo iwelbo vimco hvi iwhvi diwhvi renyi cubo chi tvo rws wake_theta wake_phi fivo vsmc".split()
+    "elbo iwelbo vimco hvi iwhvi diwhvi renyi cubo chi rws wake_theta wake_phi fivo vsmc".split()
 )
 _ON_PURPOSE = " To fit what is not observed on purpose, say unobserved='allow'."
 

@@ -8,7 +8,6 @@ from ._hierarchical import diwhvi as diwhvi, hvi as hvi, iwhvi as iwhvi
 from ._log_variance import log_variance as log_variance
 from ._objective import Objective as Objective, objective as objective
 from ._renyi import chi as chi, cubo as cubo, renyi as renyi
-from ._thermodynamic import tvo as tvo
 from ._vimco import vimco as vimco
 from ._wake_sleep import (
     forward_kl as forward_kl,

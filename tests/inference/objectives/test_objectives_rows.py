@@ -76,11 +76,6 @@ def cubo(params, z, x):
     return log_mean(2 * log_w(params, z, x)) / 2
 
 
-def tvo(params, z, x):
-    lw = log_w(params, z, x)
-    return 0.4 * lw.mean() + 0.6 * (jax.nn.softmax(0.4 * lw) * lw).sum()
-
-
 def hellinger(params, z, x):
     return 2 - 2 * jnp.exp(log_mean(log_w(params, z, x)) / 2)
 
@@ -106,7 +101,6 @@ def both(params, z, x):
 OPTIONS = {"num_particles": SIZE, "per": "plate"}
 ENUMERATED = {
     "cubo": (inference.cubo, {}, cubo),
-    "tvo": (inference.tvo, {"betas": (0.0, 0.4, 1.0)}, tvo),
     "f_divergence": (inference.f_divergence, {"f": "hellinger"}, hellinger),
 }
 FIXED = {

@@ -95,7 +95,6 @@ OBJECTIVES = {
     "dreg": lambda p, q, per: inference.iwelbo(p, q, num_particles=2, per=per, gradient="dreg"),
     "renyi": lambda p, q, per: inference.renyi(p, q, alpha=0.5, num_particles=2, per=per),
     "cubo": lambda p, q, per: inference.cubo(p, q, num_particles=2, per=per),
-    "tvo": lambda p, q, per: inference.tvo(p, q, num_particles=2, per=per),
     "f_divergence": lambda p, q, per: inference.f_divergence(
         p, q, f="chi2", num_particles=2, per=per
     ),

@@ -387,7 +387,6 @@ COVERING = {
     "chi": lambda p, q: inference.chi(p, q).value({}, KEY),
     "cubo": lambda p, q: inference.cubo(p, q, num_particles=2).value({}, KEY),
     "renyi above": lambda p, q: inference.renyi(p, q, alpha=-1.0, num_particles=2).value({}, KEY),
-    "tvo above": lambda p, q: inference.tvo(p, q, num_particles=2, side="upper").value({}, KEY),
     "f_divergence": lambda p, q: inference.f_divergence(p, q, f="chi2").value({}, KEY),
     "smc": lambda p, q: inference.smc(p, KEY, num_particles=2, proposal=q),
     "normalize": lambda p, q: ppl.normalize(p, proposal=q, num_particles=2).simulate(KEY),

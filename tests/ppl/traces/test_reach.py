@@ -123,11 +123,10 @@ def test_a_guide_that_misses_values_at_known_numbers_is_refused(key):
     (
         lambda m, g: inference.renyi(m, g, alpha=-1.0, num_particles=2),
         lambda m, g: inference.cubo(m, g, num_particles=1),
-        lambda m, g: inference.tvo(m, g, num_particles=2, betas=(0.0, 0.5, 1.0), side="upper"),
         lambda m, g: inference.f_divergence(m, g, f="chi2", num_particles=2),
         lambda m, g: inference.wake_phi(m, g, num_particles=2),
     ),
-    ids=("renyi", "cubo", "tvo", "chi2", "wake_phi"),
+    ids=("renyi", "cubo", "chi2", "wake_phi"),
 )
 def test_upper_bounds_under_a_guide_whose_ends_are_computed(make, key):
     model, guide, good, bad = pair("uniform")
