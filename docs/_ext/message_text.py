@@ -31,10 +31,11 @@ WORDS = re.compile(r"[A-Za-z]{3,}")
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A source file: its tree, and what lies around each node."""
+    """A source file: its tree, all nodes of it, and what lies around each."""
 
     path: Path
     tree: ast.Module
+    nodes: list[ast.AST]
     parents: dict[ast.AST, ast.AST]
 
     def around(self, node: ast.AST, kinds: tuple[type, ...]) -> ast.AST | None:
@@ -48,8 +49,13 @@ class Module:
 @functools.cache
 def module(path: Path) -> Module:
     tree = ast.parse(path.read_text())
-    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-    return Module(path, tree, parents)
+    nodes: list[ast.AST] = [tree]
+    parents: dict[ast.AST, ast.AST] = {}
+    for node in nodes:  # which grows
+        for child in ast.iter_child_nodes(node):
+            parents[child] = node
+            nodes.append(child)
+    return Module(path, tree, nodes, parents)
 
 
 @dataclasses.dataclass(frozen=True)

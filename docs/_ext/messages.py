@@ -109,7 +109,7 @@ def raises(path: Path) -> list[ast.Raise]:
     """The statements of a file that raise an exception with a message."""
     return [
         node
-        for node in ast.walk(module(path).tree)
+        for node in module(path).nodes
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
     ]
 
@@ -152,7 +152,7 @@ def calls_of() -> dict[str, list[tuple[Module, ast.Call]]]:
     """Name of a function -> the calls by that name that have a first argument."""
     found: dict[str, list[tuple[Module, ast.Call]]] = {}
     for path in sources():
-        for call in ast.walk(module(path).tree):
+        for call in module(path).nodes:
             if isinstance(call, ast.Call) and call.args and isinstance(call.func, ast.Name):
                 found.setdefault(call.func.id, []).append((module(path), call))
     return found
@@ -165,7 +165,7 @@ def handed(node: ast.Raise, here: Scope) -> list[Text]:
         return []
     takers = {
         f.name
-        for f in ast.walk(here.module.tree)
+        for f in here.module.nodes
         if isinstance(f, ast.FunctionDef)
         and f.name != "_"
         and arg.id in [a.arg for a in f.args.args[:1]]
@@ -200,6 +200,8 @@ def messages() -> list[Message]:
         )
         for (kind, text), spans in found.items()
     ]
+    for kept in (module, calls_of):  # trees of all files: half a million objects
+        kept.cache_clear()
     return sorted(made, key=lambda m: shown(m.text).lower())
 
 
