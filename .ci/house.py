@@ -4,13 +4,15 @@
 
 Of the library (ppl, inference, models): files, folders, lines and lines of code; `Any` per 1,000 lines; class names that stand in
 two files; import circles, those among lazy and typing-only imports too; comments per 100 lines of code, of all and of the engine
-(ppl without distributions); functions of more than ten parameters; names in public faces. `--list` names the places of a count.
+(ppl without distributions); functions of more than ten parameters; folders of more than sixteen files; names in public faces.
+`--list` names the places of a count.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import functools
 import io
 import tokenize
@@ -20,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ("ppl", "inference", "models")
 MANY_PARAMETERS = 10
+MANY_FILES = 16
 
 
 @functools.cache
@@ -166,6 +169,12 @@ def long_calls() -> list[str]:
     return found
 
 
+def large_folders() -> list[str]:
+    """Folders of more than sixteen files."""
+    sizes = collections.Counter(f.parent for f in files())
+    return [f"{place(f)}, {n}" for f, n in sorted(sizes.items()) if n > MANY_FILES]
+
+
 def public_names() -> list[str]:
     """What the faces list in `__all__`."""
     found = []
@@ -199,6 +208,7 @@ def counts() -> dict[str, float]:
         "comments per 100 lines of code": per_code(own),
         "comments per 100 lines of code, engine": per_code(engine),
         "functions of more than ten parameters": len(long_calls()),
+        "folders of more than sixteen files": len(large_folders()),
         "public names": len(public_names()),
     }
 
@@ -208,6 +218,7 @@ LISTS = {
     "classes": repeated_classes,
     "circles": circles,
     "parameters": long_calls,
+    "folders": large_folders,
     "public": public_names,
 }
 
