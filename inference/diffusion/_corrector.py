@@ -209,9 +209,9 @@ class Corrector:
         return total if state.tilt is None else total + state.tilt.value
 
     def log_weight(self, previous: Diffused, state: Diffused, n: Array) -> Array:
-        """Log G of step n, counting from 0."""
+        """Log G of step n, counting from 0; NaN where the reward is -inf too early, see `fkc`."""
         if self.ratios == "euler":
-            rate = self.rate(previous, n)
+            rate = self.rate(previous, n) + self._lost(state, n)
             if self.control is None:
                 return rate
             pushed = self.pushed_rates(previous, previous.divergences, n)
@@ -234,8 +234,18 @@ class Corrector:
             if self.composition.varies:
                 log_weight += (then[i] - now[i]) * before
         if state.tilt is not None and previous.tilt is not None:
-            log_weight += state.tilt.value - previous.tilt.value
+            log_weight += state.tilt.value - previous.tilt.value + self._lost(state, n)
         return log_weight
+
+    def _lost(self, state: Diffused, n: Array) -> ArrayLike:
+        """0, or NaN where a constraint is broken before the last step: from there the end may be within it.
+
+        Weights that follow derivatives see no constraint at the last one, either.
+        """
+        if state.tilt is None:
+            return 0.0
+        is_early = self.ratios == "euler" or n + 1 < len(self.known.zeta)
+        return jnp.where((state.tilt.value == -jnp.inf) & is_early, jnp.nan, 0.0)
 
     def moments(self, previous: Diffused, n: Array) -> tuple[Array, Array]:
         """Mean and scale of M of step n, counting from 0."""

@@ -33,11 +33,13 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ..particles.engine import FeynmanKac
+from ..tilts._tilt import TiltedProgram
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
 from ._diffusion import Diffusion, check_noise, check_times
 from ._drift_control import DriftControl, fitted, planned
 from ._langevin import Langevin
+from ._rewards import as_number, refuse_jumps, reward_of_tilt
 from .grid import (
     Integrator,
     NoiseScale,
@@ -99,7 +101,7 @@ def fkc(
     times: Float[Array, " steps+1"],
     *,
     exponents: Exponent | Sequence[Exponent] | Array = 1.0,
-    reward: Reward | None = None,
+    reward: Reward | TiltedProgram | None = None,
     zeta: NoiseScale = "auto",
     weights: Weighting = "auto",
     start: dist.Distribution | None = None,
@@ -116,6 +118,7 @@ def fkc(
         geometric average (guidance)              fkc([unconditional, conditional], times, exponents=[1 - beta, beta])
         product of experts                        fkc([q1, q2], times, exponents=[1, 1])
         reward                                    fkc(q, times, reward=lambda x, t: (1 - t / noising.end) * r(x))
+        tilt of a program that draws x from q     fkc(q, times, reward=inference.tilt(program, r, temperature))
         annealed product of guided models         fkc([guided, other], times, exponents=[beta, beta])
 
     In the last one `guided` is itself the result of `fkc`: exponents multiply, and one corrector runs for all. Only its models,
@@ -129,7 +132,10 @@ def fkc(
             [steps + 1] with a value at each of the times, linear in between. An array [models] has a number for each model, one
             of shape [steps + 1, models] a table for each, [steps + 1, 1] one table for all.
         reward: `(x, t) -> h_t(x)` for one point, in nats, differentiable in both; h at the last time is the reward of the result.
-            It must vanish at the first time, where particles are drawn without it, to a hundredth of its size at the last.
+            It must vanish at the first time, where particles are drawn without it, to a hundredth of its size at the last. Or a
+            tilt of a program that draws one point of the one model by `models.diffusion.reverse_chain`: its reward over its
+            temperature, brought in with alpha^2 / (alpha^2 + variance); the corrected law is then that tilt, of the model's
+            marginal at the last time.
         zeta: scale of the noise, 1 for that of the reverse process; a number, a function of the noising time, or "auto":
             zeta^2 = max(1, c (1 - 1/W+), c (1/W - 1)) with W+ the sum of the positive exponents and c = 10, less where the
             steps are too long for that, but at least 1 and 2.1 (1 - 1/W+) (with "euler" weights 2.5 in place of 10).
@@ -149,14 +155,16 @@ def fkc(
 
     Raises:
         ValueError: models of several processes or shapes, or whose noise is not Normal; times that do not descend; W <= 0 at
-            any time (without a reward and `start`); a reward that does not vanish at the first time, without `start`; a target of
-            known densities that grows far out (where values are traced by jax.jit the evidence is NaN in these two cases); times,
-            exponents or zeta that are traced, so that nothing of this could be checked; densities that "exact" needs, that
-            exponents vary with at zeta = 0, or that times which do not begin at the end of the process need; zeta = 0 with "rne"
-            or "exact"; arrays of exponents of another shape, or that are not finite; scores at noise 0 where they are not
-            known to exist; a score whose structure is not that of the points;
-            Langevin moves with exponents that vary where log q is not known; a control with "euler" weights in more than 64
-            coordinates, or whose pilot run broke down.
+            any time (without a reward and `start`); a reward that does not vanish at the first time, without `start`, is NaN or
+            infinite there, has another shape than (), is -inf halfway (a constraint: particles that break it there may keep it
+            at the end; later on the weights are NaN), or jumps where "euler" weights follow its derivatives; a tilt of another
+            law than that of the model; a target of known densities that grows far out (where values are traced by jax.jit the
+            evidence is NaN in this case and where a reward does not vanish); times, exponents or zeta that are traced, so that
+            nothing of this could be checked; densities that "exact" needs, that exponents vary with at zeta = 0, or that times
+            which do not begin at the end of the process need; zeta = 0 with "rne" or "exact"; arrays of exponents of another
+            shape, or that are not finite; scores at noise 0 where they are not known to exist; a score whose structure is not
+            that of the points; Langevin moves with exponents that vary where log q is not known; a control with "euler" weights
+            in more than 64 coordinates, or whose pilot run broke down.
 
     Warns:
         UserWarning: zeta^2 <= 2 (1 - 1/W+), steps too long for their noise, or first points too narrow for the target at a time
@@ -182,8 +190,14 @@ def fkc(
 
     Reference: Skreta et al. 2025, arXiv:2503.02819, propositions 3.1 to 3.4 and D.1 to D.6; weights as in the module's text.
     """
-    composition = _compose(diffusions, exponents, reward, times)
+    given: Reward | None = None
+    if reward is not None and not isinstance(reward, TiltedProgram):
+        given = as_number(reward, "fkc")
+    composition = _compose(diffusions, exponents, given, times)
     times = check_times("fkc", composition.models[0].noising, times)
+    if isinstance(reward, TiltedProgram):
+        given = reward_of_tilt(reward, composition, np.asarray(times))
+        composition = dataclasses.replace(composition, reward=given)
     known = coefficients(composition, np.asarray(times), zeta, weights, integrator)
     is_positive = bool(np.all(known.zeta > 0))
     ratios = choose_ratios(weights, composition, is_positive, integrator)
@@ -191,6 +205,8 @@ def fkc(
     check_exponents(composition, known, start is not None)
     law = start_law(composition, known, start)
     unseen = check_target(composition, known, law, start is not None)
+    if given is not None and ratios == "euler":
+        refuse_jumps(given, float(known.times[-1]), composition.models[0].shape)
     grid = as_grid(known)
     corrector = Corrector(composition, grid, ratios, law, langevin, known, unseen)
     if control is not None:

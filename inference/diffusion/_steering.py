@@ -6,7 +6,8 @@ Both methods move by the ancestral step p_n(y | x) of the model (`reverse_step`)
 
 so that their target is the law of the model's own chain, tilted by the reward of where it ends: exact in the number of
 particles for the chain as it is, however coarse its steps and however wrong its score. What lies between is look-ahead, by the
-reward at the denoised point x_0(x_n).
+reward at the denoised point x_0(x_n). Where that is -inf (a constraint that the denoised point breaks, and the point at the end
+need not) the look-ahead says nothing, and the value before is kept.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
 from ...ppl._show import shown
+from ...ppl.language import name_of
 from ..particles.engine import FeynmanKac
 from ._diffusion import Diffusion, check_noise, check_times, reverse_step
+from ._rewards import NUM_TRIED, as_number, try_at_start
 
 Potential = Literal["difference", "max", "sum"]
 
@@ -74,7 +77,8 @@ def twisted_diffusion(
         A `FeynmanKac` with states `Twisted`: `smc(...)` gives weighted particles `.x`, and `log_evidence` estimates log p(y).
 
     Raises:
-        ValueError: times that do not descend, or end without noise.
+        ValueError: times that do not descend, or end without noise; a likelihood of another shape than (), or one that is NaN or
+            infinite at the first denoised points.
 
     Validity: exact in K, E[exp(log_evidence)] = p(y), for the law of the ancestral chain of `diffusion` on this grid. The step
     follows the gradient where it starts: where steps are long beside the likelihood's width it overshoots, and the weights
@@ -84,15 +88,18 @@ def twisted_diffusion(
     """
     times = _checked("twisted_diffusion", diffusion, times)
     last = len(times) - 1
+    log_likelihood = _tried("twisted_diffusion", log_likelihood, diffusion, times)
 
-    def at(x: Array, n: PyTree) -> Twisted:
+    def at(x: Array, n: PyTree, previous: Twisted | None) -> Twisted:
         def ahead(x: Array) -> tuple[Array, Array]:
             score = diffusion.score(x, times[n])
             noising, t = diffusion.noising, times[n]
             return log_likelihood((x + noising.variance(t) * score) / noising.alpha(t)), score
 
         (log_twist, score), gradient = jax.value_and_grad(ahead, has_aux=True)(x)
-        return Twisted(x, score, jnp.where(n == last, log_likelihood(x), log_twist), gradient)
+        before = jnp.zeros(()) if previous is None else previous.log_twist
+        now = jnp.where(n == last, log_likelihood(x), _known(log_twist, before))
+        return Twisted(x, score, now, gradient)
 
     def move(state: Twisted, n: Array, twist: float) -> dist.Normal:
         score = state.score + twist * state.gradient
@@ -109,8 +116,8 @@ def twisted_diffusion(
         return jax.lax.cond(n == 0, lambda: state.log_twist, step)
 
     return FeynmanKac(
-        lambda key: at(jnp.asarray(diffusion.prior().sample(key)), 0),
-        lambda key, state, n: at(move(state, n, 1.0).sample(key), n),
+        lambda key: at(jnp.asarray(diffusion.prior().sample(key)), 0, None),
+        lambda key, state, n: at(move(state, n, 1.0).sample(key), n, state),
         log_potential,
         last,
         lambda previous, state, n: move(previous, n, 1.0).log_prob(state.x).sum(),
@@ -146,7 +153,8 @@ def fk_steering(
         A `FeynmanKac` with states `Steered`; `log_evidence` estimates log E_q[exp(reward)].
 
     Raises:
-        ValueError: times that do not descend, or end without noise; an unknown potential.
+        ValueError: times that do not descend, or end without noise; an unknown potential; a reward of another shape than (), or
+            one that is NaN or infinite at the first denoised points.
 
     Validity: exact in K for the law of the ancestral chain of `diffusion` on this grid. Under "max" and "sum" what the last
     weight has to take back grows with the number of steps, and its variance with it; and since they look at the whole past, a
@@ -160,12 +168,14 @@ def fk_steering(
         )
     times = _checked("fk_steering", diffusion, times)
     noising, last = diffusion.noising, len(times) - 1
+    reward = _tried("fk_steering", reward, diffusion, times)
 
     def at(x: Array, n: PyTree, previous: Steered | None) -> Steered:
         score, t = diffusion.score(x, times[n]), times[n]
         ahead = reward((x + noising.variance(t) * score) / noising.alpha(t))
-        now = jnp.where(n == last, reward(x), ahead)
-        nothing = jnp.zeros_like(now)
+        nothing = jnp.zeros_like(ahead)
+        before = nothing if previous is None or potential == "sum" else previous.reward
+        now = jnp.where(n == last, reward(x), _known(ahead, before))
         if potential == "difference":
             return Steered(x, score, now, nothing, nothing)
         combine = jnp.maximum if potential == "max" else jnp.add
@@ -193,6 +203,26 @@ def fk_steering(
         log_transition if potential == "difference" else None,
         has_memory=True,
     )
+
+
+def _known(ahead: Array, before: Array) -> Array:
+    """The look-ahead, or the value before where it is -inf."""
+    return jnp.where(ahead == -jnp.inf, before, ahead)
+
+
+def _tried(
+    name: str, reward: Callable[[Array], Array], diffusion: Diffusion, times: Array
+) -> Callable[[Array], Array]:
+    """The reward of a point, refused where it is no number at the points that the first look-ahead sees."""
+    number = as_number(reward, name)
+
+    def ahead() -> Array:
+        keys = jax.random.split(jax.random.key(0), NUM_TRIED)
+        first = jax.vmap(diffusion.prior().sample)(keys)
+        return jax.vmap(lambda x: diffusion.denoise(x, times[0]))(first)
+
+    try_at_start(name, number, name_of(reward), ahead)
+    return number
 
 
 def _checked(name: str, diffusion: Diffusion, times: Array) -> Array:

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
 from ...ppl._show import shown
 from ...ppl._types import Key
+from ..tilts._rewards import as_log_weight
 
 type Generator = Callable[..., PyTree]
 type Verifier = Callable[..., PyTree]
@@ -35,6 +36,7 @@ class Searched(NamedTuple):
         score: the verifier's.
         evaluations: of the verifier, for this one sample.
         generations: runs of the generator, or of its parts.
+        num_nan: evaluations in which the verifier gave NaN, none of which was taken.
     """
 
     sample: PyTree
@@ -42,6 +44,7 @@ class Searched(NamedTuple):
     score: Float[Array, ""]
     evaluations: int
     generations: int
+    num_nan: Int[Array, ""]
 
 
 @checked_call
@@ -66,7 +69,9 @@ def zero_order(
         A `Searched`, of num_steps + 1 evaluations.
 
     Raises:
-        ValueError: a count below 1, a step that is not positive; a verdict of another shape than (); it is NaN at the start.
+        ValueError: a count below 1, a step that is not positive; a verdict of another shape than (); it is NaN or infinite at the
+            start, or -inf to the end.
+        TypeError: the verifier cannot be traced, or returns no number.
 
     Validity: a search, whose result has no law that could be stated.
 
@@ -77,18 +82,19 @@ def zero_order(
     first = generate(start)
     score = _verdict("zero_order", verifier, first, is_first=True)
 
-    def move(best: PyTree, key: Array) -> tuple[PyTree, None]:
+    def move(best: PyTree, key: Array) -> tuple[PyTree, Array]:
         noise, sample, score = best
         other = (noise + step * jax.random.normal(key, noise.shape)) / np.sqrt(1 + step**2)
         made = generate(other)
         verdict = _verdict("zero_order", verifier, made)
         # A verdict of NaN is never better.
         keep = lambda new, old: jnp.where(verdict > score, new, old)
-        return jax.tree.map(keep, (other, made, verdict), (noise, sample, score)), None
+        kept = jax.tree.map(keep, (other, made, verdict), (noise, sample, score))
+        return kept, jnp.isnan(verdict)
 
     keys = jax.random.split(typed_key(key), num_steps)
-    (noise, sample, score), _ = jax.lax.scan(move, (start, first, score), keys)
-    return Searched(sample, noise, score, num_steps + 1, num_steps + 1)
+    (noise, sample, score), is_nan = jax.lax.scan(move, (start, first, score), keys)
+    return _found("zero_order", sample, noise, score, num_steps + 1, is_nan)
 
 
 @checked_call
@@ -110,8 +116,9 @@ def first_order(
         A `Searched`, of num_steps + 1 evaluations and num_steps gradients.
 
     Raises:
-        ValueError: a count below 1, a step that is not positive; a verdict of another shape than (); the gradient at the start
-            is 0 in all entries, or no number.
+        ValueError: a count below 1, a step that is not positive; a verdict of another shape than (); it, or its gradient, is NaN
+            or infinite at the start, or the gradient 0 in all entries.
+        TypeError: the verifier cannot be traced, or returns no number.
 
     Reference: Ma et al. 2025, arXiv:2501.09732, section 5; Eyring et al. 2024, arXiv:2406.04312.
     """
@@ -124,6 +131,7 @@ def first_order(
 
     climb = jax.value_and_grad(scored, has_aux=True)
     (score, first), slope = climb(start)
+    _check_first("first_order", score)
     if is_concrete(slope) and not (np.isfinite(slope).all() and np.any(slope)):
         raise ValueError(
             "first_order: the gradient of the verifier at the start is "
@@ -132,18 +140,18 @@ def first_order(
         )
     norm = jnp.sqrt(jnp.square(start).mean())
 
-    def move(state: PyTree, _: None) -> tuple[PyTree, None]:
+    def move(state: PyTree, _: None) -> tuple[PyTree, Array]:
         noise, slope, best = state
         noise = noise + step * slope / jnp.sqrt(jnp.square(slope).mean() + 1e-30)
         if is_on_shell:
             noise = noise * norm / jnp.sqrt(jnp.square(noise).mean())
         (score, made), slope = climb(noise)
         keep = lambda new, old: jnp.where(score > best[2], new, old)
-        return (noise, slope, jax.tree.map(keep, (noise, made, score), best)), None
+        return (noise, slope, jax.tree.map(keep, (noise, made, score), best)), jnp.isnan(score)
 
     state = (start, slope, (start, first, score))
-    (_, _, (noise, sample, score)), _ = jax.lax.scan(move, state, None, length=num_steps)
-    return Searched(sample, noise, score, num_steps + 1, num_steps + 1)
+    (_, _, (noise, sample, score)), is_nan = jax.lax.scan(move, state, None, length=num_steps)
+    return _found("first_order", sample, noise, score, num_steps + 1, is_nan)
 
 
 @checked_call
@@ -166,7 +174,9 @@ def over_paths(
         A `Searched`, of num_copies evaluations a level.
 
     Raises:
-        ValueError: a count below 1, fewer than two levels or some that do not descend; a verdict of another shape than ().
+        ValueError: a count below 1, fewer than two levels or some that do not descend; a verdict of another shape than (); it is
+            NaN, +inf or -inf for all copies at the end.
+        TypeError: the verifier cannot be traced, or returns no number.
 
     Validity: a search, whose result has no law that could be stated.
 
@@ -178,18 +188,18 @@ def over_paths(
             f"over_paths: levels must be two or more that descend, got {list(levels)}. Give noising times from the first to "
             "that of the sample, e.g. (0.7, 0.4, 0.1, noising.first)."
         )
-    x, score = start, jnp.zeros(())
+    x, score, is_nan = start, jnp.zeros(()), []
     for number, (level, after) in enumerate(zip(levels, levels[1:], strict=False)):
         keys = jax.random.split(jax.random.fold_in(typed_key(key), number), num_copies)
         copies = jax.vmap(lambda key, x=x, t=level: renoise(key, x, t))(keys)
         ahead = jax.vmap(lambda x, t=level, s=after: denoise(x, t, s))(copies)
-        promise = jax.vmap(lambda x, s=after: _verdict("over_paths", lambda x: verifier(x, s), x))(
-            ahead
-        )
+        promise = jax.vmap(lambda x, s=after: _verdict("over_paths", verifier, x, s))(ahead)
         best = jnp.argmax(jnp.where(jnp.isnan(promise), -jnp.inf, promise))
         x, score = ahead[best], promise[best]
+        is_nan.append(jnp.isnan(promise))
+    _check_first("over_paths", score, "the last copies")
     number = num_copies * (len(levels) - 1)
-    return Searched(x, start, score, number, number)
+    return _found("over_paths", x, start, score, number, jnp.stack(is_nan))
 
 
 @checked_call
@@ -218,19 +228,35 @@ def mean_rank(verdicts: Sequence[PyTree] | Array) -> Float[np.ndarray, " candida
     return rankdata(table, axis=1).mean(0)
 
 
-def _verdict(name: str, verifier: Verifier, sample: PyTree, *, is_first: bool = False) -> Array:
-    verdict = jnp.asarray(verifier(sample), float)
-    if verdict.shape != ():
-        raise ValueError(
-            f"{name}: the verifier returned shape {verdict.shape} for one sample. Let it return one number, shape (), e.g. its "
-            "sum."
-        )
-    if is_first and is_concrete(verdict) and np.isnan(verdict):
-        raise ValueError(
-            f"{name}: the verdict on the first sample is NaN, which nothing is better than. Mend the verifier, or begin "
-            "elsewhere."
-        )
+def _verdict(
+    name: str, verifier: Verifier, sample: PyTree, *others: float, is_first: bool = False
+) -> Array:
+    verdict = as_log_weight(verifier, sample, *others, what=f"{name}: verifier")
+    if is_first:
+        _check_first(name, verdict)
     return verdict
+
+
+def _check_first(name: str, verdict: Array, where: str = "the first sample") -> None:
+    """Refuse a verdict that nothing is better than, where it is known."""
+    if is_concrete(verdict) and (np.isnan(verdict) or verdict == np.inf):
+        what = "NaN" if np.isnan(verdict) else "infinite"
+        raise ValueError(
+            f"{name}: the verdict on {where} is {what}, which nothing is better than. Mend the verifier (e.g. "
+            "jnp.minimum(verdict, 20.0)), or begin elsewhere."
+        )
+
+
+def _found(
+    name: str, sample: PyTree, start: Array, score: Array, number: int, is_nan: Array
+) -> Searched:
+    """The result of so many evaluations; refuses one that was no better than nothing, where it is known."""
+    if is_concrete(score) and score == -np.inf:
+        raise ValueError(
+            f"{name}: the verdict is -inf in all of {number} evaluations, so that none is better than another. Soften the "
+            "constraint: a finite verdict that grows towards it."
+        )
+    return Searched(sample, start, score, number, number, is_nan.sum())
 
 
 def _check_step(name: str, step: float) -> None:

@@ -22,13 +22,13 @@ from jaxtyping import Array, PyTree
 from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
-from ...ppl._compat import typed_key
+from ...ppl._compat import is_concrete, typed_key
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from ...ppl.densities import StochasticProgram
 from ...ppl.language import name_of
-from ._rewards import Reward, as_log_weight
+from ._rewards import Reward, as_log_weight, refuse_rewards, try_reward
 from ._tilt import TiltedProgram, tilt
 
 
@@ -46,6 +46,7 @@ class BestOf:
     base: ppl.Program
     reward: Reward
     num_draws: int
+    _tried: set[object] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     def _facts(self) -> dict[str, PyTree]:
         return {
@@ -68,7 +69,9 @@ class BestOf:
             args: the program's arguments.
 
         Raises:
-            ValueError: the program has observations or factors, which its draws would not see.
+            ValueError: the program has observations or factors, which its draws would not see; a reward is NaN, or all are
+                infinite, at draws that are tried first, or NaN at one of the N: it is then neither better nor worse than the
+                others. Under `jax.jit` the numbers of such a draw, and its log-densities, are NaN.
         """
         keys = jax.random.split(typed_key(key), self.num_draws)
         found = jax.vmap(lambda key: self.base.simulate(key, *args))(keys)
@@ -78,9 +81,34 @@ class BestOf:
                 f"best_of: {self.base!r} has the observations or factors {counted}, and its draws are those of its prior. Draw "
                 "from its posterior by a program without them, e.g. a fitted guide, and take the best of those."
             )
-        rewards = jax.vmap(lambda x: as_log_weight(self.reward, x))(found.retval)
-        best = jnp.argmax(jnp.where(jnp.isnan(rewards), -jnp.inf, rewards))
-        return jax.tree.map(lambda x: x[best], found)
+        self._try(args)
+        rewards = jax.vmap(self._reward_of)(found.retval)
+        if is_concrete(rewards) and np.isnan(rewards).any():
+            refuse_rewards(self._named, np.asarray(rewards), "draws", may_be_infinite=True)
+        best, is_lost = jnp.argmax(rewards), jnp.isnan(rewards).any()
+
+        def kept(x: Array) -> Array:
+            is_real = jnp.issubdtype(x.dtype, jnp.floating)
+            return jnp.where(is_lost, jnp.nan, x[best]) if is_real else x[best]
+
+        return jax.tree.map(kept, found)
+
+    @property
+    def _named(self) -> str:
+        return f"best_of: reward '{name_of(self.reward)}'"
+
+    def _reward_of(self, retval: PyTree) -> Array:
+        return as_log_weight(self.reward, retval, what="best_of: reward")
+
+    def _try(self, args: tuple[PyTree, ...]) -> None:
+        """The reward at some draws, once for arguments of these shapes, where their values are known."""
+        shapes = tuple(np.shape(x) for x in jax.tree.leaves(args))
+        if shapes in self._tried or not is_concrete((args, self.base.params)):
+            return
+        try_reward(
+            self.base, self.reward, 32, args, {}, what="best_of: reward", may_be_infinite=True
+        )
+        self._tried.add(shapes)
 
     def tilt(self, distribution: Callable[[Array], Array]) -> TiltedProgram:
         """Its law as a tilt of the base, for rewards without ties: log-weight log N + (N - 1) log F(r), so that Z = 1.
@@ -88,12 +116,10 @@ class BestOf:
         Args:
             distribution: F, the distribution function of the reward under the base: exact, or `empirical_distribution`.
         """
-        size, reward = self.num_draws, self.reward
+        size = self.num_draws
 
         def order(retval: PyTree) -> Array:
-            return math.log(size) + (size - 1) * jnp.log(
-                distribution(as_log_weight(reward, retval))
-            )
+            return math.log(size) + (size - 1) * jnp.log(distribution(self._reward_of(retval)))
 
         return tilt(self.base, order)
 
@@ -124,6 +150,10 @@ class BestOf:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Probabilities of each value of the reward under the base and under the best, and the value's number by outcome."""
         r = as_numbers("best_of: argument 'rewards'", rewards)
+        if np.isnan(r).any():
+            refuse_rewards(
+                "best_of: argument 'rewards'", r.ravel(), "outcomes", may_be_infinite=True
+            )
         p = _equal(r) if probabilities is None else np.asarray(probabilities, float)
         if r.ndim != 1 or p.shape != r.shape or not np.isclose(p.sum(), 1, atol=1e-4):
             raise ValueError(
@@ -156,7 +186,8 @@ def best_of(model: ModelFn, reward: Reward, num_draws: int) -> BestOf:
         A `BestOf`: `simulate(key, *args)`, `kl`, `tilt(distribution)`; `law_of` and `kl_of` with ties.
 
     Raises:
-        ValueError: N < 1; (when it draws) the model observes, or the reward has another shape than ().
+        ValueError: N < 1; (when it draws) the model observes, or the reward has another shape than (), or is NaN, or infinite at
+            all draws that are tried.
         TypeError: the density of the model is estimated.
 
     Example:

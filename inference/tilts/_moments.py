@@ -18,6 +18,7 @@ from ...ppl._shared_jit import shared_jit
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from ..diagnostics._weights import importance_diagnostics
+from ._rewards import as_reals
 from ._tilt import TiltedProgram, tilt
 
 TOLERANCE = 1e-6  # of the moments of the weighted draws, in standard deviations of the features
@@ -89,8 +90,12 @@ def match_moments(
     base = ppl.as_program(model)
     goal = np.atleast_1d(np.asarray(moments, float))
 
+    def read(x: PyTree) -> Array:
+        found = as_reals(features, x, what="match_moments: features")
+        return jnp.atleast_1d(found).astype(float)
+
     def one(key: Array) -> Float[Array, " d"]:
-        return jnp.atleast_1d(jnp.asarray(features(base.simulate(key, *args).retval), float))
+        return read(base.simulate(key, *args).retval)
 
     run = shared_jit(jax.vmap(one))
     phi = np.asarray(run(jax.random.split(typed_key(key), num_draws)), np.float64)
@@ -99,7 +104,7 @@ def match_moments(
     # log_weights are gamma' (phi - goal)
     kl = -float(np.logaddexp.reduce(log_weights) - np.log(len(phi)))
     weights = jnp.asarray(gamma, float)
-    made = tilt(base, lambda x: (weights * jnp.atleast_1d(features(x))).sum())
+    made = tilt(base, lambda x: (weights * read(x)).sum())
     return MatchedMoments(made, gamma, kl, found.ess, found.k_hat, num_draws)
 
 

@@ -33,6 +33,7 @@ from ...ppl.language import matched
 from ..diagnostics._weights import importance_diagnostics
 from ..fitting import Fit
 from ._outcomes import Outcomes, outcomes_of
+from ._partial import partial_log_weight, shapes_of
 from ._tilt import TiltedProgram
 
 
@@ -126,7 +127,8 @@ def report(
     Args:
         tilt: the target.
         law: q: a program over the tilt's latent sites with its parameters bound, `ppl.normalize` and the like among them; a
-            `Fit`, of which the guide is taken; or draws, latent site -> values [S, ...] of equal weight (particles, a search).
+            `Fit`, of which the guide is taken; or draws, latent site -> values [S, ...] of equal weight (particles, a search),
+            of the sites that the reward reads.
         key: PRNG key of either kind.
         args: the arguments of tilt and law.
         num_draws: draws of the law and of the model, where outcomes are too many to be listed (2^16).
@@ -164,7 +166,8 @@ def report(
         law = ppl.as_program(law)
     listed = outcomes_of(tilt, args)
     made = None
-    if listed is not None and not isinstance(law, StochasticProgram):
+    is_whole = not isinstance(law, Mapping) or listed is None or set(law) == set(listed.choices)
+    if listed is not None and is_whole and not isinstance(law, StochasticProgram):
         made = _exact(tilt, law, listed, args)
     if made is None:
         made = _sampled(tilt, law, key, args, num_draws, draws)
@@ -213,8 +216,9 @@ def _prior(tilt: TiltedProgram, listed: Outcomes, args: tuple) -> np.ndarray:
 def _rewards(
     tilt: TiltedProgram, choices: Mapping[str, Array | np.ndarray], args: tuple
 ) -> np.ndarray:
-    """Of values of the latent sites, [outcomes]; -inf where a constraint is broken."""
-    one = lambda x: tilt.trace(x, *args).log_probs[tilt.site] * tilt.temperature
+    """Of values of the latent sites that the reward reads, [outcomes]; -inf where a constraint is broken."""
+    log_weight = partial_log_weight("report", tilt, list(choices), args)
+    one = lambda x: log_weight(x) * tilt.temperature
     run = lambda x: jax.lax.map(one, x, batch_size=4096)
     return np.asarray(shared_jit(run)(dict(choices)), np.float64)
 
@@ -370,11 +374,11 @@ def _check_weights(log_weights: np.ndarray, whose: str) -> None:
 
 
 def _check_sites(tilt: TiltedProgram, draws: Mapping[str, Array], args: tuple) -> None:
-    latent = sorted(jax.eval_shape(lambda k: tilt.simulate(k, *args).choices, jax.random.key(0)))
-    if sorted(draws) != latent:
+    latent = sorted(shapes_of(tilt, args))
+    if unknown := sorted(set(draws) - set(latent)):
         raise ValueError(
-            f"report: the draws are of the sites {sorted(draws)}, and the tilt's latent sites are {latent}. Give values of all "
-            "of them, [S, ...] each."
+            f"report: the draws have the sites {unknown}, and the tilt's latent sites are {latent}. Give values of these, "
+            "[S, ...] each; sites that the reward does not read may be left out."
         )
 
 

@@ -1,4 +1,4 @@
-"""Rewards: one number for what a program returned, tried at some draws before anything is computed with them."""
+"""Rewards: one number for a value, tried at some values before anything is computed with them."""
 
 from __future__ import annotations
 
@@ -21,90 +21,129 @@ type Reward = Callable[..., ArrayLike]
 MANY = 1000  # draws, at all of which a reward of -inf is taken for one that is -inf everywhere
 
 
-def as_log_weight(reward: Reward, retval: PyTree) -> Float[Array, ""]:
+def as_log_weight(
+    reward: Reward, retval: PyTree, *others: Array | float, what: str = "tilt: reward"
+) -> Float[Array, ""]:
     """The reward of one value as a number; of a constraint 0 where it holds, else -inf.
+
+    Args:
+        reward: its function.
+        retval: the value.
+        others: further arguments, e.g. a noising time.
+        what: who asks for it, and how the user calls it.
 
     Raises:
         ValueError: there is nothing to read; the reward is no single number.
         TypeError: the reward cannot be traced, or returns something else than numbers.
     """
-    name = name_of(reward)
-    if retval is None:
-        raise ValueError(
-            f"tilt: the model returns nothing, and reward '{name}' reads what it returns. Let the model end with what the reward "
-            'needs: return x, or return {"z": z, "x": x}.'
-        )
-    try:
-        value = reward(retval)
-    except jax.errors.TracerArrayConversionError as err:
-        raise TypeError(
-            f"tilt: reward '{name}' makes NumPy's arrays of its argument, which JAX traces. Write it with jax.numpy, or wrap it: "
-            "jax.pure_callback(reward, jax.ShapeDtypeStruct((), float), x, vmap_method='sequential'); without gradients then."
-        ) from err
-    try:
-        value = jnp.asarray(value)
-    except TypeError as err:
-        raise TypeError(
-            f"tilt: reward '{name}' returned {type(value).__name__}, which is no number. Let it return one number in nats, or a "
-            "boolean for a constraint."
-        ) from err
-    if jnp.issubdtype(value.dtype, jnp.complexfloating):
-        raise TypeError(
-            f"tilt: reward '{name}' returned {value.dtype}. Let it return a real number, e.g. its real part."
-        )
+    value = as_reals(reward, retval, *others, what=what)
     if value.shape != ():
         raise ValueError(
-            f"tilt: reward '{name}' has shape {value.shape}, and one run of the model has one reward, shape (). Sum it, or take "
-            "the entry that counts: lambda x: reward(x).sum()."
+            f"{what} '{name_of(reward)}' has shape {value.shape}, and one value has one reward, shape (). Sum it, or take the "
+            "entry that counts: lambda x: reward(x).sum()."
         )
     if value.dtype == bool:
         return jnp.where(value, 0.0, -jnp.inf)
     return value.astype(float)
 
 
-def try_reward(
-    base: ppl.Program, reward: Reward, number: int, args: tuple, kwargs: Mapping[str, PyTree]
+def as_reals(fn: Callable[..., PyTree], retval: PyTree, *others: Array | float, what: str) -> Array:
+    """What a user's function makes of one value, as an array of real numbers or booleans of any shape.
+
+    Args:
+        fn: the function.
+        retval: the value.
+        others: further arguments.
+        what: who asks for it, and how the user calls it.
+
+    Raises:
+        ValueError: there is nothing to read.
+        TypeError: the function cannot be traced, or returns something else than real numbers.
+    """
+    name = f"{what} '{name_of(fn)}'"
+    if retval is None:
+        raise ValueError(
+            f"{name} reads what the model returns, and the model returns nothing. Let it end with what is needed: return x, or "
+            'return {"z": z, "x": x}.'
+        )
+    try:
+        value = fn(retval, *others)
+    except jax.errors.TracerArrayConversionError as err:
+        raise TypeError(
+            f"{name} makes NumPy's arrays of its argument, which JAX traces. Write it with jax.numpy, or wrap it: "
+            "jax.pure_callback(fn, jax.ShapeDtypeStruct((), float), x, vmap_method='sequential'); without gradients then."
+        ) from err
+    try:
+        value = jnp.asarray(value)
+    except TypeError as err:
+        raise TypeError(
+            f"{name} returned {type(value).__name__}, which is no number. Let it return real numbers: one in nats, or a boolean "
+            "for a constraint."
+        ) from err
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{name} returned {value.dtype}. Let it return a real number, e.g. its real part."
+        )
+    return value
+
+
+def refuse_rewards(
+    name: str, found: np.ndarray, where: str, *, may_be_infinite: bool = False
 ) -> None:
+    """Refuse rewards that are no numbers at some values.
+
+    Args:
+        name: of the reward, and who asks for it.
+        found: the rewards.
+        where: what they are rewards of.
+        may_be_infinite: whether only their order counts, so that some may be infinite.
+
+    Raises:
+        ValueError: one is NaN or +inf, or all are infinite.
+    """
+    size = len(found)
+    if num := int(np.isnan(found).sum()):
+        raise ValueError(
+            f"{name} is NaN at {num} of {size} {where}, which no law has. Make it a number there, e.g. by jnp.where with a safe "
+            "argument, or -inf to exclude such values."
+        )
+    num = int((found == np.inf).sum())
+    if num == size or (num and not may_be_infinite):
+        raise ValueError(
+            f"{name} is infinite at {num} of {size} {where}: nothing can be weighed by it. Bound it, e.g. by "
+            "jnp.minimum(reward, 20.0)."
+        )
+    if (found == -np.inf).all():
+        raise ValueError(
+            f"{name} is -inf at all of {size} {where}: nothing is left of them, or next to nothing. Soften the constraint (a "
+            "finite reward that grows towards it), or, for a rare event that a proposal knows to reach, tilt with num_tried=0."
+        )
+
+
+def try_reward(
+    base: ppl.Program, reward: Reward, number: int, args: tuple, kwargs: Mapping[str, PyTree], *,
+    what: str = "tilt: reward", may_be_infinite: bool = False,
+) -> None:  # fmt: skip
     """Refuse a reward that is no number at draws of the base.
 
     Raises:
         ValueError: it is NaN or infinite at a draw, or -inf at all of `MANY`.
     """
-    found = drawn_rewards(base, reward, 0, number, args, kwargs)
+    found = _drawn_rewards(base, reward, 0, number, args, kwargs, what)
     if (found == -np.inf).all():
-        found = drawn_rewards(base, reward, 1, max(MANY, number), args, kwargs)
-    name = name_of(reward)
-    if num := int(np.isnan(found).sum()):
-        raise ValueError(
-            f"tilt: reward '{name}' is NaN at {num} of {len(found)} draws of the model, the tilt of which is no law. Make it a "
-            "number there, e.g. by jnp.where with a safe argument, or -inf to exclude such values."
-        )
-    if num := int((found == np.inf).sum()):
-        raise ValueError(
-            f"tilt: reward '{name}' is infinite at {num} of {len(found)} draws of the model: the tilt has no finite total. Bound "
-            "it, e.g. by jnp.minimum(reward, 20.0)."
-        )
-    if (found == -np.inf).all():
-        raise ValueError(
-            f"tilt: reward '{name}' is -inf at all of {len(found)} draws of the model: nothing is left of it, or next to "
-            "nothing. Soften the constraint (a finite reward that grows towards it), or, for a rare event that a proposal knows "
-            "to reach, give num_tried=0."
-        )
+        found = _drawn_rewards(base, reward, 1, max(MANY, number), args, kwargs, what)
+    name = f"{what} '{name_of(reward)}'"
+    refuse_rewards(name, found, "draws of the model", may_be_infinite=may_be_infinite)
 
 
-def drawn_rewards(
-    base: ppl.Program,
-    reward: Reward,
-    seed: int,
-    number: int,
-    args: tuple,
-    kwargs: Mapping[str, PyTree],
-) -> np.ndarray:
+def _drawn_rewards(
+    base: ppl.Program, reward: Reward, seed: int, number: int, args: tuple, kwargs: Mapping[str, PyTree], what: str,
+) -> np.ndarray:  # fmt: skip
     """Rewards of draws of the base's statements, [number]; inside of other runs and transformations, too."""
 
     def one(key: Array) -> Array:
         trace = base._run(Runner(key), args, dict(kwargs))
-        return as_log_weight(reward, trace.retval)
+        return as_log_weight(reward, trace.retval, what=what)
 
     with no_handlers(), jax.ensure_compile_time_eval():
         keys = jax.random.split(jax.random.key(seed), number)

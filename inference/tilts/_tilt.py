@@ -67,7 +67,7 @@ class TiltedProgram(ppl.Program):
         return as_log_weight(self.reward, retval) / self.temperature
 
     def _statements(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
-        self._try(args, kwargs)
+        self.try_reward(*args, **kwargs)
         with _NothingTrained(self), StartMemory(self._starts):
             retval = self.base(*args, **kwargs)
             log_weight = self.log_weight(retval)
@@ -79,8 +79,16 @@ class TiltedProgram(ppl.Program):
         check_start(self, trace, drawn_before(), self._starts)
         return trace
 
-    def _try(self, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> None:
-        """The reward at some draws of the base, once for arguments of these shapes, where their values are known."""
+    def try_reward(self, *args: PyTree, **kwargs: PyTree) -> None:
+        """Try the reward at some draws of the base, once for arguments of these shapes, where their values are known.
+
+        Args:
+            args: the program's arguments.
+            kwargs: its keyword arguments.
+
+        Raises:
+            ValueError: see `tilt`.
+        """
         if not self.num_tried or not is_concrete((args, kwargs, self.base.params)):
             return
         shapes = tuple(np.shape(x) for x in jax.tree.leaves((args, kwargs)))

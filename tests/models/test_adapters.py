@@ -88,6 +88,25 @@ def test_arrays_are_shared_with_the_reference():
     assert adapters.without(nnx_made).first.base.kernel.get_value() is kernel
 
 
+@KINDS
+def test_model_and_reference_take_the_memory_of_one_network(kind):
+    """Bytes of all arrays that either holds, each counted once: a network and its adapters; a copy would be a second network."""
+    net = both(kind)
+    made = adapters.adapt(net, 2, KEY)
+
+    def arrays(x):
+        if kind == "nnx":
+            x = pytest.importorskip("flax.nnx").state(x)
+        elif hasattr(x, "network"):
+            x = x.network, [layer.held.value for layer in x.layers]
+        return {id(a): a.nbytes for a in jax.tree.leaves(x) if eqx.is_array(a)}
+
+    zero = made.held.value if kind == "equinox" else made
+    both_of_them = sum((arrays(made) | arrays(zero)).values())
+    one = sum(arrays(net).values())
+    assert both_of_them == one + 4 * adapters.num_trained(made) < 2 * one
+
+
 def test_the_layer_is_a_matrix_of_low_rank_more():
     linear = eqx.nn.Linear(5, 4, key=KEY)
     made = adapters.LowRank(linear, 2, key=KEY, scale=0.5)

@@ -15,8 +15,10 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ....ppl._compat import is_concrete
+from ....ppl.language import name_of
 from .. import _points as points
-from .._composition import Composition
+from .._composition import Composition, Reward
+from .._rewards import try_at_start
 from ._steps import Coefficients
 
 NUM_PROBES = 32  # points at which a reward is looked at, and directions of the tails
@@ -49,6 +51,11 @@ def check_target(
     Raises:
         ValueError: a reward that does not vanish at the first time, or a target that grows far out.
     """
+    if (reward := composition.reward) is not None:
+        first = known.times[0]
+        at_first = lambda x: reward(x, jnp.asarray(first, float))
+        try_at_start("fkc", at_first, name_of(reward), lambda: _draws(law))
+        _refuse_early_constraints(reward, known, law)
     with jax.ensure_compile_time_eval():
         is_late = False if has_start else _is_late(composition, known, _draws(law))
         rises = _rises(composition, known)
@@ -94,6 +101,26 @@ def penalty(unseen: Unseen, composition: Composition, known: Coefficients, x: Ar
 def _draws(law: dict[str, dist.Distribution] | dist.Distribution) -> ArrayLike:
     keys = jax.random.split(jax.random.key(0), NUM_PROBES)
     return jax.vmap(lambda key: points.draw(law, key))(keys)
+
+
+def _refuse_early_constraints(reward: Reward, known: Coefficients, law: PyTree) -> None:
+    """Refuse a reward that is -inf halfway, where that is seen."""
+    middle = len(known.times) // 2
+    if middle == len(known.times) - 1:
+        return
+    width = np.sqrt(np.exp(2 * known.log_alpha) + known.variance)  # of noised data of variance 1
+    shrunk = float(width[middle] / width[0])
+    with jax.ensure_compile_time_eval():
+        t = jnp.asarray(known.times[middle], float)
+        x = jax.tree.map(lambda x: shrunk * x, _draws(law))
+        found = jax.vmap(lambda x: reward(x, t))(x)
+    if is_concrete(found) and (num := int((np.asarray(found) == -np.inf).sum())):
+        raise ValueError(
+            f"fkc: reward '{name_of(reward)}' is -inf at {num} of {len(found)} points at time {known.times[middle]:g}, where "
+            "there is noise still: particles that break the constraint there die, and some of them would keep it at the end. "
+            "Bring it in at the last time alone, jnp.where(t > times[-1], 0.0, r(x)), or pass inference.tilt(program, r), which "
+            "does."
+        )
 
 
 def _is_late(composition: Composition, known: Coefficients, x: ArrayLike) -> ArrayLike:

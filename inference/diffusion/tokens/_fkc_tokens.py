@@ -32,6 +32,7 @@ from ....ppl._checks import check_counts
 from ....ppl._show import shown
 from ...particles.engine import FeynmanKac
 from .._composition import Composition, Exponent
+from .._rewards import as_number
 from ..grid import as_exponents
 from ._kernels import log_ratios, log_reference
 from ._model import TokenDiffusion
@@ -86,7 +87,8 @@ def fkc_tokens(
             its value, and the network is told the share that is masked as the time.
         exponents: as for `fkc`; numbers, functions of the time, or arrays.
         reward: `(tokens, t) -> h_t(tokens)` in nats for one row. At t = 0 nothing is masked, and h_0 is the reward of the result;
-            before, it is a look-ahead, which changes the variance alone. Need not be differentiable.
+            before, it is a look-ahead, which changes the variance alone as long as it is finite: where it is -inf before t = 0
+            the evidence is NaN, since rows that die there might be allowed in the end. Need not be differentiable.
         weights: "exact" (needs `log_marginal` of all models), "path" (ratios of kernels); "auto" takes for each model "exact" if
             its marginal is known and "path" if it is not.
 
@@ -95,7 +97,7 @@ def fkc_tokens(
 
     Raises:
         ValueError: models of rows of several sizes or kinds; exponents that do not fit; uniform noise without `num_steps`; a
-            marginal that "exact" needs; a network or a marginal that returns another shape.
+            marginal that "exact" needs; a network, a marginal or a reward that returns another shape.
         TypeError: something else than `TokenDiffusion`.
 
     Validity: E[exp(log_evidence)] is the sum over x of the following, and weighted particles follow it, for every number of steps
@@ -128,7 +130,9 @@ def fkc_tokens(
     table = Composition(models, tuple(powers)).exponents_at(times)  # pyright: ignore[reportArgumentType]
     varies = any(callable(w) for w in powers)
     ratios = _ratios(models, weights)
-    reward_at = (lambda tokens, t: jnp.zeros(())) if reward is None else reward
+    reward_at = (
+        (lambda tokens, t: jnp.zeros(())) if reward is None else as_number(reward, "fkc_tokens")
+    )
     log_base = -size * jnp.log(num_values) * (table[-1].sum() - 1) if kind == "uniform" else 0.0
 
     def at(tokens: Array, n: PyTree, followed: Array) -> TokenParticle:
@@ -140,7 +144,7 @@ def fkc_tokens(
             model.log_density(tokens, t) if ratio == "exact" else followed[i]
             for i, (model, ratio) in enumerate(zip(models, ratios, strict=True))
         ]
-        value = jnp.asarray(reward_at(tokens, t), float)
+        value = reward_at(tokens, t)
         return TokenParticle(tokens, log_probs, jnp.stack(densities), value)
 
     def init(key: Array) -> TokenParticle:
@@ -185,7 +189,9 @@ def fkc_tokens(
             rho, logits = parts(x, n)
             now, then = table[n - 1], table[n]
             passed = chosen(rho, x, y.tokens)
-            total = log_total(logits) + y.reward - x.reward
+            # -inf before the end: rows in which it was to be kept in the end would be missing.
+            is_lost = (y.reward == -jnp.inf) & (n < num_steps)
+            total = log_total(logits) + jnp.where(is_lost, jnp.nan, y.reward - x.reward)
             for i, ratio in enumerate(ratios):
                 before = x.log_densities[i]
                 if ratio == "exact":

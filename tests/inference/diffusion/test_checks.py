@@ -55,6 +55,16 @@ DATA = jnp.linspace(-1.0, 1.0, 4)
 rising, falling = lambda t: 2 - t, lambda t: 1 - t
 ramped = lambda x, t: (1 - t) * x
 
+steps = lambda x, t: (1 - t) * jnp.round(x)
+at_the_end = lambda x, t: jnp.where((t <= 0) & (x > 0), -jnp.inf, 0.0)
+on_the_way = lambda x, t: jnp.where((t < 1) & (x > 0), -jnp.inf, 0.0)
+
+
+def tilted(model):
+    """Of a chain of the model, or of a Normal."""
+    chain = lambda: diffusion.reverse_chain("x", model, SOME)
+    return inference.tilt(chain if model else lambda: ppl.sample("x", NORMAL), lambda x: 0.1 * x)
+
 
 def sample(times, **options):
     return diffusion.heun(Q, KEY, times, num_samples=1, **options)
@@ -146,7 +156,13 @@ CASES = {
     "W 0 with a law alone": Case("not integrable", lambda one: fkc(Q, TIMES, exponents=falling, start=NORMAL)),
     "reward": Case("does not vanish at the first time", lambda one: fkc(Q, TIMES, reward=lambda x, t: -(x**2))),
     "reward under EDM": Case("does not vanish at the first time", lambda one: fkc(WIDE, EDM.times(60), reward=ramped)),
-    "reward NaN": Case("does not vanish", lambda one: fkc(Q, TIMES, reward=lambda x, t: jnp.nan * x)),
+    "reward NaN": Case("is NaN at 32 of 32 first points", lambda one: fkc(Q, TIMES, reward=lambda x, t: jnp.nan * x)),
+    "reward jumps": Case("jumps, and weights='euler'", lambda one: fkc(Q, TIMES, reward=steps, weights="euler", zeta=1.0)),
+    "reward ends": Case("jumps, and weights='euler'", lambda one: fkc(Q, TIMES, reward=at_the_end, weights="euler", zeta=1.0)),
+    "reward on the way": Case("is -inf at .* where there is noise still", lambda one: fkc(Q, TIMES, reward=on_the_way)),
+    "tilt of a model": Case("the tilt of one model", lambda one: fkc([Q, ONE], TIMES, reward=tilted(Q))),
+    "tilt of another": Case("the tilt of another diffusion model", lambda one: fkc(ONE, TIMES, reward=tilted(Q))),
+    "tilt of a program": Case("draws one point and nothing else", lambda one: fkc(Q, TIMES, reward=tilted(None))),
     "tails of models": Case("grows far out", lambda one: fkc([SHARP, ONE], TIMES, exponents=[-4.0, 5.0])),
     "tails of a reward": Case("grows far out", lambda one: fkc(ONE, TIMES, reward=lambda x, t: (1 - t) * x**2)),
     "start": Case("draw one point of shape", lambda one: fkc(Q, TIMES, start=dist.Normal(jnp.zeros(3), 1.0))),
@@ -191,6 +207,7 @@ CASES = {
     "predicts": other("predicts must be one of", run_network),
     "labels": other("num_classes=0", labelled),
     "context of rows": other("needs the 3 rows of x", lambda one: with_context(jnp.zeros((2, 3)))),
+    "view": other("this row has none", lambda one: diffusion.Through(tokens, tokens)(0.0, 0.0, None)),
     "label": other("takes integer labels", lambda one: diffusion.from_network(LABELLED, NOISING, (2,), context=0.5)),
     "labels and encoder": other("num_classes=3 and a context", lambda one: network(num_classes=3, encoder=LABELLED)),
     "bound shape": other("last axes must be those", lambda one: diffusion.bound(PLANE, jnp.zeros(3), KEY)),

@@ -69,6 +69,14 @@ def test_a_search_over_paths_keeps_the_best_copy():
     assert (more.evaluations == 48).all()
 
 
+def test_verdicts_of_nan_are_counted_and_never_taken():
+    """NaN on half of the line: the search goes on elsewhere, and says how often."""
+    odd = lambda x: jnp.where(x.sum() > 2.0, jnp.nan, verifier(x))
+    found = search.zero_order(generate, odd, KEY, -jnp.ones(2), num_steps=60, step=0.5)
+    assert 0 < found.num_nan < 60 and jnp.isfinite(found.score) and found.sample.sum() <= 2.0
+    assert search.zero_order(generate, verifier, KEY, -jnp.ones(2), num_steps=60).num_nan == 0
+
+
 def test_ranks_take_no_scale():
     verdicts = np.array([[1.0, 2.0, 3.0], [300.0, 100.0, 200.0]])
     np.testing.assert_allclose(search.mean_rank(verdicts), [2.0, 1.5, 2.5])
@@ -82,10 +90,18 @@ def test_what_no_search_can_use_is_named():
         search.zero_order(generate, verifier, KEY, start, num_steps=0)
     with pytest.raises(ValueError, match="step must be a positive number, got -1"):
         search.zero_order(generate, verifier, KEY, start, num_steps=1, step=-1.0)
-    with pytest.raises(ValueError, match=r"returned shape \(2,\) for one sample"):
+    with pytest.raises(ValueError, match=r"verifier '<lambda>' has shape \(2,\)"):
         search.zero_order(generate, lambda x: x, KEY, start, num_steps=1)
     with pytest.raises(ValueError, match="verdict on the first sample is NaN"):
         search.zero_order(generate, lambda x: jnp.nan, KEY, start, num_steps=1)
+    with pytest.raises(ValueError, match="verdict on the first sample is infinite"):
+        search.zero_order(generate, lambda x: jnp.inf, KEY, start, num_steps=1)
+    with pytest.raises(ValueError, match="verdict is -inf in all of 4 evaluations"):
+        search.zero_order(generate, lambda x: -jnp.inf, KEY, start, num_steps=3)
+    with pytest.raises(ValueError, match="verdict on the last copies is NaN"):
+        search.over_paths(
+            lambda k, x, t: x, lambda x, t, s: x, lambda x, s: jnp.nan, KEY, start, (0.5, 0.1), num_copies=2
+        )  # fmt: skip
     with pytest.raises(ValueError, match="gradient of the verifier at the start is 0 in all"):
         search.first_order(generate, lambda x: jnp.round(x).sum(), start, num_steps=1)
     with pytest.raises(ValueError, match="gradient of the verifier at the start is NaN"):

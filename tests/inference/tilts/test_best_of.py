@@ -73,3 +73,25 @@ def test_what_has_no_best_is_named():
     estimated = ppl.normalize(normal, proposal=normal, num_particles=2)
     with pytest.raises(TypeError, match="is estimated. Give the program"):
         inference.best_of(estimated, lambda x: x, 2)
+
+
+def rarely_nan(x):
+    """NaN at one draw in a million: none of those that are tried first."""
+    return jnp.where(x > 4.75, jnp.nan, x)
+
+
+def test_a_reward_of_nan_makes_no_best():
+    """It is no worst one, either: refused, and where values are traced the draw is NaN."""
+    with pytest.raises(ValueError, match="best_of: reward '.*' is NaN at .* of 32 draws"):
+        inference.best_of(normal, lambda x: jnp.where(x > 0, jnp.nan, x), 4).simulate(KEY)
+    with pytest.raises(ValueError, match="argument 'rewards' is NaN at 1 of 3 outcomes"):
+        inference.best_of(normal, lambda x: x, 2).law_of(np.array([0.0, np.nan, 1.0]))
+    wide = ppl.model(lambda scale: ppl.sample("x", dist.Normal(0.0, scale)))
+    best = inference.best_of(wide, rarely_nan, 8)
+    assert jnp.isfinite(best.simulate(KEY, 1.0).choices["x"])
+    with pytest.raises(ValueError, match="is NaN at .* of 8 draws"):
+        best.simulate(KEY, 20.0)
+    lost = jax.jit(lambda k: best.simulate(k, 20.0).choices["x"])(KEY)
+    assert jnp.isnan(lost)
+    with pytest.raises(ValueError, match="is infinite at 32 of 32 draws"):
+        inference.best_of(normal, lambda x: jnp.inf, 4).simulate(KEY)

@@ -67,7 +67,7 @@ def test_draws_are_counted(strings):
     rows = np.random.default_rng(1).choice(len(x), 200_000, p=np.exp(log_p))
     made = inference.tilts.report(strings, {"x": x[rows]}, KEY)
     assert made.kl_is == "plug-in" and 0 < made.kl.value < 2 * 4095 / 400_000
-    with pytest.raises(ValueError, match=r"draws are of the sites \['y'\]"):
+    with pytest.raises(ValueError, match=r"draws have the sites \['y'\]"):
         inference.tilts.report(strings, {"y": x[rows]}, KEY)
 
 
