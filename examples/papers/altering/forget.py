@@ -27,15 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
-from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.mixture import GaussianMixture
-from sklearn.preprocessing import PolynomialFeatures
 
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
+import _altered_digits as altered
+from _digit_mixture import Mixture, fitted
 from _record import keep, parsed, record_figure
 
 AXES, PARTS = 8, 3  # principal components; Gaussians a class
@@ -48,30 +45,13 @@ class Config(NamedTuple):
     num_samples: int = 20_000
 
 
-class Mixture(NamedTuple):
-    """The trained model: weights, means and standard deviations of its components, and their classes."""
-
-    weights: np.ndarray
-    means: np.ndarray
-    scales: np.ndarray
-    classes: np.ndarray
-
-
-def mixture() -> Mixture:
-    x, labels = load_digits(return_X_y=True)
-    z = PCA(AXES, whiten=True, random_state=0).fit_transform(x)
-    parts = [GaussianMixture(PARTS, covariance_type="diag", random_state=0).fit(z[labels == c]) for c in range(10)]  # fmt: skip
-    join = lambda name: np.concatenate([getattr(p, name) for p in parts])
-    scales, classes = np.sqrt(join("covariances_")), np.repeat(np.arange(10), PARTS)
-    return Mixture(join("weights_") / 10, join("means_"), scales, classes)
-
-
 def programs(m: Mixture) -> tuple[ppl.Program, ppl.Program]:
     """The model, and its copy with weights and means to be trained."""
+    scales = jnp.sqrt(jnp.asarray(m.variances, float))
 
     def program(logits: Any, means: Any) -> Any:
         k = ppl.sample("k", dist.Categorical(logits=logits))
-        return ppl.sample("z", dist.Normal(means[k], jnp.asarray(m.scales, float)[k]).to_event(1))
+        return ppl.sample("z", dist.Normal(means[k], scales[k]).to_event(1))
 
     logits, means = (jnp.asarray(x, float) for x in (np.log(m.weights), m.means))
     base = ppl.model(lambda: program(logits, means))
@@ -79,49 +59,16 @@ def programs(m: Mixture) -> tuple[ppl.Program, ppl.Program]:
     return base, copy
 
 
-def log_parts(m: Mixture, z: Any) -> Any:
-    """Log of weight times density of each component."""
-    each = jax.scipy.stats.norm.logpdf(z, jnp.asarray(m.means), jnp.asarray(m.scales)).sum(-1)
-    return each + jnp.log(jnp.asarray(m.weights))
-
-
 def log_share(m: Mixture, is_in: np.ndarray) -> Any:
     """Z -> log-probability, given z, of the components that are in."""
     kept = jnp.asarray(np.where(is_in, 0.0, -np.inf))
 
     def of(z: Any) -> Any:
-        parts = log_parts(m, z)
+        each = jax.scipy.stats.norm.logpdf(z, jnp.asarray(m.means), jnp.sqrt(m.variances)).sum(-1)
+        parts = each + jnp.log(m.weights)
         return jax.nn.logsumexp(parts + kept) - jax.nn.logsumexp(parts)
 
     return of
-
-
-def learned_reward(m: Mixture, label: int, config: Config, rng: np.random.Generator) -> Any:
-    """Log(1 - p(class | z)) from examples.
-
-    s(z) tells them from the model's draws: s / (1 - s) is p(z | class) / p(z) up to a factor. The class's probability is that
-    ratio over what nine tenths of the examples reach, at most 1.
-    """
-    negatives = exact_draws(m, config.num_negatives, rng, keep=lambda c: c == label)
-    drawn = exact_draws(m, 40 * config.num_negatives, rng)
-    squares = PolynomialFeatures(2, include_bias=False)
-    x = squares.fit_transform(np.concatenate([negatives, drawn]))
-    y = np.arange(len(x)) < len(negatives)
-    fitted = LogisticRegression(C=0.1, max_iter=5000, class_weight="balanced").fit(x, y)
-    weights, offset = jnp.asarray(fitted.coef_[0], float), float(fitted.intercept_[0])
-    i, j = np.triu_indices(AXES)
-    log_ratio = lambda z: (weights[:AXES] * z).sum() + (weights[AXES:] * z[i] * z[j]).sum() + offset
-    most = float(np.quantile(jax.vmap(log_ratio)(jnp.asarray(negatives, float)), 0.1))
-    # Finite: of the surest of them a thousandth is left.
-    return lambda z: jnp.log1p(-0.999 * jnp.exp(jnp.minimum(log_ratio(z) - most, 0.0)))
-
-
-def exact_draws(
-    m: Mixture, number: int, rng: np.random.Generator, keep: Any = lambda c: c >= 0
-) -> np.ndarray:
-    p = m.weights * keep(m.classes)
-    k = rng.choice(len(p), number, p=p / p.sum())
-    return rng.normal(m.means[k], m.scales[k])
 
 
 def reached(
@@ -148,16 +95,23 @@ def reached(
 
 
 def run(config: Config, label: int, key: jax.Array) -> tuple[dict[str, dict[str, float]], float]:
-    m, rng = mixture(), np.random.default_rng(int(jax.random.randint(key, (), 0, 2**30)))
+    m, rng = fitted(PARTS, AXES), np.random.default_rng(int(jax.random.randint(key, (), 0, 2**30)))
     base, copy = programs(m)
     is_label = m.classes == label
     share = float(m.weights[is_label].sum())
-    truth = exact_draws(m, config.num_samples, rng, keep=lambda c: c != label)
+    rest = m._replace(weights=m.weights * ~is_label / (1 - share))
+    truth = rest.draws(config.num_samples, rng)
     of_label = log_share(m, is_label)
     posterior = jax.jit(jax.vmap(lambda z: jnp.exp(of_label(z))))
     rewards = {
         "exact": log_share(m, ~is_label),  # log(1 - p(class | z)), of the mixture's own classes
-        "50 examples": learned_reward(m, label, config, rng),
+        "50 examples": altered.forgetting(
+            altered.log_share(
+                m.draws(config.num_negatives, rng, label),
+                m.draws(40 * config.num_negatives, rng),
+                None,
+            )
+        ),
     }
     # Draws without the class lie where it was, too: what the exact tilt leaves.
     least = float(posterior(jnp.asarray(truth)).mean() / share)

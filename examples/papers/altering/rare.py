@@ -17,6 +17,7 @@ docs/_data/figures, altering/rare. Run time: one minute on 2 CPU cores.
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,15 +54,16 @@ def guide(mean: Any, width: Any) -> ppl.Program:
     return ppl.model(lambda: ppl.sample("x", dist.Normal(mean, width)))
 
 
-def log_weights(level: float, mean: float, width: float, number: int, key: jax.Array) -> tuple:
-    """Draws of the guide and their log-weights towards the tilt by x > level."""
+@functools.partial(jax.jit, static_argnames="number")
+def log_weights(level: Any, mean: Any, width: Any, key: jax.Array, *, number: int) -> Any:
+    """Draws of the guide and their log-weights towards the tilt by x > level; compiled once for all levels."""
     tilt, q = inference.tilt(normal, lambda x: x > level, num_tried=0), guide(mean, width)
 
     def one(key: jax.Array) -> tuple[Any, Any]:
         drawn = q.simulate(key)
         return drawn.choices["x"], tilt.log_density(drawn.choices) - drawn.log_density
 
-    return jax.jit(jax.vmap(one))(jax.random.split(key, number))
+    return jax.vmap(one)(jax.random.split(key, number))
 
 
 def adapted(config: Config, key: jax.Array, *, with_width: bool) -> tuple[float, float]:
@@ -71,7 +73,10 @@ def adapted(config: Config, key: jax.Array, *, with_width: bool) -> tuple[float,
         step = jax.random.fold_in(key, n)
         x = mean + width * np.asarray(jax.random.normal(step, (config.num_draws,)))
         level = min(LEVEL, float(np.quantile(x, 0.9)))
-        x, log_w = (np.asarray(a, float) for a in log_weights(level, mean, width, config.num_draws, step))  # fmt: skip
+        x, log_w = (
+            np.asarray(a, float)
+            for a in log_weights(level, mean, width, step, number=config.num_draws)
+        )
         w = np.exp(log_w - log_w.max())
         mean = float((w * x).sum() / w.sum())
         if with_width:
@@ -82,7 +87,7 @@ def adapted(config: Config, key: jax.Array, *, with_width: bool) -> tuple[float,
 
 
 def estimate(config: Config, mean: float, width: float, key: jax.Array) -> dict[str, float]:
-    log_w = np.asarray(log_weights(LEVEL, mean, width, config.num_final, key)[1], float)
+    log_w = np.asarray(log_weights(LEVEL, mean, width, key, number=config.num_final)[1], float)
     w = np.exp(log_w)
     if not w.any():
         return {"mean": mean, "width": width, "relative error": -1.0}

@@ -1,9 +1,12 @@
 """Scripts on altered models at smoke size."""
 
+import importlib
 import json
+import sys
 
+import numpy as np
 import pytest
-from _examples import run_example
+from _examples import EXAMPLES, run_example
 
 pytestmark = pytest.mark.slow  # each trains several policies
 
@@ -43,3 +46,55 @@ def test_rare_events_are_told(tmp_path):
     assert abs(mean["relative error"]) < 4.5 * mean["its standard error"]
     assert mean["narrow rays"] == 0 < best["narrow rays"]
     assert found["P(Z > 4.5), mean and width"]["width"] < 0.4
+
+
+def test_a_learned_model_forgets_and_keeps_a_class(tmp_path):
+    """At smoke size nothing is learned well; the kept draws and the particles have less of the class than the model."""
+    found = metrics("forget_learned", tmp_path)
+    for way in ("draws that are kept", "particles"):
+        assert found[f"without it: {way}"]["share"][0] < 0.7
+        assert found[f"alone: {way}"]["share"][0] > 2 * found["alone: the model itself"]["share"][0]
+
+
+def test_a_discriminator_mends_a_wrong_reference_and_no_maximum(tmp_path):
+    """In closed form: the musts that the loss has; on digits only that rounds run."""
+    found = metrics("ddo", tmp_path)
+    assert all(np.isfinite(row["nats, held out"][0]) for row in found.values())
+
+
+def test_the_loss_of_a_discriminator_in_closed_form():
+    sys.path.append(str(EXAMPLES / "papers" / "altering"))
+    found = importlib.import_module("_ddo_closed_forms").closed_forms()
+    assert found["KL to the data, table"] < 1e-3 and found["KL to the data, line"] < 1e-3
+    assert found["gradient at two modes' MLE"] < 1e-5
+    assert abs(found["alpha where it turns, beta 1 (3)"] / 3 - 1) < 0.01
+    assert abs(found["alpha where it turns, beta 0.5 (1.667)"] / (5 / 3) - 1) < 0.01
+
+
+def test_chains_of_codes_have_the_law_of_the_tilt(tmp_path):
+    found = metrics("ppgn", tmp_path)
+    assert found["MALA, tau 0.08"]["worst share, errors"][0] < 4.5
+    assert found["no prior"]["Frechet"][0] > 2 * found["MALA, tau 0.08"]["Frechet"][0]
+
+
+def test_a_verifier_rises_with_what_a_search_spends(tmp_path):
+    found = metrics("its_search", tmp_path)
+    scores = [
+        found[f"wide: {way}"]["verifier"][0] for way in ("one draw", "best of 4", "best of 8")
+    ]
+    assert scores == sorted(scores)
+
+
+def test_codes_of_a_generator_are_controlled(tmp_path):
+    found = metrics("promptgen", tmp_path)
+    assert found["even, particles"]["KL to even"][0] < found["the generator"]["KL to even"][0] / 2
+    assert (
+        found["one class, particles"]["of the class"][0] > found["the generator"]["of the class"][0]
+    )
+
+
+def test_experts_of_noise_are_nearer_than_a_clean_classifier(tmp_path):
+    found = metrics("ppap", tmp_path)
+    exact = found["exact draws"]["class rate"][0]
+    assert abs(found["p(y | x_t), weighted"]["class rate"][0] - exact) < 0.1
+    assert found["p(y | x_t)"]["KL of p(y | x_t)"][0] < 1e-4
