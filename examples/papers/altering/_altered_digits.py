@@ -116,10 +116,13 @@ def particles(corrected: Any, num_particles: int, number: int, key: jax.Array) -
     return found.reshape(-1, found.shape[-1])
 
 
-def away(real: np.ndarray, x: np.ndarray, judge: Classifier) -> evaluation.Estimate:
-    """Frechet distance of the judge's features, equal numbers at random."""
+def away(real: np.ndarray, x: np.ndarray, judge: Classifier) -> tuple[float, float]:
+    """Frechet distance of the judge's features and its error, equal numbers at random; NaN of too few."""
     x = np.random.default_rng(0).permutation(x)[: len(real)]
-    return evaluation.frechet_distance(real, x, jax.random.key(0), features=judge.features)
+    if len(x) < 160:
+        return np.nan, np.nan
+    made = evaluation.frechet_distance(real, x, jax.random.key(0), features=judge.features)
+    return made.value, made.standard_error
 
 
 def over_seeds(found: Sequence[Rows]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -86,7 +86,7 @@ def run(config: Config, seed: int) -> Rows:
         found = inference.evaluation.fidelity_diversity(judge.real, images[: len(judge.real)])
         rows[name] = {
             "nats, held out": float(bound(network)),
-            "Frechet": altered.away(judge.real, images, judge).value,
+            "Frechet": altered.away(judge.real, images, judge)[0],
             "precision": found.precision.value, "recall": found.recall.value,
         }  # fmt: skip
     return rows

@@ -86,12 +86,12 @@ def run(config: Config, label: int, seed: int) -> Rows:
         for name, made in images.items():
             is_label = judge.classes(made) == label
             is_kept = ~is_label if goal == "without it" else np.ones(len(made), bool)
-            distance = altered.away(real[goal], made[is_kept], judge)
+            distance, error = altered.away(real[goal], made[is_kept], judge)
             share = float(is_label.mean())
             counted = (
                 {"left of it": share / base} if goal == "without it" else {"of the class": share}
             )
-            rows[f"{goal}: {name}"] = counted | {"Frechet": distance.value, "its error": distance.standard_error}  # fmt: skip
+            rows[f"{goal}: {name}"] = counted | {"Frechet": distance, "its error": distance.standard_error}  # fmt: skip
     for name, row in rows.items():
         goal = name.partition(":")[0]
         row["to the model's"] = row["Frechet"] / rows[f"{goal}: the model itself"]["Frechet"]
