@@ -88,10 +88,11 @@ def run(config: Config, label: int, seed: int) -> Rows:
             is_kept = ~is_label if goal == "without it" else np.ones(len(made), bool)
             distance, error = altered.away(real[goal], made[is_kept], judge)
             share = float(is_label.mean())
-            counted = (
-                {"left of it": share / base} if goal == "without it" else {"of the class": share}
-            )
-            rows[f"{goal}: {name}"] = counted | {"Frechet": distance, "its error": distance.standard_error}  # fmt: skip
+            rows[f"{goal}: {name}"] = {
+                "share": share / base if goal == "without it" else share,
+                "Frechet": distance,
+                "its error": error,
+            }
     for name, row in rows.items():
         goal = name.partition(":")[0]
         row["to the model's"] = row["Frechet"] / rows[f"{goal}: the model itself"]["Frechet"]
