@@ -253,7 +253,7 @@ def _found(
     """The result of so many evaluations; refuses one that was no better than nothing, where it is known."""
     if is_concrete(score) and score == -np.inf:
         raise ValueError(
-            f"{name}: the verdict is -inf in all of {number} evaluations, so that none is better than another. Soften the "
+            f"{name}: the verdict is -inf in all of {number} evaluations, so that none is better than another. Use a soft "
             "constraint: a finite verdict that grows towards it."
         )
     return Searched(sample, start, score, number, number, is_nan.sum())

@@ -115,8 +115,8 @@ def refuse_rewards(
         )
     if (found == -np.inf).all():
         raise ValueError(
-            f"{name} is -inf at all of {size} {where}: nothing is left of them, or next to nothing. Soften the constraint (a "
-            "finite reward that grows towards it), or, for a rare event that a proposal knows to reach, tilt with num_tried=0."
+            f"{name} is -inf at all of {size} {where}: nothing is left of them, or next to nothing. Make the constraint soft (a "
+            "finite reward that grows towards it), or, for a rare event that a proposal knows to reach, give tilt num_tried=0."
         )
 
 
