@@ -2,8 +2,8 @@
 
 A posterior under them exists only where data speak of every coordinate. What shows in the program is refused: a site from which
 no chain of log-probs leads to an observation, and elements along which the log-density does not change at all. A direction in
-which it falls too slowly (separable classes in a logistic regression) does not show there; samplers that judge their draws tell
-of it.
+which it falls too slowly (separable classes in a logistic regression) does not show there; `infer` and `nuts` look along the
+coordinates of their draws.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from ._certificate import Attempt, Certificate, Method
 from ._draws import Draws
 from ._judged import Verdict
 from ._problem import Problem, completed
+from ._proper import endless, is_in_doubt, lost_draws
 from .chains import Chains, precision, singled
-from .forms import Target
+from .forms import Target, make_target
 from .weighted import heavy_tails
 
 
@@ -77,14 +78,26 @@ def chains_found(problem: Problem, target: Target, chains: Chains, form: ModelFo
     return Found("nuts", chains.verdict, form, draw, len(run.u), statistics)
 
 
-def make_draws(problem: Problem, found: Found, key: Key, attempts: tuple[Attempt, ...]) -> Draws:
-    """The result."""
+def make_draws(
+    method: str,
+    problem: Problem,
+    found: Found,
+    plain: ModelForm,
+    key: Key,
+    attempts: tuple[Attempt, ...],
+) -> Draws:
+    """The result; `plain` is the form without discrete sites alone, `method` is who asks."""
     verdict, choices = found.verdict, found.draw(key)
     is_lost = lambda x: np.issubdtype(x.dtype, np.floating) and np.isnan(x).any()
     # Of what was integrated out, without digits.
     if lost := [n for n, x in choices.items() if is_lost(x)]:
         text = f"draws of {', '.join(lost)} are no numbers: the precision does not tell them"
         verdict = verdict._replace(problems=(text, *verdict.problems))
+    elif verdict.is_certified and found.method != "exact":
+        text = lost_draws({n: x for n, x in choices.items() if n not in found.form.eliminated})
+        if text is None and is_in_doubt(problem.trace):
+            text = endless(make_target(method, plain.program, problem.args), choices)
+        verdict = verdict if text is None else verdict._replace(problems=(text,))
     certificate = Certificate(
         found.method, verdict.is_certified, verdict.problems, verdict.seen, attempts, found.form.eliminated,
         heavy_tails(choices, found.num_chains),

@@ -103,14 +103,14 @@ class Search:
         plain = ModelForm("", program, gone)
         if (exact := self._exact(plain)) is not None:
             self._tell(Attempt("exact", time.perf_counter() - began, "certified", {}))
-            return self._made(exact)
+            return self._made(exact, plain)
         try:
             self._climb(plain)
         except TimeUpError:
             pass
         except KeyboardInterrupt:
             self.clock.interrupt()
-        return self._made(self._best())
+        return self._made(self._best(), plain)
 
     def _best(self) -> Found:
         """What was found with the fewest problems, the end of the time among them."""
@@ -365,5 +365,6 @@ class Search:
         self.attempts.append(attempt)
         self.say(str(attempt))
 
-    def _made(self, found: Found) -> Draws:
-        return make_draws(self.problem, found, self.draw_key, tuple(self.attempts))
+    def _made(self, found: Found, plain: ModelForm) -> Draws:
+        attempts = tuple(self.attempts)
+        return make_draws(self.method, self.problem, found, plain, self.draw_key, attempts)

@@ -538,5 +538,5 @@ def test_draws_that_are_no_numbers_are_not_certified():
     for value, is_good in ((0.5, True), (np.nan, False)):
         draw = lambda key, value=value: {"slope": np.array([0.1, value, 0.3] * 20)}
         found = _search.Found("exact", Verdict({}, ()), form, draw)
-        certificate = _search.make_draws(problem, found, KEY, ()).certificate
+        certificate = _search.make_draws("infer", problem, found, form, KEY, ()).certificate
         assert certificate.is_certified == is_good == ("no numbers" not in repr(certificate))
