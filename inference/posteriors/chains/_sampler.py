@@ -208,7 +208,8 @@ def frame_of(u: np.ndarray, *, is_dense: bool) -> Frame:
 def mean_and_root(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean of points [S, d] and a root of their covariance [d, d], correlations shrunk by d / (d + S) towards none."""
     (size, d), location, scale = u.shape, u.mean(0), _scales(u)
-    correlation = np.atleast_2d(np.corrcoef((u - location) / scale, rowvar=False))
+    with np.errstate(invalid="ignore"):  # of a coordinate that does not move
+        correlation = np.atleast_2d(np.corrcoef((u - location) / scale, rowvar=False))
     share = d / (d + size)  # keeps it positive definite
     root = np.linalg.cholesky((1 - share) * np.nan_to_num(correlation) + share * np.eye(d))
     return location, scale[:, None] * root
