@@ -108,7 +108,7 @@ def designed(text: str, frame: pd.DataFrame) -> Design:
     taken = set(RESERVED)
     name, values = _response(matrices.response, text)
     name = _unused(name, taken)
-    effects = _effects(matrices.group, taken)
+    effects = _effects(matrices.group, frame, taken)
     terms_of = {e.factor: e.term for e in effects}
     return Design(
         common,
@@ -124,36 +124,54 @@ def designed(text: str, frame: pd.DataFrame) -> Design:
     )
 
 
-def _effects(group: Term, taken: set[str]) -> tuple[Effects, ...]:
+def _effects(group: Term, frame: pd.DataFrame, taken: set[str]) -> tuple[Effects, ...]:
     found, factors = [], dict[str, str]()
     for term in () if group is None else group.terms.values():
         if (of := term.factor.name) not in factors:
             factors[of] = _unused(_identifier(of), taken)
         factor, is_intercept = factors[of], term.kind == "intercept"
         label = factor if is_intercept else f"{_identifier(term.expr.name)}_{factor}"
-        z = _columns(term.expr.data)
+        z = np.ones((1, 1)) if is_intercept else table((term.expr,), frame, is_new=False)
         found.append(
             Effects(
                 term,
                 label,
                 factor,
                 () if is_intercept else tuple(map(str, term.expr.labels)),
-                (1.0,) if is_intercept else tuple(np.sqrt((z**2).mean(0)).tolist()),
+                tuple(np.sqrt((z**2).mean(0)).tolist()),
             )
         )
     return tuple(found)
 
 
 def table(terms: tuple[Term, ...], frame: pd.DataFrame, *, is_new: bool) -> np.ndarray:
-    """The columns of some terms, [rows, columns]: as they were made of the first frame, or of another one."""
+    """The columns of some terms, [rows, columns]: as they were made of the first frame, or of another one.
+
+    Raises:
+        ValueError: a category has a level that is new; a term is not finite.
+    """
     try:
-        parts = [_columns(t.eval_new_data(frame) if is_new else t.data) for t in terms]
+        with np.errstate(all="ignore"):
+            parts = [_columns(t.eval_new_data(frame) if is_new else t.data) for t in terms]
     except ValueError as err:  # levels that are new
         raise ValueError(
             f"Formula.rows: {err} Effects of a category are known for its levels in the first frame only: leave the other rows "
             "out, or let the category be a grouping, (1 | name), whose new levels can be drawn."
         ) from err
+    for term, part in zip(terms, parts, strict=True):
+        check_finite(term.name, part)
     return np.column_stack(parts) if parts else np.zeros((len(frame), 0))
+
+
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Refuse infinite cells, and what a function makes of numbers that it is not for, as log(0)."""
+    is_bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
+    if is_bad.any():
+        row = int(is_bad.argmax())
+        raise ValueError(
+            f"formula: '{name}' is not finite in {is_bad.sum()} of {len(values)} rows, the first at position {row} (there it is "
+            f"{values[row]}). Correct the cells that it is computed from, or leave their rows out."
+        )
 
 
 def without_unused_levels(frame: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
@@ -215,7 +233,8 @@ def _matrices(text: str, frame: pd.DataFrame) -> tuple[Term, set[str]]:
     # Looked up last, after the columns and the functions of formulae; a function of ours sees no names of the caller's.
     names = {"np": np, "log": np.log, "exp": np.exp, "sqrt": np.sqrt}
     try:
-        return formulae.design_matrices(text, frame, "error", 0, names), needed
+        with np.errstate(all="ignore"):  # what is not finite is refused by name
+            return formulae.design_matrices(text, frame, "error", 0, names), needed
     except Exception as err:
         raise ValueError(
             f"formula: '{text}' and this frame do not go together: {type(err).__name__}, {err}. Functions are those of formulae "
@@ -296,4 +315,5 @@ def _response(response: Term, text: str) -> tuple[str, np.ndarray]:
             + (f" with the levels {response.levels}" if response.levels else "")
             + ". Make it a column of numbers or truth values: e.g. frame['is_b'] = frame['g'] == 'b'."
         )
+    check_finite(response.name, values)
     return _identifier(response.name), values
