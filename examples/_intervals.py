@@ -25,8 +25,11 @@ def draw_intervals(
     *,
     claim: str = "",
     unit: str = "",
+    has_one_scale: bool = False,
 ) -> None:
     """A panel for each measure, in it a line for each row; the rows are those of the first panel.
+
+    An interval that leaves out the mark is drawn in colour, one that holds it in grey.
 
     Args:
         panels: title of a panel -> name of a row -> mean and half of its interval.
@@ -34,6 +37,7 @@ def draw_intervals(
         mark: where a thin line stands, e.g. 0 for differences.
         claim: what the picture shows, above it.
         unit: what the numbers are, below each panel.
+        has_one_scale: whether all panels have the same numbers below.
     """
     import matplotlib
 
@@ -41,19 +45,34 @@ def draw_intervals(
     import matplotlib.pyplot as plt
 
     names = list(next(iter(panels.values())))
-    size = (2.2 + 3.0 * len(panels), 1.0 + 0.28 * len(names) + 0.4 * bool(claim) + 0.2 * bool(unit))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    height = (
+        down * (0.9 + 0.28 * len(names))
+        + 0.2 * (claim.count("\n") + bool(claim))
+        + 0.2 * bool(unit)
     )
-    for axis, (title, rows) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = plt.subplots(
+        down, across, figsize=(2.2 + 3.0 * across, height), sharex=has_one_scale, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=False):
         if mark is not None:
             axis.axvline(mark, color="0.7", linewidth=1)
-        places = [i for i, name in enumerate(names) if name in rows]
+        places = np.array([i for i, name in enumerate(names) if name in rows])
         means, halves = np.array([rows[names[i]] for i in places]).T
         halves = np.where(np.isfinite(halves), halves, 0.0)
-        axis.errorbar(means, places, xerr=halves, fmt="o", markersize=4, capsize=2, linewidth=1)
+        is_nothing = np.zeros(len(means), bool) if mark is None else np.abs(means - mark) <= halves
+        for chosen, color in ((is_nothing, "0.6"), (~is_nothing, "C0")):
+            axis.errorbar(
+                means[chosen], places[chosen], xerr=halves[chosen], fmt="o", markersize=4, capsize=2, linewidth=1.5,
+                color=color,
+            )  # fmt: skip
         axis.set(title=title, yticks=range(len(names)), yticklabels=names, xlabel=unit)
         axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelbottom=True)
     axes[0, 0].invert_yaxis()
     if claim:
         figure.suptitle(claim)

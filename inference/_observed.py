@@ -8,6 +8,7 @@ argument stands for.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -16,12 +17,11 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, PyTree
 
-from ..ppl._compat import ClosedJaxpr, is_concrete, jaxpr_as_fun
-from ..ppl._data import as_array
+from ..ppl._compat import ClosedJaxpr, Var, is_concrete, jaxpr_as_fun
 from ..ppl._types import Key
-from ..ppl.language import Program, joined, parted, where_nan
+from ..ppl.language import Program, joined, parted, where_not_finite
 from ..ppl.traces import SiteInfo, Trace, stand_ins
-from ._arguments import Arguments, simulated
+from ._arguments import Arguments, is_array, leaf_names, simulated
 from ._depends import depends
 from ._runs import TracedRun
 
@@ -83,7 +83,7 @@ def check_numbers(method: str, run: TracedRun) -> None:
     Raises:
         ValueError: with the site's and the arguments' names.
     """
-    program, args, _, _, arrays = run
+    program, args, arrays = run.program, run.args, run.arrays
     if not is_concrete(arrays) or not any(map(_has_nan, (*run.closed.consts, *arrays))):
         return
     split, key = Arguments(args), jax.random.key(0)
@@ -111,7 +111,7 @@ def check_numbers(method: str, run: TracedRun) -> None:
     if sites := sorted(met(lambda x: x) - without):
         raise ValueError(
             f"{method}: site '{sites[0]}' of {program!r} meets numbers that are NaN, and has no density there. "
-            f"{where_nan(args) or 'Constants of the program hold NaN'}: remove such rows, or mark the cells as missing, "
+            f"{where_not_finite(args) or 'Constants of the program hold NaN'}: remove such rows, or mark the cells as missing, "
             "x = ppl.sample(name, law, obs=filled, obs_mask=seen)."
         )
 
@@ -125,10 +125,10 @@ def _has_nan(x: PyTree) -> bool:
     return any(bool(np.isnan(part).any()) for part in parts)
 
 
-def categories_of(raw: PyTree) -> list[PyTree]:
-    """Leaves of arguments that are categories of pandas."""
-    leaves = jax.tree.leaves(parted(raw))
-    return [x for x in leaves if hasattr(getattr(x, "dtype", None), "categories")]
+def categories_of(raw: tuple, program: object) -> set[str]:
+    """Names of the arguments that are categories of pandas."""
+    named = zip(leaf_names(program, raw), jax.tree.leaves(raw), strict=True)
+    return {name for name, x in named if hasattr(getattr(x, "dtype", None), "categories")}
 
 
 def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
@@ -142,20 +142,15 @@ def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
     Raises:
         TypeError: with the site's name.
     """
-    given = categories_of(raw)
-    if run is None or not given:
+    if run is None or not (given := categories_of(raw, run.program)):
         return
-    coded = [as_array("categories", x) for x in given]
     made = {id(eqn.outvars[0]): eqn for eqn in run.closed.jaxpr.eqns if eqn.outvars}
-    inputs = {id(var): x for var, x in zip(run.closed.jaxpr.invars[1:], run.arrays, strict=True)}
+    inputs = {id(var): name for var, name in _inputs(run).items()}
     outputs = jax.tree.unflatten(jax.tree.structure(run.trace), run.closed.jaxpr.outvars)
     for name, var in outputs.observed.items():
         while (eqn := made.get(id(var))) and eqn.primitive.name == "convert_element_type":
             var = eqn.invars[0]
-        x = inputs.get(id(var))
-        is_code = x is not None and any(
-            isinstance(codes, np.ndarray) and np.array_equal(x, codes) for codes in coded
-        )
+        is_code = inputs.get(id(var)) in given
         site = run.trace.sites[name]
         support = getattr(getattr(dist, site.distribution, None), "support", None)
         if is_code and not getattr(support, "is_discrete", True):
@@ -177,13 +172,14 @@ def tells(sites: Mapping[str, SiteInfo]) -> bool:
 
 def readers(program: Program, site: str, trace: Trace, args: tuple) -> list[str]:
     """Sites whose log-probs depend on the value of a latent site, itself included."""
-    zeros = {n: jnp.zeros(x.shape, x.dtype) for n, x in trace.choices.items()}
+    # All values are inputs: as constants they would be checked, and no scale is 0.
+    choices = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in trace.choices.items()}
 
-    def log_probs(value: Array) -> dict[str, PyTree]:
-        return program.trace({**zeros, site: value}, *args).log_probs
+    def log_probs(choices: dict[str, Array]) -> dict[str, PyTree]:
+        return program.trace(choices, *args).log_probs
 
-    closed, shapes = jax.make_jaxpr(log_probs, return_shape=True)(zeros[site])
-    marks = depends(closed.jaxpr, [True])
+    closed, shapes = jax.make_jaxpr(log_probs, return_shape=True)(choices)
+    marks = depends(closed.jaxpr, [name == site for name in sorted(choices)])
     return [name for name, mark in zip(sorted(shapes), marks, strict=True) if mark]
 
 
@@ -202,6 +198,34 @@ def check_none(method: str, program: Program, trace: Trace, args: tuple, remedy:
                 f"{method}: argument {argument} of {program!r} is None, so that site '{idle[0]}' is drawn, and no observation "
                 f"depends on it: it would be fitted to its prior. Pass the data, if they were forgotten. {remedy}"
             )
+
+
+def warn_of_unread(method: str, run: TracedRun) -> None:
+    """Warn of a latent site that nothing observed depends on, of the shape of an argument that no statement reads.
+
+    It may be a statement whose `obs=` was forgotten: its data would count for nothing.
+    """
+    variables = [v for eqn in run.closed.jaxpr.eqns for v in eqn.invars]
+    read = {id(v) for v in (*variables, *run.closed.jaxpr.outvars)}
+    for var, name in _inputs(run).items():
+        if id(var) in read or not var.aval.ndim:
+            continue
+        for site, x in run.trace.choices.items():
+            is_like = x.shape == var.aval.shape and not run.trace.sites[site].is_imputed
+            if is_like and not _is_heard(run.program, site, run.trace, run.args):
+                warnings.warn(
+                    f"{method}: no statement of {run.program!r} reads the argument '{name}', and site '{site}', of its shape "
+                    f"{list(x.shape)}, is drawn, though no observation depends on it. If it was to be observed, write obs={name} "
+                    "there; else leave the argument out.",
+                    stacklevel=4,
+                )
+
+
+def _inputs(run: TracedRun) -> dict[Var, str]:
+    """The variables that stand for arguments, each with its name."""
+    leaves = zip(leaf_names(run.program, run.args), jax.tree.leaves(run.args), strict=True)
+    names = [name for name, leaf in leaves if is_array(leaf)]
+    return dict(zip(run.closed.jaxpr.invars[1:], names, strict=True))
 
 
 def _is_heard(program: Program, site: str, trace: Trace, args: tuple) -> bool:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
+from numpyro.distributions import Distribution, constraints
 from numpyro.infer.autoguide import AutoGuide
 
 from ..ppl._compat import ClosedJaxpr, is_concrete
-from ..ppl._types import Args, Key, ModelFn
+from ..ppl._types import Args, Key, Message, ModelFn
 from ..ppl.densities import Eliminated
+from ..ppl.distributions import base_of, is_masked
 from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
 from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
-from ..ppl.traces import Trace, stand_ins
+from ..ppl.traces import LOOK, Trace, stand_ins
 from ._arguments import Arguments, leaf_names
 from ._held import has_whole_numbers, holds_integers
 from ._host_keys import default_key
@@ -33,6 +36,7 @@ class TracedRun(NamedTuple):
         closed: the traced run; its inputs are a key and the arrays among the arguments.
         trace: with shapes for arrays.
         arrays: those of the arguments.
+        outside: what is wrong with arguments that are parameters of a law, by site.
     """
 
     program: Program
@@ -40,6 +44,7 @@ class TracedRun(NamedTuple):
     closed: ClosedJaxpr
     trace: Trace
     arrays: list[PyTree]
+    outside: Mapping[str, str] = MappingProxyType({})
 
 
 def abstract_run(program: Program, args: tuple) -> TracedRun:
@@ -47,12 +52,44 @@ def abstract_run(program: Program, args: tuple) -> TracedRun:
     split = Arguments(args)
     arrays = split.arrays(args)
 
-    def run(key: Key, arrays: list[Key]) -> Trace:
-        return program.simulate(key, *split.join(arrays))
+    names, outside = _array_names(program, args, split), {}
+
+    def run(key: Key, traced: list[Array]) -> Trace:
+        known = {id(t): (n, x) for t, n, x in zip(traced, names, arrays, strict=True)}
+        token = LOOK.set(lambda msg: outside.update(_outside(msg, known)))
+        try:
+            return program.simulate(key, *split.join(traced))
+        finally:
+            LOOK.reset(token)
 
     with stand_ins():
         closed, trace = jax.make_jaxpr(run, return_shape=True)(default_key(), arrays)
-    return TracedRun(program, args, closed, trace, arrays)
+    return TracedRun(program, args, closed, trace, arrays, outside)
+
+
+def _outside(msg: Message, known: Mapping[int, tuple[str, PyTree]]) -> dict[str, str]:
+    """What is wrong with the arguments that a law has for parameters, by site; those under a mask may be anything."""
+    law = base_of(msg["fn"])
+    if is_masked(msg["fn"]) or not isinstance(law, Distribution):
+        return {}
+    for parameter, value in law.get_args().items():
+        constraint = law.arg_constraints[parameter]
+        name, x = known.get(id(value), ("", None))
+        if x is None or constraints.is_dependent(constraint) or not is_concrete(x):
+            continue
+        x = np.asarray(x)
+        with jax.ensure_compile_time_eval():
+            is_right = np.asarray(constraint(x))
+        is_wrong = ~is_right & np.isfinite(x)  # NaN is told elsewhere; -inf may be a logit
+        if is_right.shape == x.shape and is_wrong.any():
+            first = x[is_wrong].flat[0]
+            return {
+                msg[
+                    "name"
+                ]: f"{parameter} of {type(law).__name__} is the argument '{name}', which holds {first:g} ("
+                f"{int(is_wrong.sum())} of {x.size} are like that)"
+            }
+    return {}
 
 
 def tried_run(program: object, args: tuple) -> TracedRun | None:
@@ -87,6 +124,11 @@ def check_run(method: str, run: TracedRun) -> None:
         ValueError: with argument, value and range.
     """
     check_indices(method, run)
+    for site, what in run.outside.items():
+        raise ValueError(
+            f"{method}: site '{site}' of {run.program!r}: {what}, where the law has no density. Correct them (probabilities go "
+            "from 0 to 1, scales and rates are positive), or leave such rows out."
+        )
     check_proper(method, run.program, run.args, run.trace)
     check_noise(method, run.program, run.args, run.closed, [True, *[False] * len(run.arrays)])
     arrays = [x for x in run.closed.consts if np.ndim(x) and not _is_key(x)]
@@ -119,7 +161,7 @@ def check_indices(method: str, run: TracedRun) -> None:
 
     closed = jax.make_jaxpr(counted)(jax.random.key(0), run.arrays)
     if found := heard(closed, [jax.random.key(0), *run.arrays], values):
-        names = ["", *_array_names(run, split)]
+        names = ["", *_array_names(run.program, run.args, split)]
         _refuse(method, run.program, found[0], [names[i] for i in sorted(found[0].inputs)])
 
 
@@ -134,8 +176,8 @@ def _where_it_counts(trace: Trace, name: str) -> Array:
     return x
 
 
-def _array_names(run: TracedRun, split: Arguments) -> list[str]:
-    names = leaf_names(run.program, run.args)
+def _array_names(program: Program, args: tuple, split: Arguments) -> list[str]:
+    names = leaf_names(program, args)
     return [name for name, is_array in zip(names, split.is_array, strict=True) if is_array]
 
 

@@ -28,6 +28,22 @@ from ._compat import typed_key
 
 EXAMPLES = {"num_samples": "1000", "num_particles": "100", "key": "jax.random.key(0)"}
 _MOST = 60  # characters of what was given
+# What other libraries call an argument.
+_ELSEWHERE = {
+    "observed": "obs",
+    "given": "obs",
+    "draws": "num_samples",
+    "chains": "num_chains",
+    "tune": "num_warmup",
+    "burn_in": "num_warmup",
+    "epochs": "num_steps",
+    "iterations": "num_steps",
+    "lr": "optimizer",
+    "rng_key": "key",
+    "seed": "key",
+    "random_state": "key",
+    "data": "args",
+}
 
 
 def checked_call[F: Callable[..., Any]](fn: F) -> F:
@@ -44,11 +60,14 @@ def checked_call[F: Callable[..., Any]](fn: F) -> F:
     needed = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     takes_any_name = any(p.kind is p.VAR_KEYWORD for p in kinds)
     by_name = [p.name for p in kinds if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    label = fn.__qualname__
+    takes_data = "args" in by_name  # of a program, which are one argument here
+    bare = [p.replace(annotation=p.empty) for p in kinds]
+    untyped = signature.replace(parameters=bare, return_annotation=signature.empty)
     hints = functools.cache(lambda: _hints(fn))
 
     @functools.wraps(fn)
     def checked(*args: PyTree, **kwargs: PyTree) -> Any:
+        label = _label(fn.__qualname__, by_name, args, kwargs)
         if missing := [name for name in needed if name not in kwargs]:
             called = ", ".join(f"{name}={EXAMPLES.get(name, '...')}" for name in missing)
             raise TypeError(
@@ -59,16 +78,28 @@ def checked_call[F: Callable[..., Any]](fn: F) -> F:
         if unknown:
             raise TypeError(
                 f"{label}: there is no argument '{unknown[0]}'.{did_you_mean(unknown[0], by_name)} Choose from {by_name}."
+                + (
+                    " Data go in as one, args=(x, y) or args={'x': x, 'y': y}."
+                    if takes_data
+                    else ""
+                )
             )
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise TypeError(f"{label}: {error}. Call it as {label}{signature}.") from None
+            data = (
+                " The data are one argument, args=(x, y)."
+                if takes_data and "positional" in str(error)
+                else ""
+            )
+            raise TypeError(
+                f"{label}: {error}. Call it as {label.rpartition(': ')[2]}{untyped}.{data}"
+            ) from None
         for name, hint in hints().items():
             if name in given and (expected := _unlike(hint, given[name])):
                 near = did_you_mean(given[name], _words(hint))
                 raise ValueError(
-                    f"{label}: {name} must be {_either(expected)}, got {_told(given[name])}.{near}"
+                    f"{label}: {name} must be {_either(expected)}, got {in_words(given[name])}.{near}"
                 )
         return fn(*args, **kwargs)
 
@@ -77,8 +108,18 @@ def checked_call[F: Callable[..., Any]](fn: F) -> F:
 
 def did_you_mean(name: float | int | str, among: Iterable[str]) -> str:
     """A sentence that offers the nearest of some names, with a space before it; "" if none is near."""
-    near = difflib.get_close_matches(name, list(among), 1) if isinstance(name, str) else []
+    among = list(among)
+    near = difflib.get_close_matches(name, among, 1) if isinstance(name, str) else []
+    near = near or [word for word in (_ELSEWHERE.get(str(name)),) if word in among]
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _label(name: str, by_name: list[str], args: tuple, kwargs: dict[str, PyTree]) -> str:
+    """What messages begin with: the function, and of a statement its site."""
+    site = args[0] if args else kwargs.get("name")
+    is_statement = by_name[:1] == ["name"] and isinstance(site, str)
+    name = f"ppl.{name}" if by_name[:1] == ["name"] else name
+    return f"Site '{site}': {name}" if is_statement else name
 
 
 def _hints(fn: Callable[..., PyTree]) -> dict[str, Any]:
@@ -184,10 +225,14 @@ def _words(hint: object) -> list[str]:
     return [word for one in typing.get_args(hint) for word in _words(one)]
 
 
-def _told(value: Array) -> str:
+def in_words(value: Array) -> str:
     """What was given, in a few words: an array by dtype and shape."""
     if isinstance(value, jax.Array | np.ndarray) and value.ndim:
         return f"an array of {value.dtype}, shape {value.shape}"
+    if isinstance(value, tuple | list | dict) and any(
+        isinstance(x, jax.Array | np.ndarray) for x in jax.tree.leaves(value)
+    ):
+        return f"a {type(value).__name__} of {len(value)} with arrays in it"
     text = repr(value)
     text = text if len(text) <= _MOST else text[: _MOST - 3] + "..."
     return (

@@ -42,6 +42,7 @@ _READ = (
     jax.errors.TracerIntegerConversionError,
 )
 _NO_KEY = "unexpected PRNG key type <class 'NoneType'>"  # jax.random's, of no key
+CORRECT = "Correct the line, or the order and shapes of the arguments."
 _LINES = 12  # a statement's lines before the one that failed
 _SAMPLE = re.compile(r"""\bsample\(\s*(?P<quote>["'])(?P<name>[^"']+)(?P=quote)""")
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -50,6 +51,7 @@ _NUMPYRO = os.path.dirname(os.path.abspath(numpyro.__file__))
 _REPARAM = os.path.join(_NUMPYRO, "infer", "reparam")
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 _NUMPY = os.path.dirname(os.path.abspath(np.__file__))
+_INSTALLED = os.path.dirname(_JAX)
 
 
 @contextlib.contextmanager
@@ -86,6 +88,11 @@ def _sentence(err: BaseException) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+def _first(err: BaseException) -> str:
+    """What an error says before it goes on to explain."""
+    return f"{str(err).strip().splitlines()[0].rstrip('.')}."
+
+
 def _lacking(err: BaseException) -> str:
     """What a law does not have."""
     if any(f.f_code.co_name == "log_prob" for f, _ in traceback.walk_tb(err.__traceback__)):
@@ -120,28 +127,23 @@ def _told(err: BaseException, recorder: Recorder, program: ModelFn) -> str | Non
     files = _files(err)
     if isinstance(err, IndexError | TypeError) and (told := _told_of_index(err)):
         return f"{program!r}: {told}"
-    text, entries = getattr(err, "obj", None), traceback.extract_tb(err.__traceback__)
-    if (
-        isinstance(err, AttributeError)
-        and isinstance(text, str)
-        and not files[-1].startswith(_OURS)
-    ):
-        entry = entries[-1]
-        return (
-            f"{program!r}, line {entry.lineno} of '{os.path.basename(entry.filename)}': `{entry.line}` asks the text "
-            f"{text[:60]!r} for its {err.name}. A program computes with numbers, and reads no file: pass what is in it, e.g. "
-            "pandas.read_csv(path)['x'] or numpy.load(path)."
-        )
+    entries = traceback.extract_tb(err.__traceback__)
+    if isinstance(err, AttributeError) and not files[-1].startswith(_OURS):
+        if told := _told_of_object(err, entries[-1]):
+            return f"{program!r}, line {entries[-1].lineno} of '{os.path.basename(entries[-1].filename)}': {told}"
     is_read, is_keyless = isinstance(err, _READ), _NO_KEY in str(err)
     loading = next((i for i, e in enumerate(entries) if e.name == "<module>"), len(entries))
     is_import = isinstance(err, ImportError | AttributeError) and loading < len(entries)
     last = next((f for f in reversed(files) if not f.startswith(_JAX)), "")
-    if not (is_read or is_keyless or is_import or last.startswith(_NUMPYRO)):
+    # Of arrays: JAX's, of an operation at the program's own line.
+    is_of_arrays = files[-1].startswith(_JAX) and not last.startswith((*_OURS, _NUMPYRO))
+    if not (is_read or is_keyless or is_import or is_of_arrays or last.startswith(_NUMPYRO)):
         return None
     foreign = (*_OURS, _NUMPYRO, _JAX, _NUMPY)
-    own = [
-        e for e, f in list(zip(entries, files, strict=True))[:loading] if not f.startswith(foreign)
-    ]
+    number_of = [i for i, f in enumerate(files[:loading]) if not f.startswith(foreign)]
+    if is_of_arrays:  # a network's line says less than the program's
+        number_of = [i for i in number_of if not files[i].startswith(_INSTALLED)] or number_of
+    own = [entries[i] for i in number_of]
     if not own:
         return None
     file, number = own[-1].filename, own[-1].lineno or 0
@@ -171,6 +173,12 @@ def _told(err: BaseException, recorder: Recorder, program: ModelFn) -> str | Non
             "Install a version that does."
         )
     name = _statement(own[-1])
+    if is_of_arrays:
+        frame = list(traceback.walk_tb(err.__traceback__))[number_of[-1]][0]
+        return (
+            f"{f"Site '{name}': " if name else ''}{where}: `{line}` cannot be computed: {_first(err)}"
+            f"{_shapes_in(line, frame.f_locals)}{_remedy(str(err))}"
+        )
     if _is_of_reparam(err):
         return (
             f"{f"Site '{name}': " if name else ''}{where}: numpyro.handlers.reparam cannot rewrite `{line}` ({_sentence(err)}). "
@@ -180,6 +188,45 @@ def _told(err: BaseException, recorder: Recorder, program: ModelFn) -> str | Non
         f"{f"Site '{name}': " if name else ''}{where}: "
         f"{_sentence(err)} The statement is `{line}`. Correct the arguments of its distribution."
     )
+
+
+def _told_of_object(err: AttributeError, entry: traceback.FrameSummary) -> str:
+    """What is to be said of text, None or a tuple of which a line asks what arrays have; "" of anything else."""
+    given = err.obj
+    if isinstance(given, str):
+        return (
+            f"`{entry.line}` asks the text {given[:60]!r} for its {err.name}. A program computes with numbers, and reads no "
+            "file: pass what is in it, e.g. pandas.read_csv(path)['x'] or numpy.load(path)."
+        )
+    if err.name not in ("shape", "ndim", "dtype", "size", "T", "at", "reshape", "astype", "sum"):
+        return ""
+    if given is None:
+        return (
+            f"`{entry.line}` asks None for its {err.name}. An argument that may be None, to be drawn, does not say how many rows "
+            "there are: take their number from one that is always given, or pass the data."
+        )
+    if isinstance(given, tuple | list | dict):
+        return (
+            f"`{entry.line}` asks a {type(given).__name__} for its {err.name}. Pass an array for it, each argument of the "
+            "program by itself: (x, y) in args=, and one after the other in predict."
+        )
+    return ""
+
+
+def _shapes_in(line: str, values: dict[str, Any]) -> str:
+    """The shapes and types of the arrays that a line names, a sentence with a space before it."""
+    names = dict.fromkeys(re.findall(r"(?<![\w.\"'])[A-Za-z_]\w*", line))
+    arrays = {n: values[n] for n in names if hasattr(values.get(n), "dtype")}
+    told = [f"{n} is {x.dtype}{list(np.shape(x))}" for n, x in arrays.items()]
+    return f" There {', '.join(told)}." if told else ""
+
+
+def _remedy(text: str) -> str:
+    if "integer" in text and "ndex" in text:
+        return " Give whole numbers from 0, e.g. g.astype(int); a missing one has no number: leave its row out."
+    if "boolean ind" in text:
+        return " Use jnp.where(mask, x, 0.0) in place of x[mask], whose length would depend on the data; groups need numbers."
+    return f" {CORRECT}"
 
 
 def _told_of_index(err: BaseException) -> str | None:

@@ -209,9 +209,12 @@ def _given(name: str, axes: list[str | None], given: Sequence[str]) -> list[str 
     if len(given) == len(axes):
         return [*given]
     if len(given) != axes.count(None):
+        named = [axis for axis in axes if axis]
+        rest = f", or the {axes.count(None)} without a name" if named else ""
+        remedy = f"Name all{rest}." if axes else "Leave it out: it is a number."
         raise ValueError(
-            f"Site '{name}': argument 'dims' gives {len(given)} names, but the site has the axes {axes}. Name "
-            f"all {len(axes)}, or the {axes.count(None)} without a name."
+            f"Site '{name}': argument 'dims' gives {len(given)} names, {given}, for {len(axes)} axes, of which {named or 'none'} "
+            f"have one already. {remedy}"
         )
     rest = iter(given)
     return [next(rest) if axis is None else axis for axis in axes]

@@ -30,6 +30,7 @@ from .._observed import (
     check_observed,
     readers,
     tells,
+    warn_of_unread,
 )
 from .._runs import abstract_run, check_run, tried_run
 from ..objectives import elbo
@@ -80,7 +81,7 @@ def choose(options: FitOptions) -> ChosenFit:
         program = objective if options.is_model else getattr(objective, "model", None)
         raw = (Keywords(args),) if isinstance(args, Mapping) else args
         args, labels = as_arguments(args, program), labels_of(raw, program)
-        if categories_of(raw):
+        if categories_of(raw, program):
             check_categories("fit", tried_run(program, args), raw)
     stored = args if isinstance(args, tuple) else None
     key = default_key() if options.key is None else typed_key(options.key)
@@ -128,6 +129,7 @@ def choose_objective(
     if not may_be_prior:
         check_observed("fit", program, is_told=tells(trace.sites), more=_ON_PURPOSE)
         check_none("fit", program, trace, args, _ON_PURPOSE.strip())
+        warn_of_unread("fit", run)
     check_free("fit", run)
     inside = program.program if isinstance(program, Eliminated) else program
     check_numbers("fit", run._replace(program=inside))

@@ -22,7 +22,7 @@ from .._abstract_objective import AbstractObjective
 from .._game import Game
 from .._runs import check_new, evidence_of
 from ._judgement import GuideWorth
-from .prediction import map_keys, predict_batches, predictive
+from .prediction import map_keys, predict_batches, predictive, tell_of_nan
 from .stationarity import Averaging
 from .storage import export_fit, load_fit, save_fit
 
@@ -360,7 +360,9 @@ class Fit:
         model, guide = self._need("model", "predict"), self._need("guide", "predict")
         args = self._args_or_stored(self._given("predict", model, new_args, new_kwargs), "predict")
         draw, arguments = predictive(model, guide, args, self.args, keep)
-        return map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments)
+        found = map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments)
+        tell_of_nan("Fit.predict", model, found, {}, args)
+        return found
 
     @checked_call
     def predict_batches(

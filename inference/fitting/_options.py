@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from numpyro.infer.autoguide import AutoGuide
 
+from ...ppl._calls import in_words
 from ...ppl._checks import is_integer
 from ...ppl._compat import is_concrete
 from ...ppl._types import ParamMap
@@ -127,7 +128,8 @@ def _check_types(options: FitOptions) -> None:
     if optimizer is not None and (wrong or not groups):
         problems.append(
             "'optimizer' must be an optax transformation such as optax.adam(1e-3), or a dict from patterns to transformations or "
-            f"'frozen'; got {wrong[0]!r}{' of numpyro.optim' if hasattr(wrong[0], 'get_params') else ''}"
+            f"'frozen'; got {in_words(wrong[0])}{' of numpyro.optim' if hasattr(wrong[0], 'get_params') else ''}"
+            + (", and 'args' is one, as if the two were swapped" if is_optimizer(args) else "")
             if wrong
             else "'optimizer' is an empty dict; map patterns to transformations"
         )

@@ -25,6 +25,7 @@ from .._observed import (
     check_observed,
     readers,
     tells,
+    warn_of_unread,
 )
 from .._rows import met, unbound
 from .._runs import abstract_run, check_run, tried_run
@@ -83,6 +84,7 @@ def posed(method: str, model: ModelFn, args: PyTree) -> Problem:
         "What is to be predicted is drawn afterwards: leave it out, and call predict of the draws."
     )
     check_none(method, whole, run.trace, arguments, remedy)
+    warn_of_unread(method, run)
     check_free(method, run)
     check_numbers(method, run)
     check_categories(method, run, raw)

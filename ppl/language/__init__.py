@@ -9,6 +9,7 @@ from ._autoguides import (
     check_set_up as check_set_up,
     set_up as set_up,
     what_is_not_finite as what_is_not_finite,
+    why_not_finite as why_not_finite,
 )
 from ._callables import name_of as name_of
 from ._choices import (
@@ -34,8 +35,8 @@ from ._keywords import (
     as_arguments as as_arguments,
     joined as joined,
     parted as parted,
-    told_of_nan as told_of_nan,
-    where_nan as where_nan,
+    told_of_not_finite as told_of_not_finite,
+    where_not_finite as where_not_finite,
 )
 from ._labels import labelled_as as labelled_as, labels_of as labels_of
 from ._program import Program as Program, as_program as as_program, model as model

@@ -13,7 +13,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from .._quiet import quiet
 from .._types import Key, ModelFn
-from ._keywords import parted, told_of_nan
+from ._keywords import parted, told_of_not_finite
 
 # One for all autoguides, since those of an AutoGuideList are guides of their own; held while a model is traced, outside of JAX.
 _setting_up = threading.RLock()
@@ -46,20 +46,20 @@ def _meet_model(program: Any, key: Key, args: PyTree) -> None:
             meet = getattr(program.fn, "meet", program.fn)
             numpyro.handlers.seed(meet, rng_seed=key)(*positional, **keywords)
     except (RuntimeError, ValueError) as err:  # NumPyro's, which name no site
-        reason = _reason(type(program)(program.fn.model), args)
+        reason = why_not_finite(type(program)(program.fn.model), args)
         if reason is None:
             raise
         raise ValueError(f"{type(program.fn).__name__} finds no place to start: {reason}") from err
 
 
-def _reason(model: Any, args: PyTree) -> str | None:
+def why_not_finite(model: Any, args: PyTree) -> str | None:
     """The first site that has no finite log-density where the prior draws, and what is wrong with it."""
     for key in jax.random.split(jax.random.key(0), _NUM_LOOKS):
         try:
             with quiet():  # NumPyro's, of what is said here
                 trace = model.simulate(key, *args)
         except ValueError as err:
-            return str(err) + told_of_nan(args)
+            return str(err) + told_of_not_finite(args)
         if (found := what_is_not_finite(trace, args)) is not None:
             return found
     return None
@@ -72,12 +72,16 @@ def what_is_not_finite(trace: Any, args: PyTree) -> str | None:
         if bool(jnp.isfinite(log_prob).all()):
             continue
         if bool(jnp.isnan(log_prob).any() or jnp.isnan(values).any()):
-            return f"the log-density of site '{name}' is no number." + told_of_nan(args)
+            return f"the log-density of site '{name}' is no number." + told_of_not_finite(args)
+        remedy = (
+            "An observation outside of its law's support, or of probability 0 there, needs another law; a simulator, whose data "
+            "are a point mass, needs inference.sleep."
+            if name not in trace.choices
+            else "A draw of it is outside of its law's support: correct the law's parameters, e.g. the order of its bounds."
+        )
         return (
             f"the log-density of site '{name}' is {float(log_prob.min()):g} at a point that was tried"
-            f"{_cells(trace.observed.get(name), log_prob, trace.sites[name].distribution)}. An observation "
-            "outside of its law's support, or of probability 0 there, needs another law; a simulator, whose data are a point "
-            "mass, needs inference.sleep."
+            f"{_cells(trace.observed.get(name), log_prob, trace.sites[name].distribution)}. {remedy}"
         )
     return None
 

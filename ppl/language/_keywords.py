@@ -119,19 +119,20 @@ def apply(fn: Callable[..., PyTree], args: Args) -> PyTree:
     return fn(*positional, **keywords)
 
 
-def where_nan(args: PyTree) -> str:
-    """The first argument with a NaN in it, and how many it has; nothing, if there is none."""
+def where_not_finite(args: PyTree) -> str:
+    """The first argument with a NaN in it, else with an infinity, and how many it has; nothing, if there is none."""
     positional, keywords = parted(args)
-    for name, x in (*enumerate(positional, 1), *keywords.items()):
-        for leaf in jax.tree.leaves(x):
-            is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-            if is_float and is_concrete(leaf) and jnp.isnan(leaf).any():
-                return f"Argument {name} holds NaN, in {int(jnp.isnan(leaf).sum())} of {jnp.size(leaf)} numbers"
+    for kind, is_one in (("NaN", jnp.isnan), ("infinity", jnp.isinf)):
+        for name, x in (*enumerate(positional, 1), *keywords.items()):
+            for leaf in jax.tree.leaves(x):
+                is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+                if is_float and is_concrete(leaf) and (lost := is_one(leaf)).any():
+                    return f"Argument {name} holds {kind}, in {int(lost.sum())} of {jnp.size(leaf)} numbers"
     return ""
 
 
-def told_of_nan(args: PyTree) -> str:
-    """What an error says of the first argument with a NaN in it; nothing, if there is none."""
-    if where := where_nan(args):
+def told_of_not_finite(args: PyTree) -> str:
+    """What an error says of the first argument with a number that is not finite; nothing, if there is none."""
+    if where := where_not_finite(args):
         return f" {where}: remove such rows, or mark the cells as missing, x = ppl.sample(name, law, obs=filled, obs_mask=seen)."
     return ""

@@ -94,8 +94,8 @@ class Program:
             if not is_of_the_call(err, self.fn, args, kwargs):
                 raise
             raise TypeError(
-                f"{self!r}: {err}. Model and guide are called with the same arguments, those of fit(args=) or those after "
-                "the key; data that are to be drawn have a default, as in def model(x, y=None)."
+                f"{self!r}: {str(err).rstrip('.?')}. Model and guide are called with the same arguments, those of fit(args=) or "
+                "those after the key; data that are to be drawn have a default, as in def model(x, y=None)."
             ) from None
         except RecursionError as err:
             raise ValueError(

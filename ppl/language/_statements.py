@@ -13,6 +13,8 @@ import numpyro.distributions as dist
 from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints
 
+from .._calls import checked_call
+from .._checks import is_integer
 from .._compat import handler_stack, is_concrete
 from .._data import Masked, as_value
 from .._types import ModelFn
@@ -24,6 +26,7 @@ from ._nnx import declare
 Array = jax.Array
 
 
+@checked_call
 def sample(
     name: str,
     distribution: dist.Distribution,
@@ -57,6 +60,7 @@ def sample(
     Returns:
         The value of the site; with `obs_mask`, observed and drawn cells together.
     """
+    _check_law(name, distribution)
     infer = dict(infer or {})
     if strategy is not None:
         infer["strategy"] = strategy
@@ -84,6 +88,24 @@ def sample(
     infer = infer | {"imputed": True} | _cells(obs_mask)
     drawn = _plain(f"{name}_unobserved", missing, None, infer)
     return jnp.asarray(numpyro.deterministic(name, jnp.where(cell, seen, drawn)))
+
+
+def _check_law(name: str, distribution: object) -> None:
+    """Refuse what is no law: a class, a number, a law of SciPy."""
+    if isinstance(distribution, type):
+        raise TypeError(
+            f"Site '{name}': {distribution.__name__} is a class and no law yet. Call it with its parameters, "
+            f"{distribution.__name__}(...)."
+        )
+    if not (hasattr(distribution, "log_prob") and hasattr(distribution, "sample")) and not hasattr(
+        distribution,
+        "inputs",  # funsor's
+    ):
+        raise TypeError(
+            f"Site '{name}': a law of numpyro.distributions is needed, got {distribution!r} ({type(distribution).__name__}). "
+            "Write e.g. numpyro.distributions.Normal(0.0, 1.0); a value that is no random one needs no site, or "
+            "ppl.deterministic(name, value)."
+        )
 
 
 def _as_seen(name: str, obs: ArrayLike | None, obs_mask: object) -> tuple[PyTree, PyTree]:
@@ -214,6 +236,10 @@ def plate(
     Raises:
         ValueError: the sizes do not fit, or `size` is infinite.
     """
+    if not is_integer(size) and jnp.ndim(size):
+        raise TypeError(
+            f"Plate '{name}': its size is an array of shape {jnp.shape(size)}; it is the number of rows. Pass x.shape[0]."
+        )
     if isinstance(size, float) and math.isinf(size):
         raise ValueError(
             f"Plate '{name}': with infinitely many rows the program has no density, only a density per row. Give the plate the "

@@ -42,6 +42,7 @@ from ._reach import (
 from ._recorder import HiddenDraw as HiddenDraw, Noiseless as Noiseless, Recorder as Recorder
 from ._regions import all_steps as all_steps, cond as cond, scan as scan
 from ._runner import (
+    LOOK as LOOK,
     EngineRecorder as EngineRecorder,
     Runner as Runner,
     compiled as compiled,

@@ -80,10 +80,29 @@ def scan(
     """
     _check_functions("ppl.scan(step, init, xs)", step=step)
     length = _scan_length(xs, length)
-    if reverse:
-        carry, ys = _scan(step, init, _reversed(xs), length, is_reversed=True)
-        return carry, _reversed(ys)
-    return _scan(step, init, xs, length, is_reversed=False)
+
+    def of_two(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+        found = step(carry, x)
+        if not (isinstance(found, tuple | list) and len(found) == 2):
+            got = "an array" if hasattr(found, "shape") else f"a {type(found).__name__}"
+            raise TypeError(
+                f"ppl.scan: the step returned {got}, and is to return two things, what it hands on and what is stacked. Write "
+                "return carry, y; or return carry, None."
+            )
+        return found[0], found[1]
+
+    try:
+        if reverse:
+            carry, ys = _scan(of_two, init, _reversed(xs), length, is_reversed=True)
+            return carry, _reversed(ys)
+        return _scan(of_two, init, xs, length, is_reversed=False)
+    except TypeError as err:
+        if not str(err).startswith("scan body function carry"):
+            raise
+        raise TypeError(
+            f"ppl.scan: the step hands on something else than it is given. {str(err).split('\n\n')[1]} Let init, and the first "
+            "thing that the step returns, have the same structure, shapes and types, e.g. by jnp.zeros(2) in place of 0.0."
+        ) from err
 
 
 def all_steps(step: Callable[[PyTree], PyTree], xs: PyTree, length: int) -> Any:

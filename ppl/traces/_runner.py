@@ -30,6 +30,12 @@ from ._sites import PROPOSED, log_prob_of
 Array = jax.Array
 
 
+# Of whoever looks at the statements of a run as they are met.
+LOOK: contextvars.ContextVar[Callable[[Message], None] | None] = contextvars.ContextVar(
+    "look", default=None
+)
+
+
 class Runner(Recorder):
     """Run a program by itself: forced values where given, draws from the prior elsewhere.
 
@@ -69,6 +75,8 @@ class Runner(Recorder):
         self.placed: list[str] = []  # latent sites whose value is a handler's inside of the program
 
     def visit(self, msg: Message) -> None:
+        if (look := LOOK.get()) is not None:
+            look(msg)
         # No handler outside of the run gives this site a value.
         msg["stop"] = True
         name = msg["name"]
@@ -97,10 +105,12 @@ class Runner(Recorder):
                 msg["intermediates"] = []
                 msg["value"] = self._held(msg, self._draw(msg))
         else:
-            # Scored without a value: zeros stand in until `missing` is reported, all names at once.
+            # Scored without a value: one of the support stands in until `missing` is reported, all names at once.
             self.missing.append(name)
             dtype = int if msg["fn"].support.is_discrete else float
             msg["value"] = jnp.zeros(msg["fn"].shape(), dtype)
+            with contextlib.suppress(NotImplementedError):
+                msg["value"] = msg["fn"].support.feasible_like(msg["value"])
 
     def check_drawn(self) -> None:
         """Refuse weights of draws that are none.

@@ -195,6 +195,13 @@ def check_shape(msg: Message) -> None:
             f"Site '{msg['name']}': numpyro.contrib.funsor's enum gives it all its values at once, as other sums than ours need "
             "them. Take the handler off; sum a model's site by ppl.eliminate, a guide's by strategies={...: 'enum'}."
         )
+    names = [frame.name for frame in msg["cond_indep_stack"]]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"Site '{msg['name']}': two plates around it are named '{twice}', one inside of the other, and an axis of rows has "
+            "one name. Rename one of them, or leave the inner one out if its rows are the same."
+        )
     expected, got = tuple(fn.batch_shape) + tuple(fn.event_shape), jnp.shape(value)
     if got != expected:
         plates = {f.name: f.size for f in msg["cond_indep_stack"]}

@@ -78,3 +78,14 @@ def test_observations_outside_of_their_law_are_counted_and_shown(law, y, message
         inference.fit(
             outside, args=(jnp.array(y),), num_steps=2, key=jax.random.key(0), progress=False
         )
+
+
+def test_measurements_that_happen_to_equal_the_codes_are_measurements():
+    def by_group(g, y):
+        e = ppl.sample("e", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with ppl.plate("rows", 4):
+            ppl.sample("y", dist.Normal(e[g], 1.0), obs=y)
+
+    same = GROUP.cat.codes.to_numpy(float)
+    for args in ((GROUP, same), {"y": same, "g": GROUP}, (GROUP, GROUP.cat.codes.to_numpy())):
+        inference.fit(by_group, args=args, num_steps=2, k_hat="skip", progress=False)

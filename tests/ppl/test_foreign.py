@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,6 +147,98 @@ def test_errors_of_draws_supports_and_densities_name_the_site(where):
     for run in runs:
         with pytest.raises(Exception, match="^['\"]?Site 'b': Broken"):
             run()
+
+
+def product(x):
+    b = ppl.sample("a", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    ppl.sample("b", dist.Normal(x @ b, 1.0))
+
+
+def sum_of_two(x):
+    b = ppl.sample("a", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    mean = x + b
+    ppl.sample("b", dist.Normal(mean, 1.0).to_event(1))
+
+
+def groups(x):
+    b = ppl.sample("a", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    ppl.sample("b", dist.Normal(b[x], 1.0).to_event(1))
+
+
+def network(x):
+    net = ppl.module("a", eqx.nn.Linear(2, 1, key=KEY))
+    ppl.sample("b", dist.Normal(net(x), 1.0).to_event(1))
+
+
+def rows_of(x):
+    ppl.sample("b", dist.Normal(jnp.zeros(x.shape), 1.0))
+
+
+X = jnp.zeros(3)
+SHAPES = r"x is float32\[3\], b is float32\[2\]"
+OF_ARRAYS = {
+    "product": (product, X, rf"^Site 'b': .*after site 'a': `ppl.sample.*dot_general.*There {SHAPES}. Correct"),
+    "sum": (sum_of_two, X, rf"^<Program.*after site 'a': `mean = x \+ b` cannot.*broadcasting.*{SHAPES}"),
+    "float index": (groups, X, r"^Site 'b': .*integer.*x is float32\[3\]. Give whole numbers from 0"),
+    "boolean index": (groups, X > 1, r"^Site 'b': .*boolean ind.* There .*x is bool\[3\]. Use jnp.where"),
+    "network": (network, X, r"^Site 'b': .*test_foreign.py.*`ppl.sample\(.b., dist.Normal\(net\(x\)"),
+    "None": (rows_of, None, "asks None for its shape. .*take their number from"),
+    "tuple": (rows_of, (X,), "asks a tuple for its shape. Pass an array"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_ARRAYS)
+def test_errors_of_arrays_name_the_statement_and_the_shapes(case):
+    program, x, message = OF_ARRAYS[case]
+    with pytest.raises((TypeError, ValueError, IndexError, AttributeError), match=message):
+        ppl.model(program).simulate(KEY, x)
+
+
+def test_errors_that_a_program_raises_itself_stay_as_they_are():
+    def program(x):
+        raise ValueError("of my own")
+
+    with pytest.raises(ValueError, match="^of my own$"):
+        ppl.model(program).simulate(KEY, X)
+
+
+NORMAL = dist.Normal(0.0, 1.0)
+
+
+def twice():
+    with ppl.plate("rows", 3), ppl.plate("rows", 3):
+        ppl.sample("b", NORMAL)
+
+
+ONCE = lambda carry, x: carry
+WIDER = lambda carry, x: (carry + X, None)
+CALLS = {
+    "keyword": (lambda: ppl.sample("b", NORMAL, observed=1.0), "^Site 'b': ppl.sample: .*'observed'. Did you mean 'obs'"),
+    "no name": (lambda: ppl.sample(NORMAL), r"argument: 'distribution'. Call it as ppl.sample\(name, distribution, "),
+    "swapped": (lambda: ppl.sample(NORMAL, "b"), "^ppl.sample: name must be a word, got"),
+    "class": (lambda: ppl.sample("b", dist.Normal), r"^Site 'b': Normal is a class and no law yet. Call it"),
+    "number": (lambda: ppl.sample("b", 1.0), "^Site 'b': a law of numpyro.distributions is needed, got 1.0"),
+    "two plates": (twice, "^Site 'b': two plates around it are named 'rows', one inside"),
+    "plate": (lambda: ppl.plate("rows", X).__enter__(), r"^Plate 'rows': its size is an array .*Pass x.shape"),
+    "step of one": (lambda: ppl.scan(ONCE, 0.0, X), "^ppl.scan: the step returned .*Write return carry, y"),
+    "carry": (lambda: ppl.scan(WIDER, 0.0, X), r"^ppl.scan: the step hands on something else.*float32\[3\].*jnp.zeros"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_statements_that_are_called_wrongly_say_how(case):
+    call, message = CALLS[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        ppl.model(lambda: (ppl.sample("first", NORMAL), call())).simulate(KEY)
+
+
+def test_a_site_without_a_value_is_told_where_zero_would_be_outside_of_its_support():
+    def program():
+        s = ppl.sample("s", dist.HalfNormal(1.0))
+        ppl.sample("m", dist.Normal(0.0, s))
+
+    with pytest.raises(ValueError, match=r"missing \['s'\]"):
+        ppl.model(program).log_density({"m": 0.5})
 
 
 def reads_an_argument(x):

@@ -191,6 +191,16 @@ def record(data: xarray.Dataset) -> None:
     )  # fmt: skip
 
 
+def draw(rows: dict[str, dict[str, tuple[float, float]]], path: Path) -> None:
+    """Squared errors of error regression less those of each other, by what is lost."""
+    panels = {q: {p: row[q] for p, row in rows.items()} for q in PATTERNS}
+    draw_intervals(
+        panels, path, unit="squared error less its", has_one_scale=True,
+        claim="Motion one step ahead: squared error of error regression less that of each other\npredictor, by what is lost "
+        "(left of 0: error regression is better; grey: nothing shown)",
+    )  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> xarray.Dataset:
     parser = argparse.ArgumentParser(description="Online prediction of motion with lost cells.")
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes")
@@ -203,11 +213,7 @@ def main(arguments: list[str] | None = None) -> xarray.Dataset:
     print(text)
     (options.out / "report.txt").write_text(text + "\n")
     rows = gaps(data, "mse", 1)
-    panels = {q: {p: row[q] for p, row in rows.items()} for q in PATTERNS}
-    draw_intervals(
-        panels, options.out / "lost_cells.png", claim="Error regression beside an encoder, cells lost",
-        unit="difference of squared errors",
-    )  # fmt: skip
+    draw(rows, options.out / "lost_cells.png")
     if options.record:
         record(data)
     return data

@@ -4,6 +4,7 @@ from ._batches import predict_batches as predict_batches
 from ._from_draws import (
     DrawsOrigin as DrawsOrigin,
     predicted as predicted,
+    tell_of_nan as tell_of_nan,
     thinned as thinned,
 )
 from ._map_keys import MappedKeys as MappedKeys, map_keys as map_keys

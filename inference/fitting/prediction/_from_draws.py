@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from ....ppl._types import Choices, Key, ModelFn
 from ....ppl.densities import Eliminated, has_nan, lost_digits
-from ....ppl.language import Program, predictions
+from ....ppl.language import Program, predictions, told_of_not_finite
 from ....ppl.traces import SiteInfo
 from ..._forward import check_given, forward_program, in_scan
 from ._map_keys import map_keys
@@ -106,24 +106,28 @@ def predicted(
         return predictions(trace, choices)
 
     found = map_keys(draw, key, num_samples, batch_size, args, choices)
-    _tell_of_nan(method, program, found, choices, args)
+    tell_of_nan(method, program, found, choices, args)
     return found
 
 
-def _tell_of_nan(
+def tell_of_nan(
     method: str,
     program: ModelFn,
     found: Mapping[str, np.ndarray],
     choices: Mapping[str, PyTree],
     args: tuple,
 ) -> None:
-    """Say why predictions are NaN where an elimination has lost its digits."""
-    if isinstance(program, Eliminated) and has_nan(found):
+    """Say why predictions are NaN where an argument is, or where an elimination has lost its digits."""
+    if not has_nan(found):
+        return
+    why = told_of_not_finite(args)
+    if not why and isinstance(program, Eliminated):
         numbers = [np.asarray(x).reshape(len(x), -1) for x in found.values()]
         row = int(np.argmax(np.isnan(np.concatenate(numbers, 1)).any(1)))
         one = {name: x[row] for name, x in choices.items()}
-        if why := lost_digits(program, one, args, {}):
-            warnings.warn(f"{method}: predictions hold NaN.{why}", UserWarning, stacklevel=4)
+        why = lost_digits(program, one, args, {})
+    if why:
+        warnings.warn(f"{method}: predictions hold NaN.{why}", UserWarning, stacklevel=4)
 
 
 def thinned(method: str, choices: Mapping[str, PyTree], num_samples: int) -> dict[str, PyTree]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
+from ....ppl._foreign import CORRECT
 from ....ppl.language import Program
 from ..._arguments import is_array, leaves_of, named_leaves
 from ..._rows import met
@@ -34,13 +35,20 @@ def check_runs(
     # First the one that differs in more than its number of rows.
     other.sort(key=lambda o: len(o[1]) == len(o[2]) and o[1][1:] == o[2][1:])
     if not other:
+        heads = {n: n.partition("/")[0] for n in now if n not in before}
+        parts = [head for head in heads.values() if is_array(before.get(head))]
+        if parts and (error := met(model, args).error) is not None:
+            raise ValueError(
+                f"{method}: argument '{parts[0]}' is a list or tuple, was an array at the fit, and the model cannot be run at "
+                "it. Pass the arguments as the program takes them, one after the other: predict(key, x)."
+            ) from error
         return
     found, structure = met(model, args), leaves_of(args)[1]
     if (
         found.error is not None
         and met(model, jax.tree.unflatten(structure, olds.values())).error is None
     ):
-        reason = f"{type(found.error).__name__}: {found.error}"
+        reason = f"{type(found.error).__name__}: {found.error}".removesuffix(CORRECT)
         raise _other_shape(method, other[0], reason) from found.error
     (_, new, old), sites = other[0], found.shapes
     for site, x in (choices or {}).items():
@@ -52,10 +60,11 @@ def check_runs(
 
 def _other_shape(method: str, argument: tuple, reason: str) -> ValueError:
     name, shape, old = argument
+    reason = reason.splitlines()[0].rstrip(" .")
     return ValueError(
-        f"{method}: argument '{name}' has the shape {shape}, and {old} at the fit, and the model cannot be run at it "
-        f"({reason.splitlines()[0]}). Its first axis, the rows, may have another length if the model takes their number from "
-        "its arguments; give the other axes the lengths that they had."
+        f"{method}: argument '{name}' has the shape {shape}, and {old} at the fit, and the model cannot be run at it ({reason}). "
+        "Its first axis, the rows, may have another length if the model takes their number from its arguments; give the other "
+        "axes the lengths that they had."
     )
 
 

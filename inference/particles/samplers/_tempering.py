@@ -18,8 +18,8 @@ from ....ppl._calls import checked_call
 from ....ppl._checks import check_counts, check_seconds
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._types import Key
-from ....ppl.language import told_of_nan
-from ..._runs import checked
+from ....ppl.language import told_of_not_finite, why_not_finite
+from ..._runs import checked, whole as whole_program
 from ..moves import HMC, Gibbs, Kernel
 from ..population import voided
 from ..resampling import Scheme, as_scheme
@@ -178,9 +178,12 @@ def tempered_smc(
             "of a fit)."
         )
     if is_concrete(is_short) and bool(is_short):
+        inside = whole_program(model)
+        reason = None if inside is None else why_not_finite(inside, args)
+        more = f" At a draw of the prior {reason}" if reason else told_of_not_finite(args)
         raise RuntimeError(
             f"tempered_smc: {max_steps} temperatures ended at {float(result.temperatures[-1]):.3g} of 1. Raise max_steps, lower "
-            f"target_ess, or use more particles.{told_of_nan(args)}"
+            f"target_ess, or use more particles.{more}"
         )
     if is_concrete(is_short):
         if told := result.problems:

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ....ppl.language import told_of_nan
+from ....ppl.language import told_of_not_finite, why_not_finite
+from ..._runs import whole
 from .._certificate import Attempt
 from .._clock import Clock, TimeUpError
 from .._judged import Verdict, of_chains
@@ -219,10 +220,13 @@ def _started(
         if good.all():
             return state
         points = np.where(good[:, None], points, rng.uniform(-2, 2, shape))
+    inside = whole(target.program)
+    reason = None if inside is None else why_not_finite(inside, target.args)
+    told = "Look at program.trace(choices, *args).log_probs for the site that breaks."
     raise ValueError(
         f"{method}: of {_TRIED} places for each chain, uniform on (-2, 2) on the unconstrained scale, none was found for "
         f"{int((~good).sum())} of {sampler.num_chains} at which the log-density of {target.program!r} and its gradient are "
-        f"finite. Look at program.trace(choices, *args).log_probs for the site that breaks.{told_of_nan(target.args)}"
+        + (f"finite: {reason}" if reason else f"finite. {told}{told_of_not_finite(target.args)}")
     )
 
 

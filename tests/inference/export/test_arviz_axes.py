@@ -116,7 +116,7 @@ def test_every_kind_of_number_survives_a_file(array, tmp_path):
     [
         (
             {"dims": {"mu": ["a"]}},
-            r"Site 'mu': argument 'dims' gives 1 names.*axes \[\].*Name all 0",
+            r"Site 'mu': argument 'dims' gives 1 names, \['a'\], for 0 axes.*Leave it out",
         ),
         ({"dims": {"nu": ["a"]}}, r"'dims' names \['nu'\], but the variables are \['mu'\]"),
         ({"coords": {"row": [1]}}, "'coords' names the axis 'row'.*Correct the name"),

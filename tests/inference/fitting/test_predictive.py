@@ -464,7 +464,7 @@ def coefficients(x, y=None):
 def test_other_columns_are_told_by_the_name_of_the_argument(model):
     fit = quick_fit(model, coefficients, (np.ones((8, 2), np.float32), Y))
     other = np.ones((5, 3), np.float32)
-    told = r"argument 'x' has the shape \(5, 3\), and \(8, 2\) at the fit.*cannot be run at it"
+    told = r"argument 'x' has the shape \(5, 3\), and \(8, 2\) at the fit.*be run at it \(.*[Ss]ite '(y|beta)'"
     for call in (
         lambda: fit.predict(KEY, other, num_samples=2),
         lambda: fit.predict(KEY, other, keep="*", num_samples=2),
@@ -472,6 +472,17 @@ def test_other_columns_are_told_by_the_name_of_the_argument(model):
     ):
         with pytest.raises(ValueError, match=told):
             call()
+
+
+def test_arguments_in_a_tuple_and_numbers_that_are_none_are_told():
+    fit = quick_fit(line, coefficients, (np.ones((8, 2), np.float32), Y))
+    with pytest.raises(ValueError, match=r"argument 'x' is a list or tuple, .*predict\(key, x\)"):
+        fit.predict(KEY, (np.ones((5, 2), np.float32),), num_samples=2)
+    row = np.array([[1.0, np.nan]], np.float32)
+    with pytest.warns(UserWarning, match="predictions hold NaN. Argument 1 holds NaN, in 1 of 2"):
+        fit.predict(KEY, row, num_samples=2)
+    with pytest.warns(UserWarning, match="predictions hold NaN. Argument 1 holds NaN, in 1 of 2"):
+        inference.predict(line, {"beta": np.ones((4, 2), np.float32)}, KEY, row)
 
 
 def test_a_number_of_rows_from_outside_is_told_by_the_name_of_the_argument():

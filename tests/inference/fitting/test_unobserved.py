@@ -11,9 +11,10 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference._observed import check_none, tells
+from lapilli.inference._observed import check_none, readers, tells
 from lapilli.inference._runs import abstract_run, whole
 from lapilli.inference.fitting._choose import choose_objective
+from lapilli.ppl.language import as_arguments
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 5, dtype=np.float32)
@@ -181,3 +182,40 @@ def test_jnp_zeros_is_data():
         ppl.sample("y", dist.Normal(ppl.sample("m", dist.Normal(0.0, 1.0)), 1.0), obs=y)
 
     assert choose_objective(program, (jnp.zeros(()),), may_be_prior=False).objective is not None
+
+
+def two_outcomes(x, y, z):
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        ppl.sample("of_z", dist.Normal(slope * x, 1.0))
+
+
+def test_a_statement_that_was_to_be_observed_is_told_by_the_argument_that_nothing_reads():
+    with pytest.warns(UserWarning, match="reads the argument 'z', and site 'of_z'.*write obs=z"):
+        choose_objective(ppl.model(two_outcomes), (X, X, X), may_be_prior=False)
+
+
+@pytest.mark.parametrize("z", [X[:3], None, 1.0], ids=["other rows", "none", "number"])
+def test_other_arguments_that_nothing_reads_are_let_pass(z):
+    choose_objective(ppl.model(two_outcomes), (X, X, z), may_be_prior=False)
+
+
+def spread_in_steps(y):
+    start = ppl.sample("start", dist.Normal(0.0, 1.0))
+    drift = ppl.sample("drift", dist.HalfNormal(1.0))
+
+    def step(level, y):
+        level = ppl.sample("level", dist.Normal(level, drift))
+        ppl.sample("y", dist.Normal(level, 1.0), obs=y)
+        return level, None
+
+    ppl.scan(step, start, y)
+
+
+def test_gaps_under_scales_that_are_drawn_are_no_wrong_scales():
+    y = np.ma.masked_array(X, [False, True, False, False, True])
+    program, args = ppl.model(spread_in_steps), as_arguments((y,), spread_in_steps)
+    run = abstract_run(program, args)
+    assert set(readers(program, "y_unobserved", run.trace, args)) == {"y_unobserved"}
+    assert {"level"} < set(readers(program, "drift", run.trace, args))

@@ -444,6 +444,12 @@ def nowhere(x, y):
     ppl.factor("never", -jnp.inf * z)
 
 
+def arrivals(counts):
+    rate = ppl.sample("rate", dist.Gamma(2.0, 1.0))
+    with ppl.plate("rows", counts.shape[0]):
+        ppl.sample("counts", dist.Poisson(rate), obs=counts)
+
+
 @pytest.mark.parametrize(
     "model, args, message",
     [
@@ -452,10 +458,19 @@ def nowhere(x, y):
         (thinned, (X, Y), r"\['y'\] are in a plate that draws its rows, \['rows'\]"),
         (counted, (X, Y), r"the discrete sites \['k'\] .* cannot be summed out"),
         (moving, (X, Y), "infer: the support of one of .* cannot be read: it moves"),
-        (nowhere, (X, Y), "infer: of 100 places for each chain"),
+        (
+            nowhere,
+            (X, Y),
+            "infer: of 100 places for each chain.* finite: the log-density of site 'never'",
+        ),
+        (
+            arrivals,
+            (np.array([1, -1]),),
+            "finite: .*site 'counts'.*1 of 2 values have no density .*the first -1",
+        ),
         (line, (X,), "argument 'y' of .* is None|no observation and no factor"),
     ],
-    ids=["branch", "parameters", "subsample", "discrete", "support", "density", "data"],
+    ids=["branch", "parameters", "subsample", "discrete", "support", "density", "count", "data"],
 )
 def test_what_has_no_posterior_here_is_refused(model, args, message):
     with pytest.raises(ValueError, match=message):
