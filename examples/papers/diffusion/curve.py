@@ -5,10 +5,10 @@ form (`Polyline`), which grows without bound as f runs through the points and si
 `ppl.perturb` adds known noise to the data and to their law, and what is then estimated is the curve without it. Too much noise
 hides the curve. The distance W1 between points of the learned curve and new points of the true one has its least value between.
 
-Data: a circle and a spiral, 100 or 400 points. Source: Chae, Kim, Kim and Lin 2023, arXiv:2105.04046 (perturbed sieve maximum
+Data: a circle and a spiral, 100 points. Source: Chae, Kim, Kim and Lin 2023, arXiv:2105.04046 (perturbed sieve maximum
 likelihood for singular laws: rates; no figures are comparable).
 
-Expected: docs/_data/figures, diffusion/curve. Run time: six minutes on 2 CPU cores.
+Expected: docs/_data/figures, diffusion/curve. Run time: five minutes on 2 CPU cores.
 
     python examples/papers/diffusion/curve.py [--smoke] [--seed 0] [--seeds 5] [--out curve_output] [--record]
 """
@@ -31,7 +31,7 @@ LEAST = 1e-3  # of sigma
 
 
 class Config(NamedTuple):
-    sizes: tuple[int, ...] = (100, 400)
+    sizes: tuple[int, ...] = (100,)
     noises: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1, 0.3)
     num_knots: int = 64
     num_training_steps: int = 1_000

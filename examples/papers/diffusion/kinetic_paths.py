@@ -34,7 +34,7 @@ from lapilli.models import diffusion, paths
 class Config(NamedTuple):
     num_draws: int = 2_000  # of noise for the separation
     num_angles: int = 120
-    num_training_steps: int = 4_000
+    num_training_steps: int = 3_000
     width: int = 192
     num_steps: tuple[int, ...] = (4, 8, 16)
     num_rows: int = 200  # whose densities are taken

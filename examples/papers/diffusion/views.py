@@ -74,7 +74,7 @@ def looked_at(rng: np.random.Generator, num: int, mask: np.ndarray) -> tuple[np.
 def completed(config: Config, network: Any, context: Any, key: jax.Array) -> jax.Array:
     """Draws of the signal given one first view."""
     model = diffusion.from_network(network, VP, (SIZE,), predicts="data", context=context)
-    times = VP.times(config.num_steps)[:-1]
+    times = VP.times(config.num_steps)
     views = diffusion.ancestral(model, key, times, num_samples=config.num_draws)
     return jax.vmap(lambda x: network.signal(VP, x, times[-1], context))(views)
 

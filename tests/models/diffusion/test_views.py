@@ -46,7 +46,7 @@ def conditional(shown):
 
 @pytest.fixture(scope="module")
 def draws():
-    """4,000 signals given one context, by 200 steps; half of the coordinates shown, six more in the target, two in neither."""
+    """4,000 signals given one context, by 150 steps; half of the coordinates shown, six more in the target, two in neither."""
     rng = np.random.default_rng(0)
     order = rng.permutation(SIZE)
     shown, target = np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32)
@@ -55,7 +55,7 @@ def draws():
     context = {"shown": shown, "target": target, "signal": (shown * signal).astype(np.float32)}
     network = diffusion.Through(Posterior(jnp.ones(())), forward)
     model = diffusion.from_network(network, VP, (SIZE,), predicts="data", context=context)
-    times = VP.times(200)[:-1]
+    times = VP.times(150)
     views = jax.jit(lambda key: diffusion.ancestral(model, key, times, num_samples=4000))(
         jax.random.key(0)
     )
