@@ -80,7 +80,7 @@ def fitted(config: Config, x: np.ndarray, noise: float, key: jax.Array) -> tuple
 
     fit = inference.fit(
         likelihood(program), optax.chain(optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(5e-3, steps))),
-        (x,), subsample={"rows": config.batch_size}, num_steps=steps, key=key, progress=False, check_jumps="off",
+        (x,), subsample={"rows": config.batch_size}, num_steps=steps, key=key, progress=False,
     )  # fmt: skip
     net = eqx.combine(fit.params["curve"], eqx.filter(curve, eqx.is_inexact_array, inverse=True))
     return np.asarray(net.knots(config.num_knots)), float(fit.params["sigma"])
