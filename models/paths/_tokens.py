@@ -71,7 +71,12 @@ class TokenPath(Path):
             ValueError: x is not of integers.
         """
         _check_integers(x)
-        return (probs - jax.nn.one_hot(x, self.num_values)) / (1 - jnp.asarray(t, float))
+        own = jax.nn.one_hot(x, self.num_values)
+        if (
+            self.kind == "masked"
+        ):  # what is shown stays, whatever a network says of it: its loss does not ask
+            probs = jnp.where((x < 0)[..., None], probs, own)
+        return (probs - own) / (1 - jnp.asarray(t, float))
 
     def begin(self, key: Key, shape: tuple[int, ...]) -> Int[Array, "*shape"]:
         """Rows of x_0 from noise: all masked, or drawn evenly."""

@@ -83,7 +83,7 @@ def fitted(config: Config, x: np.ndarray, noise: float, key: jax.Array) -> tuple
         (x,), subsample={"rows": config.batch_size}, num_steps=steps, key=key, progress=False,
     )  # fmt: skip
     net = eqx.combine(fit.params["curve"], eqx.filter(curve, eqx.is_inexact_array, inverse=True))
-    return np.asarray(net.knots(config.num_knots)), float(fit.params["sigma"])
+    return np.asarray(net.knots(config.num_knots)), LEAST + float(jnp.exp(fit.params["sigma"]))
 
 
 def distance(knots: np.ndarray, truth: np.ndarray) -> float:

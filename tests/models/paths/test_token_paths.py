@@ -99,6 +99,24 @@ def test_the_field_is_a_law_with_a_density(key):
     assert seen == [0.25]
 
 
+def test_what_is_shown_stays_whatever_a_network_says_of_it(key):
+    """A network is not trained on what is shown: where its words there are noise, the draws are those of the exact one."""
+
+    def noisy(tokens, t, context):
+        exact = Exact(jnp.zeros((D, K)), "masked")(tokens, t, context)
+        return jnp.where((tokens == 0)[:, None], exact, jnp.arange(K) * 1.0)
+
+    masked = paths.tokens(K)
+    start = masked.begin(key, (2000, D))
+    draws = [
+        paths.diffuse(paths.from_network(n, masked), key, start, noise=0.0, num_steps=8)
+        for n in (noisy, Exact(jnp.zeros((D, K)), "masked"))
+    ]
+    np.testing.assert_array_equal(*draws)
+    rates = paths.from_network(noisy, masked).velocity(0.5, jnp.array([1, -1]))
+    assert np.all(np.asarray(rates[0]) == 0) and rates[1].sum() > 0
+
+
 def test_refusals(key):
     network = Exact(jnp.zeros((D, K)), "masked")
     rows = drawn(key, 8)
