@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 from ... import ppl
 from ...inference import Objective, objective
 from ...inference.diffusion import Diffusion, Noising
-from ...inference.diffusion._diffusion import check_noise
+from ...inference.diffusion._diffusion import Time, check_noise
 from .._trained import trained
 from ._contexts import one_context, row_contexts
 from ._parametrisations import Parametrisation, convert
@@ -168,7 +168,7 @@ def _prediction(network: Any, noising: Noising, x: Array, t: Array, context: Arr
     return network(*network_inputs(noising, x, t), context)
 
 
-def network_inputs(noising: Noising, x: Array, t: ArrayLike) -> tuple[Array, Array]:
+def network_inputs(noising: Noising, x: Array, t: Time) -> tuple[Array, Array]:
     """What a network sees of a point: scaled to unit variance for data of unit variance, and the level of its noise."""
     alpha, std = noising.alpha(t), noising.std(t)
     return x / jnp.sqrt(alpha**2 + std**2), 0.25 * jnp.log(std / alpha)

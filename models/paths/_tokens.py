@@ -97,7 +97,8 @@ class TokenPath(Path):
                 "log-probabilities of the values of each variable."
             )
         is_open = (x < 0) | (self.kind == "uniform")
-        return {"x_1": (dist.Categorical(logits=found).mask(is_open).to_event(1), end)}
+        law = dist.CategoricalLogits(found)
+        return {"x_1": (dist.Independent(dist.MaskedDistribution(law, is_open), 1), end)}
 
 
 def _check_integers(*rows: Array) -> None:

@@ -44,7 +44,7 @@ class Polyline(dist.Distribution):
         "knots": constraints.independent(constraints.real, 2),
         "scale": constraints.positive,
     }
-    support = constraints.real_vector
+    support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
     reparametrized_params = ["knots", "scale"]
 
     def __init__(
