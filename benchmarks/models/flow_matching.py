@@ -16,7 +16,6 @@ usage: python benchmarks/models/flow_matching.py [--repeats 60] [--num-steps 200
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 import time
 from pathlib import Path
@@ -74,7 +73,7 @@ def loss_by_hand(
     return 0.5 * jnp.sum((jax.vmap(network)(x, t) - (x1 - x0)) ** 2)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@eqx.filter_jit
 def train_by_hand(
     network: Plane, key: jax.Array, start: jax.Array, end: jax.Array, num_steps: int, noise: float
 ) -> Plane:
