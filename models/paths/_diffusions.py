@@ -43,8 +43,10 @@ def diffuse(
         return jump(drift, key, start, num_steps)
 
     def step(x: Array, n: Array) -> tuple[Array, None]:
-        z = jax.random.normal(jax.random.fold_in(key, n), x.shape)
-        x = x + dt * jax.vmap(lambda x: drift(n * dt, x))(x) + jnp.sqrt(2 * noise * dt) * z
+        x = x + dt * jax.vmap(lambda x: drift(n * dt, x))(x)
+        if noise:
+            z = jax.random.normal(jax.random.fold_in(key, n), x.shape)
+            x = x + jnp.sqrt(2 * noise * dt) * z
         return x, None
 
     return jax.lax.scan(step, jnp.asarray(start, float), jnp.arange(num_steps))[0]
