@@ -9,7 +9,8 @@ of them, and its `unseen` says which directions they are.
 Data: normal signals of 16 coordinates, correlation 0.8^|i - j|, 40,000 of them, none seen whole. Source: Tewari et al. 2023,
 arXiv:2306.11719 (denoisers with a forward model inside; there of scenes by their images).
 
-Expected: docs/_data/figures, diffusion/views. Run time: three minutes on 2 CPU cores.
+Expected: docs/_data/figures, diffusion/views. A network that is not linear in what it sees (an MLP, as many steps) left an error
+of the covariance of 0.37, and 75 % of the signals within 90 % intervals. Run time: three minutes on 2 CPU cores.
 
     python examples/papers/diffusion/views.py [--smoke] [--seed 0] [--seeds 3] [--out views_output] [--record]
 """
@@ -42,20 +43,19 @@ class Config(NamedTuple):
 
 
 class Signal(eqx.Module):
-    """The whole signal from the noised second view, the first one, and which is which."""
+    """The whole signal, linear in what is seen of it: a network says the matrix, by the noise and by who sees what."""
 
-    net: diffusion.MLP
-    skip: eqx.nn.Linear
+    net: eqx.nn.MLP
     takes_context: bool = eqx.field(static=True, default=True)
 
     def __init__(self, width: int, *, key: jax.Array) -> None:
-        self.net = diffusion.MLP((4 * SIZE,), width=width, key=key)
-        self.skip = eqx.nn.Linear(4 * SIZE, SIZE, key=key)
+        self.net = eqx.nn.MLP(2 * SIZE + 16, 2 * SIZE**2, width, 3, jax.nn.silu, key=key)
 
     def __call__(self, x: jax.Array, level: jax.Array, context: Any) -> jax.Array:
-        seen = context.value
-        given = jnp.concatenate([seen["second"] * x, seen["signal"], seen["first"], seen["second"]])
-        return self.net(given, level, jnp.zeros((), int))[:SIZE] + self.skip(given)
+        seen, angles = context.value, level * jnp.geomspace(0.5, 16.0, 8)
+        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+        matrix = self.net(jnp.concatenate([seen["first"], seen["second"], waves]))
+        return matrix.reshape(SIZE, -1) @ jnp.concatenate([seen["second"] * x, seen["signal"]])
 
 
 def forward(signal: jax.Array, context: Any) -> jax.Array:
