@@ -113,7 +113,8 @@ def flow_matching(
             )
         rows = len(end)
         begin = _starts(path, start, begin, end, keys[1])
-        begin = begin[coupling(keys[2], begin, end)]
+        if coupling is not independent:
+            begin = begin[coupling(keys[2], begin, end)]
         strata = (jnp.arange(rows) + jax.random.uniform(keys[3], (rows,))) / rows
         t = path.first + (path.last - path.first) * strata
         z = jax.random.normal(keys[4], end.shape)
