@@ -9,8 +9,8 @@ Data: a circle and a spiral, 100 points. Source: Chae, Kim, Kim and Lin 2023, ar
 likelihood for singular laws: rates; no figures are comparable).
 
 Expected, three seeds: nothing is shown. W1 is 0.14 to 0.16 for noise from 0 to 0.1 on either curve, within intervals of 0.01 to
-0.08; noise of 0.3 hides the spiral (0.26). After 1,000 steps sigma is still 0.04 without noise, far above its least value, so that
-the likelihood has not run off yet. Figures: docs/_data/figures, diffusion/curve. Run time: three minutes on 2 CPU cores.
+0.08; noise of 0.3 hides the spiral (0.26). After 1,000 steps sigma is still 0.04 without noise, far above its least value, and
+the likelihood has not run off. Figures: docs/_data/figures, diffusion/curve. Run time: three minutes on 2 CPU cores.
 
     python examples/papers/diffusion/curve.py [--smoke] [--seed 0] [--seeds 3] [--out curve_output] [--record]
 """
