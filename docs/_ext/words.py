@@ -42,7 +42,7 @@ MORE = {
     "k-hat": "shape of the tail of importance weights; above its threshold weighted means cannot be trusted.",
     "Kalman filter": "normal states with affine means, integrated out along a scan: {py:obj}`~lapilli.ppl.eliminate`, "
     "[how to](howto/normal_states.md).",
-    "Laplace approximation": "of local sites, in closed form: {py:obj}`~lapilli.inference.local.local_laplace`; of a whole "
+    "Laplace approximation": "of local sites, in closed form: {py:obj}`~lapilli.inference.local_laplace`; of a whole "
     "model it is where {py:obj}`~lapilli.inference.fit` begins.",
     "law": "a probability distribution.",
     "leave-one-out": "LOO, how well a model predicts one more row: {py:obj}`~lapilli.inference.to_arviz`, then `arviz.loo`; "

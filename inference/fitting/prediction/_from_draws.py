@@ -120,7 +120,9 @@ def tell_of_nan(
     """Say why predictions are NaN where an argument is, or where an elimination has lost its digits."""
     if not has_nan(found):
         return
-    why = told_of_not_finite(args)
+    # Steps of a series that were not seen may stand as NaN, and stay so.
+    is_series = any(map(in_scan, sites_of(program, args).values()))
+    why = "" if is_series else told_of_not_finite(args)
     if not why and isinstance(program, Eliminated):
         numbers = [np.asarray(x).reshape(len(x), -1) for x in found.values()]
         row = int(np.argmax(np.isnan(np.concatenate(numbers, 1)).any(1)))

@@ -10,6 +10,7 @@ from _random_rows import random_program
 from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
+from lapilli.inference.fitting.prediction import tell_of_nan
 
 KEY = jax.random.key(0)
 X = np.linspace(-1.0, 1.0, 8, dtype=np.float32)
@@ -483,6 +484,19 @@ def test_arguments_in_a_tuple_and_numbers_that_are_none_are_told():
         fit.predict(KEY, row, num_samples=2)
     with pytest.warns(UserWarning, match="predictions hold NaN. Argument 1 holds NaN, in 1 of 2"):
         inference.predict(line, {"beta": np.ones((4, 2), np.float32)}, KEY, row)
+
+
+def test_steps_that_were_not_seen_may_be_nan():
+    def walk(y):
+        def step(level, y):
+            level = ppl.sample("level", dist.Normal(level, 1.0))
+            ppl.sample("y", dist.Normal(level, 1.0), obs=y)
+            return level, None
+
+        ppl.scan(step, 0.0, y)
+
+    seen = np.array([0.1, np.nan, 0.2], np.float32)
+    tell_of_nan("predict", ppl.model(walk), {"y": np.full((2, 3), np.nan)}, {}, (seen,))
 
 
 def test_a_number_of_rows_from_outside_is_told_by_the_name_of_the_argument():
