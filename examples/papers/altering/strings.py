@@ -213,7 +213,7 @@ def samplers(tilt: inference.tilts.TiltedProgram, config: Config, key: jax.Array
 
 def run(config: Config, temperature: float, key: jax.Array) -> dict[str, dict[str, Any]]:
     tilt = inference.tilt(bits, pairs, temperature)
-    keys = iter(jax.random.split(key, 40))
+    keys = iter(jax.random.split(key, 80))
     rows = {"the model itself": Row(bits, 0, 0.0)}
     for name, (objective, needs, number) in policies(tilt, config).items():
         guide, seconds = trained(objective, (), config, next(keys))
