@@ -157,13 +157,15 @@ def table(rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
 
 
 def options(
-    name: str, description: str, arguments: list[str] | None, label: int | None = None
-) -> argparse.Namespace:
+    name: str, description: str, arguments: list[str] | None, label: int | None = None, by: Sequence[str] = (),
+) -> argparse.Namespace:  # fmt: skip
     """The options of a script; the folder `out` exists afterwards."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--smoke", action="store_true", help="few steps and draws, two seeds")
     if label is not None:
         parser.add_argument("--label", type=int, default=label)
+    if by:
+        parser.add_argument("--by", nargs="*", choices=by, default=list(by))
     parser.add_argument("--out", type=Path, default=Path(f"{name}_output"))
     return parsed(parser, arguments)
 
