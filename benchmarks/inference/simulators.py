@@ -10,18 +10,21 @@ chosen by log q of fresh draws on two_moons, gaussian_mixture and slcp, and so w
 tasks have not been measured as they stand.
 
     python benchmarks/inference/simulators.py [--tasks NAME ...] [--methods npe tsnpe nle nre program] [--budgets 1000 10000]
-        [--observations 3] [--rounds 5] [--data FOLDER] [--seed 0] [--smoke] [--record]
+        [--observations 3] [--rounds 5] [--data FOLDER] [--kept FILE] [--seed 0] [--smoke] [--record]
 
 Without --data observations are drawn from the task's program, by their number as seed, and the references are our own: closed
 forms, rejection and grids; tasks without one are left out. FOLDER is `sbibm/tasks` of an unpacked wheel of `sbibm` 1.1.0: its
-observations and 10,000 reference draws of each then.
+observations and 10,000 reference draws of each then. Each observation is written to FILE, a line of JSON, as soon as it is
+measured, and one that stands there is not measured again: a run that was ended goes on.
 """
 
 import argparse
 import functools
+import json
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -101,8 +104,18 @@ def nats(task, found, x, reference):
     return float((log_p - np.asarray(density(jnp.asarray(reference, jnp.float32)))).mean())
 
 
-def measured(task, method, budget, options):
-    """C2ST of each observation, nats, seconds of simulation and training, objections of the report."""
+class Measured(NamedTuple):
+    """Of one observation: C2ST, nats or None, the mean of log q on held-out pairs or None, seconds of learning, objections."""
+
+    score: float
+    nats: float | None
+    held_out: float | None
+    seconds: float
+    objections: list[str]
+
+
+def learned(task, method, budget, options):
+    """The table of simulations, draws and density given any observation, and the seconds that it took."""
     began = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(options.seed), budget)
     x = np.zeros(TASKS[task].x_shape, np.float32)
@@ -111,15 +124,31 @@ def measured(task, method, budget, options):
         TASKS[task].model, (x,), num_simulations=first, key=key
     )
     draw, found = METHODS[method](table, jax.random.fold_in(key, 1), options)
-    seconds = time.perf_counter() - began
-    scores, divergences, objections = [], [], set()
+    return key, draw, found, time.perf_counter() - began
+
+
+def measured(task, method, budget, options):
+    """Each observation, those that are kept first; what is learned is learned only for others."""
+    known = {} if options.kept is None or not options.kept.exists() else {
+        tuple(row["of"]): Measured(**row["found"])
+        for row in map(json.loads, options.kept.read_text().splitlines())
+    }  # fmt: skip
+    own = None
     for number in range(1, options.observations + 1):
-        x, reference = observed(task, number, options.data, options.draws)
-        draws = np.asarray(draw(jax.random.fold_in(key, 1 + number), x, len(reference)), float)
-        scores.append(c2st(reference, draws.reshape(len(draws), -1)))
-        divergences.append(nats(task, found(x), x, reference))
-        objections |= set(found(x).report.objections) if hasattr(found(x), "report") else set()
-    return scores, divergences, seconds, sorted(objections)
+        of = (task, method, budget, number, options.seed, options.draws)
+        if of not in known:
+            own = learned(task, method, budget, options) if own is None else own
+            key, draw, found, seconds = own
+            x, reference = observed(task, number, options.data, options.draws)
+            draws = np.asarray(draw(jax.random.fold_in(key, 1 + number), x, len(reference)), float)
+            at, score = found(x), c2st(reference, draws.reshape(len(draws), -1))
+            objections = list(at.report.objections) if hasattr(at, "report") else []
+            held_out = at.held_out[0] if hasattr(at, "held_out") else None
+            known[of] = Measured(score, nats(task, at, x, reference), held_out, seconds, objections)
+            if options.kept is not None:
+                with options.kept.open("a") as file:
+                    file.write(json.dumps({"of": of, "found": known[of]._asdict()}) + "\n")
+        yield known[of]
 
 
 def main() -> None:
@@ -130,6 +159,7 @@ def main() -> None:
     parser.add_argument("--observations", type=int, default=3, help="the first of ten")
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--data", type=Path, help="folder sbibm/tasks of the unpacked wheel")
+    parser.add_argument("--kept", type=Path, help="file of what was measured, to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5, help="of tsnpe, which share the budget")
     parser.add_argument("--smoke", action="store_true", help="one small row")
@@ -148,10 +178,12 @@ def main() -> None:
             if method == "program" and not TASKS[task].has_density:
                 continue
             for budget in options.budgets:
-                scores, divergences, seconds, objections = measured(task, method, budget, options)
+                rows = list(measured(task, method, budget, options))
+                scores, seconds = [row.score for row in rows], rows[0].seconds
+                objections = sorted({name for row in rows for name in row.objections})
                 each = f"{np.mean(scores):.3f} ({', '.join(f'{s:.3f}' for s in scores)})"
                 claims = TASKS[task].published.get(budget, (np.nan, np.nan))
-                known = [d for d in divergences if d is not None]
+                known = [row.nats for row in rows if row.nats is not None]
                 told = f"{np.mean(known):8.4f}" if known else " " * 8
                 cells = "".join(f"{c:>7.3f}" for c in claims)
                 row = f"{task:<25}{method:<7}{budget:>7}  {each:<24}{cells}{told}{seconds:6.0f}"
