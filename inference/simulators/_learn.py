@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +170,7 @@ def _least(best: KeepBest) -> tuple[int, float]:
 
 def _optimizer(num_steps: int, decay: float) -> optax.GradientTransformationExtraArgs:
     """Adam along a cosine; the decay of weights is in its state, so that all decays are one program."""
+    import equinox as eqx
     import optax
 
     def decayed(updates: PyTree, decay: Array, params: PyTree = None) -> tuple[PyTree, Array]:
