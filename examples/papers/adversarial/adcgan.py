@@ -2,13 +2,12 @@
 
 What it shows: a generator of x given a class y. AC-GAN has a critic of x, and a classifier C of real pairs: its objective
 KL(q_x || p_x) - E_q log C(y | x) is KL(q || p) of pairs *plus* the entropy of y given x under q, so that the optimum is not the
-data's law. ADC-GAN tells real pairs from generated ones, here by a critic of pairs (a classifier of twice as many classes has the
-same optimum): KL(q || p) of pairs, with or without a critic of x beside it. First fixed points of the exact objectives, sums over
-a grid without a network, of a generator that is a table and of one that is a Normal in each class; then the games.
+data's law. ADC-GAN has a critic of pairs (or one classifier of twice as many classes, of the same optimum): KL(q || p) of pairs,
+with or without a critic of x. First fixed points of the exact objectives, sums over a grid, then games of networks.
 
-Source: Hou et al. 2022, "Conditional GANs with Auxiliary Discriminative Classifier", arXiv:2107.10060: the generator learns the
-joint law even without the critic of x, AC-GAN's does not. Three overlapping Normals stand for images. Expected before it was run:
-standard deviations within classes below 0.5 of the truth's for AC, of 0.9 to 1.1 for ADC. Run time: minutes on 2 CPU cores.
+Source: Hou et al. 2022, arXiv:2107.10060: the generator learns the joint law even without the critic of x, AC-GAN's does not.
+Three overlapping Normals stand for images. Expected before it was run: standard deviations within classes below 0.5 of the
+truth's for AC, of 0.9 to 1.1 for ADC. Run time: three minutes on 2 CPU cores.
 
     python examples/papers/adversarial/adcgan.py [--smoke] [--seeds 0 1 2] [--steps 6000] [--record]
 """
@@ -27,41 +26,11 @@ import optax
 from lapilli import inference, ppl
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
+from _fixed_points import PLACES, fixed_point, normals, table
 from _record import parsed, record_figure
 
-PLACES, ROWS, CODES, PENALTY = jnp.array([-2.0, 0.0, 2.0]), 256, 4, 0.1
-GRID = jnp.linspace(-7.0, 7.0, 281)
-REAL = jax.nn.softmax(dist.Normal(PLACES[:, None], 1.0).log_prob(GRID), 1) / 3  # [class, cell]
+ROWS, CODES, PENALTY = 256, 4, 0.1
 least = inference.objective(direction="min")
-
-
-def exact(kind, q):
-    """The objectives of a generator's table q, all critics and classifiers at their optimum."""
-    kl = lambda q, p: jnp.sum(q * (jnp.log(q + 1e-30) - jnp.log(p + 1e-30)))
-    pairs, alone = kl(q, REAL), kl(q.sum(0), REAL.sum(0))
-    label = -jnp.sum(q * jnp.log(REAL / REAL.sum(0)))
-    return {"AC": alone + label, "ADC": alone + pairs, "ADC, pairs only": pairs}[kind]
-
-
-def table():
-    return jax.nn.softmax(ppl.param("logits", jnp.zeros((3, len(GRID)))), 1) / 3
-
-
-def normals():
-    places = ppl.param("places", jnp.array([-1.0, 0.3, 1.0]))[:, None]
-    scales = jnp.exp(ppl.param("log_scales", jnp.zeros(3)))[:, None]
-    return jax.nn.softmax(dist.Normal(places, scales).log_prob(GRID), 1) / 3
-
-
-def fixed_point(kind, family, num_steps):
-    """Standard deviation within classes, of which the truth's is 1, and total variation of pairs."""
-    objective = least(lambda model, guide: exact(kind, ppl.draw(model).retval))(family)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
-    fit = inference.fit(objective, optimizer, num_steps=num_steps, progress=False)
-    q = fit.model.simulate(jax.random.key(0)).retval
-    means = (3 * q * GRID).sum(1, keepdims=True)
-    sds = jnp.sqrt((3 * q * (GRID - means) ** 2).sum(1))
-    return float(sds.mean()), float(jnp.abs(q - REAL).sum() / 2)
 
 
 class Net(eqx.Module):
@@ -104,7 +73,6 @@ def played(kind, key):
 
     @least
     def named(program, guide):
-        """Cross-entropy of the classifier on a program's pairs."""
         x, y = ppl.draw(program).retval
         logits = jax.vmap(ppl.module("classifier", Net(1, 3, classifier_key)))(x)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
@@ -140,7 +108,7 @@ def main():
     parser = argparse.ArgumentParser(description="AC-GAN and ADC-GAN on three overlapping Normals.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=6_000, help="of each player")
-    parser.add_argument("--smoke", action="store_true", help="few steps, one seed")
+    parser.add_argument("--smoke", action="store_true")
     options = parsed(parser)
     if options.smoke:
         options.seeds, options.steps = [0], 60
