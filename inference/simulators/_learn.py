@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import optax
 
 _RATE, _NORM = 3e-3, 5.0
-_STEPS_PER_ROOT = 60.0  # 6,000 steps for 10,000 rows, since larger data sets need fewer epochs
+_STEPS_PER_ROOT = 120.0  # 12,000 steps for 10,000 rows, since larger data sets need fewer epochs
 _LOOKS = 40  # at the validation rows
 _PATIENCE = 1 / 3  # of all steps
 # Standard errors by which the best of many looks must beat the start on the validation rows: where it does not, networks have

@@ -7,7 +7,9 @@ with or without a critic of x. First fixed points of the exact objectives, sums 
 
 Source: Hou et al. 2022, arXiv:2107.10060: the generator learns the joint law even without the critic of x, AC-GAN's does not.
 Three overlapping Normals stand for images. Expected before it was run: standard deviations within classes below 0.5 of the
-truth's for AC, of 0.9 to 1.1 for ADC. Run time: three minutes on 2 CPU cores.
+truth's for AC, of 0.9 to 1.1 for ADC. Found: at the exact fixed points 0.70 for AC (Normals; 0.71, tables), 1.00 for ADC with and
+without the critic of x; networks, three seeds, AC 0.65 (0.65, 0.65, 0.66; total variation of pairs 0.26 to 0.30), ADC without the
+critic of x 0.93 (0.88, 0.91, 1.00; 0.06 to 0.08). AC sharpens, by less than was expected. Run time: minutes on 2 CPU cores.
 
     python examples/papers/adversarial/adcgan.py [--smoke] [--seeds 0 1 2] [--steps 6000] [--record]
 """
