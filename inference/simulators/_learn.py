@@ -124,8 +124,7 @@ def learn(
     num_steps = int(_STEPS_PER_ROOT * size**0.5) if num_steps is None else num_steps
     check_counts(name, num_steps=num_steps)
     init_key, fit_key, look_key = jax.random.split(key, 3)
-    held = {n: jnp.asarray(x) for n, x in validation.items()}
-    each = shared_jit(lambda params, key: loss(params, key, held))
+    each = losses_on(validation, loss)
     start = init(init_key)
     objective = RowLoss(name, init, loss, training)
 
@@ -161,6 +160,12 @@ def learn(
     if not gains.mean() > _CLEAR * gains.std(ddof=1) / len(gains) ** 0.5:
         return Learned(start, found.with_params(start), best.losses, 0, decay)
     return Learned(params, found.with_params(params), best.losses, _least(best)[0], decay)
+
+
+def losses_on(rows: Mapping[str, np.ndarray], loss: LossFn) -> Callable[[ParamMap, Key], Array]:
+    """The losses of rows that are looked at as a whole: of equal numbers of rows one compiled program."""
+    held = {n: jnp.asarray(x) for n, x in rows.items()}
+    return shared_jit(lambda params, key: loss(params, key, held))
 
 
 def _least(best: KeepBest) -> tuple[int, float]:

@@ -38,7 +38,7 @@ def coverage(u, s):
     return (jnp.minimum(u, 1 - s) - jnp.maximum(0.0, u - s)) / (1 - s)
 
 
-def patches(b, size):
+def patches(b, size=64):
     """Points [patches, points] and weights under which their mean is that over [0, 1]."""
     with ppl.plate("patches", size):
         s = LEAST + (1 - LEAST) * ppl.sample("scale", dist.Beta(1.0, b))
@@ -55,23 +55,18 @@ def means(b, size, key):
     return [(x.mean(), x.std() / size**0.5) for x in each]
 
 
-@inference.objective(direction="min")
-def squares(program, guide, b):
-    """Of a line less the function, over points of patches; the weights' use is the second argument's choice."""
-    u, weights = ppl.draw(ppl.detached(program), b, 64).retval
-    line = ppl.param("line", jnp.zeros(2))
-    is_weighted = ppl.param("is_weighted", jnp.zeros(()))
-    weights = jnp.where(is_weighted > 0, weights, 1.0)
-    return (weights * (line[0] + line[1] * u - truth(u)) ** 2).mean()
-
-
 def fitted(b, is_weighted, num_steps, seed):
-    """The line of least squares, at the average of the iterates."""
-    optimizer = {"line": optax.adam(optax.cosine_decay_schedule(0.05, num_steps)), "is_*": "frozen"}
-    start = {"line": jnp.zeros(2), "is_weighted": jnp.asarray(float(is_weighted))}
+    """The line of least squares over points of patches, at the average of the iterates."""
+
+    @inference.objective(direction="min")
+    def squares(program, guide, b):
+        u, weights = ppl.draw(ppl.detached(program), b).retval
+        line = ppl.param("line", jnp.zeros(2))
+        return ((weights if is_weighted else 1.0) * (line[0] + line[1] * u - truth(u)) ** 2).mean()
+
     fit = inference.fit(
-        squares(patches), optimizer, (b,), num_steps=num_steps, params=start, average=0.999, key=jax.random.key(seed),
-        progress=False,
+        squares(patches), optax.adam(optax.cosine_decay_schedule(0.05, num_steps)), (b,), num_steps=num_steps,
+        average=0.999, key=jax.random.key(seed), progress=False,
     )  # fmt: skip
     return np.asarray(fit.params["line"])
 
