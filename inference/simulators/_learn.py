@@ -178,12 +178,12 @@ def _optimizer(num_steps: int, decay: float) -> optax.GradientTransformationExtr
     import equinox as eqx
     import optax
 
-    def decayed(updates: PyTree, decay: Array, params: PyTree = None) -> tuple[PyTree, Array]:
-        pulled = lambda u, p: u + decay.astype(u.dtype) * p
+    def decayed(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        pulled = lambda u, p: u + state.astype(u.dtype) * p
         linear = lambda x: isinstance(x, eqx.nn.Linear)
         weights = lambda u, p: eqx.tree_at(lambda m: m.weight, u, pulled(u.weight, p.weight))
         each = lambda u, p: weights(u, p) if linear(u) else u
-        return jax.tree.map(each, updates, params, is_leaf=linear), decay
+        return jax.tree.map(each, updates, params, is_leaf=linear), state
 
     return optax.chain(
         optax.clip_by_global_norm(_NORM),
