@@ -8,13 +8,13 @@ import pytest
 HOUSE = Path(__file__).resolve().parents[1] / ".ci" / "house.py"
 
 # Counts of .ci/house.py that may only fall, and those that may only rise. A change that makes one better writes it here.
-# Twelve functions of more than ten parameters: six constructors of scikit-learn's estimators, which have to be flat; `fit`,
-# `smc`, `tempered_smc`, `islands`, `to_arviz`, whose options are chosen one by one; `imputation.programs`, switches of a family.
+# Seven functions of more than ten parameters: `fit`, `smc`, `tempered_smc`, `islands`, `to_arviz`, whose options are chosen one
+# by one; `imputation.programs`, switches of a family; the constructor of an estimator (the others are fields of dataclasses).
 AT_MOST = {
-    "Any per 1,000 lines": 7.2,
+    "Any per 1,000 lines": 7.0,
     "class names in two files": 0,
     "import circles": 0,
-    "functions of more than ten parameters": 12,
+    "functions of more than ten parameters": 7,
     "folders of more than sixteen files": 2,
     "public names": 497,
 }

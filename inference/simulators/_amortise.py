@@ -22,7 +22,7 @@ from ...ppl._types import Choices, Key, ModelFn, ParamMap
 from ...ppl.language import ChoiceMismatch, matched
 from ..fitting import Posterior
 from ..posterior_checks import PosteriorReport, Simulations, check_simulations
-from ._learn import Learned, learn
+from ._learn import Learned, learn, losses_on
 from ._region import scored
 from ._rounds import Rounds, in_rounds
 from ._table import ReferenceTable
@@ -261,17 +261,18 @@ def _learned(
 
         return jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
 
+    loss = lambda params, key, rows: -log_densities(params, rows)
     first = {n: jnp.asarray(x[0]) for n, x in table.data.items()}
     learned = learn(
         "amortise",
         lambda key: own.init(key, **first),
-        lambda params, key, rows: -log_densities(params, rows),
+        loss,
         rows("training"), rows("validation"), learn_key,
         num_steps=num_steps, progress=progress,
     )  # fmt: skip
     bound = own.bind(learned.params)
     held = rows("held out")
-    scores = np.asarray(log_densities(learned.params, held), float)
+    scores = -np.asarray(losses_on(held, loss)(learned.params, learn_key), float)
     report = _report(bound, table, draw_key, check_key)
     mean, error = float(scores.mean()), float(scores.std(ddof=1) / len(scores) ** 0.5)
     return Amortised(table, bound, (mean, error), report, learned)

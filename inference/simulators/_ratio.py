@@ -170,8 +170,9 @@ def ratio(
         critic: f of standardised coordinates of parameters [p] and data [d], an equinox module that is trained; default a
             quadratic form and a network.
         key: PRNG key; default `jax.random.key(0)`.
-        num_steps: at most so many; default 60 for the root of the number of rows. It ends when the validation loss has not fallen
-            for a third of them, and the best parameters are kept.
+        num_steps: at most so many; default 120 for the root of the number of rows. It ends when the validation loss has not
+            fallen for a third of them, and the best parameters are kept; where these are of an early step, it is run again with
+            weights that decay, as long as the validation loss gains.
         progress: show a bar.
 
     Returns:

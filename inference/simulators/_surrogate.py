@@ -24,7 +24,7 @@ from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.traces import BoundParams, SiteInfo
 from ._coordinates import StandardCoordinates
-from ._learn import Learned, learn
+from ._learn import Learned, learn, losses_on
 from ._simulators import is_carrier
 from ._standing_in import ARGUMENTS, reads_of, refuse_noise, standing_in
 from ._table import ReferenceTable
@@ -140,7 +140,7 @@ def surrogate(
     learned = learn(
         "surrogate", init, loss, training, validation, key, num_steps=num_steps, progress=progress
     )
-    scores = np.asarray(log_densities(learned.params, held), float)
+    scores = -np.asarray(losses_on(held, loss)(learned.params, key), float)
     given = lambda n, values: {p: values[p] for p in parents[n]}
     model = standing_in(
         table.model, names, lambda n, values: laws[n].at(learned.params, given(n, values))

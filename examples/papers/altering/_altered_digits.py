@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import PolynomialFeatures
 
 from lapilli import inference
@@ -29,11 +30,11 @@ SEEDS = (0, 1, 2)
 Rows = dict[str, dict[str, float]]
 
 
-def fitted(network: Any, x: Any, key: jax.Array, num_steps: int) -> Any:
+def fitted(network: Any, x: Any, key: jax.Array, num_steps: int, rate: float = 2e-3) -> Any:
     """The network, or its adapters, trained on images by denoising, from where it is; averaged weights."""
     fit = inference.fit(
         diffusion.score_matching(network, VP),
-        optax.adam(optax.cosine_decay_schedule(2e-3, num_steps)),
+        optax.adam(optax.cosine_decay_schedule(rate, num_steps)),
         (jnp.asarray(x), None),
         num_steps=num_steps, key=key, subsample={"rows": min(128, len(x))}, average=0.995, progress=False,
     )  # fmt: skip
@@ -56,32 +57,41 @@ def draws(network: Any, key: jax.Array, number: int) -> np.ndarray:
     return np.asarray(run(key))
 
 
-def log_share(examples: np.ndarray, drawn: np.ndarray, axes: int | None) -> Callable[[Any], Any]:
+def log_share(
+    examples: np.ndarray, drawn: np.ndarray, axes: Sequence[int] | None
+) -> Callable[[Any], Any]:
     """X -> log p(class | x), at most 0, from examples of the class and draws of the model.
 
     S(x) tells them apart, in some principal axes of the draws and their squares: s / (1 - s) is p(x | class) / p(x) up to a
-    factor, and the class's probability that ratio over what nine tenths of the examples reach.
+    factor, and the class's probability that ratio over what nine tenths of the examples reach. What they reach is told by fits
+    without them, in five parts, and so is how many axes: those of the least loss.
     """
-    shift, turn = np.zeros(drawn.shape[1]), np.eye(drawn.shape[1])
-    if axes is not None:
-        pca = PCA(axes, whiten=True, random_state=0).fit(drawn)
-        shift, turn = pca.mean_, pca.components_.T / np.sqrt(pca.explained_variance_)
-    num = turn.shape[1]
-    z = (np.concatenate([examples, drawn]) - shift) @ turn
-    y = np.arange(len(z)) < len(examples)
-    features = PolynomialFeatures(2, include_bias=False).fit_transform(z)
-    fit = LogisticRegression(C=0.1, max_iter=5000, class_weight="balanced").fit(features, y)
+    y = np.arange(len(examples) + len(drawn)) < len(examples)
+    rows, folds = (
+        np.concatenate([examples, drawn]),
+        StratifiedKFold(5, shuffle=True, random_state=0),
+    )
+    tried = []
+    for number in axes or [drawn.shape[1]]:
+        pca = PCA(number, whiten=True, random_state=0).fit(drawn)
+        model = LogisticRegression(C=0.1, max_iter=5000, class_weight="balanced")
+        features = PolynomialFeatures(2, include_bias=False).fit_transform(pca.transform(rows))
+        scores = cross_val_predict(model, features, y, cv=folds, method="decision_function")
+        loss = np.logaddexp(0, -scores[y]).mean() + np.logaddexp(0, scores[~y]).mean()
+        tried.append((loss, number, scores[y], pca, model.fit(features, y)))
+    _, num, scores, pca, fit = min(tried, key=lambda t: t[:2])
     weights, offset = jnp.asarray(fit.coef_[0], float), float(fit.intercept_[0])
     i, j = np.triu_indices(num)
-    shift, turn = jnp.asarray(shift, float), jnp.asarray(turn, float)
+    shift = jnp.asarray(pca.mean_, float)
+    turn = jnp.asarray(pca.components_.T / np.sqrt(pca.explained_variance_), float)
+    most = float(np.quantile(scores, 0.1))
 
-    def log_ratio(x: Any) -> Any:
+    def log_p(x: Any) -> Any:
         z = (x - shift) @ turn
-        return (weights[:num] * z).sum() + (weights[num:] * z[i] * z[j]).sum() + offset
+        ratio = (weights[:num] * z).sum() + (weights[num:] * z[i] * z[j]).sum() + offset
+        return jnp.minimum(ratio - most, 0.0)
 
-    reached = jax.vmap(log_ratio)(jnp.asarray(examples, float))
-    most = float(np.quantile(reached, 0.1))
-    return lambda x: jnp.minimum(log_ratio(x) - most, 0.0)
+    return log_p
 
 
 def log_classes(judge: Classifier) -> Callable[[Any], Any]:
@@ -147,23 +157,25 @@ def table(rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
 
 
 def options(
-    name: str, description: str, arguments: list[str] | None, label: int | None = None
-) -> argparse.Namespace:
+    name: str, description: str, arguments: list[str] | None, label: int | None = None, by: Sequence[str] = (),
+) -> argparse.Namespace:  # fmt: skip
     """The options of a script; the folder `out` exists afterwards."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--smoke", action="store_true", help="few steps and draws, two seeds")
     if label is not None:
         parser.add_argument("--label", type=int, default=label)
+    if by:
+        parser.add_argument("--by", nargs="*", choices=by, default=list(by))
     parser.add_argument("--out", type=Path, default=Path(f"{name}_output"))
     return parsed(parser, arguments)
 
 
 def told(
     options: argparse.Namespace, name: str, run: Callable[[int], Rows], *, what: str, column: str,
-    notes: Sequence[str], measures: Sequence[str], first: str = "",
+    notes: Sequence[str], measures: Sequence[str], first: str = "", seeds: Sequence[int] = SEEDS,
 ) -> None:  # fmt: skip
     """Run all seeds, print and keep the table of means and standard errors, and record a column of it where that is asked for."""
-    rows = over_seeds([run(seed) for seed in (SEEDS[:2] if options.smoke else SEEDS)])
+    rows = over_seeds([run(seed) for seed in (seeds[:2] if options.smoke else seeds)])
     keep(options.out, first + table(rows), rows)
     if options.record:
         column_of = lambda c: "; ".join(f"{k} {r[c][0]:.3g}" for k, r in rows.items() if c in r)
@@ -172,7 +184,7 @@ def told(
             what=what,
             value={k: r[column][0] for k, r in rows.items() if column in r},
             spread={k: r[column][1] for k, r in rows.items() if column in r},
-            seeds="0, 1, 2",
+            seeds=", ".join(map(str, seeds)),
             note=first.replace("\n", ". ") + ". ".join(f"{c}: {column_of(c)}" for c in notes),
             measures=measures,
         )

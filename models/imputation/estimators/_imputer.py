@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -17,6 +18,7 @@ from ._base import SeriesEstimator
 from ._training import Recipe
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
     """Fill in missing cells of a table or of series, with bands.
 
@@ -76,44 +78,23 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
     al. 2020, arXiv:1907.04155 (GP-VAE).
     """
 
-    def __init__(
-        self,
-        *,
-        missingness: Mechanism | None = None,
-        prior: Literal["gp", "normal"] = "gp",
-        length_scale: float = 7.0,
-        num_latents: int | None = None,
-        num_hidden: int = 32,
-        encoder: Kind | Literal["auto"] = "auto",
-        decoder: Kind = "conv",
-        num_particles: int = 10,
-        num_draws: int = 100,
-        method: Literal["auto", "importance", "smc"] = "auto",
-        num_steps: int = 2000,
-        batch_size: int = 64,
-        learning_rate: float = 1e-2,
-        validation_fraction: float = 0.1,
-        patience: int | None = 400,
-        check_every: int = 50,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.missingness = missingness
-        self.prior = prior
-        self.length_scale = length_scale
-        self.num_latents = num_latents
-        self.num_hidden = num_hidden
-        self.encoder = encoder
-        self.decoder = decoder
-        self.num_particles = num_particles
-        self.num_draws = num_draws
-        self.method = method
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.check_every = check_every
-        self.random_state = random_state
+    missingness: Mechanism | None = None
+    prior: Literal["gp", "normal"] = "gp"
+    length_scale: float = 7.0
+    num_latents: int | None = None
+    num_hidden: int = 32
+    encoder: Kind | Literal["auto"] = "auto"
+    decoder: Kind = "conv"
+    num_particles: int = 10
+    num_draws: int = 100
+    method: Literal["auto", "importance", "smc"] = "auto"
+    num_steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    validation_fraction: float = 0.1
+    patience: int | None = 400
+    check_every: int = 50
+    random_state: int | np.random.RandomState | None = None
 
     def _recipe(self) -> Recipe:
         return Recipe(self.num_particles, self.num_steps, self.learning_rate)

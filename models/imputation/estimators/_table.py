@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 import zlib
 from collections.abc import Hashable, Sequence
@@ -34,6 +35,7 @@ SKEWNESS = 1.5
 MODELS = ("auto", "joint", "deep")
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Fill in the holes of a table, once or many times: multiple imputation that a regression survives.
 
@@ -99,22 +101,12 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     data, section 4.5.
     """
 
-    def __init__(
-        self,
-        *,
-        categories: Sequence[Hashable] | None = None,
-        num_draws: int = 100,
-        num_chains: int = 4,
-        max_sweeps: int = 20_000,
-        model: Literal["auto", "joint", "deep"] = "auto",
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.categories = categories
-        self.num_draws = num_draws
-        self.num_chains = num_chains
-        self.max_sweeps = max_sweeps
-        self.model = model
-        self.random_state = random_state
+    categories: Sequence[Hashable] | None = None
+    num_draws: int = 100
+    num_chains: int = 4
+    max_sweeps: int = 20000
+    model: Literal["auto", "joint", "deep"] = "auto"
+    random_state: int | np.random.RandomState | None = None
 
     def fit(self, X: PyTree, y: PyTree = None) -> Self:
         """Draw the parameters.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from ._levels import cells, levels, tokens
 from ._queries import Possible, arguments, by_parts, conditionals, filled, held_out_loss, log_prob
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class AnyOrderModel(DensityMixin, StoredEstimator):
     """The joint law of the columns of a table, asked in any direction.
 
@@ -77,32 +79,17 @@ class AnyOrderModel(DensityMixin, StoredEstimator):
     FORMAT = "any-order model 1"
     COUNTS = ("width", "depth", "num_orders", "num_steps", "batch_size", "check_every")
 
-    def __init__(
-        self,
-        *,
-        width: int = 128,
-        depth: int = 2,
-        num_orders: int = 8,
-        num_steps: int = 3000,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1.0,
-        validation_fraction: float = 0.1,
-        patience: int | None = 600,
-        check_every: int = 100,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.width = width
-        self.depth = depth
-        self.num_orders = num_orders
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.check_every = check_every
-        self.random_state = random_state
+    width: int = 128
+    depth: int = 2
+    num_orders: int = 8
+    num_steps: int = 3000
+    batch_size: int = 128
+    learning_rate: float = 0.001
+    weight_decay: float = 1.0
+    validation_fraction: float = 0.1
+    patience: int | None = 600
+    check_every: int = 100
+    random_state: int | np.random.RandomState | None = None
 
     def fit(self, X: PyTree, y: PyTree = None) -> Self:
         """Learn the joint law of the columns.

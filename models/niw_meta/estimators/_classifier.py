@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from ._sampling import made_episodes
 PART = 64  # queries at once
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class FewShotClassifier(ClassifierMixin, StoredEstimator):
     """Learn from many classes how classes differ; then tell new ones apart from a few examples each.
 
@@ -91,40 +93,21 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         "check_every",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        *,
-        shots: int = 5,
-        ways: int = 5,
-        queries: int = 5,
-        num_hidden: int = 64,
-        num_outputs: int = 16,
-        rank: int = 25,
-        num_draws: int = 20,
-        num_episodes: int = 2000,
-        num_steps: int = 1000,
-        batch_size: int = 16,
-        learning_rate: float = 3e-3,
-        validation_fraction: float = 0.2,
-        patience: int | None = 400,
-        check_every: int = 50,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.shots = shots
-        self.ways = ways
-        self.queries = queries
-        self.num_hidden = num_hidden
-        self.num_outputs = num_outputs
-        self.rank = rank
-        self.num_draws = num_draws
-        self.num_episodes = num_episodes
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.check_every = check_every
-        self.random_state = random_state
+    shots: int = 5
+    ways: int = 5
+    queries: int = 5
+    num_hidden: int = 64
+    num_outputs: int = 16
+    rank: int = 25
+    num_draws: int = 20
+    num_episodes: int = 2000
+    num_steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 0.003
+    validation_fraction: float = 0.2
+    patience: int | None = 400
+    check_every: int = 50
+    random_state: int | np.random.RandomState | None = None
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Learn from many classes.

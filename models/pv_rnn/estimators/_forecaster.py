@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any, Self
@@ -25,6 +26,7 @@ from .._regression import ErrorRegression
 from ._inference import PART, Inferred, inferred
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class SeriesForecaster(StoredEstimator):
     """Continue series: means, bands and draws of what comes next.
 
@@ -74,34 +76,18 @@ class SeriesForecaster(StoredEstimator):
     FORMAT = "series forecaster 1"
     COUNTS = ("window", "num_iterations", "num_draws", "num_steps", "batch_size", "check_every")
 
-    def __init__(
-        self,
-        *,
-        layers: tuple[tuple[float, ...], ...] = ((40, 4, 2.0), (10, 2, 8.0)),
-        beta: float = 1.0,
-        window: int = 10,
-        num_iterations: int = 20,
-        num_draws: int = 100,
-        num_steps: int = 1500,
-        batch_size: int = 32,
-        learning_rate: float = 3e-3,
-        validation_fraction: float = 0.1,
-        patience: int | None = 400,
-        check_every: int = 50,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.layers = layers
-        self.beta = beta
-        self.window = window
-        self.num_iterations = num_iterations
-        self.num_draws = num_draws
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.check_every = check_every
-        self.random_state = random_state
+    layers: tuple[tuple[float, ...], ...] = ((40, 4, 2.0), (10, 2, 8.0))
+    beta: float = 1.0
+    window: int = 10
+    num_iterations: int = 20
+    num_draws: int = 100
+    num_steps: int = 1500
+    batch_size: int = 32
+    learning_rate: float = 0.003
+    validation_fraction: float = 0.1
+    patience: int | None = 400
+    check_every: int = 50
+    random_state: int | np.random.RandomState | None = None
 
     def fit(self, X: PyTree, y: PyTree = None) -> Self:
         """Train.
