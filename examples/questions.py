@@ -5,8 +5,8 @@ asked for any column given any others. Columns that know nothing of each other a
 question.
 
 Data: statsmodels' fair, answers of 6,366 women to a magazine's questionnaire, a quarter of them kept back.
-Expected: a nat or more a row above columns alone; at one question as good as the regression made for it.
-Run time: a minute on 2 CPU cores.
+Expected: 1.2 nats a row above columns alone; at one question as good as the regression made for it (-0.55 and -0.56 nats).
+Run time: a quarter of a minute on 2 CPU cores.
 
     python examples/questions.py [--smoke] [--out questions.png]
 """

@@ -5,8 +5,8 @@ another law than asked for; `fkc` takes the same steps with weights, which parti
 many plain draws, weighed by exp(reward).
 
 Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, 12 principal components.
-Expected: the ink of guidance falls short of what was asked for, that of weighted particles does not.
-Run time: a minute and a half on 2 CPU cores.
+Expected: the mean reward asked for is 1.4; guidance draws 0.9, weighted particles 1.4.
+Run time: half a minute on 2 CPU cores.
 
     python examples/steered.py [--smoke] [--out steered.png]
 """

@@ -5,8 +5,9 @@ coefficients integrated out (Zellner's g-prior), and a policy learns to build su
 1,024 of them, so that its exact law can be compared with the posterior.
 
 Data: scikit-learn's diabetes, 442 patients.
-Expected: a total variation below 0.1 after exploring; body mass, blood pressure and s5 are certain.
-Run time: a minute on 2 CPU cores.
+Expected: a total variation below 0.1 to the exact posterior; the best subset has probability 0.28; bmi, bp and s5 are always
+in.
+Run time: half a minute on 2 CPU cores.
 
     python examples/subsets.py [--smoke] [--out subsets.png]
 """

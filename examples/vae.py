@@ -4,8 +4,8 @@ What it shows: two equinox networks declared by `ppl.module`, minibatches by the
 that ends the run, and log p(x) of held-out images by importance weights, with k-hat to say whether they can be trusted.
 
 Data: scikit-learn's digits, 1,797 images of 8 x 8 pixels, black or white.
-Expected: log p(x) near -17 nats an image, pixels apart near -25.
-Run time: a minute on 2 CPU cores.
+Expected: log p(x) near -17 nats an image, pixels apart near -25; k-hat is too large in a third of the images.
+Run time: a quarter of a minute on 2 CPU cores.
 
     python examples/vae.py [--smoke] [--out vae.png]
 """

@@ -4,8 +4,8 @@ What it shows: the log of the volatility is a slow autoregression, and growth is
 same program runs as a particle filter, whose unbiased evidence drives a Markov chain on the three parameters (PMMH).
 
 Data: statsmodels' macrodata, growth of the United States' economy, 202 quarters of 1959 to 2009.
-Expected: swings of 1985 to 2007 about half of those before; a quarter of the moves accepted.
-Run time: a minute on 2 CPU cores.
+Expected: swings of 1985 to 2007 half of those before.
+Run time: half a minute on 2 CPU cores.
 
     python examples/volatility.py [--smoke] [--out volatility.png]
 """
