@@ -6,7 +6,7 @@ period and noise all is linear and normal, so that `ppl.eliminate` and a grid ha
 
 Data: statsmodels' sunspots, yearly numbers of 1700 to 2008, square roots.
 Expected: a period of 11.0 years (and half a year); log evidence within 0.3 nats of the exact one.
-Run time: half a minute on 2 CPU cores.
+Run time: a minute on 2 CPU cores.
 
     python examples/periods.py [--smoke] [--out periods.png]
 """

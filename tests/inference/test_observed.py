@@ -109,7 +109,7 @@ def test_truth_values_are_no_numbers():
 
 
 SUPPORTS = {
-    "simplex": (dist.Dirichlet(jnp.ones(3)), lambda p, z: dist.Categorical(probs=p ** jnp.exp(z))),
+    "simplex": (dist.Dirichlet(jnp.ones(3)), lambda p, z: dist.Categorical(p + jax.nn.sigmoid(z) * (1 / 3 - p))),
     "positive": (dist.LogNormal(0.0, 1.0), lambda p, z: dist.Normal(z, p)),
     "interval": (dist.Uniform(1.0, 2.0), lambda p, z: dist.Normal(z, p)),
     "factor": (dist.LKJCholesky(2), lambda p, z: dist.MultivariateNormal(jnp.full(2, z), scale_tril=p)),
