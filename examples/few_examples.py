@@ -4,8 +4,8 @@ What it shows: `FewShotClassifier.fit` learns from letters what makes a class, a
 none of which was in the fit; its probabilities are means over what the weights for these classes may be.
 
 Data: Greek and Cyrillic letters in the fonts that come with matplotlib, 16 x 16 pixels; digits are new.
-Expected: some points above the nearest mean image of the same three examples.
-Run time: a minute and a half on 2 CPU cores.
+Expected: 86 % right over twenty choices of the three, of the nearest mean image of the same examples 75 %.
+Run time: two minutes on 2 CPU cores.
 
     python examples/few_examples.py [--smoke] [--out few_examples.png]
 """
@@ -64,10 +64,10 @@ def draw(x, y, few, adapted, rest, out: Path) -> None:
 
 
 def main(smoke: bool = False, out: Path = Path("few_examples.png")) -> dict[str, float]:
-    model = solve(4 if smoke else 500)
+    model = solve(4 if smoke else 1000)
     x, y = load(list("0123456789"))
     right, nearest = [], []
-    for seed in range(2 if smoke else 10):
+    for seed in range(2 if smoke else 20):
         rng = np.random.default_rng(seed)
         few = np.concatenate([rng.choice(np.flatnonzero(y == k), 3, False) for k in "0123456789"])
         rest = np.setdiff1d(np.arange(len(y)), few)
