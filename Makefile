@@ -17,7 +17,7 @@ MATRIX_TESTS ?= -m "not slow" @.ci/matrix-tests.txt
 
 help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
-	@echo "make demo       run examples/demo.py"
+	@echo "make demo       run examples/papers/variational/demo.py"
 	@echo "make quick      the fast tests of what has changed since a commit   (SINCE=HEAD~1)"
 	@echo "make test       tests and doctests, without the slow ones and the pages   (WORKERS=2 PYTEST='-k name')"
 	@echo "make test-slow  the slow tests only"
@@ -75,7 +75,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/papers/variational/demo.py
 
 # Compilation is most of the suite's time; the slow tests run what XLA makes at its usual level.
 FAST := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/pytest

@@ -61,7 +61,7 @@ def sums_are_right(options: dict[str, str] | None = None) -> bool:
     import jax
     import jax.numpy as jnp
 
-    with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+    with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
         x = jnp.ones((20_000, 2), jnp.float32)
         total = jax.jit(lambda x: (x @ jnp.ones((2, 4), jnp.float32)).sum(1))
         return float(total.lower(x).compile(options)(x)[0]) == 8.0

@@ -208,10 +208,11 @@ def warn_of_unread(method: str, run: TracedRun) -> None:
     variables = [v for eqn in run.closed.jaxpr.eqns for v in eqn.invars]
     read = {id(v) for v in (*variables, *run.closed.jaxpr.outvars)}
     for var, name in _inputs(run).items():
-        if id(var) in read or not var.aval.ndim:
+        shape = getattr(var.aval, "shape", ())
+        if id(var) in read or not shape:
             continue
         for site, x in run.trace.choices.items():
-            is_like = x.shape == var.aval.shape and not run.trace.sites[site].is_imputed
+            is_like = x.shape == shape and not run.trace.sites[site].is_imputed
             if is_like and not _is_heard(run.program, site, run.trace, run.args):
                 warnings.warn(
                     f"{method}: no statement of {run.program!r} reads the argument '{name}', and site '{site}', of its shape "

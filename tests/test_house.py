@@ -16,7 +16,7 @@ AT_MOST = {
     "import circles": 0,
     "functions of more than ten parameters": 7,
     "folders of more than sixteen files": 2,
-    "public names": 497,
+    "public names": 498,
 }
 AT_LEAST = {
     "comments per 100 lines of code": 2.4,

@@ -14,7 +14,7 @@ PICTURES = (
     ROOT / "docs" / "_static" / "gallery"
 )  # with made.json: name -> the command that wrote it
 TITLES = {
-    "": "First",
+    "": "Short scripts",
     "variational": "Variational inference",
     "particles": "Particles",
     "diffusion": "Diffusion models",
@@ -31,9 +31,10 @@ TITLES = {
 HEAD = """# Gallery
 
 Each example is one script with its source, its expected result and its run time in its docstring, and a `--smoke` size that
-ends in seconds. All run from anywhere, and print their figures beside the claim that they test, whatever they are; files named
-`_name.py` are helpers of the scripts beside them. A picture is what the script wrote at the size that stands below it; cards
-without one are of scripts whose picture nobody has committed.
+ends in seconds. All run from anywhere. The short ones come first: real data, a program, a call and a picture, in one file of at
+most 150 lines that can be copied. Those of `examples/papers`, by family, try what papers claim, and print their figures beside
+the claim, whatever they are; files named `_name.py` are helpers of the scripts beside them. A picture is what the script wrote
+at the size that stands below it.
 """
 
 

@@ -9,6 +9,9 @@ Optimisers
 Without noise
     fit_fixed_draws         L-BFGS on a bound whose draws are fixed once; standard errors, linear response
 
+Data
+    ProcessLocal            of which each process has its own rows
+
 Starts
     AutoWhitenedNormal      the guide of a model alone: a Normal that begins near the best one, and in its units
     AutoMeanField           that of very many coordinates: one vector without correlations, begun at the prior's median
@@ -18,6 +21,7 @@ Callbacks
     EarlyStopping           stop where the objective no longer improves
     KeepBest                keep the parameters for which a validation loss is least
     LogEvery                print every so many steps
+    Profile                 record some steps with JAX's profiler
     FitInfo                 what a callback sees
 
 Errors
@@ -28,6 +32,7 @@ from ._fit import fit as fit
 from ._fit_result import Fit as Fit, Posterior as Posterior
 from ._fixed_draws import FixedDrawsFit as FixedDrawsFit, fit_fixed_draws as fit_fixed_draws
 from ._pathfinder import pathfinder as pathfinder
+from .data import ProcessLocal as ProcessLocal
 from .starts import AutoMeanField as AutoMeanField, AutoWhitenedNormal as AutoWhitenedNormal
 from .stationarity import Averaging as Averaging, settling as settling
 from .training import (
@@ -36,6 +41,7 @@ from .training import (
     KeepBest as KeepBest,
     LogEvery as LogEvery,
     NonFiniteError as NonFiniteError,
+    Profile as Profile,
     by_row as by_row,
 )
 
@@ -43,12 +49,14 @@ __all__ = [
     "by_row",
     "settling",
     "fit_fixed_draws",
+    "ProcessLocal",
     "AutoWhitenedNormal",
     "AutoMeanField",
     "pathfinder",
     "EarlyStopping",
     "KeepBest",
     "LogEvery",
+    "Profile",
     "FitInfo",
     "NonFiniteError",
 ]

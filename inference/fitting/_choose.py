@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from numpyro.infer.autoguide import AutoContinuous
 
@@ -32,10 +32,11 @@ from .._observed import (
     tells,
     warn_of_unread,
 )
+from .._processes import check_same
 from .._runs import abstract_run, check_run, tried_run
 from ..objectives import elbo
 from ._options import FitOptions
-from .data import held, row_blocks
+from .data import held, row_blocks, with_rows_of_all
 from .starts import AutoMeanField, AutoWhitenedNormal, OwnGuide
 
 # Coordinates up to which all correlations are trained, and up to which they are those of the start; of more, there are none.
@@ -83,8 +84,12 @@ def choose(options: FitOptions) -> ChosenFit:
         args, labels = as_arguments(args, program), labels_of(raw, program)
         if categories_of(raw, program):
             check_categories("fit", tried_run(program, args), raw)
-    stored = args if isinstance(args, tuple) else None
     key = default_key() if options.key is None else typed_key(options.key)
+    if options.is_shared:
+        _check_same(options, key, args)
+    if options.spread_plate is not None and isinstance(args, tuple):
+        args = with_rows_of_all(objective, args, options.spread_plate, mesh)
+    stored = args if isinstance(args, tuple) else None
     reasons: dict[str, str] = {}
     if options.is_model and isinstance(args, tuple):
         check_jumps = True if options.check_jumps is None else options.check_jumps
@@ -99,11 +104,17 @@ def choose(options: FitOptions) -> ChosenFit:
     if options.is_model and is_single and isinstance(guide, OwnGuide):
         guide.blocks = row_blocks(objective.model, args, options.subsample)
         first = args if guide.blocks is None else guide.blocks.first
-    if mesh is not None:
-        # Explicitly typed axes would put the sharding into the types of the user's program.
-        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     keys = key if options.num_seeds is None else jax.random.split(key, options.num_seeds)
     return ChosenFit(objective, args, first, stored, labels, key, keys, mesh, reasons)
+
+
+def _check_same(options: FitOptions, key: Key, args: PyTree) -> None:
+    """Refuse, in all processes of a run, what is not the same in all."""
+    names = "num_steps num_seeds average subsample plate_sizes callback_every checkpoint checkpoint_every"
+    told = f"{[str(getattr(options, name)) for name in names.split()]}{options.prefetch > 0}"
+    common = args if isinstance(args, tuple) and options.spread_plate is None else ()
+    what = {"options": told, "keys": key, "params": options.params, "args": common}
+    check_same("fit", what)
 
 
 class ChosenObjective(NamedTuple):

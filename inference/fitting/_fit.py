@@ -15,20 +15,23 @@ from jaxtyping import PyTree
 
 from ...ppl._types import ParamMap
 from ...ppl.checks import CheckJumps
+from .._meshes import over_auto_axes
 from ._choose import choose
 from ._fit_result import Fit
 from ._judge import judge
 from ._options import FitOptions, check, data_by_name
 from ._prepare import prepare
 from ._run import fit_of, train
-from .training import FitInfo
+from .data import ProcessLocal
+from .training import FitInfo, Shardings
 
 
 @data_by_name
+@over_auto_axes
 def fit(
     objective: Any,
     optimizer: Any = None,
-    args: tuple | Mapping[str, PyTree] | Iterable[PyTree] | None = None,
+    args: tuple | Mapping[str, PyTree] | Iterable[PyTree] | ProcessLocal | None = None,
     *,
     num_steps: int | None = None,
     key: jax.Array | None = None,
@@ -47,6 +50,7 @@ def fit(
     checkpoint_every: int = 1000,
     resume: Literal["same", "changed"] = "same",
     mesh: Mesh | None = None,
+    shardings: Shardings | None = None,
     prefetch: int = 2,
     progress: bool = True,
 ) -> Fit:
@@ -75,7 +79,7 @@ def fit(
         args: the arguments of the program, a tuple, or a dict from their names to values; array leaves are traced, other
             leaves stay Python values; None is (). Frames and series of numbers are arrays, too. Or an iterable of such tuples or
             dicts, one minibatch each, all of one shape but that the last of an epoch may have fewer rows; an iterable that can
-            be read again starts anew at its end.
+            be read again starts anew at its end. Over several processes all pass the same, or `fitting.ProcessLocal`.
         num_steps: total number of steps, those before a checkpoint included; 0 takes `params` as they are. None trains until
             an iterator ends; on data themselves until the value has settled, see `fitting.settling`.
         key: PRNG key, typed or raw uint32; default `jax.random.key(0)`.
@@ -114,20 +118,26 @@ def fit(
         callbacks: called with a `FitInfo` every `callback_every` steps and after the last; returning True or "stop" ends the
             run. One with methods `get_state(params)`, a tree of arrays, and `set_state(state)` is resumed from a checkpoint.
         callback_every: steps between calls of the callbacks.
-        checkpoint: path of a file. If it exists, the run goes on from it; it is written every `checkpoint_every` steps, at the
-            end and on Ctrl-C. It holds parameters, optimiser, objective state, step, key, history and callbacks' states. An
-            iterable is read again from its start up to the step reached, or goes on from its own state, if it has one: methods
-            `get_state` and `set_state` of its iterator (Grain), or `state_dict` and `load_state_dict` of the loader (PyTorch's
-            stateful one). The arguments' values are compared with those before; an iterable's are not. Of several processes the
-            first writes it and all read it: the path lies on a file system that they share. A write that fails is warned of.
+        checkpoint: path of a file, or, with `shardings`, of a folder that Orbax writes while the run goes on. If it exists, the
+            run goes on from it; it is written every `checkpoint_every` steps, at the end and on Ctrl-C. It holds parameters,
+            optimiser, objective state, step, key, history and callbacks' states. An iterable is read again from its start up to
+            the step reached, or goes on from its own state, if it has one: methods `get_state` and `set_state` of its iterator
+            (Grain), or `state_dict` and `load_state_dict` of the loader (PyTorch's stateful one). The arguments' values are
+            compared with those before; an iterable's are not. Of several processes the first writes the file and all read it: the
+            path lies on a file system that they share. A write that fails is warned of.
         checkpoint_every: steps between checkpoints.
         resume: what may go on from the checkpoint. "same": the run that wrote it, of more steps perhaps; other programs,
             objectives, optimisers, starts, keys and data are refused by name (the cosine of the default optimiser is one over the
             new number of steps). "changed": any whose parameters and states have the same names and shapes; step number,
             optimiser's state and history go on.
         mesh: devices to split the data over, all of its axes together: leading axes of the minibatch (with `subsample` or an
-            iterable) or of every argument along a plate are split, parameters are replicated. Gives the numbers of one device
-            up to rounding.
+            iterable) or of every argument along a plate are split, parameters are replicated. An axis named "seeds" splits the
+            runs of `num_seeds` instead. Gives the numbers of one device up to rounding. Axes serve as Auto ones, also where they
+            are Explicit, as `jax.make_mesh` makes them.
+        shardings: dict from fnmatch patterns on names of parameters ("net") or of their leaves ("net.layers.0.weight") to the
+            axes of `mesh` over which they are split: a `jax.P` with one entry for each dimension, or the name of an axis, which
+            splits the longest dimension that its devices divide. The optimiser's state, averages and gradients follow. What no
+            pattern matches is held by every device. Parameters are made in their parts: no device needs room for all.
         prefetch: stacks of batches (16 to 64, those in 32 MB) of an iterable that a thread reads ahead, and moves to the device,
             while the caller's thread waits; never beyond `num_steps`. 0 reads in the caller's thread, as loaders need that are
             tied to it (a database connection) or that callbacks change on the way.
@@ -161,7 +171,7 @@ def fit(
     options = FitOptions(
         objective=objective,
         optimizer=optimizer,
-        args=() if args is None else args,
+        args=args.args if isinstance(args, ProcessLocal) else () if args is None else args,
         num_steps=num_steps,
         key=key,
         subsample=subsample,
@@ -179,8 +189,10 @@ def fit(
         checkpoint_every=checkpoint_every,
         resume=resume,
         mesh=mesh,
+        shardings=shardings,
         prefetch=prefetch,
         progress=progress,
+        spread_plate=args.plate if isinstance(args, ProcessLocal) else None,
     )
     check(options)
     chosen = choose(options)

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from ...ppl._types import Key
 from .._arguments import simulated
 from ._choose import ChosenFit
@@ -57,6 +59,8 @@ def is_judged(fit: Any, *, is_chosen: bool, has_minibatches: bool) -> bool:
     objective = fit.objective
     if not _is_whole(fit) or fit.num_seeds is not None:
         return False
+    if not all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(fit.args)):
+        return False  # rows of other processes
     if is_chosen:
         return True
     if getattr(objective, "name", "") not in _BOUNDS or objective.site_weights is not None:

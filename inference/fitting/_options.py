@@ -20,8 +20,9 @@ from ...ppl.checks import CheckJumps
 from .._abstract_objective import AbstractObjective
 from .._game import Game
 from .._host_keys import default_key
+from .._processes import spans_processes
 from .data import is_iterable_of_batches
-from .training import FROZEN, EarlyStopping, FitInfo, is_optimizer
+from .training import FROZEN, EarlyStopping, FitInfo, Shardings, check_seeds, is_optimizer
 
 
 class FitOptions(NamedTuple):
@@ -47,13 +48,20 @@ class FitOptions(NamedTuple):
     checkpoint_every: int
     resume: Literal["same", "changed"]
     mesh: Mesh | None
+    shardings: Shardings | None
     prefetch: int
     progress: bool
+    spread_plate: str | None  # of which each process has its own rows
 
     @property
     def is_model(self) -> bool:
         """Whether a model alone is given, for which guide and objective are chosen."""
         return callable(self.objective) and not isinstance(self.objective, AbstractObjective)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes are in this call."""
+        return spans_processes("fit", self.mesh)
 
 
 def data_by_name[**P, R](fn: Callable[P, R]) -> Callable[P, R]:
@@ -88,6 +96,11 @@ def check(options: FitOptions) -> None:
     is_tree = isinstance(options.args, tuple | Mapping)
     refuse_traced(options.args if is_tree else None, options.params, options.key)
     _check_values(options)
+    check_seeds(options.mesh, options.num_seeds)
+    if options.shardings is not None and options.mesh is None:
+        raise ValueError(
+            f"Argument 'shardings' is {dict(options.shardings)}, and there are no devices to split over. Pass mesh= as well."
+        )
     if (check_jumps := options.check_jumps) is not None and not options.is_model:
         raise ValueError(
             f"fit: check_jumps={check_jumps!r} is for a model alone, and an objective is given. Pass it to the objective, e.g. "
@@ -104,7 +117,7 @@ def check(options: FitOptions) -> None:
 def _check_types(options: FitOptions) -> None:
     objective, optimizer, args = options.objective, options.optimizer, options.args
     callbacks, mesh, average = options.callbacks, options.mesh, options.average
-    is_model = options.is_model
+    is_model, is_spread = options.is_model, options.spread_plate is not None
     problems = []
     if isinstance(objective, AutoGuide):
         problems.append(
@@ -138,9 +151,10 @@ def _check_types(options: FitOptions) -> None:
             "'args' must hold the program's arguments, a tuple such as (x,) or a dict such as {'x': x}, or be an iterable of "
             f"such; got {type(args).__name__}"
         )
-    elif is_model and is_iterable_of_batches(args):
+    elif is_model and (is_iterable_of_batches(args) or is_spread):
+        kind = "rows of each process" if is_spread else "an iterable of batches"
         problems.append(
-            f"'objective' is a model, and 'args' is a {type(args).__name__}, an iterable of batches: guide and objective are "
+            f"'objective' is a model, and 'args' is a {type(args).__name__}, {kind}: guide and objective are "
             "chosen for data themselves. Pass them as a tuple, e.g. (x,) with subsample={plate: size}, or write the guide and "
             "pass inference.elbo(model, guide)"
         )

@@ -6,9 +6,11 @@ from collections.abc import Collection, Mapping
 
 import jax
 from jaxtyping import PyTree
+from numpyro.infer.autoguide import AutoGuide
 
 from ...ppl.language import set_up
 from .._abstract_objective import AbstractObjective, guide_fn
+from .._arguments import shapes_of
 from .._game import Game, PlayerTurn
 from .._runs import later_indices
 from ._choose import ChosenFit, check_programs, programs_of
@@ -23,8 +25,8 @@ from ._default_optimizer import (
 from ._options import FitOptions
 from ._resuming import description, resumed
 from ._run import FitRun
-from .data import is_iterable_of_batches, make_source
-from .storage import StoredRun, describe, fingerprint
+from .data import SEEDS, is_iterable_of_batches, make_source
+from .storage import Folder, StoredRun, describe, fingerprint
 from .training import (
     Carry,
     Config,
@@ -36,6 +38,7 @@ from .training import (
     labels,
     make_optimizer,
     run_keys,
+    shardings_of,
     strong,
     with_state,
 )
@@ -49,14 +52,17 @@ def prepare(options: FitOptions, chosen: ChosenFit) -> FitRun:
     _begin_guide(options, chosen)
     order_key = run_keys(chosen.keys)[3] if num_seeds is None and options.subsample else None
     scaled, source = make_source(
-        objective, chosen.args, options.subsample, options.plate_sizes, chosen.mesh, options.prefetch, order_key
+        objective, chosen.args, options.subsample, options.plate_sizes, chosen.mesh, options.prefetch, order_key,
+        options.spread_plate,
     )  # fmt: skip
     init_args = source.first()
     if not is_model:
         whole = chosen.args if isinstance(chosen.args, tuple) else init_args
         check_programs("fit", objective, whole, may_be_prior=options.unobserved == "allow")
     source.set_index_check(later_indices("fit", programs_of(objective), init_args))
-    params = initial_params(scaled, options.params, chosen.keys, num_seeds, init_args)
+    lie: PyTree = lambda shapes: shardings_of(options.shardings, shapes, chosen.mesh, num_seeds)
+    place = None if options.shardings is None else lie
+    params = initial_params(scaled, options.params, chosen.keys, num_seeds, init_args, place)
     one: PyTree = params if num_seeds is None else jax.tree.map(lambda leaf: leaf[0], params)
     turns = scaled.turns(one) if isinstance(scaled, Game) else None
     share = getattr(source, "share", 1.0)
@@ -73,7 +79,8 @@ def prepare(options: FitOptions, chosen: ChosenFit) -> FitRun:
         average=options.average,
         on_nonfinite=options.on_nonfinite,
         num_seeds=num_seeds,
-        mesh=chosen.mesh,
+        place=lie(shapes_of(one)),
+        seeds_axis=SEEDS if chosen.mesh is not None and SEEDS in chosen.mesh.axis_names else None,
         num_steps=options.num_steps,
         max_steps=min(_MAX_STEPS_PER_CALL, source.steps_per_call),
     )
@@ -86,12 +93,22 @@ def prepare(options: FitOptions, chosen: ChosenFit) -> FitRun:
     if options.checkpoint is not None:
         own = make_optimizer(given, one, fixed=_fixed(options, objective), turns=turns)
         run |= _belongings(options, chosen, config, carry, own, one, init_args)
+    is_spread, folder = options.spread_plate is not None, None
+    if is_spread:
+        run["plate spread over processes"] = options.spread_plate
+    if (
+        options.checkpoint is not None
+        and options.shardings is not None
+        and config.place is not None
+    ):
+        folder, carry = Folder(options.checkpoint), jax.device_put(carry, config.place(carry))
     carry, step, values, stopped, loader = resumed(
-        options.checkpoint, carry, run, options.num_steps, num_seeds, with_state(options.callbacks), options.resume
+        options.checkpoint, carry, run, options.num_steps, num_seeds, with_state(options.callbacks), options.resume,
+        is_spread, folder,
     )  # fmt: skip
     plan = HostPlan(
         options.num_steps, tuple(options.callbacks), options.callback_every, options.checkpoint,
-        options.checkpoint_every, run, options.progress,
+        options.checkpoint_every, run, options.progress, options.is_shared, is_spread, folder,
     )  # fmt: skip
     is_over = stopped and bool(options.callbacks)
     return FitRun(chosen, config, plan, init_args, carry, step, values, is_over, loader)
@@ -99,7 +116,10 @@ def prepare(options: FitOptions, chosen: ChosenFit) -> FitRun:
 
 def _begin_guide(options: FitOptions, chosen: ChosenFit) -> None:
     """An autoguide starts where its first call says: with all data, as without a mesh, and not where plates are looked for."""
+    guide = guide_fn(chosen.objective)
+    is_new = isinstance(guide, AutoGuide) and guide.prototype_trace is None
     is_split = chosen.mesh is not None and not options.subsample
+    is_split = is_split and (options.shardings is None or is_new)
     if not isinstance(chosen.args, tuple) or not (options.is_model or is_split):
         return
     key = run_keys(chosen.keys if options.num_seeds is None else chosen.keys[0])[0]
@@ -162,8 +182,10 @@ def _belongings(
     if with_state(options.callbacks):
         found["callbacks with a state"] = labels(options.callbacks)
     if isinstance(chosen.args, tuple):
-        found["values of args (hashes)"] = fingerprint(config.source.split.arrays(chosen.args))
-    one_state = carry.state
+        is_whole = options.spread_plate is None
+        arrays = config.source.split.arrays(chosen.args)
+        found["values of args (hashes)"] = fingerprint(arrays) if is_whole else ["spread"]
+    one_state, is_held = carry.state, options.shardings is None
     if options.num_seeds is not None:
         one_state = jax.tree.map(lambda x: x[0], carry.state)
     found["belongs to"] = describe(
@@ -173,8 +195,9 @@ def _belongings(
             state=one_state,
             args=init_args,
             update=None if is_own else lambda p, s, g, v: apply(own, p, s, g, v, 1.0),
-            opt_state=own.transform.init(params),
-            start={"params": carry.params, "opt_state": carry.opt_state},
+            opt_state=jax.eval_shape(own.transform.init, params),
+            # Sums over what lies on other hosts would be a part of them.
+            start={"params": carry.params, "opt_state": carry.opt_state} if is_held else {},
         )
     )
     return found

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ...ppl.language import Program
 from .._arguments import shapes_of
+from .._processes import together
 from ._choose import ChosenFit
 from ._fit_result import Fit, StopReason
 from .data import LoaderState
@@ -51,9 +51,10 @@ class FitRun(NamedTuple):
 def train(run: FitRun) -> Fit:
     """All steps, and their fit; that of fewer after Ctrl-C."""
     config, carry = run.config, run.carry
-    config.source.resume(run.loader, run.step)
-    if config.mesh is not None:
-        carry = jax.device_put(carry, NamedSharding(config.mesh, PartitionSpec()))
+    with together(run.plan.is_shared):
+        config.source.resume(run.loader, run.step)
+    if config.place is not None:
+        carry = jax.device_put(carry, config.place(carry))
     make_fit = functools.partial(fit_of, run)
     result = Training(
         config, run.plan, run.chosen.keys, carry, run.step, run.values, make_fit

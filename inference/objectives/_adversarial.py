@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ... import ppl
@@ -32,7 +33,9 @@ _LOSSES: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = 
     "logistic": (lambda f: jax.nn.softplus(-f), jax.nn.softplus),
     "exponential": (lambda f: -f, jnp.expm1),
 }
-_PROBED = jnp.linspace(-3.0, 3.0, 64)  # log-ratios at which the first variation must have a slope
+_PROBED = np.linspace(
+    -3.0, 3.0, 64, dtype=np.float32
+)  # log-ratios at which the first variation must have a slope
 
 
 class RowCritic(Protocol):

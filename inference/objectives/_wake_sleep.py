@@ -78,7 +78,7 @@ def wake_phi(
     @objective(direction="min", weighing="refused", bias=_SELF_NORMALISED)
     def wake_phi(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         weights, log_q, _, scale = _particles(model, guide, proposal, args, num_particles, per)
-        return -jnp.sum(scale * stop(jax.nn.softmax(weights, axis=0)) * log_q)
+        return -jnp.sum(scale * _averaged(weights, log_q))
 
     return wake_phi(
         model,
@@ -122,8 +122,7 @@ def forward_kl(
     @objective(direction="min", weighing="refused", bias=_SELF_NORMALISED)
     def forward_kl(model: ppl.Program, guide: ppl.Program, *args: PyTree) -> Array:
         weights, log_q, log_p, scale = _particles(model, guide, proposal, args, num_particles, per)
-        shares = stop(jax.nn.softmax(weights, axis=0))
-        return jnp.sum(scale * ((shares * (log_p - log_q)).sum(0) - log_mean_exp(weights)))
+        return jnp.sum(scale * (_averaged(weights, log_p - log_q) - log_mean_exp(weights)))
 
     return forward_kl(
         model,
@@ -371,6 +370,12 @@ def _is_factor(fn: Callable[..., PyTree]) -> bool:
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         fn = fn.base_dist
     return isinstance(fn, dist.Unit)
+
+
+def _averaged(weights: Array, values: Array) -> Array:
+    """The mean of values under self-normalised weights, held fixed; what has none counts nothing, be it infinite."""
+    shares = stop(jax.nn.softmax(weights, axis=0))
+    return jnp.sum(shares * jnp.where(shares == 0, 0.0, values), axis=0)
 
 
 def _particles(

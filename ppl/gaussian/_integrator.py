@@ -110,7 +110,7 @@ class Integrator(Basis):
         try:
             if eqn.primitive is statement_p:
                 args = self.settled(args)
-                return [self._statement(eqn.params["statement"], args[:-1])]
+                return [self._statement(*eqn.params["statement"].read(args[:-1]))]
             if not has_statements and all(map(is_certain, args)):
                 return bind(eqn, args)
             if name == "scan" and (has_statements or not self.emit.approximation):

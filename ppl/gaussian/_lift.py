@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 from numpyro.primitives import Messenger
 
-from .._compat import Equation, Jaxpr, Literal, Primitive, ShapedArray, Var
+from .._compat import Equation, Jaxpr, Literal, Primitive, ShapedArray, Tracer, Var
 from .._types import Message
 from ..jaxprs import inner_jaxprs
 from ..traces import Noiseless, scales_of
@@ -34,10 +34,11 @@ class Statement:
         name: of the site.
         treedef: of its law; None: a deterministic one.
         is_observed: whether its value is given.
-        infer: NumPyro's options of the site.
+        infer: NumPyro's options of the site, without its missing cells where these are an operand.
         frames: the plates around it, as NumPyro describes them.
         scale: factor on its log-probs; None: none, or an operand.
-        has_scale: whether the last operand is the factor.
+        has_scale: whether an operand is the factor, behind those of the law and the value.
+        has_cells: whether the last operand says which cells are missing, numbers of the trace outside.
         rows: how many rows each row of a subsample stands for, which is part of the factor; None: it is not the whole factor.
         rows_scale: the part of it that `ppl.rescale_plates` has set.
         aval: shape and type of the value.
@@ -53,10 +54,18 @@ class Statement:
     rows: float | None
     rows_scale: float
     aval: Any
+    has_cells: bool = False
 
     def law(self, leaves: list[PyTree]) -> PyTree:
         """The law with these leaves."""
         return self.treedef.unflatten(leaves[: self.treedef.num_leaves])
+
+    def read(self, operands: list[PyTree]) -> tuple[Statement, list[PyTree]]:
+        """The statement with its missing cells among its options again, and the other operands."""
+        if not self.has_cells:
+            return self, operands
+        infer = self.infer | {"cells": operands[-1]}
+        return dataclasses.replace(self, infer=infer, has_cells=False), operands[:-1]
 
     @contextlib.contextmanager
     def around(self, scale: object, dropped: int | None = 0) -> Iterator[None]:
@@ -130,16 +139,19 @@ class Lifter(Noiseless):
         has_scale = scale is not None and not isinstance(scale, int | float)
         if has_scale:
             operands.append(scale)
+        infer = dict(msg["infer"])
+        if has_cells := isinstance(infer.get("cells"), Tracer):  # the statement outlives the trace
+            operands.append(infer.pop("cells"))
         if value is None:
             shaped = jax.eval_shape(lambda: msg["fn"].sample(jax.random.key(0)))
         else:
             shaped = jax.eval_shape(lambda: jnp.asarray(value))
         rows, more = scales_of(msg, self.plates)
         statement = Statement(
-            msg["name"], treedef, bool(msg["is_observed"]), dict(msg["infer"]),
+            msg["name"], treedef, bool(msg["is_observed"]), infer,
             tuple(msg["cond_indep_stack"]), None if has_scale else scale, has_scale,
             rows if more is None else None, msg.get("rows_scale", 1.0),
-            ShapedArray(shaped.shape, shaped.dtype),
+            ShapedArray(shaped.shape, shaped.dtype), has_cells,
         )  # fmt: skip
         msg["value"] = self._equation(statement, operands)
         msg["stop"] = True

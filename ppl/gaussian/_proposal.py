@@ -59,7 +59,7 @@ class Proposer(Interpreter):
 
     def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         if eqn.primitive is statement_p:
-            return [self._value(eqn.params["statement"], args[:-1])]
+            return [self._value(*eqn.params["statement"].read(args[:-1]))]
         if not holds_statement(eqn):
             return bind(eqn, args)
         if eqn.primitive.name == "scan" and self.values is None:

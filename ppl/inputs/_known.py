@@ -133,8 +133,11 @@ def _run(
 
 def _constant(value: PyTree) -> Known | None:
     """What is closed over; unknown where it is a key, or a value of a trace outside (a parameter, under `jax.jit`)."""
-    is_key = jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.extended)
-    return None if is_key or isinstance(value, Tracer) else Known.of(value)
+    return None if _is_key(value) or isinstance(value, Tracer) else Known.of(value)
+
+
+def _is_key(value: PyTree) -> bool:
+    return jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.extended)
 
 
 def _results(
@@ -166,6 +169,7 @@ def _results(
         return list(unknown)
     # One result of known operands: kept as an expression, computed where somebody asks for its value.
     is_plain = not eqn.effects and next(inner_jaxprs(eqn), None) is None and len(eqn.outvars) == 1
+    is_plain = is_plain and not _is_key(eqn.outvars[0].aval)
     if not is_plain or any(o is None for o in operands):
         return list(unknown)
     all_known = [o for o in operands if o is not None]

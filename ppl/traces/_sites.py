@@ -241,6 +241,7 @@ def log_prob_of(msg: Message) -> Array:
         # The engine's own number, so that the analysis can tell a site's density at its own draw.
         elements = msg["_log_prob"]
         log_prob = elements.sum(tuple(range(len(fn.batch_shape), elements.ndim)))
+        _refuse_half(msg["name"], log_prob)
         return log_prob if msg["scale"] is None else msg["scale"] * log_prob
     try:
         log_prob = log_prob_at(fn, value, intermediates)
@@ -249,7 +250,18 @@ def log_prob_of(msg: Message) -> Array:
             f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed ({err}). Correct the value, the "
             "law's arguments, or its log_prob."
         ) from err
+    _refuse_half(msg["name"], log_prob)
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob
+
+
+def _refuse_half(name: str, log_prob: Array) -> None:
+    """Refuse log-densities that lose what a sum over rows is made of."""
+    dtype = jnp.result_type(log_prob)
+    if dtype.itemsize < 4 and jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"Site '{name}': its log-density is computed in {dtype}, which keeps two or three digits, and a sum over rows keeps "
+            "fewer. Let a network compute in half precision, and cast what enters the law: x.astype(jnp.float32)."
+        )
 
 
 def without_support_check(fn: dist.Distribution, value: PyTree) -> dist.Distribution:

@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
+from lapilli.inference._observed import readers
 
 CALLS = {
     "fit": lambda model, *args: inference.fit(model, args=args, num_steps=1, progress=False),
@@ -105,3 +106,29 @@ def test_bounds_that_are_learned_meet_data_of_any_kind(y):
 def test_truth_values_are_no_numbers():
     with pytest.raises(TypeError, match="'y'.*True and False, and Normal.*astype"):
         CALLS["infer"](line, np.ones(5), np.arange(5) < 3)
+
+
+SUPPORTS = {
+    "simplex": (dist.Dirichlet(jnp.ones(3)), lambda p, z: dist.Categorical(p + jax.nn.sigmoid(z) * (1 / 3 - p))),
+    "positive": (dist.LogNormal(0.0, 1.0), lambda p, z: dist.Normal(z, p)),
+    "interval": (dist.Uniform(1.0, 2.0), lambda p, z: dist.Normal(z, p)),
+    "factor": (dist.LKJCholesky(2), lambda p, z: dist.MultivariateNormal(jnp.full(2, z), scale_tril=p)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_what_reads_a_site_is_told_where_zero_is_no_value_of_another(name):
+    """Laws whose arguments are other sites are not asked what they are at zeros, which lie outside of these supports."""
+    law, of = SUPPORTS[name]
+
+    @ppl.model
+    def program():
+        p = ppl.sample("p", law)
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("x", of(p, z))
+        ppl.sample("y", dist.Normal(0.0, 1.0))
+
+    trace = program.simulate(jax.random.key(0))
+    assert readers(program, "z", trace, ()) == ["x", "z"]
+    assert readers(program, "p", trace, ()) == ["p", "x"]
+    assert readers(program, "y", trace, ()) == ["y"]

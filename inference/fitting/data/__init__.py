@@ -10,8 +10,14 @@ from ._buffers import held as held
 from ._full import FullData as FullData
 from ._interface import Source as Source
 from ._minibatches import Minibatches as Minibatches
+from ._process_local import ProcessLocal as ProcessLocal
 from ._reader import LoaderState as LoaderState
 from ._row_blocks import RowBlocks as RowBlocks
-from ._source import make_source as make_source, row_blocks as row_blocks
+from ._sharding import SEEDS as SEEDS
+from ._source import (
+    make_source as make_source,
+    row_blocks as row_blocks,
+    with_rows_of_all as with_rows_of_all,
+)
 
 __all__: list[str] = []

@@ -16,15 +16,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
 from ..._arguments import Arguments
+from ..._processes import checksum, gathered, spans_processes
 from ._ahead import Ahead
 from ._buffers import Buffers
 from ._interface import Source
 from ._reader import IterableReader, LoaderState, as_args
-from ._sharding import check_divisible, constrain, put, with_leading
+from ._sharding import at_hand, check_divisible, constrain, put, row_axes, with_leading
 
 # Batches in a stack, at least and at most: each device call costs the host about a millisecond.
 _LENGTHS = 16, 64
@@ -41,6 +42,7 @@ class _Stack(NamedTuple):
         origin: from where these can be read again.
         buffers: their memory.
         wider: number and arrays of those whose integers are beyond those of earlier batches.
+        signature: what is the same in all processes: how far their loaders are, numbers of rows, values.
     """
 
     arrays: list[PyTree]
@@ -48,6 +50,7 @@ class _Stack(NamedTuple):
     origin: LoaderState
     buffers: list[np.ndarray]
     wider: Sequence[tuple[int, list[np.ndarray]]] = ()
+    signature: tuple[int, ...] = ()
 
 
 class Batches(Source):
@@ -74,7 +77,7 @@ class Batches(Source):
         args = as_args(item, 0)
         self.split = Arguments(args)
         self._first = self.split.arrays(args)
-        self.shapes = _shapes(self._first)
+        self.shapes = self._own_shapes = _shapes(self._first)
         num_bytes = sum(_dtype(a).itemsize * int(np.size(a)) for a in self._first)
         self.steps_per_call = int(np.clip(_BYTES // max(num_bytes, 1), *_LENGTHS))
         self._buffers = Buffers()
@@ -84,6 +87,8 @@ class Batches(Source):
         self._origin = origin  # of the next stack, while a batch is held
         self._mesh: jax.sharding.Mesh | None = None
         self._sharded: list[bool] = []
+        self._is_spread, self._is_shared = False, False  # over processes
+        self._num_parts, self._num_here = 1, 1
         self._plates: Collection[int] = ()
         self._other: list[str] = []  # shapes of batches with fewer rows
         self._check_plates, self._is_checked = (lambda args: None), False
@@ -93,9 +98,37 @@ class Batches(Source):
 
     def set_sharding(self, mesh: jax.sharding.Mesh, batch_sizes: Iterable[int]) -> None:
         """Shard the leaves whose leading axis is one of `batch_sizes`."""
-        self._mesh = mesh
+        self._mesh, self._is_shared = mesh, spans_processes("fit", mesh)
         self._sharded = with_leading(self._first, batch_sizes)
         check_divisible(mesh, self._sharded, self._first, "a batch")
+
+    def set_spread(self, mesh: jax.sharding.Mesh, is_cut: list[bool]) -> None:
+        """Each process has its own rows of these leaves."""
+        self._mesh, self._sharded = mesh, is_cut
+        self._is_spread = self._is_shared = spans_processes("fit", mesh)
+        if not self._is_spread:
+            check_divisible(mesh, is_cut, self._first, "a batch")
+            return
+        self._num_parts = jax.process_count()
+        own = {len(x) for x, cut in zip(self._first, is_cut, strict=True) if cut}
+        sizes = gathered([max(own, default=0)])[:, 0].tolist()
+        num_here = self._num_here = len(mesh.local_devices)
+        is_even = gathered([len(own) == 1 and max(own) % num_here == 0]).all()
+        if len(set(sizes)) > 1 or not is_even:
+            raise ValueError(
+                f"Argument 'args': the first batches of the processes have {sizes} rows, and each needs as many as the others, a "
+                f"multiple of the {num_here} devices that it has. Cut batches in equal parts."
+            )
+        self.shapes = _shapes([jax.ShapeDtypeStruct(s, _dtype(x)) for s, x in self._whole_shapes()])
+
+    def _whole_shapes(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        """The shapes of the first batch with the rows of all processes, and its arrays."""
+        sharded = self._sharded or [False] * len(self._first)
+        factors = [self._num_parts if s else 1 for s in sharded]
+        return [
+            ((f * x.shape[0], *x.shape[1:]) if f > 1 else np.shape(x), x)
+            for f, x in zip(factors, self._first, strict=True)
+        ]
 
     def set_plates(self, sizes: Collection[int], check: Callable[[tuple], None]) -> None:
         """Leading axes of which a later batch may have fewer; `check` is called with the arguments of the first such batch."""
@@ -126,17 +159,24 @@ class Batches(Source):
     ) -> tuple:
         begin, *stacks = data
         arrays = [jax.lax.dynamic_index_in_dim(a, begin + index, keepdims=False) for a in stacks]
-        sharded = self._sharded if self.weight(data) == 1 else [False] * len(stacks)
+        is_whole = self._is_spread or self.weight(data) == 1
+        sharded = self._sharded if is_whole else [False] * len(stacks)
         return self.split.join(constrain(arrays, self._mesh, sharded))
 
     def weight(self, data: PyTree) -> float:
-        pairs = zip(data[1:], self._first, strict=True)
-        parts = {a.shape[1] / len(f) for a, f in pairs if a.shape[1:] != np.shape(f)}
+        pairs = zip(data[1:], self._whole_shapes(), strict=True)
+        parts = {a.shape[1] / shape[0] for a, (shape, _) in pairs if a.shape[1:] != shape}
         return parts.pop() if parts else 1.0
 
     def first(self) -> tuple:
         """The first batch: arguments for initialisation and for checks."""
-        return self.split.join([jnp.asarray(array) for array in self._first])
+        if not self._is_spread:
+            return self.split.join([jnp.asarray(array) for array in self._first])
+        stacks = self._to_device([np.asarray(x)[None] for x in self._first], 1)
+        return self.split.join([at_hand(x)[0] for x in stacks])
+
+    def signature(self) -> tuple[int, ...]:
+        return self._stack.signature
 
     def get_state(self, num_steps: int) -> LoaderState | None:
         origin = self._stack.origin
@@ -199,7 +239,9 @@ class Batches(Source):
                 items.append(self._take())
                 if is_part or self._is_enough(ahead, len(items), began):
                     break
-            if items:
+            if items and not (
+                error is not None and self._is_shared
+            ):  # then all processes hear of it
                 yield self._stacked(items)
         if error is not None:
             raise error
@@ -207,6 +249,8 @@ class Batches(Source):
     def _is_enough(self, ahead: Ahead | None, num_items: int, began: float) -> bool:
         if ahead is None:
             return num_items >= self._wanted
+        if self._is_shared:  # all processes cut the same stacks, however fast they read
+            return False
         return ahead.is_awaited and time.monotonic() - began > _SECONDS
 
     def _stacked(self, items: list[list]) -> _Stack:
@@ -220,7 +264,14 @@ class Batches(Source):
         begin = self._num_taken - len(items)
         wider = [(begin + n, arrays) for n, arrays in enumerate(items) if self._is_wider(arrays)]
         arrays = self._to_device(buffers, length)
-        return _Stack(arrays, len(items), self._origin, buffers, wider)
+        found = self._signature(buffers, items) if self._is_shared else ()
+        return _Stack(arrays, len(items), self._origin, buffers, wider, found)
+
+    def _signature(self, buffers: list[np.ndarray], items: list[list]) -> tuple[int, ...]:
+        is_own = self._sharded if self._is_spread else [False] * len(buffers)
+        rows = sum(len(x) for x in items[0] if np.ndim(x))
+        common = [b[: len(items)] for b, own in zip(buffers, is_own, strict=True) if not own]
+        return *self._reader.place, rows, checksum(common)
 
     def _is_wider(self, arrays: list) -> bool:
         """Whether integers of a batch are beyond those of all batches before it, to which they belong from now on."""
@@ -234,8 +285,16 @@ class Batches(Source):
     def _to_device(self, stacks: list[np.ndarray], length: int) -> list[Array]:
         if self._mesh is None:
             return [jax.device_put(stack) for stack in stacks]
+        spec = PartitionSpec(None, row_axes(self._mesh))
+        if self._is_spread:
+            split = NamedSharding(self._mesh, spec)
+            return [
+                jax.make_array_from_process_local_data(split, stack)
+                if is_own
+                else put([stack], self._mesh, [False], spec)[0]
+                for stack, is_own in zip(stacks, self._sharded, strict=True)
+            ]
         sharded = self._sharded if length > 1 else [False] * len(stacks)
-        spec = PartitionSpec(None, self._mesh.axis_names)
         return put(stacks, self._mesh, sharded, spec)
 
     def _take(self) -> list | None:
@@ -261,16 +320,23 @@ class Batches(Source):
                 f"Argument 'args': batch {number} differs from batch 0, and all must be of one kind. {err}"
             ) from err
         seen = _shapes(arrays)
-        if seen == self.shapes or seen == self._other:
+        if seen == self._own_shapes or seen == self._other:
             return arrays
         if self._other or not self._is_part(arrays):
             other = f" and an earlier one {self._other}" if self._other else ""
             raise ValueError(
-                f"Argument 'args': batch {number} has {seen}, but batch 0 has {self.shapes}{other}. All batches must have equal "
-                "shapes; the last of an epoch alone may have fewer rows of a plate in 'plate_sizes'. Else drop it "
+                f"Argument 'args': batch {number} has {seen}, but batch 0 has {self._own_shapes}{other}. All batches must have "
+                "equal shapes; the last of an epoch alone may have fewer rows of a plate in 'plate_sizes'. Else drop it "
                 "(drop_last=True in most data loaders), or pad it and mask it."
             )
         self._other = seen
+        cut = self._sharded if self._is_spread else [False] * len(arrays)
+        own = [len(x) for x, is_cut in zip(arrays, cut, strict=True) if is_cut]
+        if any(size % self._num_here for size in own):
+            raise ValueError(
+                f"Argument 'args': batch {number} has {max(own)} rows, which cannot be split evenly over the {self._num_here} "
+                "devices of this process. Drop it (drop_last=True in most data loaders)."
+            )
         return arrays
 
     def _is_part(self, arrays: list) -> bool:
@@ -297,12 +363,12 @@ def _range(array: np.ndarray) -> tuple[float, float]:
     return int(numbers.min()), int(numbers.max())
 
 
-def _dtype(array: np.ndarray) -> np.dtype:
+def _dtype(array: PyTree) -> np.dtype:
     """The type on the device, so that a loader may mix float32 and float64."""
     return jax.dtypes.canonicalize_dtype(array.dtype)
 
 
-def _shapes(arrays: list[np.ndarray]) -> list[str]:
+def _shapes(arrays: list[PyTree]) -> list[str]:
     return [f"{_dtype(array)}{list(np.shape(array))}" for array in arrays]
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from ....ppl._types import Key
 from ..._arguments import Arguments, shapes
 from ._interface import Source
-from ._sharding import check_divisible, put, with_leading
+from ._sharding import check_divisible, num_parts, put, row_axes, with_leading
 
 
 class FullData(Source):
@@ -24,10 +24,10 @@ class FullData(Source):
         self.shapes = shapes(arrays)
         if mesh is not None:
             # Any split is correct (the partitioner keeps the program's meaning); even ones are fast.
-            sizes = [size for size in plate_sizes.values() if size % mesh.size == 0]
+            sizes = [size for size in plate_sizes.values() if size % num_parts(mesh) == 0]
             sharded = with_leading(arrays, sizes)
             check_divisible(mesh, sharded, arrays, "the data")
-            arrays = put(arrays, mesh, sharded, PartitionSpec(mesh.axis_names))
+            arrays = put(arrays, mesh, sharded, PartitionSpec(row_axes(mesh)))
         self._data = [jnp.asarray(array) for array in arrays]
 
     def load(self, num_steps: int) -> tuple[PyTree, int]:

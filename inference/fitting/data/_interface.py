@@ -57,6 +57,10 @@ class Source(abc.ABC):
         """The `LoaderState` from which step number `num_steps` can be reached; None if only from the start."""
         return None
 
+    def signature(self) -> tuple[int, ...]:
+        """Of what `load` gave last, numbers that are the same in all processes of a run."""
+        return ()
+
     def set_index_check(self, check: Callable[[int, tuple], None]) -> None:
         """What is to be called with the number and the arguments of a batch whose integers are beyond those of earlier ones."""
         self.check_indices = check

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
 from ....ppl._shared_jit import shared_jit
 from ..._arguments import Arguments, shapes
 from ._interface import UNBOUNDED, Source
 from ._reshuffling import draw_order, entries
-from ._sharding import check_divisible, constrain, put
+from ._sharding import at_hand, check_divisible, constrain, placed, row_axes, shared_out
 
 MOST_STEPS, MOST_BYTES = 1024, 2**25  # of a device call, of rows that are read from a file
 
@@ -56,13 +56,17 @@ class Minibatches(Source):
                 if p
             ]
             check_divisible(mesh, [True] * len(batches), batches, "a minibatch")
-            # Each device holds its share of the rows, where these can be shared out evenly, and hands over those of a batch.
-            is_shared = [p is not None and plate_sizes[p] % mesh.size == 0 for p in self._plate_of]
-            arrays = put(arrays, mesh, is_shared, PartitionSpec(mesh.axis_names))
         self._data = self._held(arrays)
 
     def _held(self, arrays: list[Array]) -> list[Array]:
-        return [jnp.asarray(array) for array in arrays]
+        """Over a mesh each device holds its share of the rows, and hands over those of a batch."""
+        if self._mesh is None:
+            return [jnp.asarray(array) for array in arrays]
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        return [
+            placed(array, everywhere) if p is None else shared_out(array, self._mesh)
+            for array, p in zip(arrays, self._plate_of, strict=True)
+        ]
 
     def load(self, num_steps: int) -> tuple[list[Array], int]:
         return self._data, num_steps
@@ -97,7 +101,7 @@ class Minibatches(Source):
     def first(self) -> tuple:
         """The first rows of the data, not shuffled: arguments for initialisation and for checks."""
         arrays = [
-            jnp.asarray(array[: self._plates[plate][1]]) if plate else array
+            at_hand(array[: self._plates[plate][1]]) if plate else at_hand(array)
             for array, plate in zip(self._data, self._plate_of, strict=True)
         ]
         return self.split.join(arrays)
@@ -109,9 +113,11 @@ class Minibatches(Source):
 class MappedMinibatches(Minibatches):
     """The rows that `Minibatches` takes, of data on the host: of a `numpy.memmap` a device call reads those of its steps.
 
+    Over a mesh of several processes each reads the rows that its own devices compute on, from a file that all can open.
+
     Args:
         order_key: key of the order of the data, see `run_keys`.
-        args, batch_sizes, plate_sizes, plate_of: as of `Minibatches`.
+        args, batch_sizes, plate_sizes, mesh, plate_of: as of `Minibatches`.
     """
 
     def __init__(
@@ -120,16 +126,20 @@ class MappedMinibatches(Minibatches):
         args: tuple,
         batch_sizes: Mapping[str, int],
         plate_sizes: Mapping[str, int],
+        mesh: jax.sharding.Mesh | None,
         plate_of: Sequence[str | None],
     ):
-        super().__init__(args, batch_sizes, plate_sizes, None, plate_of)
+        super().__init__(args, batch_sizes, plate_sizes, mesh, plate_of)
         size = sum(array.nbytes for array, p in zip(self.first_arrays, plate_of, strict=True) if p)
         self.steps_per_call = int(np.clip(MOST_BYTES // max(size, 1), 1, MOST_STEPS))
         self._key, self._step = order_key, 0
         self._rows_of_steps = shared_jit(self._numbers)
 
     def _held(self, arrays: list[Array]) -> list[Array]:
-        return [a if p else jnp.asarray(a) for a, p in zip(arrays, self._plate_of, strict=True)]
+        mesh, whole = self._mesh, jnp.asarray
+        if mesh is not None:
+            whole = lambda a: placed(a, NamedSharding(mesh, PartitionSpec()))
+        return [a if p else whole(a) for a, p in zip(arrays, self._plate_of, strict=True)]
 
     @property
     def first_arrays(self) -> list[Array]:
@@ -154,9 +164,18 @@ class MappedMinibatches(Minibatches):
     def _read(self, array: Array | np.ndarray, rows: np.ndarray) -> jax.Array:
         """The rows of all steps; of one shape, so that calls are one program."""
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        found = np.zeros((self.steps_per_call, rows.shape[1], *array.shape[1:]), dtype)
-        found[: len(rows)] = array[rows]
-        return jnp.asarray(found)
+
+        def part(index: PyTree) -> np.ndarray:
+            own = rows[:, index[1]]  # of all steps, those that a device computes on
+            found = np.zeros((self.steps_per_call, own.shape[1], *array.shape[1:]), dtype)
+            found[: len(own)] = array[own]
+            return found
+
+        if self._mesh is None:
+            return jnp.asarray(part((slice(None), slice(None))))
+        shape = (self.steps_per_call, rows.shape[1], *array.shape[1:])
+        split = NamedSharding(self._mesh, PartitionSpec(None, row_axes(self._mesh)))
+        return jax.make_array_from_callback(shape, split, part)
 
     def segment(self, key: jax.Array, step: ArrayLike) -> tuple[PyTree, Array]:
         return (), jnp.int32(UNBOUNDED)
@@ -166,7 +185,7 @@ class MappedMinibatches(Minibatches):
             array[index] if plate else array
             for array, plate in zip(data, self._plate_of, strict=True)
         ]
-        return self.split.join(arrays)
+        return self.split.join(constrain(arrays, self._mesh, self._plate_of))
 
     def resume(self, state: PyTree, num_steps: int) -> None:
         """The rows depend on the step alone."""

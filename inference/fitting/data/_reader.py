@@ -26,6 +26,7 @@ class IterableReader:
         self._iterable: PyTree = iterable
         self._iterator: PyTree = iter(iterable)
         self._is_one_shot = self._iterator is iterable
+        self.place = (0, 0)  # epoch, and batches read of it
 
     def next(self) -> PyTree:
         """The next item; None at the end."""
@@ -33,6 +34,8 @@ class IterableReader:
         if item is None and not self._is_one_shot:
             self._iterator = iter(self._iterable)
             item = next(self._iterator, None)
+            self.place = (self.place[0] + 1, 0)
+        self.place = (self.place[0], self.place[1] + 1)
         return item
 
     def get_state(self) -> Mapping[str, PyTree] | None:

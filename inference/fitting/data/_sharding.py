@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from ..._arguments import shapes
+
+SEEDS = "seeds"  # the axis of a mesh over which independent runs are split
+
+
+def row_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes over which rows are split."""
+    return tuple(axis for axis in mesh.axis_names if axis != SEEDS)
+
+
+def num_parts(mesh: Mesh) -> int:
+    """Over how many devices rows are split."""
+    return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
 
 
 def with_leading(arrays: list[PyTree], sizes: Iterable[int]) -> list[bool]:
@@ -18,14 +33,16 @@ def with_leading(arrays: list[PyTree], sizes: Iterable[int]) -> list[bool]:
 
 def check_divisible(mesh: Mesh, sharded: list[bool], arrays: list[PyTree], what: str) -> None:
     leading = [array.shape[0] for array, shard in zip(arrays, sharded, strict=True) if shard]
+    if num_parts(mesh) == 1:
+        return
     if not leading:
         raise ValueError(
-            f"Argument 'mesh': no argument has as its leading axis a plate that {mesh.size} devices divide, so {what} "
+            f"Argument 'mesh': no argument has as its leading axis a plate that {num_parts(mesh)} devices divide, so {what} "
             f"cannot be split. Argument shapes: {shapes(arrays)}. Leave 'mesh' out, or choose sizes that divide."
         )
-    if any(size % mesh.size for size in leading):
+    if any(size % num_parts(mesh) for size in leading):
         raise ValueError(
-            f"Argument 'mesh': the leading axes {leading} of {what} cannot be split evenly over {mesh.size} devices. "
+            f"Argument 'mesh': the leading axes {leading} of {what} cannot be split evenly over {num_parts(mesh)} devices. "
             "Choose a batch size that the number of devices divides."
         )
 
@@ -34,16 +51,47 @@ def put(
     arrays: list[PyTree], mesh: Mesh, sharded: list[bool], spec: PartitionSpec
 ) -> list[jax.Array]:
     return [
-        jax.device_put(array, NamedSharding(mesh, spec if shard else PartitionSpec()))
+        placed(array, NamedSharding(mesh, spec if shard else PartitionSpec()))
         for array, shard in zip(arrays, sharded, strict=True)
     ]
+
+
+def placed(array: PyTree, sharding: NamedSharding) -> jax.Array:
+    """The array there.
+
+    Over several processes each hands over what its own devices hold, and none waits for another: a thread may do so.
+    """
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    is_here = getattr(array, "is_fully_addressable", True)
+    if sharding.is_fully_addressable or is_key or not is_here:
+        return jax.device_put(array, sharding)
+    host = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def shared_out(array: PyTree, mesh: Mesh) -> jax.Array:
+    """The array with its rows split over all devices; where they do not come out even, zeros follow the last row."""
+    more = -len(array) % num_parts(mesh)
+    if more:
+        pad = jnp.pad if isinstance(array, jax.Array) else np.pad
+        array = pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1))
+    return placed(array, NamedSharding(mesh, PartitionSpec(row_axes(mesh))))
 
 
 def constrain(arrays: list[Array], mesh: Mesh | None, sharded: Iterable[PyTree]) -> list[Array]:
     if mesh is None:
         return arrays
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    sharding = NamedSharding(mesh, PartitionSpec(row_axes(mesh)))
     return [
         jax.lax.with_sharding_constraint(array, sharding) if shard else array
         for array, shard in zip(arrays, sharded, strict=True)
     ]
+
+
+def at_hand(array: Array) -> PyTree:
+    """The array, of which a process that holds only a part gets the rest from the others: all of them have to ask."""
+    if getattr(array, "is_fully_addressable", True):
+        return jnp.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return jnp.asarray(multihost_utils.process_allgather(array, tiled=True))

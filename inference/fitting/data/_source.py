@@ -25,12 +25,14 @@ from ....ppl.traces import stand_ins
 from ..._abstract_objective import AbstractObjective, guide_fn
 from ..._arguments import Arguments, is_array, leaves_of, outcome, shapes, shapes_of
 from ..._positions import by_position
+from ..._processes import spans_processes, together
 from ..._rows import Met, rows_of
 from ._batches import Batches, is_iterable_of_batches
 from ._buffers import is_mapped
 from ._full import FullData
 from ._interface import Source
 from ._minibatches import MappedMinibatches, Minibatches
+from ._process_local import check_plate, check_spread, spread
 from ._row_blocks import RowBlocks
 
 
@@ -42,13 +44,15 @@ def make_source(
     mesh: Mesh | None,
     prefetch: int = 0,
     order_key: jax.Array | None = None,
+    spread_plate: str | None = None,
 ) -> tuple[AbstractObjective, Source]:
     """The objective with its plates' full sizes declared, and the source of its arguments.
 
     `order_key` is that of the order of the rows, of one run; without it files that are mapped into memory are read whole.
+    `spread_plate` is the one of which each process has its own rows of a batch.
     """
     if is_iterable_of_batches(args):
-        return _from_iterable(objective, args, subsample, plate_sizes, mesh, prefetch)
+        return _from_iterable(objective, args, subsample, plate_sizes, mesh, prefetch, spread_plate)
     if plate_sizes is not None:
         raise ValueError(
             "Argument 'plate_sizes' declares the full sizes behind an iterable of batches; 'args' is one tuple of "
@@ -63,6 +67,25 @@ def make_source(
         return _from_subsample(objective, args, dict(subsample), mesh, order_key)
     sizes = objective.plate_sizes(*args) if mesh is not None else {}
     return objective, FullData(args, mesh, sizes)
+
+
+def with_rows_of_all(
+    objective: AbstractObjective, args: tuple, plate: str, mesh: Mesh | None
+) -> tuple:
+    """The arguments with the rows of all processes, of those of this one."""
+    check_spread(plate, mesh)
+    with together(spans_processes("fit", mesh)):
+        sizes = dict(objective.plate_sizes(*args))
+        check_plate(plate, sizes)
+        plate_of = _plates_of(objective, args, {plate: sizes[plate]})
+        if plate not in plate_of:
+            raise ValueError(
+                f"Argument 'args': no array has the rows of plate '{plate}' as its leading axis; shapes: "
+                f"{shapes(Arguments(args).arrays(args))}. Pass its data with the rows first, or leave out ProcessLocal."
+            )
+    if mesh is None or not spans_processes("fit", mesh):
+        return args
+    return spread(args, plate, mesh, [p == plate for p in plate_of])
 
 
 class _ModelAlone(NamedTuple):
@@ -136,8 +159,8 @@ def _from_subsample(
     named = {name: size for name, size in full.items() if name in subsample}
     subsample = {name: int(batch) for name, batch in subsample.items()}
     plate_of = _plates_of(objective, args, named)
-    if mesh is None and order_key is not None and any(map(is_mapped, arrays)):
-        source: Minibatches = MappedMinibatches(order_key, args, subsample, full, plate_of)
+    if order_key is not None and any(map(is_mapped, arrays)):
+        source: Minibatches = MappedMinibatches(order_key, args, subsample, full, mesh, plate_of)
     else:
         source = Minibatches(args, subsample, full, mesh, plate_of)
     _check_plates_follow(objective.plate_sizes(*source.first()), full, subsample)
@@ -235,14 +258,25 @@ def _from_iterable(
     plate_sizes: Mapping[str, float] | None,
     mesh: Mesh | None,
     prefetch: int,
+    spread_plate: str | None,
 ):
     if subsample:
         raise ValueError(
             "Argument 'subsample' draws minibatches from a tuple of arrays, but 'args' already yields batches. Pass "
             f"plate_sizes={{plate: full_size}} for the plates {sorted(subsample)} instead."
         )
-    source = Batches(iterable, prefetch)
-    seen = dict(objective.plate_sizes(*source.first()))
+    if spread_plate is not None:
+        check_spread(spread_plate, mesh)
+    with together(spans_processes("fit", mesh)):
+        source = Batches(iterable, prefetch)
+        seen = own = dict(objective.plate_sizes(*source.first()))
+        plates: list[str | None] = []
+        if spread_plate is not None:
+            check_plate(spread_plate, seen)
+            plates = _plates_of(objective, source.first(), {spread_plate: seen[spread_plate]})
+    if spread_plate is not None and mesh is not None:
+        source.set_spread(mesh, [p == spread_plate for p in plates])
+        seen = dict(objective.plate_sizes(*source.first()))
     if plate_sizes is None:
         raise ValueError(
             f"Argument 'args' yields batches, and nothing says how many rows they were taken from. Plates with their sizes "
@@ -259,11 +293,12 @@ def _from_iterable(
         raise ValueError("Argument 'plate_sizes': " + ";\n".join(problems) + ".")
     sizes = [seen[name] for name in plate_sizes]
     source.set_plates(
-        sizes, lambda args: _check_fewer_rows(seen, dict(objective.plate_sizes(*args)), plate_sizes)
+        [own[name] for name in plate_sizes],
+        lambda args: _check_fewer_rows(seen, dict(objective.plate_sizes(*args)), plate_sizes),
     )
     for longer in _longer(objective, source.first(), {name: seen[name] for name in plate_sizes}):
         _check_no_local_parameters(objective, source.first(), longer)
-    if mesh is not None:
+    if mesh is not None and spread_plate is None:
         source.set_sharding(mesh, sizes or seen.values())
     return (objective.with_plate_sizes(dict(plate_sizes)) if plate_sizes else objective), source
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ....ppl._types import Choices, Key, ModelFn
+from ....ppl._types import Choices, Key
 from ....ppl.densities import Eliminated, has_nan, lost_digits
 from ....ppl.language import Program, predictions, told_of_not_finite
 from ....ppl.traces import SiteInfo
@@ -112,7 +112,7 @@ def predicted(
 
 def tell_of_nan(
     method: str,
-    program: ModelFn,
+    program: Program,
     found: Mapping[str, np.ndarray],
     choices: Mapping[str, PyTree],
     args: tuple,

@@ -8,6 +8,7 @@ from ._checkpoint import (
     save as save,
 )
 from ._exported import export_fit as export_fit
+from ._folder import Folder as Folder
 from ._replacing import check_writable as check_writable
 from ._run import StoredRun as StoredRun, describe as describe, describe_step as describe_step
 from ._saved import (

@@ -3,8 +3,9 @@
 Format (`_archive.py`): the header has the step and descriptions of the run and of each leaf; the arrays are `leaf_<i>` and
 `values`.
 
-Over a mesh every device has all parameters, optimiser states and counters whole (see `_loop._replicate`), so nothing has to be
-gathered: the first of several processes writes the file, and each reads it, from a file system that they share.
+Over a mesh every device has all parameters, optimiser states and counters whole, unless they are split (`_folder.py`), so nothing
+has to be gathered: the first of several processes writes the file, and each reads it, from a file system that they share. Where
+each process has a loader of its own the states of all are kept; another number of processes reads its batches again.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ..._processes import texts
 from ..data import LoaderState
 from ._archive import from_raw, read, to_raw, write
 from ._run import changes
 
-# 2: the run knows the values of its data; 3: callbacks have states; 4: where the loader's state is from; 5: its programs
-_FORMAT = 5
+# 2: the run knows the values of its data; 3: callbacks have states; 4: where the loader's state is from; 5: its programs;
+# 6: the loaders of all processes
+_FORMAT = 6
 
 
 class Checkpoint(NamedTuple):
@@ -42,6 +45,7 @@ class Checkpoint(NamedTuple):
         stopped: whether a callback ended the run.
         callbacks: states of the callbacks that have one, in their order.
         loader: `LoaderState` of the loader of batches; None if it has none.
+        is_spread: whether each process has a loader of its own.
     """
 
     step: int
@@ -51,31 +55,62 @@ class Checkpoint(NamedTuple):
     stopped: bool
     callbacks: Sequence[PyTree] = ()
     loader: LoaderState | None = None
+    is_spread: bool = False
 
 
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path`, atomically; with several processes, the first one writes."""
-    if jax.process_index() != 0:
-        return
-    leaves, names = _flatten(checkpoint.carry)
-    header = {
+    header = header_of(checkpoint)
+    if jax.process_index() == 0:
+        leaves, _ = flatten(checkpoint.carry)
+        arrays = {f"leaf_{i}": to_raw(leaf) for i, leaf in enumerate(leaves)}
+        more = states_of(checkpoint.callbacks)
+        write(path, header, {"values": checkpoint.values, **arrays, **more})
+
+
+def header_of(checkpoint: Checkpoint) -> dict[str, PyTree]:
+    """All but the arrays; with loaders of their own all processes have to ask."""
+    leaves, names = flatten(checkpoint.carry)
+    loader = _as_json(checkpoint.loader)
+    states = [loader]
+    if checkpoint.is_spread:
+        states = [json.loads(text) for text in texts(json.dumps(loader))]
+    return {
         "format": _FORMAT,
         "step": checkpoint.step,
         "stopped": checkpoint.stopped,
         "run": checkpoint.run,
         "callbacks": [str(jax.tree.structure(state)) for state in checkpoint.callbacks],
-        "loader": _as_json(checkpoint.loader),
+        "loaders": states,
         "loader_read": checkpoint.loader.num_read if checkpoint.loader is not None else 0,
         "leaves": [
             {"name": name, "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
             for name, leaf in zip(names, leaves, strict=True)
         ],
     }
-    arrays = {f"leaf_{i}": to_raw(leaf) for i, leaf in enumerate(leaves)}
-    for number, state in enumerate(checkpoint.callbacks):
-        for i, leaf in enumerate(jax.tree.leaves(state)):
-            arrays[f"callback_{number}_{i}"] = to_raw(leaf)
-    write(path, header, {"values": checkpoint.values, **arrays})
+
+
+def states_of(callbacks: Sequence[PyTree]) -> dict[str, np.ndarray]:
+    """The arrays of the callbacks' states, by name."""
+    return {
+        f"callback_{number}_{i}": to_raw(leaf)
+        for number, state in enumerate(callbacks)
+        for i, leaf in enumerate(jax.tree.leaves(state))
+    }
+
+
+def states_to(callbacks: Sequence[PyTree], arrays: Mapping[str, PyTree]) -> list[PyTree]:
+    """The inverse of `states_of`, into states like these."""
+    return [
+        jax.tree.unflatten(
+            jax.tree.structure(like),
+            [
+                from_raw(np.asarray(arrays[f"callback_{number}_{i}"]), x.dtype)
+                for i, x in enumerate(jax.tree.leaves(like))
+            ],
+        )
+        for number, like in enumerate(callbacks)
+    ]
 
 
 def load(
@@ -84,6 +119,7 @@ def load(
     run: dict[str, object],
     callbacks: Sequence[PyTree] = (),
     resume: Literal["same", "changed"] = "same",
+    is_spread: bool = False,
 ) -> Checkpoint:
     """Read the checkpoint at `path` into the structures of `carry` and of the callbacks' states.
 
@@ -94,27 +130,16 @@ def load(
             belongs to a run with other programs, optimiser, key, data or callbacks' states. The message lists every difference.
     """
     header, arrays = read(path, "checkpoint", _FORMAT)
-    run = {**run, "callbacks": [str(jax.tree.structure(state)) for state in callbacks]}
-    header["run"]["callbacks"] = header["callbacks"]
-    _check_fits(path, header, carry, run, resume)
+    check_fits(path, header, carry, run, callbacks, resume)
     leaves = [
         jnp.asarray(from_raw(arrays[f"leaf_{i}"], leaf.dtype))
         for i, leaf in enumerate(jax.tree.leaves(carry))
     ]
     restored = jax.tree.unflatten(jax.tree.structure(carry), leaves)
-    states = [
-        jax.tree.unflatten(
-            jax.tree.structure(like),
-            [
-                from_raw(arrays[f"callback_{number}_{i}"], x.dtype)
-                for i, x in enumerate(jax.tree.leaves(like))
-            ],
-        )
-        for number, like in enumerate(callbacks)
-    ]
+    states = states_to(callbacks, arrays)
     return Checkpoint(
         header["step"], restored, arrays["values"], header["run"], header["stopped"], states,
-        _loader_state(header),
+        loader_state(header, is_spread), is_spread,
     )  # fmt: skip
 
 
@@ -131,8 +156,12 @@ def _as_json(loader: LoaderState | None) -> dict[str, PyTree] | None:
     return {"json": again} if loader.state is not None and again == loader.state else None
 
 
-def _loader_state(header: dict[str, PyTree]) -> LoaderState | None:
-    state = header["loader"]
+def loader_state(header: dict[str, PyTree], is_spread: bool) -> LoaderState | None:
+    """Where the loader of this process stood; None where it is to begin anew."""
+    states = header["loaders"]
+    if is_spread and len(states) != jax.process_count():
+        return None
+    state = states[jax.process_index() if is_spread else 0]
     if state is None:
         return None
     state = base64.b64decode(state["bytes"]) if "bytes" in state else state["json"]
@@ -159,10 +188,18 @@ def _hash(array: Array | np.ndarray) -> str:
     return found.hexdigest()
 
 
-def _check_fits(
-    path: str | os.PathLike, header: dict, carry: PyTree, run: dict[str, PyTree], resume: str
+def check_fits(
+    path: str | os.PathLike,
+    header: dict,
+    carry: PyTree,
+    run: dict[str, PyTree],
+    callbacks: Sequence[PyTree],
+    resume: str,
 ) -> None:
-    leaves, names = _flatten(carry)
+    """Refuse what belongs to another run; the message lists every difference."""
+    run = {**run, "callbacks": [str(jax.tree.structure(state)) for state in callbacks]}
+    header["run"]["callbacks"] = header["callbacks"]
+    leaves, names = flatten(carry)
     now = {
         name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in zip(names, leaves, strict=True)
     }
@@ -203,6 +240,7 @@ def _differences(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _flatten(carry: PyTree) -> tuple[list[Array], list[str]]:
+def flatten(carry: PyTree) -> tuple[list[Array], list[str]]:
+    """Leaves and their names."""
     pairs, _ = jax.tree_util.tree_flatten_with_path(carry)
     return [leaf for _, leaf in pairs], [jax.tree_util.keystr(path) for path, _ in pairs]

@@ -3,7 +3,8 @@
     Config, Carry, initial_carry      what a step is made of: static choices; parameters, optimiser, state
     Training, HostPlan                device calls, and in between history, progress, callbacks, checkpoints, Ctrl-C
     make_optimizer, by_row            one transformation for all parameters, or one per group; rows of tables by themselves
-    FitInfo and callbacks             what they see, `EarlyStopping`, `KeepBest`, `LogEvery`
+    FitInfo and callbacks             what they see, `EarlyStopping`, `KeepBest`, `LogEvery`, `Profile`
+    Shardings                         where parameters, and what goes along with them, lie on a mesh
     NonFiniteError                    a step that went wrong, by site
 
 Numbers depend on key, data and step alone, not on where one device call ends.
@@ -36,6 +37,12 @@ from ._optimizer import (
     leaf_names as leaf_names,
     make_optimizer as make_optimizer,
     memory_of as memory_of,
+)
+from ._profile import Profile as Profile
+from ._shardings import (
+    Shardings as Shardings,
+    check_seeds as check_seeds,
+    shardings_of as shardings_of,
 )
 from ._train import HostPlan as HostPlan, Training as Training
 

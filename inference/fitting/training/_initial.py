@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ def initial_params(
     keys: jax.Array,
     num_seeds: int | None,
     args: tuple,
+    place: Callable[[PyTree], Callable[[PyTree], PyTree]] | None = None,
 ) -> PyTree:
     """Parameters with strong types, with a leading seed axis if there are several seeds.
 
@@ -29,13 +30,23 @@ def initial_params(
         keys: the run's key, or one per seed.
         num_seeds: number of seeds, or None.
         args: arguments of the program.
+        place: of the parameters' shapes, a function from a tree to where its leaves lie, which are then made there; None to make
+            them on one device.
 
     Raises:
         ValueError: if the names or shapes of `given` are not the objective's.
     """
     init = lambda key: objective.init(run_keys(key)[0], *args)
-    # The first call is concrete, since an autoguide keeps the shapes (and would keep the tracers) of its first call.
-    own = init(keys if num_seeds is None else keys[0])
+    first = keys if num_seeds is None else keys[0]
+    if place is not None:
+        own = jax.eval_shape(init, first)
+        there = place(own)
+        if given is None:
+            run = init if num_seeds is None else jax.vmap(init)
+            return strong(jax.jit(run, out_shardings=there(jax.eval_shape(run, keys)))(keys))
+    else:
+        # The first call is concrete, since an autoguide keeps the shapes (and would keep the tracers) of its first call.
+        own = init(first)
     if given is None:
         return strong(own if num_seeds is None else shared_jit(jax.vmap(init))(keys))
     missing, extra = set(own) - set(given), set(given) - set(own)
@@ -51,11 +62,14 @@ def initial_params(
         fitting = _fit_leaves(name, own[name], given[name], num_seeds)
         for number, leaf in zip(jax.tree.leaves(numbers[name]), fitting, strict=True):
             leaves[number] = leaf
-    return strong(jax.tree.unflatten(jax.tree.structure(own), leaves))
+    found = jax.tree.unflatten(jax.tree.structure(own), leaves)
+    return strong(found if place is None else jax.device_put(found, place(own)(found)))
 
 
 def _fit_leaves(name: str, own: ArrayLike, given: PyTree, num_seeds: int | None) -> list[jax.Array]:
-    needed, found = ([jnp.asarray(leaf) for leaf in jax.tree.leaves(t)] for t in (own, given))
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    needed: list[PyTree] = [x if is_shape(x) else jnp.asarray(x) for x in jax.tree.leaves(own)]
+    found = [jnp.asarray(leaf) for leaf in jax.tree.leaves(given)]
     seeds = () if num_seeds is None else (num_seeds,)
     allowed = [[leaf.shape for leaf in needed], [(*seeds, *leaf.shape) for leaf in needed]]
     if [leaf.shape for leaf in found] not in allowed:

@@ -18,7 +18,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
 from ....ppl._shared_jit import shared_jit
@@ -55,7 +54,8 @@ class Config(NamedTuple):
     average: float | str | None
     on_nonfinite: Literal["raise", "skip"]
     num_seeds: int | None
-    mesh: jax.sharding.Mesh | None
+    place: Callable[[PyTree], PyTree] | None  # of a tree, where its leaves lie on a mesh
+    seeds_axis: str | None  # of the mesh, over which seeds are split
     max_steps: int  # in one device call
     num_steps: int | None
 
@@ -67,7 +67,9 @@ class Config(NamedTuple):
         self, fn: Callable[..., PyTree], in_axes: int | tuple[int | None, ...] = 0
     ) -> Callable[..., PyTree]:
         """`fn` for each seed."""
-        return fn if self.num_seeds is None else jax.vmap(fn, in_axes)
+        if self.num_seeds is None:
+            return fn
+        return jax.vmap(fn, in_axes, spmd_axis_name=self.seeds_axis)
 
 
 def strong(tree: PyTree) -> PyTree:
@@ -95,12 +97,22 @@ def initial_carry(
     """The carry of one run before its first step; the state of an optimiser of our own is made by one program."""
     state = config.objective.init_state(params, run_keys(key)[1], *args)
     begin = config.optimizer.transform.init
-    opt_state = (shared_jit(begin, is_brief=True) if is_own else begin)(params)
+    if config.place is not None and config.num_seeds is None and _is_spread(params):
+        # One program that makes each device's part of it, and never the whole.
+        there = config.place(jax.eval_shape(begin, params))
+        opt_state = jax.jit(begin, out_shardings=there)(params)
+    else:
+        opt_state = (shared_jit(begin, is_brief=True) if is_own else begin)(params)
     average = () if config.average is None else params
     if config.average == "stationary":
         average = no_iterates(params)
     zero: PyTree = np.int32(0)
     return Carry(params, opt_state, average, state, zero, zero)
+
+
+def _is_spread(params: PyTree) -> bool:
+    """Whether parameters were made in parts."""
+    return any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(params))
 
 
 def step_key(key: jax.Array, step: ArrayLike) -> jax.Array:
@@ -129,7 +141,7 @@ def compile_steps(
         step_keys, order_keys = keys
         seed_shape = () if config.num_seeds is None else (config.num_seeds,)
         values = jnp.zeros((config.max_steps, *seed_shape), jnp.result_type(float))
-        start = (jnp.int32(0), _replicate(config, carry), values, jnp.zeros(seed_shape, bool))
+        start = (jnp.int32(0), _placed(config, carry), values, jnp.zeros(seed_shape, bool))
 
         def segment(loop):
             # The order of the data is fixed inside a segment, so the inner loop does not carry it.
@@ -146,7 +158,7 @@ def compile_steps(
                     hold = jnp.broadcast_to(jnp.any(is_bad), is_bad.shape)
                 else:
                     hold = is_bad
-                carry = _replicate(config, config.over_seeds(_select)(hold, carry, new))
+                carry = _placed(config, config.over_seeds(_select)(hold, carry, new))
                 return index + 1, carry, values.at[index].set(value.astype(values.dtype)), is_bad
 
             def one_step(carry, key, order, index):
@@ -248,8 +260,8 @@ def _cast(new: Array, old: Array) -> Array:
     return jax.lax.convert_element_type(new, old.dtype)
 
 
-def _replicate(config: Config, carry: Carry) -> Carry:
-    # Without this the partitioner may return the parameters in pieces, and the next call compiles anew.
-    if config.mesh is None:
+def _placed(config: Config, carry: Carry) -> Carry:
+    # Without this the partitioner may return the parameters in other pieces, and the next call compiles anew.
+    if config.place is None:
         return carry
-    return jax.lax.with_sharding_constraint(carry, NamedSharding(config.mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(carry, config.place(carry))

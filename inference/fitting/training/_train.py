@@ -22,8 +22,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..._processes import agreed, anywhere, gathered, together
 from ..stationarity import is_done
-from ..storage import Checkpoint, save
+from ..storage import Checkpoint, Folder, save
 from ._callbacks import FitInfo, wants_stop, with_state
 from ._loop import (
     MAX_CONSECUTIVE_SKIPS,
@@ -35,6 +36,7 @@ from ._loop import (
     step_key,
 )
 from ._nonfinite import NonFiniteError, diagnose
+from ._profile import Profile
 from ._progress import Bar, progress_bar
 
 _SECONDS_PER_CALL = 0.3
@@ -50,6 +52,9 @@ class HostPlan(NamedTuple):
     checkpoint_every: int
     run: dict[str, object]  # description for the checkpoint
     progress: bool
+    is_shared: bool  # by several processes
+    is_spread: bool  # each of which has its own rows
+    folder: Folder | None  # of the checkpoints of what is split
 
 
 class History:
@@ -115,8 +120,9 @@ class Training:
         plan = self._plan
         source = self._config.source
         with (
+            _closing(plan),
             _deferred_interrupt() as pressed,
-            source.reading(plan.num_steps, pressed.is_set),
+            source.reading(plan.num_steps, lambda: pressed.is_set() and not plan.is_shared),
             _bar(plan, self._step) as bar,
         ):
             try:
@@ -137,18 +143,19 @@ class Training:
             if not self._advance(bar):
                 return "interrupt" if pressed.is_set() else self._data_ended()
             is_last = self._step == num_steps or self._is_settled
-            if (is_last or self._step % self._plan.callback_every == 0) and self._call_back():
+            is_due = is_last or self._step % self._plan.callback_every == 0
+            if is_due and self._plan.callbacks and self._anywhere(self._call_back()):
                 return "callback"
             if self._step % self._plan.checkpoint_every == 0:
                 self._save()
-            if pressed.is_set():
+            if self._anywhere(pressed.is_set()):
                 return "interrupt"
         return "settled" if self._is_settled else "num_steps"
 
     def _advance(self, bar: Bar) -> bool:
         """One device call; False if the data has ended."""
         began = time.monotonic()
-        data, num_steps = self._config.source.load(self._next_length())
+        data, num_steps = self._load()
         if num_steps == 0:
             return False
         run_steps = float(self._config.num_steps or math.inf)
@@ -169,6 +176,20 @@ class Training:
         self._set_length(num_steps, time.monotonic() - began)
         self._show(bar, values)
         return True
+
+    def _anywhere(self, flag: bool) -> bool:
+        return anywhere(flag, self._plan.is_shared)
+
+    def _load(self) -> tuple[PyTree, int]:
+        """The data of a device call. Several processes take as many steps, of data that go together, or all stop."""
+        source, length = self._config.source, self._next_length()
+        if not self._plan.is_shared:
+            return source.load(length)
+        length = int(gathered([length])[0, 0])  # each has its own clock
+        with together(is_shared=True):
+            data, num_steps = source.load(length)
+        agreed((num_steps, *source.signature()))
+        return data, num_steps
 
     def _next_length(self) -> int:
         plan = self._plan
@@ -215,10 +236,20 @@ class Training:
         states = [c.get_state(self._carry.params) for c in with_state(self._plan.callbacks)]
         loader = self._config.source.get_state(self._step)
         contents = Checkpoint(
-            self._step, self._carry, values, self._plan.run, stopped, states, loader
+            self._step,
+            self._carry,
+            values,
+            self._plan.run,
+            stopped,
+            states,
+            loader,
+            self._plan.is_spread,
         )
         try:
-            save(self._plan.checkpoint, contents)
+            if self._plan.folder is None:
+                save(self._plan.checkpoint, contents)
+            else:
+                self._plan.folder.save(contents)
         except OSError as err:
             warnings.warn(
                 f"fit: no checkpoint of step {self._step} was written. {err} The run goes on, and its fit is returned.",
@@ -284,6 +315,17 @@ class Timing(NamedTuple):
 
 def _bar(plan: HostPlan, step: int) -> Bar:
     return progress_bar(plan.num_steps, step, is_shown=plan.progress and jax.process_index() == 0)
+
+
+@contextlib.contextmanager
+def _closing(plan: HostPlan) -> Iterator[None]:
+    """At the end, whatever it is, recordings end, and what is being written is waited for."""
+    try:
+        yield
+    finally:
+        for part in (*plan.callbacks, plan.folder):
+            if isinstance(part, Profile | Folder):
+                part.close()
 
 
 @contextlib.contextmanager

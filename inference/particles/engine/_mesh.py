@@ -8,19 +8,23 @@ Invariant: everything that decides about ancestors (normalised weights, their su
 weights by every device in the order of one device. Hence equal weights give equal ancestors, bit for bit; split sums would
 round in another order.
 
-Cost: a step gathers one number per particle; resampling gathers the state, one array of it at a time.
+Cost: a step gathers one number per particle. Resampling moves states: blocks of K / D particles go from device to device around
+a ring, forwards and backwards, as far as the farthest ancestor is from its offspring and no farther (`_ring`). No device
+holds more than its own block, the one that visits and its offspring. Schemes that keep ancestors in order need a neighbour or two
+where weights are even; at worst, with all others, each block visits every device, as much as gathering them would send.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from ....ppl._compat import Tracer
@@ -49,6 +53,15 @@ class Placement:
     def copy(self, tree: PyTree) -> PyTree:
         """The tree with a copy on every device."""
         return self._constrain(tree, PartitionSpec())
+
+    def take(self, tree: PyTree, index: Array) -> PyTree:
+        """The particles `index`, of all, for the places of this run; keys stay where they are."""
+        if self.mesh is None or not self.axes:
+            return jax.tree.map(lambda x: x if is_key(x) else x[index], tree)
+        leaves, treedef = jax.tree.flatten(tree)
+        moving = _moved(self, [x for x in leaves if not is_key(x)], index)
+        rest = iter(moving)
+        return jax.tree.unflatten(treedef, [x if is_key(x) else next(rest) for x in leaves])
 
     def _constrain(self, tree: PyTree, spec: PartitionSpec) -> PyTree:
         if self.mesh is None:
@@ -86,22 +99,89 @@ class Placement:
 ONE_DEVICE = Placement()
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _moved(place: Placement, leaves: list[Array], index: Array) -> list[Array]:
+    mesh, axes = place.mesh, place.axes
+    assert mesh is not None
+    num, size = math.prod(mesh.shape[axis] for axis in axes), len(index)
+    block = size // num
+    # How many devices on an ancestor is from its offspring, by the shorter way: in (-D/2, D/2].
+    own, half = jnp.arange(size, dtype=index.dtype) // block, (num - 1) // 2
+    way = (own - index // block + half) % num - half
+    reach = jnp.maximum(jnp.max(way), 0), jnp.maximum(-jnp.min(way), 0)
+    split, whole = PartitionSpec(axes), PartitionSpec()
+    others = tuple(axis for axis in mesh.axis_names if axis not in axes)
+    run = functools.partial(_ring, axes, others, num)
+    specs = [split] * len(leaves)
+    return jax.shard_map(
+        run, mesh=mesh, in_specs=(specs, split, (whole, whole)), out_specs=specs, check_vma=False
+    )(leaves, index, reach)
+
+
+@_moved.defjvp
+def _moved_jvp(place: Placement, primals: PyTree, tangents: PyTree) -> tuple[PyTree, PyTree]:
+    leaves, index = primals
+    # A gather, which can be transposed as loops of an unknown length cannot.
+    pick = lambda t: np.zeros((len(index), *t.shape[1:]), t.dtype) if t.dtype == jax.dtypes.float0 else t[index]  # fmt: skip
+    return _moved(place, leaves, index), [pick(t) for t in tangents[0]]
+
+
+def _ring(
+    axes: tuple[str, ...],
+    others: tuple[str, ...],
+    num: int,
+    blocks: list[Array],
+    index: Array,
+    reach: tuple[Array, Array],
+) -> list[Array]:
+    """On one of `num` devices: its offspring, by the numbers `index` of their ancestors, from blocks that visit."""
+    if others:
+        # Runs side by side along these axes (islands) take as many turns: all devices of a mesh meet at each.
+        reach = jax.lax.pmax(reach, others)
+    own, size = jax.lax.axis_index(axes), len(blocks[0])
+    owner, place = index // size, index % size
+
+    def with_those(found: list[Array], visiting: list[Array], source: Array) -> list[Array]:
+        is_here = owner == source
+        pick = lambda old, x: jnp.where(is_here.reshape(-1, *[1] * (x.ndim - 1)), x[place], old)
+        return [pick(old, x) for old, x in zip(found, visiting, strict=True)]
+
+    found = with_those(blocks, blocks, own)
+    for direction, distance in zip((1, -1), reach, strict=True):
+        pairs = [(device, (device + direction) % num) for device in range(num)]
+
+        def visit(
+            loop: tuple[Array, list[Array], list[Array]], pairs: PyTree = pairs, direction: int = direction
+        ) -> tuple[Array, list[Array], list[Array]]:  # fmt: skip
+            count, visiting, found = loop
+            visiting = [jax.lax.ppermute(x, axes, pairs) for x in visiting]
+            source = (own - direction * (count + 1)) % num
+            return count + 1, visiting, with_those(found, visiting, source)
+
+        start = jnp.zeros((), distance.dtype), blocks, found
+        _, _, found = jax.lax.while_loop(lambda loop, d=distance: loop[0] < d, visit, start)
+    return found
+
+
 def follow(
     stacked: PyTree,
     index: jax.Array,
     place: Placement,
-    everywhere: Callable[..., PyTree] = lambda x: x,
+    everywhere: Callable[..., PyTree] | None = None,
 ) -> Array | dict[str, dict[int, Array]]:
     """Paths [particles, steps, ...] from values [steps, particles, ...] and the places to pick, `lineages` [steps, particles].
 
-    `everywhere` makes the values among which a step picks from this run's, [particles, ...] -> [all particles, ...].
+    `everywhere` makes the values among which a step picks from this run's, [particles, ...] -> [all particles, ...], where these
+    are not the same.
     """
 
     def pick(values: Array, index: Array) -> Array:
+        if everywhere is None:
+            return place.split(place.take(values, index))
         return place.split(everywhere(values)[index])
 
     if place.mesh is not None:
-        # One step at a time, since each device gathers all particles of what it picks from.
+        # One step at a time, since blocks of particles, or all, visit each device.
         in_turn = lambda x: jax.lax.map(lambda both: pick(*both), (x, index))
     else:
         in_turn = lambda x: jax.vmap(pick)(x, index)
@@ -145,9 +225,7 @@ def as_placement(
             f"{name}: the key's generator '{generator}' draws other numbers on a mesh than on one device. Use "
             "jax.random.key(seed, impl='threefry2x32')."
         )
-    # Explicitly typed axes would put the sharding into the types of the user's program.
-    auto = (AxisType.Auto,) * np.ndim(mesh.devices)
-    return Placement(Mesh(mesh.devices, mesh.axis_names, axis_types=auto), axes)
+    return Placement(mesh, axes)
 
 
 def check_even(name: str, what: str, size: int, mesh: Mesh, axes: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
 from ....ppl._types import Key
+from ..._meshes import over_auto_axes
 from ..._runs import checked
 from ..resampling import (
     Order,
@@ -28,6 +29,7 @@ from ._step import History
 Array = jax.Array
 
 
+@over_auto_axes
 @checked_call
 def smc(
     model: FeynmanKac | ppl.Program | Callable[..., PyTree],
@@ -87,7 +89,8 @@ def smc(
             "soft", "ot". Or a `ResamplingGradient`; see `StopGradient`, `Score`, `Drop`, `Soft`, `Transport`.
         mesh: devices to split the particles over. The method stays that of one device, resampling among all particles
             included: for one key the numbers are those of a compiled run on one device (float32 rounding may differ inside the
-            model's own functions). Weights are held by every device; states, paths and genealogy are split.
+            model's own functions). Weights are held by every device; states, paths and genealogy are split. Axes serve as Auto
+            ones, also where they are Explicit, as `jax.make_mesh` makes them.
         mesh_axes: axes of the mesh that split the particles, all of them by default; over others everything is copied.
 
     Returns:

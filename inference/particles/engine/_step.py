@@ -171,6 +171,7 @@ class Settings:
         chosen = resample_ahead(
             key, moving[0], log_weights, self.place.copy(moving[1]), self.look or PLAIN, self.scheme,
             lambda log_weights: self.policy(number, log_weights), self.gradient and self.gradient.offspring,
+            self.place.take,
         )  # fmt: skip
         ancestors = (chosen.ancestors + turn) % self.num_particles
         new = move(chosen._replace(particles=self.place.split(chosen.particles)))

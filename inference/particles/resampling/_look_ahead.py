@@ -82,6 +82,7 @@ def resample_ahead(
     scheme: Drawing,
     decide: Callable[..., PyTree],
     offspring: Callable[..., PyTree] | None = None,
+    move: Callable[[PyTree, Array], PyTree] | None = None,
 ) -> Resampled:
     """`resample` by W psi, or by W without a twist; `decide` sees the weights by which it would resample.
 
@@ -89,7 +90,7 @@ def resample_ahead(
     """
     log_psi, scheme = look.log_psi(seen), look.sorting(scheme, seen)
     if log_psi is None:
-        return resample(key, particles, log_weights, scheme, decide(log_weights), offspring)
+        return resample(key, particles, log_weights, scheme, decide(log_weights), offspring, move)
     twisted = reweight(log_weights, log_psi)
     chosen = resample(
         key,
@@ -98,6 +99,7 @@ def resample_ahead(
         scheme,
         decide(twisted.log_weights),
         offspring,
+        move and (lambda both, ancestors: (move(both[0], ancestors), both[1][ancestors])),
     )
     moved, psi = chosen.particles
     # Not normalised: their sum has expectation 1, and its error belongs to the evidence.

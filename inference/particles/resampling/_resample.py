@@ -57,11 +57,12 @@ def resample(
     scheme: Drawing,
     decision: ArrayLike,
     offspring: Callable[..., PyTree] | None = None,
+    move: Callable[[PyTree, Array], PyTree] | None = None,
 ) -> Resampled:
     """Replace particles by offspring where `decision` (a Python or traced boolean) says so.
 
     `offspring(key, particles, log_weights)` makes them where derivatives are wanted; without it, by `scheme`, a derivative
-    with respect to the weights is refused.
+    with respect to the weights is refused. `move` is `take` over several devices.
     """
     num_particles = len(log_weights)
     identity = jnp.arange(num_particles, dtype=jnp.int32)
@@ -71,7 +72,8 @@ def resample(
         drawn = drawn_by(scheme, key, known)
         ancestors, weights = drawn.ancestors.astype(jnp.int32), drawn.log_weights
         weights = uniform(num_particles) if weights is None else weights
-        return Resampled(take(particles, ancestors), weights, ancestors, jnp.asarray(True))
+        moved = (move or take)(particles, ancestors)
+        return Resampled(moved, weights, ancestors, jnp.asarray(True))
 
     make = offspring or by_scheme
     chosen = lambda: make(key, particles, log_weights)

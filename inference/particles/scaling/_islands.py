@@ -16,6 +16,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
+from ..._meshes import over_auto_axes
 from ..._runs import checked
 from ..engine import (
     ONE_DEVICE,
@@ -109,6 +110,7 @@ class IslandsResult:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[index], self.particles)
 
 
+@over_auto_axes
 @checked_call
 def islands(
     model: FeynmanKac | ppl.Program | Callable[..., PyTree],

@@ -46,6 +46,17 @@ for name, (args, extra) in cases.items():
     print("same", name)
 
 
+both = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 1), ("seeds", "data"))
+for mesh in (both, jax.make_mesh((2,), ("seeds",))):
+    two = fit(Objective(), optax.adam(1e-2), args, **options, **extra, mesh=mesh)
+    np.testing.assert_allclose(two.history["value"], one.history["value"], rtol=1e-5)
+    for leaf, want in zip(jax.tree.leaves(two.params), jax.tree.leaves(one.params), strict=True):
+        np.testing.assert_allclose(leaf, want, rtol=1e-5)
+        assert leaf.addressable_shards[0].data.shape == (1,), leaf.sharding
+print("split seeds")
+mesh = jax.make_mesh((2,), ("data",))
+
+
 class Look(Objective):
     def step(self, params, state, key, x):
         shape = x.shape
@@ -76,9 +87,10 @@ def test_two_devices_give_the_numbers_of_one():
     assert done.returncode == 0, done.stderr
     for name in ("full", "minibatches", "many rows", "batches", "seeds"):
         assert f"same {name}" in done.stdout
+    assert "split seeds" in done.stdout
     assert "rows (2,)" in done.stdout  # each device computed on half of the minibatch
     assert "12 rows, held by a device: 6" in done.stdout
-    assert "13 rows, held by a device: 13" in done.stdout
+    assert "13 rows, held by a device: 7" in done.stdout
 
 
 RESUME = """
@@ -158,12 +170,21 @@ def test_a_checkpoint_of_two_processes_resumes_to_the_bit(tmp_path):
     [
         ({"subsample": {"rows": 3}}, "cannot be split evenly over 2 devices"),
         ({}, "no argument has as its leading axis a plate that 2 devices divide"),
+        (
+            {"mesh": "seeds"},
+            "its axis 'seeds' splits independent runs over 2 devices, and num_seeds=None",
+        ),
+        (
+            {"mesh": "seeds", "num_seeds": 3},
+            "splits independent runs over 2 devices, and num_seeds=3",
+        ),
     ],
-    ids=["minibatch", "full"],
+    ids=["minibatch", "full", "one seed", "odd seeds"],
 )
 def test_a_batch_that_devices_do_not_divide_is_refused(options, message):
     device = jax.devices()[0]
-    mesh = jax.sharding.Mesh(np.array([device, device]), ("data",))
+    options = dict(options)
+    mesh = jax.sharding.Mesh(np.array([device, device]), (options.pop("mesh", "data"),))
     with pytest.raises(ValueError, match=message):
         fit(
             Objective(),

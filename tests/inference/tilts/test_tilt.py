@@ -260,3 +260,23 @@ def test_an_index_out_of_range_is_named_as_without_the_tilt():
     assert jnp.isfinite(made.log_density({"x": 0.0}, jnp.array(2)))
     with pytest.raises(ValueError, match="what it indexes has 3 entries"):
         inference.tilt(model, lambda x: x).log_density({"x": 0.0}, jnp.array(5))
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "wake_phi"])
+def test_draws_that_break_a_constraint_count_nothing(name):
+    """Their weight is 0 and their log-density -inf: 64 coins, of which the ones alone say something."""
+    constrained = inference.tilt(coin, lambda x: x == 1)
+
+    def guide():
+        ppl.sample("x", dist.Bernoulli(logits=ppl.param("logit", 0.3)))
+
+    made = getattr(inference, name)(constrained, guide, num_particles=64, proposal=coin)
+    value, grads = made.value_and_grad({"logit": jnp.array(0.3)}, KEY)
+    right = jax.nn.sigmoid(0.3)
+    np.testing.assert_allclose(grads["logit"], right - 1, rtol=1e-5)  # of -log q(1)
+    value = float(value + jnp.log(right))
+    if name == "forward_kl":  # log p(1) - log of the mean weight, which is the share of ones
+        ones = 64 * 0.25 * np.exp(-value)
+        assert 5 <= round(ones) <= 30 and abs(ones - round(ones)) < 1e-3
+    else:
+        assert abs(value) < 1e-5

@@ -9,6 +9,7 @@ import pytest
 from _dense_normal import check_integral, dense
 from jax.flatten_util import ravel_pytree
 from scipy.special import logsumexp
+from scipy.stats import multivariate_normal, norm
 
 from lapilli import inference, ppl
 
@@ -315,3 +316,28 @@ def test_what_lies_outside_of_a_support_has_no_density_beside_an_integrated_site
     )
     np.testing.assert_allclose(found(2.0, jnp.array(inside)), exact, rtol=1e-5)
     assert found(2.0, jnp.array(outside)) == -np.inf
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_missing_cells_that_are_arguments_are_those_of_the_call(seed):
+    """What a statement says of its cells outlives the trace that read it, and numbers of that trace must not."""
+    rng = np.random.default_rng(seed)
+    x, y, missing = (rng.normal(size=6).astype(np.float32) for _ in range(3))
+    seen = rng.random(6) < 0.6
+
+    @ppl.model
+    def program(x, y, seen):
+        slope = ppl.sample("slope", dist.Normal(0.0, 2.0))
+        with ppl.plate("rows", 6):
+            x = ppl.sample("x", dist.Normal(0.0, 1.0), obs=x, obs_mask=seen)
+            ppl.sample("y", dist.Normal(slope * x, 0.5), obs=y)
+
+    def run(missing, *args):
+        trace = ppl.eliminate(program, "slope").trace({"x_unobserved": missing}, *args)
+        return trace.log_density, trace.cells["x_unobserved"]
+
+    found, cells = jax.jit(run)(missing, x, y, seen)
+    np.testing.assert_array_equal(cells, ~seen)
+    x = np.where(seen, x, missing).astype(float)
+    law = multivariate_normal(np.zeros(6), 4.0 * np.outer(x, x) + 0.25 * np.eye(6))
+    np.testing.assert_allclose(found, law.logpdf(y) + norm.logpdf(x).sum(), rtol=1e-4)

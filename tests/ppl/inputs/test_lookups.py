@@ -213,3 +213,16 @@ def test_a_value_of_a_trace_outside_is_not_known():
 
     jax.jit(outer)(1.0)
     assert seen == [5]
+
+
+def test_a_key_that_a_program_makes_is_not_known():
+    """A scan whose body draws with it: no number of NumPy, and the index beside it is found all the same."""
+
+    def program(table, index):
+        key = jax.random.key(0)
+        step = lambda carry, i: (carry, table[i] + jax.random.normal(jax.random.fold_in(key, i)))
+        return jax.lax.scan(step, 0.0, index)[1]
+
+    index = np.array([0, 5])
+    closed = jax.make_jaxpr(program)(TABLE, index)
+    assert [x.value for x in out_of_range(closed, [None, index])] == [5]

@@ -1,4 +1,4 @@
-"""The examples run at smoke size, do what they say, and leave files that can be read."""
+"""The demo runs at smoke size, does what it says, and leaves files that can be read."""
 
 import json
 
@@ -26,7 +26,7 @@ def read_tree(path):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    text = run_example("demo", "--smoke", "--out", str(out))
+    text = run_example("papers/variational/demo", "--smoke", "--out", str(out))
     return text, out, json.loads((out / "metrics.json").read_text())
 
 
@@ -64,13 +64,3 @@ class TestDemo:
         assert (out / "report.txt").read_text().strip() in text
         assert f"{metrics['runs']['enum']['elbo']:.2f}" in text
         assert "strategies['k']" in text and "not comparable" in text
-
-
-@pytest.mark.slow  # most of it is the start of a second Python
-def test_quickstart(tmp_path):
-    text = run_example("quickstart", "--smoke", "--out", str(tmp_path))
-    first, last = (float(word) for word in text.split("bound: ")[1].split() if word[0] == "-")
-    assert last > first + 100
-    means = read_tree(tmp_path / "posterior.nc").posterior["means"].mean(("chain", "draw"))
-    assert np.all(np.abs(means - [1.46, 4.91]) < 0.2)
-    assert_is_picture(tmp_path / "means.png")

@@ -76,7 +76,7 @@ def report(runs: dict, found: dict, noise: dict, kmeans: float, biased: set[str]
 def record(config: argparse.Namespace, runs: dict, found: dict, noise: dict) -> None:
     """Bounds and variances, for the page of figures."""
     more: dict[str, Any] = {
-        "seeds": str(config.seed), "digits": 2, "measures": ["examples/_demo", "models/deep_latent.py", "ppl"],
+        "seeds": str(config.seed), "digits": 2, "measures": ["examples/papers/variational/_demo", "models/deep_latent.py", "ppl"],
     }  # fmt: skip
     record_figure(
         "gradients/demo_bound",

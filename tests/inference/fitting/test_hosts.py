@@ -1,0 +1,200 @@
+"""Data of several processes: the same batches whatever their number, files of unequal sizes, refusals that all of them hear."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import _on_hosts
+import jax
+import numpy as np
+import optax
+import pytest
+from _fit_fakes import Objective
+from _on_mesh import environment
+
+from lapilli import inference
+from lapilli.inference._processes import _sum_of, checksum, spans_processes
+from lapilli.inference.fitting import ProcessLocal
+
+ROWS = np.arange(1, 17, dtype=np.float32)
+
+
+def lines(mode, num, folder):
+    """What the processes printed, by label; all of them the same."""
+    found = []
+    for out, code in _on_hosts.start(mode, num, folder):
+        assert code == 0, out
+        pairs = [line.split(": ", 1) for line in out.splitlines() if ": " in line]
+        found.append({k: v for k, v in pairs if not k.startswith("[Gloo]")})
+    assert all(said == found[0] for said in found[1:])
+    return found[0]
+
+
+@pytest.mark.slow  # seven processes start
+def test_batches_are_the_same_in_one_two_and_four_processes(tmp_path):
+    """Values are sums of whole numbers with weights by place: equal ones come from the same rows in the same places."""
+    one, *others = [lines("batches", num, tmp_path) for num in (1, 2, 4)]
+    assert one["arrays"] == one["files"] == one["mapped"]
+    assert len(one) == 9
+    for name, value in one.items():
+        for other in others:
+            if name.startswith("about"):
+                np.testing.assert_allclose(float(other[name]), float(value), rtol=1e-5)
+            else:
+                assert other[name] == value, name
+
+
+@pytest.mark.slow  # seven processes start
+def test_two_processes_are_resumed_by_one_and_by_four(tmp_path):
+    """To the bit what an uninterrupted run gives: values, and the parameter to rounding of its sums."""
+    whole = lines("resume", 1, tmp_path / "none")
+    lines("save", 2, tmp_path / "two")
+    for num in (1, 2, 4):
+        shutil.copytree(tmp_path / "two", tmp_path / str(num))
+        found = lines("resume", num, tmp_path / str(num))
+        for name, value in whole.items():
+            if name.startswith("about"):
+                np.testing.assert_allclose(float(found[name]), float(value), rtol=1e-6)
+            else:
+                assert found[name] == value, (num, name)
+
+
+@pytest.mark.slow  # two processes start
+def test_what_does_not_go_together_is_refused_in_all_processes():
+    outputs = _on_hosts.start("refusals", 2)
+    assert [code for _, code in outputs] == [0, 0], outputs
+    for out, other in ((outputs[0][0], "fails: RuntimeError"), (outputs[1][0], "fails: OSError")):
+        for text in (
+            "other data: ValueError fit: the processes were given different args",
+            "other key: ValueError fit: the processes were given different keys",
+            "odd rows: ValueError Argument 'args': the processes have [4, 5] rows",
+            "other kinds: ValueError fit: the processes were given different kinds of rows",
+            "other batches: ValueError Argument 'args': the processes of the run have data that do",
+            "ends: ValueError Argument 'args': the processes of the run have data that do not go",
+            "starts anew: ValueError Argument 'args': the processes of the run have data that do",
+            "small: ValueError Argument 'args': the first batches of the processes have [2, 4] rows",
+            "no plate: ValueError Argument 'args': there is no plate 'columns'",
+            other,
+        ):
+            assert text in out, (text, out)
+
+
+@pytest.mark.slow  # eleven processes start
+def test_a_process_that_is_killed_costs_the_steps_since_the_last_checkpoint(tmp_path):
+    """Parameters in parts, a folder of checkpoints: two processes, one killed; one, two and four go on."""
+    whole = lines("finish", 1, tmp_path / "none")
+    processes = _on_hosts.started("forever", 2, tmp_path / "two")
+    for line in processes[1].stdout:
+        if line.startswith("step 3"):
+            break
+    for process in reversed(processes):  # the second one first
+        process.kill()
+        process.wait()
+    for num in (1, 2, 4):
+        shutil.copytree(tmp_path / "two", tmp_path / str(num))
+        outputs = _on_hosts.start("finish", num, tmp_path / str(num))
+        assert [code for _, code in outputs] == [0] * num, outputs
+        steps = re.findall(r"step (\d+)", outputs[0][0])
+        assert int(steps[0]) > 20  # it did not start anew
+        (found,) = re.findall(r"values: \[(.*)\]", outputs[0][0])
+        np.testing.assert_allclose(
+            np.fromstring(found, sep=","), np.fromstring(whole["values"][1:-1], sep=","), rtol=1e-5
+        )
+
+
+@pytest.mark.slow  # two processes start
+def test_the_script_of_the_page_runs():
+    script = Path(__file__).parents[3] / "docs" / "_static" / "two_processes.py"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank)], env=environment(1), stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for rank, process in enumerate(processes):
+        out, _ = process.communicate(timeout=300)
+        loc = float(re.findall(rf"process {rank}: loc (\S+), after 500 steps", out)[0])
+        assert abs(loc - 1.4) < 0.1
+
+
+def fit(args, **options):
+    settings = {"num_steps": 3, "key": jax.random.key(0), "progress": False} | options
+    return inference.fit(Objective(), optax.adam(0.1), args, **settings)
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [((ROWS,), {"subsample": {"rows": 4}}), ([(ROWS[:4],)], {"plate_sizes": {"rows": 16}})],
+    ids=["arrays", "batches"],
+)
+def test_the_rows_of_one_process_are_the_data(args, options):
+    mesh = jax.make_mesh((1,), ("rows",))
+    want = fit(args, **options)
+    for more in ({}, {"mesh": mesh}):
+        found = fit(ProcessLocal(args, "rows"), **options, **more)
+        np.testing.assert_array_equal(found.history["value"], want.history["value"])
+
+
+def test_a_folder_of_checkpoints_goes_on_to_the_bit(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def crash(info):
+        if info.step == 7:
+            raise Stop
+
+    mesh = jax.make_mesh((1,), ("rows",))
+    options = {"subsample": {"rows": 4}, "num_steps": 12, "mesh": mesh, "shardings": {"*": jax.P()}}
+    whole = fit((ROWS,), **options, average="polyak")
+    files = {"checkpoint": tmp_path / "run", "checkpoint_every": 3}
+    with pytest.raises(Stop):
+        fit((ROWS,), **options, **files, average="polyak", callbacks=[crash], callback_every=7)
+    found = fit((ROWS,), **options, **files, average="polyak")
+    left, right = (jax.tree.leaves((f.params, f.last_params, f.state, f.history)) for f in (whole, found))  # fmt: skip
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit((ROWS + 1,), **options, **files, average="polyak")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file, and parameters that are split"):
+        fit((ROWS,), **options, checkpoint=tmp_path / "file")
+
+
+def test_some_steps_are_recorded(tmp_path):
+    profile = inference.fitting.Profile(tmp_path / "traces", start=1, num_steps=100)
+    fit((ROWS,), num_steps=3, callbacks=[profile], callback_every=1)
+    assert list((tmp_path / "traces").rglob("*.xplane.pb"))
+    with pytest.raises(ValueError, match="give start >= 0 and num_steps >= 1"):
+        inference.fitting.Profile(tmp_path, num_steps=0)
+
+
+def test_refusals_of_one_process():
+    with pytest.raises(TypeError, match="plate is 3; give the name of the plate"):
+        ProcessLocal((ROWS,), 3)
+    with pytest.raises(ValueError, match="there is no plate 'columns', whose rows ProcessLocal"):
+        fit(ProcessLocal((ROWS,), "columns"), subsample={"rows": 4})
+    with pytest.raises(TypeError, match="rows of each process: guide and objective are chosen"):
+        inference.fit(lambda x: None, args=ProcessLocal((ROWS,), "rows"))
+
+
+def test_a_mesh_of_some_processes_is_refused(monkeypatch):
+    other = type("Device", (), {"process_index": 1})()
+    mesh = type("Mesh", (), {"devices": np.array([other])})()
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(ValueError, match=r"devices of the processes \[1\], and there are 3"):
+        spans_processes("fit", mesh)
+
+
+def test_a_sum_of_values_sees_a_bit(tmp_path):
+    x = np.arange(5.0)
+    y = x.copy()
+    y[3] = np.nextafter(3.0, 4.0)
+    assert checksum([x]) == checksum([x.copy()]) != checksum([y])
+    assert checksum([jax.random.key(0)]) != checksum([jax.random.key(1)])
+    path = tmp_path / "x.npy"
+    np.save(path, x)
+    mapped = np.load(path, mmap_mode="r")
+    values = [(x, 1), (x, 2), (y, 1), (mapped, 1), ("a", 1), ((x, x), 1)]
+    assert len({_sum_of(value) for value in values}) == len(values)
