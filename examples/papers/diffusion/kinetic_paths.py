@@ -9,7 +9,7 @@ Data: scikit-learn's digits, with noise of a grey level, three quarters to train
 a ring of eight Gaussians. Source: Shaul et al. 2023, arXiv:2306.06626, section 4, whose claims are: the optimum lies below both
 standard paths, tends to conditional optimal transport as n / sqrt(d) goes to zero, and needs fewer steps.
 
-Expected: the first two claims hold, and in few dimensions conditional optimal transport can be the worst; after 4 steps digits are
+Expected: the first two claims hold, and in few dimensions conditional optimal transport can be the worst; digits of 4 steps are
 nearer to the data than by conditional optimal transport, and not nearer than by the cosine path, with fewer nats than by either.
 Figures: docs/_data/figures, diffusion/kinetic_paths. Run time: four minutes on 2 CPU cores.
 
