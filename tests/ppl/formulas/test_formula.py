@@ -166,7 +166,7 @@ HOLES = FRAME.assign(x=FRAME.x.where(FRAME.index > 1))
         (lambda: ppl.formula("y ~ x | g", FRAME), "a bar outside of brackets"),
         (lambda: ppl.formula("y ~ nofunction(x)", FRAME), "do not go together.*nofunction"),
         (lambda: ppl.formula("y ~ x", HOLES), r"cells are missing, by column \{'x': 2\}"),
-        (lambda: ppl.formula("y ~ x", FRAME.assign(x=np.inf)), "'x' is not finite in .* rows, the first at position 0 .there it is"),
+        (lambda: ppl.formula("y ~ x", FRAME.assign(x=np.inf)), "'x' is not finite in .* rows, the first at position 0"),
         (lambda: ppl.formula("y ~ (x | g)", FRAME.assign(x=np.inf)), "'x' is not finite"),
         (lambda: ppl.formula("y ~ log(zero)", FRAME.assign(zero=0.0)), r"'log\(zero\)' is not finite.*-inf"),
         (lambda: ppl.formula("y ~ x + offset(log(zero))", FRAME.assign(zero=0.0)), "is not finite"),
