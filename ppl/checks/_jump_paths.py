@@ -9,6 +9,7 @@ move only those numbers that one suspected operation reads (`read_together`).
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -73,10 +74,15 @@ def is_short(number: PyTree) -> ArrayLike:
     return number % 12 == 3
 
 
-def has_loop(jaxpr: Jaxpr) -> bool:
-    """Whether anything in a program runs several times."""
+def is_far(number: PyTree) -> PyTree:
+    """Two of six paths start where parameters are no longer like those given."""
+    return number % 6 >= 4
+
+
+def has_loop(jaxpr: Jaxpr, kinds: Collection[str] = ("scan", "while")) -> bool:
+    """Whether anything in a program runs several times, in a loop of one of these kinds."""
     return any(
-        eqn.primitive.name in ("scan", "while") or any(map(has_loop, inner_jaxprs(eqn)))
+        eqn.primitive.name in kinds or any(has_loop(j, kinds) for j in inner_jaxprs(eqn))
         for eqn in jaxpr.eqns
     )
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 from .._compat import ClosedJaxpr, Jaxpr
 from ..analysis import Analysed
 from ..jaxprs import inner_jaxprs, shape_of
-from ._jump_paths import Job, Paths, is_short, leaves_data
+from ._jump_paths import Job, Paths, has_loop, is_far, is_short, leaves_data
 from ._jump_search import JumpSearch
 from ._probe_inputs import COMPILER_OPTIONS, Inputs
 from ._quick_draws import with_quick_draws
@@ -29,7 +29,7 @@ BATCH = 8
 SHARE_OF_SET = 3  # a set of numbers gets a third of the paths that a source of its size gets
 MOST_OTHERS = 4  # paths that are tried to see whether anything is sure
 DEFAULT = JumpSearch()
-_TURNS = 64  # of a `while` loop, of which nothing is known
+_TURNS = 8  # of a `while` loop where parameters are like those given; elsewhere they are many
 
 
 class LargestJumps(NamedTuple):
@@ -84,6 +84,7 @@ class Probe:
         self.program = program
         self._paths = Paths(program, self.sources, is_double, how, is_rounded, is_narrow)
         self._work = work_of(program.closed.jaxpr)
+        self._has_while = has_loop(program.closed.jaxpr, {"while"})
         self._batch = batch = batch_of(self._paths.has_loop)
 
         @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS, static_argnums=4)
@@ -178,6 +179,8 @@ class Probe:
         """Place, source, group, set and number of each path."""
         num_groups = self._paths.groups.max(1) + 1
         how = self.how
+        # Far away a solver of differential equations takes so many steps that a few paths cost more than all others.
+        is_dear = lambda number: self._has_while and bool(is_far(number))
         most = how.budget / (num_groups.sum() * 2 * how.num_points * self._work)
         jobs = []
         for n, source in enumerate(self.sources):
@@ -189,9 +192,10 @@ class Probe:
             counts = [max(int(share * count), 2) for count in counts]
             counts[0] = max(counts[0], how.min_paths)
             for k, count in enumerate(counts):
-                jobs += itertools.product([n], range(num_groups[n]), [k], range(count))
+                numbers = [i for i in range(count) if i < how.min_paths or not is_dear(i)]
+                jobs += itertools.product([n], range(num_groups[n]), [k], numbers)
         # Those alike run together, since they take equally many steps.
-        jobs.sort(key=lambda job: (bool(is_short(job[-1])), job))
+        jobs.sort(key=lambda job: (bool(is_short(job[-1])), is_dear(job[-1]), job))
         jobs += jobs[-1:] * (-len(jobs) % self._batch)  # a rest would be compiled by itself
         return np.array([np.arange(len(jobs)), *np.array(jobs).T])
 
@@ -206,7 +210,7 @@ def batch_of(has_loop: bool) -> int:
 
 
 def work_of(jaxpr: Jaxpr) -> float:
-    """How many numbers one evaluation computes, `while` loops taken to turn 64 times."""
+    """How many numbers one evaluation computes, `while` loops taken to turn 8 times."""
     total = 0.0
     for eqn in jaxpr.eqns:
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
