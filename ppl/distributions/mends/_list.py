@@ -17,6 +17,7 @@ from . import (
     _continuous,
     _correlations,
     _counts,
+    _covariances,
     _discrete,
     _quantiles,
     _truncated,
@@ -277,6 +278,27 @@ MENDS = (
             (dist.InverseWishartCholesky, "log_prob", _wisharts.inverse_wishart_cholesky),
             (dist.Wishart, "log_prob", _wisharts.wishart), (dist.InverseWishart, "log_prob", _wisharts.inverse_wishart),
         ),
+    ),
+    Mend(
+        "multivariate-normal", dist.MultivariateNormal, "log_prob", _covariances.multivariate_normal,
+        lambda f, x, zero, one: f(
+            dist.MultivariateNormal(
+                jnp.stack([zero, zero]),
+                jnp.stack([jnp.stack([3 * one, one]), jnp.stack([one, one / 3 + 2.0**-24])]), validate_args=False,
+            ),
+            jnp.stack([zero, 1e-4 + x]),
+        ),
+        (5.781605, -1438.047), "Where a matrix is given that is nearly singular its factor is rounding: off by hundreds of nats.",
+        order=0, also=((dist.MultivariateNormal, "entropy", _covariances.entropy),),
+    ),
+    Mend(
+        "low-rank-normal", dist.LowRankMultivariateNormal, "log_prob", _covariances.low_rank,
+        lambda f, x, zero, one: f(
+            dist.LowRankMultivariateNormal(jnp.stack([x, x]), jnp.stack([one, one])[:, None], 1e-8 * jnp.stack([one, one])),
+            jnp.stack([one, one + 1e-4]),
+        ),
+        (6.275757, 1.00005), "The quadratic form is a difference of two that are as large as the diagonal is small.",
+        order=0, tolerance=1e-3,
     ),
     Mend(
         "incomplete-gamma", *_quantiles.OF_GAMMA[0],
