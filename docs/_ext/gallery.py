@@ -27,6 +27,7 @@ TITLES = {
     "structure": "Structure summed out",
     "evaluation": "Evaluation",
     "altering": "Altering a trained model",
+    "adversarial": "Two players",
 }
 HEAD = """# Gallery
 

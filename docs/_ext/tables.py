@@ -51,14 +51,15 @@ OBJECTIVES: dict[str, tuple[str, str, str]] = {
     "sleep": ("min", "none", "1 draw of the model"),
     "fivo": ("max", 'value none, but under "ot"; gradient none under "score" only', "K, step by step"),
     "vsmc": ("max", "as `fivo`", "K, step by step"),
+    "adversarial": ("min", "by what the critic lacks of log p/q, which nothing tells", "B of the data, B of the generator"),
 }  # fmt: skip
 WORDS = {"max": "maximised", "min": "minimised"}
 
 
 def objectives() -> list[str]:
-    """The functions among inference's objectives, classes and the decorator left out."""
+    """The functions among inference's objectives; classes, the decorator and what puts objectives together are left out."""
     group = next(g for g in groups("inference") if g.title.startswith("Objectives"))
-    made = [n for n in group.names if n != "objective"]
+    made = [n for n in group.names if n not in ("objective", "game")]
     return [n for n in made if not inspect.isclass(getattr(load("inference"), n))]
 
 

@@ -103,10 +103,12 @@ def test_every_example_has_a_card():
     assert {f.parent.name for f in gallery.scripts()} - {"examples"} <= set(gallery.TITLES)
 
 
-def test_every_example_has_a_picture_that_says_what_wrote_it():
+def test_every_example_that_draws_has_a_picture_that_says_what_wrote_it():
+    """Some scripts of papers print a table and no more."""
     made = json.loads((gallery.PICTURES / "made.json").read_text())
     assert {f.stem for f in gallery.PICTURES.glob("*.png")} == set(made)
-    assert {f.stem for f in gallery.scripts()} == set(made)
+    draws = {f.stem for f in gallery.scripts() if "papers" not in f.parts or "draw(" in f.read_text()}
+    assert draws <= set(made) <= {f.stem for f in gallery.scripts()}
     assert not any("--smoke" in command for command in made.values())
     assert all((faces.ROOT / command.split()[1]).exists() for command in made.values())
 
@@ -122,7 +124,7 @@ def test_the_glossary_has_what_pages_link_to_and_names_what_there_is():
     linked = {w.lower() for w in re.findall(r"\[([^\]]+)\]\((?:\.\./)?glossary\.md\)", pages)}
     assert linked - {"the glossary"} <= known
     meanings = " ".join(words.words().values())
-    assert set(re.findall(r"see \*([\w -]+)\*", meanings)) <= known
+    assert {w.lower() for w in re.findall(r"see \*([\w -]+)\*", meanings)} <= known
     for name in re.findall(r"~lapilli\.([\w.]+)", meanings):
         assert operator.attrgetter(name)(lapilli), name
     for script in re.findall(r"`(examples/[\w/.]+)`", meanings):
