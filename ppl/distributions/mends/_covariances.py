@@ -26,6 +26,7 @@ _log_prob, _entropy = dist.MultivariateNormal.log_prob, dist.MultivariateNormal.
 _divergence = kl_divergence.dispatch(dist.MultivariateNormal, dist.MultivariateNormal)
 
 
+@full_precision
 def lost(law: PyTree) -> ArrayLike:
     """Nats that rounding of the given matrix makes of a multivariate normal law's log-density; 0 where a factor is given.
 
