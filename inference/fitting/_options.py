@@ -101,6 +101,11 @@ def check(options: FitOptions) -> None:
         raise ValueError(
             f"Argument 'shardings' is {dict(options.shardings)}, and there are no devices to split over. Pass mesh= as well."
         )
+    if options.shardings is not None and jax.process_count() > 1:
+        raise NotImplementedError(
+            f"Argument 'shardings': parameters are split over the devices of one process, and there are {jax.process_count()} "
+            "processes. Leave it out: each device holds all parameters then, and rows are split."
+        )
     if (check_jumps := options.check_jumps) is not None and not options.is_model:
         raise ValueError(
             f"fit: check_jumps={check_jumps!r} is for a model alone, and an objective is given. Pass it to the objective, e.g. "

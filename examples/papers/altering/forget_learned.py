@@ -9,9 +9,9 @@ kept draws. A judge trained on real images counts what is left of the class, and
 Source: Malekmohammadi et al. 2023, arXiv:2309.14054 (adapt, then unlearn). Data: scikit-learn's digits.
 
 Expected: at least nine tenths of the class gone, the Frechet distance of the others within 15 % of the model's. A quarter is left
-by labels, since two classifiers do not agree on draws of the model, and tuned copies lose quality (docs/explain/reproduced.md);
-by examples alone more, as what tells real images from draws helps the regression more than the class does. Figures:
-docs/_data/figures, altering/forget_learned_labels and _examples. Run time: eight minutes on 2 CPU cores.
+by labels, and tuned copies lose quality; by examples alone more is left (docs/explain/reproduced.md). Perhaps two classifiers do
+not agree on draws of the model, and what tells real images from draws helps the regression more than the class does: neither was
+measured. Figures: docs/_data/figures, altering/forget_learned_labels and _examples. Run time: eight minutes on 2 CPU cores.
 
     python examples/papers/altering/forget_learned.py [--smoke] [--label 3] [--by labels] [--out DIR] [--record]
 """

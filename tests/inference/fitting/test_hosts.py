@@ -83,7 +83,7 @@ def test_what_does_not_go_together_is_refused_in_all_processes():
 
 @pytest.mark.slow  # eleven processes start
 def test_a_process_that_is_killed_costs_the_steps_since_the_last_checkpoint(tmp_path):
-    """Parameters in parts, a folder of checkpoints: two processes, one killed; one, two and four go on."""
+    """Two processes, both killed between checkpoints; one, two and four go on from the file."""
     whole = lines("finish", 1, tmp_path / "none")
     processes = _on_hosts.started("forever", 2, tmp_path / "two")
     for line in processes[1].stdout:
@@ -91,7 +91,7 @@ def test_a_process_that_is_killed_costs_the_steps_since_the_last_checkpoint(tmp_
             break
     for process in reversed(processes):  # the second one first
         process.kill()
-        process.wait()
+        process.communicate()
     for num in (1, 2, 4):
         shutil.copytree(tmp_path / "two", tmp_path / str(num))
         outputs = _on_hosts.start("finish", num, tmp_path / str(num))
@@ -185,6 +185,13 @@ def test_a_mesh_of_some_processes_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(ValueError, match=r"devices of the processes \[1\], and there are 3"):
         spans_processes("fit", mesh)
+
+
+def test_parameters_in_parts_are_of_one_process(monkeypatch):
+    mesh = jax.make_mesh((1,), ("rows",))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(NotImplementedError, match="'shardings'.*one process, and there are 2"):
+        fit((ROWS,), subsample={"rows": 4}, mesh=mesh, shardings={"*": "rows"})
 
 
 def test_a_sum_of_values_sees_a_bit(tmp_path):
