@@ -175,7 +175,9 @@ def _kind(hint: object, origin: type | None, args: tuple) -> tuple[Callable[...,
         return _is_names, "a list of names"
     if origin is collections.abc.Sequence and args[0] is float:
         return _is_numbers, "a list of numbers"
-    if getattr(hint, "_is_protocol", False):  # of what it has, a call is what is asked for here
+    if typing.Protocol in getattr(
+        hint, "__bases__", ()
+    ):  # of what it has, a call is what is asked for here
         return (callable, "a function") if callable(hint) else (lambda _: True, "")
     if isinstance(hint, type) and hint.__module__.startswith(__name__.partition(".")[0]):
         return lambda x: isinstance(x, hint), f"of type {hint.__name__}"

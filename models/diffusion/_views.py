@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -36,7 +37,7 @@ class Through(eqx.Module):
 
     network: Callable[..., PyTree]
     forward: Callable[[Array, PyTree], Array] = eqx.field(static=True)
-    takes_context: bool = eqx.field(static=True, default=True)
+    takes_context: ClassVar[bool] = True
 
     def __call__(
         self, x: Float[Array, " *shape"], level: Array, context: PyTree

@@ -107,7 +107,9 @@ def test_every_example_that_draws_has_a_picture_that_says_what_wrote_it():
     """Some scripts of papers print a table and no more."""
     made = json.loads((gallery.PICTURES / "made.json").read_text())
     assert {f.stem for f in gallery.PICTURES.glob("*.png")} == set(made)
-    draws = {f.stem for f in gallery.scripts() if "papers" not in f.parts or "draw(" in f.read_text()}
+    draws = {
+        f.stem for f in gallery.scripts() if "papers" not in f.parts or "draw(" in f.read_text()
+    }
     assert draws <= set(made) <= {f.stem for f in gallery.scripts()}
     assert not any("--smoke" in command for command in made.values())
     assert all((faces.ROOT / command.split()[1]).exists() for command in made.values())

@@ -29,6 +29,9 @@ class ProcessLocal:
             has no rows of the plate is the same in all processes.
         plate: the plate with whose rows arrays go.
 
+    Raises:
+        TypeError: `plate` is no name.
+
     Example:
         >>> rows = ProcessLocal((np.zeros(3),), plate="rows")  # of the file of this process
         >>> rows

@@ -8,15 +8,21 @@ from pathlib import Path
 
 import _on_hosts
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 from _fit_fakes import Objective
 from _on_mesh import environment
 
-from lapilli import inference
-from lapilli.inference._processes import _sum_of, checksum, spans_processes
+from lapilli import inference, ppl
+from lapilli.inference import _processes
+from lapilli.inference._processes import _sum_of, agreed, check_same, checksum, spans_processes
 from lapilli.inference.fitting import ProcessLocal
+from lapilli.inference.fitting.data._batches import Batches
+from lapilli.inference.fitting.data._process_local import check_spread, spread
+from lapilli.inference.fitting.storage import _folder
 
 ROWS = np.arange(1, 17, dtype=np.float32)
 
@@ -185,6 +191,80 @@ def test_a_mesh_of_some_processes_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(ValueError, match=r"devices of the processes \[1\], and there are 3"):
         spans_processes("fit", mesh)
+
+
+class TwoProcesses:
+    """A mesh of both, each with two devices."""
+
+    size, axis_names = 4, ("rows",)
+    devices = np.array([type("Device", (), {"process_index": i})() for i in (0, 0, 1, 1)])
+    local_devices = devices[:2]
+
+
+def batches_of(*sizes):
+    """Batches over two processes, spread along their rows."""
+    found = Batches([(ROWS[:size],) for size in sizes])
+    found.set_plates((4,), lambda args: None)
+    found.set_spread(TwoProcesses, [True])
+    return found
+
+
+def other_seeds():
+    check_spread("rows", type("Mesh", (), {"axis_names": ("seeds",)})())
+
+
+def third_batch():
+    found = batches_of(4, 4, 3)
+    with found.reading(3, lambda: False):
+        found.load(3)
+
+
+SAME, ONE_MORE, FAILED = lambda x: x, lambda x: x + 1, lambda x: x + (np.arange(len(x)) == 0)
+
+
+@pytest.mark.parametrize(
+    ("other", "call", "message"),
+    [
+        (ONE_MORE, lambda: check_same("fit", {"key": 1}), "were given different key.*same key, options and data"),
+        (lambda x: x + (np.arange(len(x)) == 2), lambda: agreed([3]), "do not go together. process 0: batches at hand 3; "),
+        (FAILED, lambda: agreed([3]), r"the processes \[1\] failed to read their data"),
+        (SAME, lambda: spread((ROWS[:3],), "rows", TwoProcesses, [True]), r"have \[3, 3\] rows of plate 'rows', 6 in all"),
+        (SAME, lambda: check_spread("rows", None), "each of 2 processes has its own rows.*Pass mesh="),
+        (SAME, other_seeds, "the mesh's axis 'seeds' would hold them more than once"),
+        (SAME, lambda: batches_of(3), r"first batches of the processes have \[3, 3\] rows"),
+        (SAME, third_batch, "batch 2 has 3 rows, which cannot be split evenly over the 2 devices of this process"),
+    ],
+)  # fmt: skip
+def test_refusals_of_two_processes(other, call, message, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    together = lambda x: np.stack([x, other(np.asarray(x))])
+    monkeypatch.setattr(_processes.multihost_utils, "process_allgather", together)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        call()
+
+
+def by_columns(x):
+    with ppl.plate("columns", x.shape[1]):
+        ppl.sample("x", dist.Normal(jnp.zeros((2, 1)), 1.0), obs=x)
+    ppl.sample("loc", dist.Normal(0.0, 1.0))
+
+
+def test_rows_of_each_process_are_the_leading_axis():
+    bound = inference.elbo(by_columns, lambda x: ppl.sample("loc", dist.Normal(0.0, 1.0)))
+    with pytest.raises(
+        ValueError, match="no array has the rows of plate 'columns' as its leading axis"
+    ):
+        inference.fit(
+            bound, optax.adam(0.1), ProcessLocal((np.ones((2, 5)),), "columns"), num_steps=1
+        )
+
+
+def test_orbax_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(
+        ImportError, match="need Orbax. Install it with: pip install 'lapilli.sharded.'"
+    ):
+        _folder._orbax()
 
 
 def test_parameters_in_parts_are_of_one_process(monkeypatch):
