@@ -137,7 +137,17 @@ def _hints(fn: Callable[..., PyTree]) -> dict[str, Any]:
     hints = {n: found.get(n, Any) for n in one}
     if "key" in one:  # of no type that both kinds of key have
         hints["key"] = "key" if one["key"].default is not None else Any
-    return hints
+    return {name: hint for name, hint in hints.items() if _can_be_unlike(hint)}
+
+
+def _can_be_unlike(hint: object) -> bool:
+    """Whether there is a value that `_unlike` has something against."""
+    if hint == "key" or hasattr(hint, "dim_str"):
+        return True
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return all(map(_can_be_unlike, args))
+    return hint in (None, types.NoneType) or origin is Literal or bool(_kind(hint, origin, args)[1])
 
 
 def _unlike(hint: object, value: object) -> list[str]:
@@ -175,9 +185,8 @@ def _kind(hint: object, origin: type | None, args: tuple) -> tuple[Callable[...,
         return _is_names, "a list of names"
     if origin is collections.abc.Sequence and args[0] is float:
         return _is_numbers, "a list of numbers"
-    if typing.Protocol in getattr(
-        hint, "__bases__", ()
-    ):  # of what it has, a call is what is asked for here
+    # Of what a protocol has, a call is what is asked for here.
+    if typing.Protocol in getattr(hint, "__bases__", ()):
         return (callable, "a function") if callable(hint) else (lambda _: True, "")
     if isinstance(hint, type) and hint.__module__.startswith(__name__.partition(".")[0]):
         return lambda x: isinstance(x, hint), f"of type {hint.__name__}"

@@ -97,10 +97,8 @@ def _check_law(name: str, distribution: object) -> None:
             f"Site '{name}': {distribution.__name__} is a class and no law yet. Call it with its parameters, "
             f"{distribution.__name__}(...)."
         )
-    if not (hasattr(distribution, "log_prob") and hasattr(distribution, "sample")) and not hasattr(
-        distribution,
-        "inputs",  # funsor's
-    ):
+    is_law = hasattr(distribution, "log_prob") and hasattr(distribution, "sample")
+    if not (is_law or hasattr(distribution, "inputs")):  # of funsor's laws
         raise TypeError(
             f"Site '{name}': a law of numpyro.distributions is needed, got {distribution!r} ({type(distribution).__name__}). "
             "Write e.g. numpyro.distributions.Normal(0.0, 1.0); a value that is no random one needs no site, or "
