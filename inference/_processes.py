@@ -89,16 +89,20 @@ def agreed(numbers: Sequence[int] | None) -> None:
 
 
 @contextlib.contextmanager
-def together(is_shared: bool) -> Iterator[None]:
-    """What fails inside in one process of a run fails in all, which would wait for it else; no word goes around inside."""
+def together(is_shared: bool) -> Iterator[list[int]]:
+    """What fails inside in one process of a run fails in all, which would wait for it else; no word goes around inside.
+
+    The numbers of `agreed` may be put in the list meanwhile.
+    """
+    numbers: list[int] = []
     try:
-        yield
+        yield numbers
     except BaseException:
         if is_shared:
             agreed(None)
         raise
     if is_shared:
-        agreed(())
+        agreed(numbers)
 
 
 def _words(numbers: list[int]) -> str:

@@ -111,10 +111,10 @@ class Batches(Source):
             return
         self._num_parts = jax.process_count()
         own = {len(x) for x, cut in zip(self._first, is_cut, strict=True) if cut}
-        sizes = gathered([max(own, default=0)])[:, 0].tolist()
         num_here = self._num_here = len(mesh.local_devices)
-        is_even = gathered([len(own) == 1 and max(own) % num_here == 0]).all()
-        if len(set(sizes)) > 1 or not is_even:
+        is_even = len(own) == 1 and max(own) % num_here == 0
+        sizes, are_even = gathered([max(own, default=0), is_even]).T.tolist()
+        if len(set(sizes)) > 1 or not all(are_even):
             raise ValueError(
                 f"Argument 'args': the first batches of the processes have {sizes} rows, and each needs as many as the others, a "
                 f"multiple of the {num_here} devices that it has. Cut batches in equal parts."

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..._processes import agreed, anywhere, gathered, together
+from ..._processes import anywhere, gathered, together
 from ..stationarity import is_done
 from ..storage import Checkpoint, Folder, save
 from ._callbacks import FitInfo, wants_stop, with_state
@@ -186,9 +186,9 @@ class Training:
         if not self._plan.is_shared:
             return source.load(length)
         length = int(gathered([length])[0, 0])  # each has its own clock
-        with together(is_shared=True):
+        with together(is_shared=True) as numbers:
             data, num_steps = source.load(length)
-        agreed((num_steps, *source.signature()))
+            numbers += num_steps, *source.signature()
         return data, num_steps
 
     def _next_length(self) -> int:
