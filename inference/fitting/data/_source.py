@@ -74,7 +74,8 @@ def with_rows_of_all(
 ) -> tuple:
     """The arguments with the rows of all processes, of those of this one."""
     check_spread(plate, mesh)
-    with together(spans_processes("fit", mesh)):
+    is_shared = spans_processes("fit", mesh)
+    with together(is_shared):
         sizes = dict(objective.plate_sizes(*args))
         check_plate(plate, sizes)
         plate_of = _plates_of(objective, args, {plate: sizes[plate]})
@@ -83,7 +84,7 @@ def with_rows_of_all(
                 f"Argument 'args': no array has the rows of plate '{plate}' as its leading axis; shapes: "
                 f"{shapes(Arguments(args).arrays(args))}. Pass its data with the rows first, or leave out ProcessLocal."
             )
-    if mesh is None or not spans_processes("fit", mesh):
+    if mesh is None or not is_shared:
         return args
     return spread(args, plate, mesh, [p == plate for p in plate_of])
 
@@ -163,8 +164,9 @@ def _from_subsample(
         source: Minibatches = MappedMinibatches(order_key, args, subsample, full, mesh, plate_of)
     else:
         source = Minibatches(args, subsample, full, mesh, plate_of)
-    _check_plates_follow(objective.plate_sizes(*source.first()), full, subsample)
-    _check_no_local_parameters(objective, args, source.first())
+    first = source.first()
+    _check_plates_follow(objective.plate_sizes(*first), full, subsample)
+    _check_no_local_parameters(objective, args, first)
     return objective.with_plate_sizes(named), source
 
 
@@ -269,14 +271,16 @@ def _from_iterable(
         check_spread(spread_plate, mesh)
     with together(spans_processes("fit", mesh)):
         source = Batches(iterable, prefetch)
-        seen = own = dict(objective.plate_sizes(*source.first()))
+        first = source.first()
+        seen = own = dict(objective.plate_sizes(*first))
         plates: list[str | None] = []
         if spread_plate is not None:
             check_plate(spread_plate, seen)
-            plates = _plates_of(objective, source.first(), {spread_plate: seen[spread_plate]})
+            plates = _plates_of(objective, first, {spread_plate: seen[spread_plate]})
     if spread_plate is not None and mesh is not None:
         source.set_spread(mesh, [p == spread_plate for p in plates])
-        seen = dict(objective.plate_sizes(*source.first()))
+        first = source.first()  # with the rows of all processes, which send them each time
+        seen = dict(objective.plate_sizes(*first))
     if plate_sizes is None:
         raise ValueError(
             f"Argument 'args' yields batches, and nothing says how many rows they were taken from. Plates with their sizes "
@@ -296,8 +300,8 @@ def _from_iterable(
         [own[name] for name in plate_sizes],
         lambda args: _check_fewer_rows(seen, dict(objective.plate_sizes(*args)), plate_sizes),
     )
-    for longer in _longer(objective, source.first(), {name: seen[name] for name in plate_sizes}):
-        _check_no_local_parameters(objective, source.first(), longer)
+    for longer in _longer(objective, first, {name: seen[name] for name in plate_sizes}):
+        _check_no_local_parameters(objective, first, longer)
     if mesh is not None and spread_plate is None:
         source.set_sharding(mesh, sizes or seen.values())
     return (objective.with_plate_sizes(dict(plate_sizes)) if plate_sizes else objective), source
