@@ -308,14 +308,14 @@ def common_params(
     constraints: dict[str, Constraint] = {}
     for part in parts:
         own = part.init(key, *args)
+        values = {**own, **values}
         for param in own:
-            first, other = (jax.tree.map(jnp.shape, x[param]) for x in ({**own, **values}, own))
+            first, other = (jax.tree.map(jnp.shape, x[param]) for x in (values, own))
             if first != other:
                 raise ValueError(
                     f"Objective '{name}': parameter '{param}' has shapes {first} in one part and {other} in {part.name}; "
                     "parameters of one name are one. Rename it in one of the programs."
                 )
-        values = {**own, **values}
         constraints = {**getattr(own, "constraints", {}), **constraints}
     return ppl.Params(values, constraints)
 
