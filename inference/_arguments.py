@@ -131,6 +131,12 @@ def leaf_names(
     return found
 
 
+def array_names(program: object, args: tuple) -> list[str]:
+    """A name for each array of the arguments, in the order of `Arguments.arrays`."""
+    leaves = zip(leaf_names(program, args), jax.tree.leaves(args), strict=True)
+    return [name for name, leaf in leaves if is_array(leaf)]
+
+
 def named_leaves(program: object, args: tuple) -> dict[str, np.ndarray]:
     """The leaves of the arguments by name, in order; a list of numbers is one."""
     return dict(zip(leaf_names(program, args, is_list), leaves_of(args)[0], strict=True))

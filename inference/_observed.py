@@ -21,7 +21,7 @@ from ..ppl._compat import ClosedJaxpr, Var, is_concrete, jaxpr_as_fun
 from ..ppl._types import Key
 from ..ppl.language import Program, joined, parted, where_not_finite
 from ..ppl.traces import SiteInfo, Trace, stand_ins
-from ._arguments import Arguments, is_array, leaf_names, simulated
+from ._arguments import Arguments, array_names, leaf_names, simulated
 from ._depends import depends
 from ._runs import TracedRun
 
@@ -224,9 +224,7 @@ def warn_of_unread(method: str, run: TracedRun) -> None:
 
 def _inputs(run: TracedRun) -> dict[Var, str]:
     """The variables that stand for arguments, each with its name."""
-    leaves = zip(leaf_names(run.program, run.args), jax.tree.leaves(run.args), strict=True)
-    names = [name for name, leaf in leaves if is_array(leaf)]
-    return dict(zip(run.closed.jaxpr.invars[1:], names, strict=True))
+    return dict(zip(run.closed.jaxpr.invars[1:], array_names(run.program, run.args), strict=True))
 
 
 def _is_heard(program: Program, site: str, trace: Trace, args: tuple) -> bool:

@@ -20,7 +20,7 @@ from ..ppl.distributions import base_of, is_masked
 from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
 from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
 from ..ppl.traces import LOOK, Trace, stand_ins
-from ._arguments import Arguments, leaf_names
+from ._arguments import Arguments, array_names
 from ._held import has_whole_numbers, holds_integers
 from ._host_keys import default_key
 from ._improper import UNNORMALISED, check_proper, improper_sites
@@ -52,7 +52,7 @@ def abstract_run(program: Program, args: tuple) -> TracedRun:
     split = Arguments(args)
     arrays = split.arrays(args)
 
-    names, outside = _array_names(program, args, split), {}
+    names, outside = array_names(program, args), {}
 
     def run(key: Key, traced: list[Array]) -> Trace:
         known = {id(t): (n, x) for t, n, x in zip(traced, names, arrays, strict=True)}
@@ -161,7 +161,7 @@ def check_indices(method: str, run: TracedRun) -> None:
 
     closed = jax.make_jaxpr(counted)(jax.random.key(0), run.arrays)
     if found := heard(closed, [jax.random.key(0), *run.arrays], values):
-        names = ["", *_array_names(run.program, run.args, split)]
+        names = ["", *array_names(run.program, run.args)]
         _refuse(method, run.program, found[0], [names[i] for i in sorted(found[0].inputs)])
 
 
@@ -174,11 +174,6 @@ def _where_it_counts(trace: Trace, name: str) -> Array:
                 jnp.reshape(mask, (*jnp.shape(mask), *[1] * (x.ndim - np.ndim(mask)))), x, 0
             )
     return x
-
-
-def _array_names(program: Program, args: tuple, split: Arguments) -> list[str]:
-    names = leaf_names(program, args)
-    return [name for name, is_array in zip(names, split.is_array, strict=True) if is_array]
 
 
 def _refuse(method: str, program: Program, lookup: Lookup, names: list[str]) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from ....ppl._types import ModelFn
 from ....ppl.language import Program
-from ..._arguments import Arguments, is_array, leaf_names, leaves_of, shapes_of
+from ..._arguments import Arguments, array_names, is_array, leaves_of, shapes_of
 from ..._rows import Axis, met, rows_of, unbound
 from ..prediction import predictive
 from ._archive import write_bytes
@@ -35,9 +35,7 @@ def export_fit(
         )
     split = Arguments(args)
     arrays = split.arrays(args)
-    names = [
-        n for n, is_array in zip(leaf_names(model, args), split.is_array, strict=True) if is_array
-    ]
+    names = array_names(model, args)
     draw, (_, guide_args) = predictive(
         model, guide, args, fit_args, keep, are_examples=True, is_guide_alone=only is not None
     )
