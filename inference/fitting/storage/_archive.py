@@ -169,16 +169,20 @@ def digest_of(entries: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
+def without_keys(leaf: PyTree) -> PyTree:
+    """The array, or the data of the keys that it holds."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
 def to_raw(leaf: PyTree) -> np.ndarray:
     """An array that NumPy can store: keys by their data, bfloat16 and its kin by their bits."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
+    array = np.asarray(without_keys(leaf))
     return array if array.dtype.kind in "bifuc" else array.view(f"u{array.dtype.itemsize}")
 
 
 def from_raw(raw: np.ndarray, dtype: DTypeLike) -> Key | np.ndarray:
-    """The inverse of `to_raw`: keys are of JAX, all else of NumPy."""
+    """The inverse of `to_raw`: keys are of JAX, all else of NumPy; and of `without_keys`, where arrays stay where they lie."""
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         impl = jax.random.key_impl(jnp.empty((), dtype))
         return jax.random.wrap_key_data(jnp.asarray(raw), impl=impl)

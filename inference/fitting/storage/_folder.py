@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ....ppl._types import Key
+from ._archive import from_raw, without_keys
 from ._checkpoint import (
     Checkpoint,
     check_fits,
@@ -52,7 +51,9 @@ class Folder:
         if checkpoint.step in self._files.all_steps():
             return
         leaves, _ = flatten(checkpoint.carry)
-        arrays: dict[str, PyTree] = {f"leaf_{i}": _plain(leaf) for i, leaf in enumerate(leaves)}
+        arrays: dict[str, PyTree] = {
+            f"leaf_{i}": without_keys(leaf) for i, leaf in enumerate(leaves)
+        }
         small = {"values": checkpoint.values, **states_of(checkpoint.callbacks)}
         header = header_of(checkpoint) | {
             "small": {n: [x.dtype.str, list(x.shape)] for n, x in small.items()}
@@ -81,12 +82,12 @@ class Folder:
         check_fits(self._path, header, carry, run, callbacks, resume)
         leaves, _ = flatten(carry)
         like: dict[str, PyTree] = {
-            f"leaf_{i}": jax.tree.map(_abstract, _plain(leaf)) for i, leaf in enumerate(leaves)
+            f"leaf_{i}": _abstract(without_keys(leaf)) for i, leaf in enumerate(leaves)
         }
         like |= {n: np.zeros(shape, dtype) for n, (dtype, shape) in header["small"].items()}
         wanted = restore.Composite(arrays=restore.StandardRestore(like))
         found = self._files.restore(step, args=wanted).arrays
-        own = [_like(found[f"leaf_{i}"], leaf) for i, leaf in enumerate(leaves)]
+        own = [from_raw(found[f"leaf_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
         return Checkpoint(
             step=header["step"],
             carry=jax.tree.unflatten(jax.tree.structure(carry), own),
@@ -103,19 +104,8 @@ class Folder:
         self._files.close()
 
 
-def _plain(leaf: PyTree) -> PyTree:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
-
-
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _like(found: jax.Array, leaf: jax.Array) -> Key | jax.Array:
-    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return found
-    return jax.random.wrap_key_data(found, impl=jax.random.key_impl(leaf))
 
 
 def _orbax() -> Any:

@@ -174,14 +174,19 @@ def memory_of(transform: optax.GradientTransformation, params: PyTree) -> float:
 
 def leaf_names(params: ParamMap) -> list[str]:
     """The parameter name of each leaf, in the order of `jax.tree.leaves(params)`."""
+    return [name for name, _ in leaf_paths(params)]
+
+
+def leaf_paths(params: ParamMap) -> list[tuple[str, str]]:
+    """The parameter name of each leaf, and the path inside of it, "layers.0.weight"; in that order."""
     # By number, not by path: a dict subclass may be registered as a pytree with paths of its own.
     leaves, treedef = jax.tree.flatten(params)
     numbers = jax.tree.unflatten(treedef, list(range(len(leaves))))
-    names = [""] * len(leaves)
+    found = [("", "")] * len(leaves)
     for name in params:
-        for number in jax.tree.leaves(numbers[name]):
-            names[number] = name
-    return names
+        for path, number in jax.tree_util.tree_leaves_with_path(numbers[name]):
+            found[number] = name, jax.tree_util.keystr(path, simple=True, separator=".")
+    return found
 
 
 def _match(groups: Mapping[str, object], names: list[str]) -> dict[str, str]:

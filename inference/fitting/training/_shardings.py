@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 
 from ....ppl._types import ParamMap
 from ..data import SEEDS
+from ._optimizer import leaf_paths
 
 # What `fit` takes: patterns on names of parameters or of their leaves -> the split.
 type Shardings = Mapping[str, PartitionSpec | str]
@@ -134,14 +135,7 @@ def _axes(part: object) -> tuple[str, ...]:
 
 def _names(params: ParamMap) -> list[str]:
     """For each leaf the name of its parameter, with the path inside of it: `net.layers.0.weight`."""
-    leaves, treedef = jax.tree.flatten(params)
-    numbers = jax.tree.unflatten(treedef, list(range(len(leaves))))
-    names = [""] * len(leaves)
-    for name in params:
-        for path, number in jax.tree_util.tree_leaves_with_path(numbers[name]):
-            inner = jax.tree_util.keystr(path, simple=True, separator=".")
-            names[number] = f"{name}.{inner}" if inner else name
-    return names
+    return [f"{name}.{inner}" if inner else name for name, inner in leaf_paths(params)]
 
 
 def _matches(pattern: str, name: str) -> bool:
