@@ -30,6 +30,7 @@ from jaxtyping import Array, PyTree
 from ....ppl._compat import Tracer
 from ..._arguments import Arguments
 from ..population import is_key
+from ..resampling import take
 
 Axes = str | tuple[str, ...] | None
 
@@ -57,7 +58,7 @@ class Placement:
     def take(self, tree: PyTree, index: Array) -> PyTree:
         """The particles `index`, of all, for the places of this run; keys stay where they are."""
         if self.mesh is None or not self.axes:
-            return jax.tree.map(lambda x: x if is_key(x) else x[index], tree)
+            return take(tree, index)
         leaves, treedef = jax.tree.flatten(tree)
         moving = _moved(self, [x for x in leaves if not is_key(x)], index)
         rest = iter(moving)

@@ -63,6 +63,7 @@ from ._resample import (
     Resampled as Resampled,
     lineages as lineages,
     resample as resample,
+    take as take,
 )
 from ._scheme import Scheme as Scheme
 from ._schemes import multinomial as multinomial, systematic as systematic

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from ....ppl.language import apply
 from ..population import reweight
 from ._hilbert import nearby_order
-from ._resample import Drawing, Offspring, Resampled, drawn_by, resample
+from ._resample import Drawing, Offspring, Resampled, drawn_by, resample, take
 
 Array = jax.Array
 Twist = Callable[..., Any]
@@ -82,7 +82,7 @@ def resample_ahead(
     scheme: Drawing,
     decide: Callable[..., PyTree],
     offspring: Callable[..., PyTree] | None = None,
-    move: Callable[[PyTree, Array], PyTree] | None = None,
+    move: Callable[[PyTree, Array], PyTree] = take,
 ) -> Resampled:
     """`resample` by W psi, or by W without a twist; `decide` sees the weights by which it would resample.
 
@@ -99,7 +99,7 @@ def resample_ahead(
         scheme,
         decide(twisted.log_weights),
         offspring,
-        move and (lambda both, ancestors: (move(both[0], ancestors), both[1][ancestors])),
+        lambda both, ancestors: (move(both[0], ancestors), both[1][ancestors]),
     )
     moved, psi = chosen.particles
     # Not normalised: their sum has expectation 1, and its error belongs to the evidence.

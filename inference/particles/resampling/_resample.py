@@ -50,6 +50,11 @@ def drawn_by(scheme: Drawing, key: Array, log_weights: Array) -> Offspring:
     return drawn if isinstance(drawn, Offspring) else Offspring(drawn)
 
 
+def take(particles: PyTree, ancestors: Array) -> PyTree:
+    """Everything moves with its particle, random keys excepted: offspring of one parent must not share their noise."""
+    return jax.tree.map(lambda x: x if is_key(x) else x[ancestors], particles)
+
+
 def resample(
     key: Array,
     particles: PyTree,
@@ -57,12 +62,12 @@ def resample(
     scheme: Drawing,
     decision: ArrayLike,
     offspring: Callable[..., PyTree] | None = None,
-    move: Callable[[PyTree, Array], PyTree] | None = None,
+    move: Callable[[PyTree, Array], PyTree] = take,
 ) -> Resampled:
     """Replace particles by offspring where `decision` (a Python or traced boolean) says so.
 
     `offspring(key, particles, log_weights)` makes them where derivatives are wanted; without it, by `scheme`, a derivative
-    with respect to the weights is refused. `move` is `take` over several devices.
+    with respect to the weights is refused. `move` is another `take`, over several devices.
     """
     num_particles = len(log_weights)
     identity = jnp.arange(num_particles, dtype=jnp.int32)
@@ -72,8 +77,7 @@ def resample(
         drawn = drawn_by(scheme, key, known)
         ancestors, weights = drawn.ancestors.astype(jnp.int32), drawn.log_weights
         weights = uniform(num_particles) if weights is None else weights
-        moved = (move or take)(particles, ancestors)
-        return Resampled(moved, weights, ancestors, jnp.asarray(True))
+        return Resampled(move(particles, ancestors), weights, ancestors, jnp.asarray(True))
 
     make = offspring or by_scheme
     chosen = lambda: make(key, particles, log_weights)
@@ -84,11 +88,6 @@ def resample(
     if isinstance(decision, bool):
         return chosen() if decision else unchanged()
     return jax.lax.cond(decision, chosen, unchanged)
-
-
-def take(particles: PyTree, ancestors: Array) -> PyTree:
-    """Everything moves with its particle, random keys excepted: offspring of one parent must not share their noise."""
-    return jax.tree.map(lambda x: x if is_key(x) else x[ancestors], particles)
 
 
 def lineages(ancestors: Array) -> Array:
