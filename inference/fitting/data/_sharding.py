@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -92,6 +93,4 @@ def at_hand(array: Array) -> PyTree:
     """The array, of which a process that holds only a part gets the rest from the others: all of them have to ask."""
     if getattr(array, "is_fully_addressable", True):
         return jnp.asarray(array)
-    from jax.experimental import multihost_utils
-
     return jnp.asarray(multihost_utils.process_allgather(array, tiled=True))
