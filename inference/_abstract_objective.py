@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 from numpyro.distributions.constraints import Constraint
+from numpyro.infer.autoguide import AutoGuide
 
 from .. import ppl
 from ..ppl._show import shown
@@ -323,6 +324,12 @@ def common_params(
 def guide_fn(objective: object) -> Any:
     """The function that an objective's guide was made of, e.g. an autoguide; None where it has no guide."""
     return getattr(getattr(objective, "guide", None), "fn", None)
+
+
+def is_guide_new(objective: object) -> bool:
+    """Whether an objective's guide is an autoguide that has not met its model."""
+    guide = guide_fn(objective)
+    return isinstance(guide, AutoGuide) and guide.prototype_trace is None
 
 
 def _terms(objective: AbstractObjective) -> tuple[tuple[float, AbstractObjective], ...]:

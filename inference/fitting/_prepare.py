@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping
 
 import jax
 from jaxtyping import PyTree
-from numpyro.infer.autoguide import AutoGuide
 
 from ...ppl.language import set_up
-from .._abstract_objective import AbstractObjective, guide_fn
+from .._abstract_objective import AbstractObjective, guide_fn, is_guide_new
 from .._arguments import shapes_of
 from .._game import Game, PlayerTurn
 from .._runs import later_indices
@@ -116,10 +115,8 @@ def prepare(options: FitOptions, chosen: ChosenFit) -> FitRun:
 
 def _begin_guide(options: FitOptions, chosen: ChosenFit) -> None:
     """An autoguide starts where its first call says: with all data, as without a mesh, and not where plates are looked for."""
-    guide = guide_fn(chosen.objective)
-    is_new = isinstance(guide, AutoGuide) and guide.prototype_trace is None
     is_split = chosen.mesh is not None and not options.subsample
-    is_split = is_split and (options.shardings is None or is_new)
+    is_split = is_split and (options.shardings is None or is_guide_new(chosen.objective))
     if not isinstance(chosen.args, tuple) or not (options.is_model or is_split):
         return
     key = run_keys(chosen.keys if options.num_seeds is None else chosen.keys[0])[0]

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
-from numpyro.infer.autoguide import AutoGuide
 
 from ....ppl import draw
 from ....ppl._checks import is_integer
@@ -22,7 +21,7 @@ from ....ppl.densities import Eliminated
 from ....ppl.estimation import plate_sizes
 from ....ppl.language import Program
 from ....ppl.traces import stand_ins
-from ..._abstract_objective import AbstractObjective, guide_fn
+from ..._abstract_objective import AbstractObjective, is_guide_new
 from ..._arguments import Arguments, is_array, leaves_of, outcome, shapes, shapes_of
 from ..._positions import by_position
 from ..._processes import spans_processes, together
@@ -119,9 +118,7 @@ def row_blocks(
 
 def _plate_sizes(objective: AbstractObjective, args: tuple) -> dict[str, int]:
     """Plates in full with their sizes; no file is read, unless a guide's first call needs the data."""
-    guide = guide_fn(objective)
-    is_new = isinstance(guide, AutoGuide) and guide.prototype_trace is None
-    if is_new or not any(map(is_mapped, Arguments(args).arrays(args))):
+    if is_guide_new(objective) or not any(map(is_mapped, Arguments(args).arrays(args))):
         return dict(objective.plate_sizes(*args))
     sizes: dict[str, int] = {}
     outcome(lambda *args: sizes.update(objective.plate_sizes(*args)), args)
