@@ -29,7 +29,6 @@ _MOST = 64  # coordinates that are looked along
 _LEAST_FALL = 0.125  # nats from one radius to the next; a tail index of a tenth
 _NEGLIGIBLE = 10.0  # nats below the order of distances with the most mass
 _LARGEST = 1e30
-_AT_ONCE = 500
 
 
 def is_in_doubt(trace: Trace) -> bool:
@@ -75,7 +74,7 @@ def _along_axes(target: Target, u: np.ndarray) -> str | None:
     begin = u[:: -(-len(u) // _ROWS)]
     steps = np.array([1.0, -1.0])[:, None] * _RADII  # [directions, radii]
     points = begin[:, None, None, None] + steps[..., None] * axes[:, None, None]
-    values = _log_densities(target, points.reshape(-1, target.dimension))
+    values = target.log_densities(points.reshape(-1, target.dimension))
     values[values == np.inf] = np.finfo(float).max
     mass = values.reshape(points.shape[:-1]) + np.log(_RADII)  # [draws, axes, directions, radii]
     is_known = np.isfinite(mass)
@@ -94,13 +93,3 @@ def _along_axes(target: Target, u: np.ndarray) -> str | None:
         f"the density does not fall off as {target.names[chosen[axis]]} {('grows', 'falls')[way]}, {distance:g} spreads of its "
         "coordinate away from the draws: there may be no posterior. Give it a proper prior"
     )
-
-
-def _log_densities(target: Target, u: np.ndarray) -> np.ndarray:
-    """At points [n, d], nats."""
-    run = shared_jit(
-        lambda u, arrays: jax.lax.map(
-            lambda v: target.log_density(v, arrays), u, batch_size=_AT_ONCE
-        )
-    )
-    return np.asarray(run(jnp.asarray(u, jnp.result_type(float)), target.arrays), float)

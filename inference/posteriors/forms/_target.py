@@ -18,12 +18,14 @@ from jaxtyping import PyTree
 
 from .... import ppl
 from ....ppl._compat import jaxpr_as_fun
+from ....ppl._shared_jit import shared_jit
 from ....ppl.densities import Eliminated
 from ..._arguments import Arguments, simulated
 from ..._observed import check_branches
 from ._maps import maps_of
 
 Array = jax.Array
+_AT_ONCE = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,15 @@ class Target:
     choices: Callable[[Array], dict[str, Array]]
     point: Callable[[Mapping[str, Array]], Array]
     names: tuple[str, ...]
+
+    def log_densities(self, u: np.ndarray) -> np.ndarray:
+        """`log_density` at points [n, d], nats."""
+        run = shared_jit(
+            lambda u, arrays: jax.lax.map(
+                lambda v: self.log_density(v, arrays), u, batch_size=_AT_ONCE
+            )
+        )
+        return np.asarray(run(jnp.asarray(u, jnp.result_type(float)), self.arrays), float)
 
 
 def make_target(method: str, program: ppl.Program, args: tuple) -> Target:

@@ -28,7 +28,6 @@ from ._weighted import smoothed_and_judged
 _FREEDOM = 7.0  # degrees of it
 _WIDER = 1.1
 _DRAWS = 4  # for each that is kept
-_AT_ONCE = 500
 MOST_COORDINATES = 40  # of more, weights of all but exact laws have a k-hat above the threshold
 
 
@@ -48,13 +47,7 @@ def weigh_modes(target: Target, run: Run, key: Key, num_samples: int) -> Weighed
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     number = -(-_DRAWS * num_samples // len(laws))
     u = np.concatenate([law.draws(rng, number) for law in laws])
-    dtype = jax.dtypes.canonicalize_dtype(float)
-    density = jax.jit(
-        lambda u, arrays: jax.lax.map(
-            lambda v: target.log_density(v, arrays), u, batch_size=_AT_ONCE
-        )
-    )
-    log_density = np.asarray(density(np.asarray(u, dtype), target.arrays), float)
+    log_density = target.log_densities(u)
     log_density = np.where(log_density < np.inf, log_density, -np.inf)
     each = np.stack([law.log_prob(u) for law in laws])
     log_q = np.logaddexp.reduce(each, 0) - math.log(len(laws))
