@@ -75,7 +75,7 @@ def _along_axes(target: Target, u: np.ndarray) -> str | None:
     steps = np.array([1.0, -1.0])[:, None] * _RADII  # [directions, radii]
     points = begin[:, None, None, None] + steps[..., None] * axes[:, None, None]
     values = target.log_densities(points.reshape(-1, target.dimension))
-    values[values == np.inf] = np.finfo(float).max
+    values = np.where(values == np.inf, np.finfo(float).max, values)
     mass = values.reshape(points.shape[:-1]) + np.log(_RADII)  # [draws, axes, directions, radii]
     is_known = np.isfinite(mass)
     most = np.where(is_known, mass, -np.inf).max(-1)

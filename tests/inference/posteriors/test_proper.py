@@ -79,6 +79,14 @@ def test_what_has_no_total_is_told(model, unit):
     assert "does not fall off as x" in found and "proper prior" in found
 
 
+def test_double_precision_has_the_same_verdicts():
+    with jax.enable_x64(True):
+        assert endless(make_target("infer", heavy, ()), draws_of_heavy()) is None
+        x = {"x": np.random.default_rng(0).normal(size=NUMBER)}
+        found = endless(make_target("infer", ppl.as_program(growing), ()), x)
+    assert found is not None and "does not fall off as x" in found
+
+
 def test_draws_at_the_limits_of_their_type_or_all_the_same_are_told():
     assert lost_draws({"x": np.linspace(-1, 1, 9), "k": np.zeros(9, int)}) is None
     assert "limits of float32" in lost_draws({"x": np.array([1e31, 0], np.float32)})
