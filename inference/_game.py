@@ -171,14 +171,14 @@ class Game(AbstractObjective):
         def of(number: int, name: str, part: AbstractObjective):
             def move(states: tuple[PyTree, ...]) -> tuple[Array, PyTree, tuple[PyTree, ...]]:
                 value, grads, new = part.step(params, states[number], key, *args)
-                own = _owned(grads, owners, {name: _sign(part)})
+                own = self._field({name: grads}, owners)
                 after = tuple(new if i == number else s for i, s in enumerate(states))
                 return value.astype(jnp.result_type(float)), own, after
 
             return move
 
         moves = [of(i, name, part) for i, (name, part) in enumerate(self.players.items())]
-        order = np.repeat(np.arange(len(moves)), [self.steps[name] for name in self.players])
+        order = self._order
         player = jnp.asarray(order)[count % len(order)]
         value, grads, states = jax.lax.switch(player, moves, states)
         return value, grads, (count + 1, states)
@@ -187,18 +187,31 @@ class Game(AbstractObjective):
         self, params: ppl.Params, states: tuple[PyTree, ...], key: Key, args: tuple
     ) -> tuple[Array, PyTree, tuple[PyTree, ...]]:
         """The first player's value, and of each parameter the gradient of what its owner minimises."""
-        owners = self.owners(params)
         keys = jax.random.split(key, len(self.parts))
         steps = [
             part.step(params, s, k, *args)
             for part, s, k in zip(self.parts, states, keys, strict=True)
         ]
-        fields = [
-            _owned(grads, owners, {name: _sign(part)})
-            for (name, part), (_, grads, _) in zip(self.players.items(), steps, strict=True)
-        ]
-        total = jax.tree.map(lambda *x: sum(x[1:], x[0]), *fields)
-        return steps[0][0], total, tuple(new for _, _, new in steps)
+        grads = {name: own for name, (_, own, _) in zip(self.players, steps, strict=True)}
+        field = self._field(grads, self.owners(params))
+        return steps[0][0], field, tuple(new for _, _, new in steps)
+
+    def _field(self, grads: Mapping[str, PyTree], owners: Mapping[str, str]) -> PyTree:
+        """Of each parameter the gradient of what its owner minimises; zeros where only others' gradients are given."""
+        given = next(iter(grads.values()))
+        field: PyTree = jax.tree.map(lambda g: g, given)  # of its own class
+        for name, player in owners.items():
+            if player in grads:
+                sign = _sign(self.players[player])
+                field[name] = jax.tree.map(lambda g, sign=sign: sign * g, grads[player][name])
+            else:
+                field[name] = jax.tree.map(jnp.zeros_like, given[name])
+        return field
+
+    @property
+    def _order(self) -> np.ndarray:
+        """The number of the player at each step of a round."""
+        return np.repeat(np.arange(len(self.players)), [self.steps[name] for name in self.players])
 
     def value_and_grad(
         self, params: ppl.Params, key: Key, *args: PyTree, **kwargs: PyTree
@@ -234,9 +247,8 @@ class Game(AbstractObjective):
                 "players[name].value(fit.params, key, *args) in a callback."
             )
         values = fit.history["value"]
-        order = np.repeat(list(self.players), [self.steps[name] for name in self.players])
-        whose = np.resize(order, len(values)) if len(values) else np.zeros(0, order.dtype)
-        return {name: values[whose == name] for name in self.players}
+        whose = np.resize(self._order, len(values))
+        return {name: values[whose == number] for number, name in enumerate(self.players)}
 
     def plate_sizes(self, *args: PyTree) -> dict[str, int]:
         """Plates of all players."""
@@ -333,13 +345,3 @@ def game(
 
 def _sign(part: AbstractObjective) -> float:
     return 1.0 if part.direction == "min" else -1.0
-
-
-def _owned(grads: PyTree, owners: Mapping[str, str], signs: Mapping[str, float]) -> PyTree:
-    """The gradients with their signs where the owner has one, and zeros elsewhere."""
-    own: PyTree = jax.tree.map(lambda g: g, grads)  # of its own class
-    for name, player in owners.items():
-        sign = signs.get(player, 0.0)
-        scaled = lambda g, sign=sign: sign * g if sign else jnp.zeros_like(g)
-        own[name] = jax.tree.map(scaled, grads[name])
-    return own
