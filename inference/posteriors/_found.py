@@ -17,7 +17,7 @@ from ._judged import Verdict
 from ._problem import Problem, completed
 from ._proper import endless, is_in_doubt, lost_draws
 from .chains import Chains, precision, singled
-from .forms import Target, make_target
+from .forms import Target
 from .weighted import heavy_tails
 
 
@@ -79,14 +79,13 @@ def chains_found(problem: Problem, target: Target, chains: Chains, form: ModelFo
 
 
 def make_draws(
-    method: str,
     problem: Problem,
     found: Found,
-    plain: ModelForm,
+    target: Callable[[], Target],
     key: Key,
     attempts: tuple[Attempt, ...],
 ) -> Draws:
-    """The result; `plain` is the form without discrete sites alone, `method` is who asks."""
+    """The result; `target` makes that of the form without discrete sites alone."""
     verdict, choices = found.verdict, found.draw(key)
     is_lost = lambda x: np.issubdtype(x.dtype, np.floating) and np.isnan(x).any()
     # Of what was integrated out, without digits.
@@ -96,7 +95,7 @@ def make_draws(
     elif verdict.is_certified and found.method != "exact":
         text = lost_draws({n: x for n, x in choices.items() if n not in found.form.eliminated})
         if text is None and is_in_doubt(problem.trace):
-            text = endless(make_target(method, plain.program, problem.args), choices)
+            text = endless(target(), choices)
         verdict = verdict if text is None else verdict._replace(problems=(text,))
     certificate = Certificate(
         found.method, verdict.is_certified, verdict.problems, verdict.seen, attempts, found.form.eliminated,

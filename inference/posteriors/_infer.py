@@ -199,7 +199,7 @@ def nuts(
         raise KeyboardInterrupt from err
     form = ModelForm("", program, gone)
     found = chains_found(problem, target, chains, form)
-    draws = make_draws("nuts", problem, found, form, draw_key, tuple(attempts))
+    draws = make_draws(problem, found, lambda: target, draw_key, tuple(attempts))
     told("nuts", draws, uncertified)
     return draws
 

@@ -89,6 +89,7 @@ class Search:
     def __post_init__(self) -> None:
         self.attempts: list[Attempt] = []
         self.found: list[Found] = []
+        self.targets: dict[tuple[int, bool], Target] = {}
         self.ahead: list[str] = []
         self.fitted: FoundDraws | None = None
         self.is_apart = False  # whether chains ended at different places
@@ -353,7 +354,11 @@ class Search:
         return found.verdict.is_certified
 
     def _target(self, form: ModelForm) -> Target:
-        return make_target(self.method, form.program, self._args(form))
+        """Traced once for a program and a precision."""
+        known = id(form.program), form.is_double  # the target holds the program
+        if known not in self.targets:
+            self.targets[known] = make_target(self.method, form.program, self._args(form))
+        return self.targets[known]
 
     def _args(self, form: ModelForm) -> tuple:
         return doubled(self.problem.args) if form.is_double else self.problem.args
@@ -366,5 +371,5 @@ class Search:
         self.say(str(attempt))
 
     def _made(self, found: Found, plain: ModelForm) -> Draws:
-        attempts = tuple(self.attempts)
-        return make_draws(self.method, self.problem, found, plain, self.draw_key, attempts)
+        target, attempts = lambda: self._target(plain), tuple(self.attempts)
+        return make_draws(self.problem, found, target, self.draw_key, attempts)
