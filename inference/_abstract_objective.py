@@ -170,9 +170,51 @@ class AbstractObjective(abc.ABC):
         return self + (-other if isinstance(other, AbstractObjective) else other)
 
 
+class CompositeObjective(AbstractObjective):
+    """An objective made of its `parts`: each has a state and noise of its own, and parameters of one name are one parameter."""
+
+    @property
+    def model(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of all parts which have one; None if there are two, or none."""
+        return common_of([part.model for part in self.parts])
+
+    @property
+    def guide(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Likewise."""
+        return common_of([part.guide for part in self.parts])
+
+    def init(self, key: Key, *args: PyTree) -> ppl.Params:
+        """Initial parameters of all parts; where two parts have one, those of the first."""
+        return common_params(self.name, self.parts, key, args)
+
+    def init_state(self, params: ppl.Params, key: Key, *args: PyTree) -> tuple[PyTree, ...]:
+        """The states of the parts."""
+        keys = jax.random.split(key, len(self.parts))
+        return tuple(
+            part.init_state(params, k, *args) for part, k in zip(self.parts, keys, strict=True)
+        )
+
+    def _steps(
+        self, params: ppl.Params, states: tuple[PyTree, ...], key: Key, args: tuple
+    ) -> list[tuple[Array, PyTree, PyTree]]:
+        """A step of each part."""
+        keys = jax.random.split(key, len(self.parts))
+        return [
+            part.step(params, s, k, *args)
+            for part, s, k in zip(self.parts, states, keys, strict=True)
+        ]
+
+    def plate_sizes(self, *args: PyTree) -> dict[str, int]:
+        """Plates of all parts; of one name they have one number of rows, since the arguments are the same."""
+        found: dict[str, int] = {}
+        for part in self.parts:
+            found |= part.plate_sizes(*args)
+        return found
+
+
 @shown
 @dataclasses.dataclass(frozen=True, eq=False)
-class ObjectiveSum(AbstractObjective):
+class ObjectiveSum(CompositeObjective):
     """sum_i a_i L_i, an objective made by arithmetic on objectives.
 
     It is maximised if all its terms gain by that: L_i with direction "max" and a_i > 0, or "min" and a_i < 0; minimised if all
@@ -224,42 +266,15 @@ class ObjectiveSum(AbstractObjective):
         """The terms without their factors."""
         return tuple(part for _, part in self.terms)
 
-    @property
-    def model(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of all terms which have one; None if there are two, or none."""
-        return common_of([part.model for part in self.parts])
-
-    @property
-    def guide(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Likewise."""
-        return common_of([part.guide for part in self.parts])
-
     def label(self, *args: PyTree) -> str:
         """What `value` is, in words."""
         return written([(a, part.label(*args)) for a, part in self.terms])
 
-    def init(self, key: Key, *args: PyTree) -> ppl.Params:
-        """Initial parameters of all terms; where two terms have one, those of the first."""
-        return common_params(self.name, self.parts, key, args)
-
-    def init_state(
-        self, params: ppl.Params, key: Key, *args: PyTree
-    ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-        """The states of the terms."""
-        keys = jax.random.split(key, len(self.terms))
-        return tuple(
-            part.init_state(params, k, *args) for k, (_, part) in zip(keys, self.terms, strict=True)
-        )
-
     def step(
-        self, params: ppl.Params, state: tuple[dict[str, PyTree], ...], key: Key, *args: PyTree
+        self, params: ppl.Params, state: tuple[PyTree, ...], key: Key, *args: PyTree
     ) -> tuple[Array, PyTree, tuple[PyTree, ...]]:
         """Value, gradient and next states."""
-        keys = jax.random.split(key, len(self.terms))
-        steps = [
-            part.step(params, s, k, *args)
-            for (_, part), s, k in zip(self.terms, state, keys, strict=True)
-        ]
+        steps = self._steps(params, state, key, args)
         factors = [a for a, _ in self.terms]
         total = lambda *parts: sum(a * x for a, x in zip(factors, parts, strict=True))
         value = total(*(value for value, _, _ in steps))
@@ -275,13 +290,6 @@ class ObjectiveSum(AbstractObjective):
                 for (a, part), plan in zip(self.terms, plans, strict=True)
             )
         )
-
-    def plate_sizes(self, *args: PyTree) -> dict[str, int]:
-        """Plates of all terms; of one name they have one number of rows, since the arguments are the same."""
-        found: dict[str, int] = {}
-        for _, part in self.terms:
-            found |= part.plate_sizes(*args)
-        return found
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> ObjectiveSum:
         """This sum for minibatches: each of its terms must have each of the plates."""

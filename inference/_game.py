@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,7 @@ from ..ppl._calls import checked_call
 from ..ppl._checks import check_counts
 from ..ppl._show import shown
 from ..ppl._types import Key
-from ._abstract_objective import AbstractObjective, Array, Direction, common_params
-from ._sums import common_of
+from ._abstract_objective import AbstractObjective, Array, CompositeObjective, Direction
 
 if TYPE_CHECKING:
     from .fitting import Fit
@@ -45,7 +44,7 @@ class PlayerTurn(NamedTuple):
 
 @shown
 @dataclasses.dataclass(frozen=True, eq=False)
-class Game(AbstractObjective):
+class Game(CompositeObjective):
     """Several objectives, each with parameters of its own. Made by `game` or `adversarial`.
 
     Attributes:
@@ -83,19 +82,9 @@ class Game(AbstractObjective):
         """The players' objectives."""
         return tuple(self.players.values())
 
-    @property
-    def model(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of all players which have one; None if there are two, or none."""
-        return common_of([part.model for part in self.parts])
-
-    @property
-    def guide(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Likewise."""
-        return common_of([part.guide for part in self.parts])
-
     def init(self, key: Key, *args: PyTree) -> ppl.Params:
         """Initial parameters of all players; where two players have one, those of the first."""
-        params = common_params(self.name, self.parts, key, args)
+        params = super().init(key, *args)
         self.owners(params)
         return params
 
@@ -152,11 +141,7 @@ class Game(AbstractObjective):
         self, params: ppl.Params, key: Key, *args: PyTree
     ) -> tuple[Array, tuple[PyTree, ...]]:
         """The number of steps taken, none, and the states of the players."""
-        keys = jax.random.split(key, len(self.parts))
-        states = [
-            part.init_state(params, k, *args) for part, k in zip(self.parts, keys, strict=True)
-        ]
-        return jnp.int32(0), tuple(states)
+        return jnp.int32(0), super().init_state(params, key, *args)
 
     def step(
         self, params: ppl.Params, state: tuple[Array, tuple[PyTree, ...]], key: Key, *args: PyTree
@@ -187,11 +172,7 @@ class Game(AbstractObjective):
         self, params: ppl.Params, states: tuple[PyTree, ...], key: Key, args: tuple
     ) -> tuple[Array, PyTree, tuple[PyTree, ...]]:
         """The first player's value, and of each parameter the gradient of what its owner minimises."""
-        keys = jax.random.split(key, len(self.parts))
-        steps = [
-            part.step(params, s, k, *args)
-            for part, s, k in zip(self.parts, states, keys, strict=True)
-        ]
+        steps = self._steps(params, states, key, args)
         grads = {name: own for name, (_, own, _) in zip(self.players, steps, strict=True)}
         field = self._field(grads, self.owners(params))
         return steps[0][0], field, tuple(new for _, _, new in steps)
@@ -249,13 +230,6 @@ class Game(AbstractObjective):
         values = fit.history["value"]
         whose = np.resize(self._order, len(values))
         return {name: values[whose == number] for number, name in enumerate(self.players)}
-
-    def plate_sizes(self, *args: PyTree) -> dict[str, int]:
-        """Plates of all players."""
-        found: dict[str, int] = {}
-        for part in self.parts:
-            found |= part.plate_sizes(*args)
-        return found
 
     def with_plate_sizes(self, sizes: Mapping[str, float]) -> Game:
         """This game for minibatches: each of its players must have each of the plates."""
