@@ -43,6 +43,7 @@ class StoredEstimator(BaseEstimator):
     _scale: np.ndarray
     n_features_in_: int
     feature_names_in_: np.ndarray
+    classes_: np.ndarray  # of a classifier
     history_: np.ndarray
     validation_: list[tuple[int, float]]
 

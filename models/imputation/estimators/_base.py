@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from ..._series import Series, Standardisation, standardise
 from ..._series_inputs import Given, digest, given
 from .._imputation import Imputation
 from .._impute import impute
-from .._networks import memory
+from .._networks import Kind, Mechanism, memory
 from .._over_time import OverTime
 from .._programs import Imputer, programs
 from ._training import Recipe, bind, bound, held_out_loss, optimizer, shapes
@@ -24,21 +25,39 @@ from ._training import Recipe, bind, bound, held_out_loss, optimizer, shapes
 MOST_CELLS = 2**26  # drawn at once
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class SeriesEstimator(StoredEstimator):
-    """See `SeriesImputer` and `SeriesClassifier`."""
+    """See `SeriesImputer` and `SeriesClassifier`, whose parameters these are."""
 
     FORMAT = "series estimator 1"
     COUNTS = ("num_hidden", "num_particles", "num_draws", "num_steps", "batch_size", "check_every")
-    classes_: np.ndarray  # of a classifier
+
+    missingness: Mechanism | None = None
+    prior: Literal["gp", "normal"] = "gp"
+    length_scale: float = 7.0
+    num_latents: int | None = None
+    num_hidden: int = 32
+    encoder: Kind | Literal["auto"] = "auto"
+    decoder: Kind = "conv"
+    num_particles: int = 10
+    num_draws: int = 100
+    method: Literal["auto", "importance", "smc"] = "auto"
+    num_steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    validation_fraction: float = 0.1
+    patience: int | None = 400
+    check_every: int = 50
+    random_state: int | np.random.RandomState | None = None
 
     def _recipe(self) -> Recipe:
         raise NotImplementedError
 
     def _checks(self) -> list[str]:
         """Problems of the parameters."""
-        own, problems = self.get_params(), self._check_counts()
-        if own["method"] not in ("auto", "importance", "smc"):
-            problems.append(f"method must be 'auto', 'importance' or 'smc', got {own['method']!r}")
+        problems = self._check_counts()
+        if self.method not in ("auto", "importance", "smc"):
+            problems.append(f"method must be 'auto', 'importance' or 'smc', got {self.method!r}")
         return problems
 
     def _fit(self, X: ArrayLike, labels: np.ndarray | None) -> Self:
@@ -48,7 +67,7 @@ class SeriesEstimator(StoredEstimator):
         source = given(self, X, reset=True)
         data = source.data._replace(labels=labels)
         self._made, self._layout, self.n_steps_ = None, source.layout, data.values.shape[1]
-        rng = check_random_state(self.get_params()["random_state"])  # pyright: ignore[reportArgumentType]
+        rng = check_random_state(self.random_state)
         self._seed, split_seed = (int(n) for n in rng.randint(2**31 - 1, size=2))
         rows, held = self._split(len(data.valid), labels, split_seed)
         unseen = np.flatnonzero(~np.asarray(data.observed)[rows].any((0, 1)))
@@ -77,19 +96,20 @@ class SeriesEstimator(StoredEstimator):
         return self
 
     def _programs(self) -> Imputer:
-        own, is_table = self.get_params(), self._layout == "table"
+        is_table = self._layout == "table"
         network = lambda kind: ("conv" if is_table else "gru") if kind == "auto" else kind
         switches = {
-            "num_latents": own["num_latents"],
-            "missingness": own["missingness"],
-            "prior": "normal" if is_table else own["prior"],
-            "length_scale": own["length_scale"],
-            "num_hidden": own["num_hidden"],
-            "encoder": network(own["encoder"]),
-            "decoder": own["decoder"],
+            "num_latents": self.num_latents,
+            "missingness": self.missingness,
+            "prior": "normal" if is_table else self.prior,
+            "length_scale": self.length_scale,
+            "num_hidden": self.num_hidden,
+            "encoder": network(self.encoder),
+            "decoder": self.decoder,
             "has_skip": not is_table,
         }
         if hasattr(self, "classes_"):
+            own = self.get_params()
             switches |= {
                 "num_classes": len(self.classes_), "classifier": network(own["classifier"]),
                 "has_decay": own["has_decay"], "sees_mask": own["sees_mask"],
@@ -129,24 +149,24 @@ class SeriesEstimator(StoredEstimator):
         The key of a series is made of what is known of it, so that its draws depend on nothing else; with a seed, of the seed
         and the series' place.
         """
-        own, size = self.get_params(), len(data.valid)
+        size = len(data.valid)
         model, guide = bind(*self._ready())
-        kind = self._layout if own["method"] == "auto" else own["method"]
+        kind = self._layout if self.method == "auto" else self.method
         method = "smc" if kind in ("smc", "series") else "importance"
         keys = np.array([[self._seed, digest(data, row)] for row in range(size)], np.uint32)
         if seed is not None:
             keys = np.stack([np.full(size, seed, np.uint32), np.arange(size, dtype=np.uint32)], 1)
         words = jax.random.key_data(jax.random.key(0)).shape[-1]
         keys = np.tile(keys, (1, words // 2))
-        width, cells = own["batch_size"], own["num_draws"] * np.prod(data.values.shape[1:])
+        width, cells = self.batch_size, self.num_draws * np.prod(data.values.shape[1:])
         length = max(1, int(MOST_CELLS // (5 * cells * width))) * width
         for start in range(0, size, length):
             part = slice(start, min(start + length, size))
             # Few rows are filled up to a batch, so that any number of them is of one shape.
             rows = np.resize(np.arange(part.start, part.stop), max(part.stop - part.start, width))
             found = impute(
-                model, guide, self._standard.apply(data.rows(rows)), keys[rows], num_particles=own["num_draws"],
-                method=OverTime(memory(own["decoder"])) if method == "smc" else method, batch_size=width,
+                model, guide, self._standard.apply(data.rows(rows)), keys[rows], num_particles=self.num_draws,
+                method=OverTime(memory(self.decoder)) if method == "smc" else method, batch_size=width,
             )  # fmt: skip
             yield part, found.rows(slice(0, part.stop - part.start))
 

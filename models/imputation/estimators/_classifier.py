@@ -11,7 +11,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from .._networks import Kind, Mechanism
+from .._networks import Kind
 from ._base import SeriesEstimator
 from ._training import Recipe
 
@@ -77,28 +77,12 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):
     Reference: Ipsen et al. 2022 (supMIWAE); Kim et al. 2023, arXiv:2308.06738 (supnotMIWAE, ObsDropout).
     """
 
-    missingness: Mechanism | None = None
-    prior: Literal["gp", "normal"] = "gp"
-    length_scale: float = 7.0
-    num_latents: int | None = None
-    num_hidden: int = 32
-    encoder: Kind | Literal["auto"] = "auto"
-    decoder: Kind = "conv"
     classifier: Kind | Literal["auto"] = "auto"
     has_decay: bool = False
     sees_mask: bool = False
     obs_dropout: float = 0.3
     weight_decay: float = 0.1
-    num_particles: int = 10
-    num_draws: int = 100
-    method: Literal["auto", "importance", "smc"] = "auto"
     num_steps: int = 1000
-    batch_size: int = 64
-    learning_rate: float = 0.01
-    validation_fraction: float = 0.1
-    patience: int | None = 400
-    check_every: int = 50
-    random_state: int | np.random.RandomState | None = None
 
     def _recipe(self) -> Recipe:
         return Recipe(

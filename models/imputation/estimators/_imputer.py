@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, PyTree
@@ -13,12 +12,10 @@ from scipy.special import logsumexp
 from sklearn.base import OneToOneFeatureMixin, TransformerMixin
 
 from ....ppl._checks import check_counts
-from .._networks import Kind, Mechanism
 from ._base import SeriesEstimator
 from ._training import Recipe
 
 
-@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
     """Fill in missing cells of a table or of series, with bands.
 
@@ -77,24 +74,6 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
     Reference: Mattei and Frellsen 2019, arXiv:1812.02633 (MIWAE); Ipsen et al. 2021, arXiv:2006.12871 (not-MIWAE); Fortuin et
     al. 2020, arXiv:1907.04155 (GP-VAE).
     """
-
-    missingness: Mechanism | None = None
-    prior: Literal["gp", "normal"] = "gp"
-    length_scale: float = 7.0
-    num_latents: int | None = None
-    num_hidden: int = 32
-    encoder: Kind | Literal["auto"] = "auto"
-    decoder: Kind = "conv"
-    num_particles: int = 10
-    num_draws: int = 100
-    method: Literal["auto", "importance", "smc"] = "auto"
-    num_steps: int = 2000
-    batch_size: int = 64
-    learning_rate: float = 0.01
-    validation_fraction: float = 0.1
-    patience: int | None = 400
-    check_every: int = 50
-    random_state: int | np.random.RandomState | None = None
 
     def _recipe(self) -> Recipe:
         return Recipe(self.num_particles, self.num_steps, self.learning_rate)
