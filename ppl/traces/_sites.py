@@ -241,15 +241,14 @@ def log_prob_of(msg: Message) -> Array:
         # The engine's own number, so that the analysis can tell a site's density at its own draw.
         elements = msg["_log_prob"]
         log_prob = elements.sum(tuple(range(len(fn.batch_shape), elements.ndim)))
-        _refuse_half(msg["name"], log_prob)
-        return log_prob if msg["scale"] is None else msg["scale"] * log_prob
-    try:
-        log_prob = log_prob_at(fn, value, intermediates)
-    except (ValueError, TypeError) as err:
-        raise kind_of(err)(
-            f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed ({err}). Correct the value, the "
-            "law's arguments, or its log_prob."
-        ) from err
+    else:
+        try:
+            log_prob = log_prob_at(fn, value, intermediates)
+        except (ValueError, TypeError) as err:
+            raise kind_of(err)(
+                f"Site '{msg['name']}': {type(fn).__name__}.log_prob failed ({err}). Correct the value, the "
+                "law's arguments, or its log_prob."
+            ) from err
     _refuse_half(msg["name"], log_prob)
     return log_prob if msg["scale"] is None else msg["scale"] * log_prob
 
