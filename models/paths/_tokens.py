@@ -72,9 +72,8 @@ class TokenPath(Path):
         """
         _check_integers(x)
         own = jax.nn.one_hot(x, self.num_values)
-        if (
-            self.kind == "masked"
-        ):  # what is shown stays, whatever a network says of it: its loss does not ask
+        # What is shown stays, whatever a network says of it: its loss does not ask.
+        if self.kind == "masked":
             probs = jnp.where((x < 0)[..., None], probs, own)
         return (probs - own) / (1 - jnp.asarray(t, float))
 

@@ -104,9 +104,8 @@ class Integrated(Without):
         """The mean of the joint normal law, which is its mode, and its log-density with everything else (nats)."""
         found: dict[str, Array] = {}
         program: Program = self
-        while isinstance(
-            program, Integrated
-        ):  # those of the last call, then the earlier ones' given them
+        # Those of the last call, then the earlier ones' given them.
+        while isinstance(program, Integrated):
             moments = _Moments(program, SmoothingRequest(), {**choices, **found}, args, kwargs)
             found |= moments.means
             program = program.program

@@ -210,9 +210,8 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         xs, cs = (np.repeat(a[None], num_samples, 0) for a in (x, c))
         if self._deep is not None and len(rows):
             xs[:, rows] = self._deep.draws(x[rows], c[rows], num_samples, seed)
-        is_open = self._deep is None or bool(
-            self._columns.counts
-        )  # the deep model leaves levels alone
+        # The deep model leaves levels alone.
+        is_open = self._deep is None or bool(self._columns.counts)
         for part in in_parts(rows) if is_open else ():
             given = x[part] if self._deep is None else xs[:, part]
             found = self._completed(which, given, c[part], row_keys(seed, part))
