@@ -1,4 +1,4 @@
-"""What both estimators share: training, draws that depend on a row alone, files."""
+"""What both estimators share: parameters, training, draws that depend on a row alone, files."""
 
 from __future__ import annotations
 
