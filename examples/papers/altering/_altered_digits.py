@@ -38,9 +38,12 @@ def fitted(network: Any, x: Any, key: jax.Array, num_steps: int, rate: float = 2
         (jnp.asarray(x), None),
         num_steps=num_steps, key=key, subsample={"rows": min(128, len(x))}, average=0.995, progress=False,
     )  # fmt: skip
-    return eqx.combine(
-        fit.params["network"], eqx.filter(network, eqx.is_inexact_array, inverse=True)
-    )
+    return with_values(network, fit.params["network"])
+
+
+def with_values(network: Any, values: Any) -> Any:
+    """The network with the numbers that a fit has found for it."""
+    return eqx.combine(values, eqx.filter(network, eqx.is_inexact_array, inverse=True))
 
 
 def new_network(width: int, key: jax.Array) -> Any:

@@ -81,7 +81,7 @@ def experts(x: Any, truth: Any, config: Config, key: jax.Array) -> Any:
             objective, optax.adam(optax.cosine_decay_schedule(2e-3, num_steps)), (x, truth, jnp.array(ends)),
             num_steps=num_steps, key=key, progress=False,
         )  # fmt: skip
-        return eqx.combine(fit.params["net"], eqx.filter(net, eqx.is_inexact_array, inverse=True))
+        return altered.with_values(net, fit.params["net"])
 
     base = eqx.nn.MLP(x.shape[1] + 10, 10, 64, 2, jax.nn.silu, key=keys[0])
     base = trained(base, keys[1], (0.0, 1.0), config.num_base)
@@ -91,11 +91,7 @@ def experts(x: Any, truth: Any, config: Config, key: jax.Array) -> Any:
         net = trained(net, keys[i + 2], edges[i : i + 2], config.num_steps)
         nets.append(net)
     inner = jnp.interp(edges[1:-1], jnp.linspace(0, 1, len(GRID)), GRID)
-
-    def of(x: Any, t: Any) -> Any:
-        return jnp.stack([asked(net, x, t) for net in nets])[(t < inner).sum()]
-
-    return of
+    return lambda x, t: jnp.stack([asked(net, x, t) for net in nets])[(t < inner).sum()]
 
 
 def run(config: Config, label: int, seed: int) -> Rows:

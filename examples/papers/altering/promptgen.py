@@ -63,9 +63,7 @@ def generator(config: Config, key: jax.Array) -> Any:
         inference.elbo(model, guide), optax.adam(optax.cosine_decay_schedule(2e-3, config.num_vae)), (jnp.asarray(x[rows]),),
         num_steps=config.num_vae, key=keys[2], subsample={"rows": 128}, progress=False, k_hat="skip",
     )  # fmt: skip
-    return eqx.combine(
-        fit.params["decoder"], eqx.filter(decoder, eqx.is_inexact_array, inverse=True)
-    )
+    return altered.with_values(decoder, fit.params["decoder"])
 
 
 def by_flow(tilt: Any, config: Config, key: jax.Array) -> tuple[np.ndarray, float]:
