@@ -44,12 +44,7 @@ def solve(train, known, num_steps: int, num_draws: int) -> np.ndarray:
     return model.sample(known, horizon=AHEAD)
 
 
-def draw(known, future, draws, out: Path) -> None:
-    low, mean, high = (
-        *np.quantile(draws, [0.05], axis=0),
-        draws.mean(0),
-        *np.quantile(draws, [0.95], axis=0),
-    )
+def draw(known, future, mean, low, high, out: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
     steps = np.arange(known.shape[1] + AHEAD)
     for axis, series in zip(axes, np.linspace(0, len(known) - 1, 3).astype(int), strict=True):
@@ -68,20 +63,20 @@ def draw(known, future, draws, out: Path) -> None:
 def main(smoke: bool = False, out: Path = Path("next_steps.png")) -> dict[str, float]:
     train, known, future = load(*(4, 12) if smoke else (40, 60))
     draws = solve(train, known, *(5, 4) if smoke else (1500, 100))
+    mean, (low, high) = draws.mean(0), np.quantile(draws, [0.05, 0.95], axis=0)
     spread, centre = np.nanstd(np.concatenate(train), 0), np.nanmean(np.concatenate(train), 0)
     last = np.stack([x[~np.isnan(x[:, 0])][-1] for x in known])[:, None] + 0 * future
     error = lambda f: np.sqrt(np.mean(((f - future) / spread) ** 2, axis=(0, 2)))
     errors = {
-        "this": error(draws.mean(0)),
+        "this": error(mean),
         "last value": error(last),
         "mean": error(centre + 0 * future),
     }
     for name, values in errors.items():
         print(f"{name:<12}", values.round(2))
-    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
     held = np.mean((low <= future) & (future <= high))
     print(f"90 % bands hold {held:.0%} of what came")
-    draw(known, future, draws, out)
+    draw(known, future, mean, low, high, out)
     return {name: float(values[0]) for name, values in errors.items()} | {"held": float(held)}
 
 

@@ -28,12 +28,13 @@ from lapilli.models import diffusion
 NUM, NOISING = 12, diffusion.VP()
 
 
-def load() -> tuple[np.ndarray, np.ndarray, PCA]:
-    """Components of the digits; the wish, so that the log-reward is components @ wish; the map to images."""
+def load() -> tuple[np.ndarray, np.ndarray, PCA, float]:
+    """Components of the digits; the wish, so that the log-reward is components @ wish; the map to images, and its scale."""
     images = load_digits().data
     pca = PCA(NUM, random_state=0).fit(images)
     x = pca.transform(images)
-    return x / x.std(), 1.5 * x.std() * pca.components_.sum(1) / images.sum(1).std(), pca
+    scale = x.std()
+    return x / scale, 1.5 * scale * pca.components_.sum(1) / images.sum(1).std(), pca, scale
 
 
 def solve(x: np.ndarray, num_steps: int) -> inference.diffusion.Diffusion:
@@ -83,7 +84,7 @@ def draw(drawn, ink, asked, pca, scale, out: Path) -> None:
 
 
 def main(smoke: bool = False, out: Path = Path("steered.png")) -> dict[str, float]:
-    x, wish, pca = load()
+    x, wish, pca, scale = load()
     model = solve(x, 20 if smoke else 6000)
     drawn = draws(model, wish, *(100, 10) if smoke else (4000, 200))
     ink = {name: np.asarray(values, float) @ wish for name, values in drawn.items()}
@@ -93,7 +94,7 @@ def main(smoke: bool = False, out: Path = Path("steered.png")) -> dict[str, floa
     print(f"mean log-reward asked for: {asked:.2f} ({worth:.0f} effective of {len(weights)} draws)")
     for name, values in ink.items():
         print(f"{name:<13} {values.mean():.2f}")
-    draw(drawn, ink, asked, pca, pca.transform(load_digits().data).std(), out)
+    draw(drawn, ink, asked, pca, scale, out)
     return {"asked": asked} | {name: float(values.mean()) for name, values in ink.items()}
 
 
