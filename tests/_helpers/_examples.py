@@ -1,6 +1,7 @@
 """The scripts of examples/ and benchmarks/, run as a user runs them or loaded as modules."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,14 @@ def run_example(name, *options, timeout=900):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def kept_by(name, out, *files):
+    """The metrics that a script of papers keeps at smoke size; these files it has to write as well."""
+    run_example(f"papers/{name}", "--smoke", "--out", out)
+    for file in files:
+        assert (out / file).stat().st_size > 100
+    return json.loads((out / "metrics.json").read_text())
 
 
 def load_example(name, root=EXAMPLES):
