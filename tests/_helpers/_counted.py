@@ -13,10 +13,9 @@ import numpyro.distributions as dist
 import optax
 from _collectives import collectives, has_host_transfers, sizes
 from _on_mesh import Y
-from _sharded_fit import compiled_steps
+from _sharded_fit import fit_and_step
 
 from lapilli import inference, ppl
-from lapilli.inference.fitting.training import _train
 
 ROWS, DIM, BATCH = 16_384, 16, 512
 
@@ -45,12 +44,8 @@ def wide(ys):
 
 def compiled_fit(mesh, rows=ROWS, **options):
     x = np.random.default_rng(0).normal(size=(rows, DIM)).astype(np.float32)
-    seen = []
-    _train.compile_steps = compiled_steps(seen)
-    bound = inference.elbo(model, guide)
-    settings = {"num_steps": 2, "key": jax.random.key(0), "progress": False} | options
-    inference.fit(bound, optax.sgd(1e-4), (x, x.sum(1)), mesh=mesh, **settings)
-    return seen[0]
+    bound, data = inference.elbo(model, guide), (x, x.sum(1))
+    return fit_and_step(bound, optax.sgd(1e-4), data, num_steps=2, mesh=mesh, **options)[1]
 
 
 def compiled_smc(mesh, size, **options):

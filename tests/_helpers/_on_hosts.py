@@ -163,8 +163,6 @@ def refusals(rank, num, folder):
             fit(exact(), args, **options)
         except (ValueError, RuntimeError, OSError) as err:
             print(f"{name}: {type(err).__name__} {' '.join(str(err).split())}", flush=True)
-    mesh = jax.sharding.Mesh(jax.devices()[:3], ("rows",))
-    print(len({d.process_index for d in mesh.devices.flat}))
 
 
 class Preempted(Exception):

@@ -48,13 +48,17 @@ def compiled_steps(seen, compile_steps=_train.compile_steps):
     return looked_at
 
 
-def fitted(mesh, steps=5, **options):
+def fit_and_step(*args, **options):
+    """A fit, and its compiled step."""
     seen = []
     _train.compile_steps = compiled_steps(seen)
-    bound = inference.elbo(model, guide)
-    settings = {"num_steps": steps, "key": jax.random.key(0), "progress": False} | options
-    result = inference.fit(bound, optax.adam(1e-3), (X, Y), mesh=mesh, **settings)
+    result = inference.fit(*args, key=jax.random.key(0), progress=False, **options)
     return result, seen[0]
+
+
+def fitted(mesh, **options):
+    bound = inference.elbo(model, guide)
+    return fit_and_step(bound, optax.adam(1e-3), (X, Y), num_steps=5, mesh=mesh, **options)
 
 
 def on_a_device(tree):
