@@ -118,7 +118,7 @@ class Measured(NamedTuple):
 
 
 def learned(task, method, budget, options):
-    """The table of simulations, draws and density given any observation, and the seconds that it took."""
+    """The key of its runs, draws and what is learned given any observation, and the seconds that it took."""
     began = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(options.seed), budget)
     x = np.zeros(TASKS[task].x_shape, np.float32)
