@@ -82,12 +82,10 @@ def _outside(msg: Message, known: Mapping[int, tuple[str, PyTree]]) -> dict[str,
             is_right = np.asarray(constraint(x))
         is_wrong = ~is_right & np.isfinite(x)  # NaN is told elsewhere; -inf may be a logit
         if is_right.shape == x.shape and is_wrong.any():
-            first = x[is_wrong].flat[0]
+            first, count = x[is_wrong].flat[0], int(is_wrong.sum())
+            held = f"which holds {first:g} ({count} of {x.size} are like that)"
             return {
-                msg[
-                    "name"
-                ]: f"{parameter} of {type(law).__name__} is the argument '{name}', which holds {first:g} ("
-                f"{int(is_wrong.sum())} of {x.size} are like that)"
+                msg["name"]: f"{parameter} of {type(law).__name__} is the argument '{name}', {held}"
             }
     return {}
 

@@ -61,9 +61,8 @@ def endless(target: Target, choices: Mapping[str, np.ndarray]) -> str | None:
     every = np.unique(np.linspace(0, len(choices[target.sites[0]]) - 1, _SPREAD).astype(int))
     draws = {n: jnp.asarray(choices[n][every]) for n in target.sites}
     u = np.asarray(shared_jit(lambda x: jax.vmap(target.point)(x))(draws), float)
-    with np.errstate(
-        invalid="ignore", over="ignore"
-    ):  # where a draw is at the end of its support, to rounding
+    # A draw may be at the end of its support, to rounding.
+    with np.errstate(invalid="ignore", over="ignore"):
         return _along_axes(target, u)
 
 
