@@ -27,14 +27,14 @@ _divergence = kl_divergence.dispatch(dist.MultivariateNormal, dist.MultivariateN
 
 
 @full_precision
-def lost(law: PyTree) -> ArrayLike:
+def lost(law: PyTree) -> Array:
     """Nats that rounding of the given matrix makes of a multivariate normal law's log-density; 0 where a factor is given.
 
     The diagonal of an inverse R^-T R^-1 is the mean of (R^-T v)^2 over signs v: one sequence of signs stands for it.
     """
     matrix = next((n for n in ("covariance_matrix", "precision_matrix") if n in vars(law)), None)
     if matrix is None:
-        return 0.0
+        return jnp.zeros(())
     root, given = jax.lax.stop_gradient((law.scale_tril, getattr(law, matrix)))
     signs = jnp.where(jnp.arange(root.shape[-1]) * _GOLDEN % 1 < 0.5, 1.0, -1.0).astype(root.dtype)
     signs = jnp.broadcast_to(signs, root.shape[:-1])[..., None]
