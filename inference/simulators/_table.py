@@ -115,7 +115,13 @@ class ReferenceTable:
         parameters, data = self.rows("training")
         supports = self.supports("ReferenceTable", list(parameters))
         self._check_supports(supports)
-        return StandardCoordinates.of(parameters, supports), StandardCoordinates.of(data, {})
+        found = StandardCoordinates.of(parameters, supports), StandardCoordinates.of(data, {})
+        for name in (n for n, support in supports.items() if not support.is_discrete):
+            # Without the entries that a support fixes, e.g. of a triangle.
+            free = np.asarray(found[0].part(name, parameters[name]))
+            remedy = "Draw the parameters from their prior, or declare a discrete one."
+            check_continuous("ReferenceTable", name, free, remedy)
+        return found
 
     def supports(self, caller: str, names: Sequence[str]) -> dict[str, Constraint]:
         """The supports of latent sites, the same at every draw.
@@ -254,6 +260,16 @@ def sorted_rows(
     }
     failed = take(drawn.parameters, ~fine)
     return take(drawn.parameters, fine), take(drawn.data, fine), failed, reason
+
+
+def check_continuous(caller: str, name: str, values: np.ndarray, remedy: str) -> None:
+    """Refuse a density of values that are few: it would grow without end at each of them."""
+    for column in values.reshape(len(values), -1).T:
+        if 2 * (num := len(np.unique(column))) < len(column):
+            raise ValueError(
+                f"{caller}: site '{name}' is continuous and takes only {num} values in {len(column)} simulations, so that it has "
+                f"no density to learn. {remedy}"
+            )
 
 
 def _check_rows(table: ReferenceTable) -> None:

@@ -43,7 +43,7 @@ def run(monkeypatch, tmp_path):
     def run(**changed):
         options = argparse.Namespace(**given | {"kept": tmp_path / "kept.jsonl"} | changed)
         before = len(count)
-        rows = list(runs.measured("gaussian_mixture", "tsnpe", 40, 2, options))
+        rows = list(runs.measured("gaussian_mixture", "tsnpe", 240, 2, options))
         assert [row.score for row in rows] == [0.5, 0.5]
         return len(count) - before
 

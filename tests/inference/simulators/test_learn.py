@@ -38,7 +38,7 @@ def rows(seed, num, noise):
     return {"x": x, "y": (x[:, 0] + noise * rng.normal(size=num)).astype(np.float32)}
 
 
-def learned(training):
+def learned(num, noise):
     def loss(params, key, rows):
         guess = jax.vmap(eqx.combine(params["net"], static))(rows["x"])
         return (guess - rows["y"]) ** 2
@@ -46,7 +46,7 @@ def learned(training):
     net = eqx.nn.MLP(5, "scalar", 16, 1, jax.nn.silu, key=KEY)
     arrays, static = eqx.partition(net, eqx.is_array)
     return _learn.learn(
-        "learn", lambda key: {"net": arrays}, loss, training, rows(1, 400, 1.0), KEY,
+        "learn", lambda key: {"net": arrays}, loss, rows(0, num, noise), rows(1, 400, noise), KEY,
         num_steps=400, progress=False,
     )  # fmt: skip
 
@@ -54,15 +54,15 @@ def learned(training):
 def test_rows_that_are_learned_by_heart_make_weights_decay_for_as_long_as_validation_rows_gain(
     monkeypatch,
 ):
-    few = learned(rows(0, 60, 1.0))
+    few = learned(60, 1.0)
     assert few.decay > 0 and f"decay at {few.decay:g} times the rate" in str(few)
     monkeypatch.setattr(_learn, "_DECAYS", (0.0,))
-    plain = learned(rows(0, 60, 1.0))
+    plain = learned(60, 1.0)
     least = lambda found: min(loss for _, loss in found.validation)
     assert plain.decay == 0 and plain.kept < 0.75 * 400
     assert least(few) < least(plain)
 
 
 def test_rows_that_suffice_are_learned_without_decay():
-    found = learned(rows(0, 4_000, 0.1))
+    found = learned(4_000, 0.1)
     assert found.decay == 0 and found.kept > 0.75 * 400 and "decay" not in str(found)

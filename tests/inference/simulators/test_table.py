@@ -300,6 +300,26 @@ def test_parameters_beyond_their_prior_are_refused():
         _ = table.coordinates
 
 
+@pytest.mark.parametrize("kind", [int, float])
+def test_rounded_parameters_of_a_continuous_prior_are_refused(kind):
+    rows = np.round(np.random.default_rng(0).normal(size=100)).astype(kind)
+    table = ReferenceTable(ppl.as_program(model), (0.0,), {"m": rows}, {"x": rows + 0.5}, {})
+    with pytest.raises(
+        ValueError, match="takes only \\d values in 60 simulations.*Draw the parameters from"
+    ):
+        _ = table.coordinates
+
+
+def test_entries_that_a_support_fixes_are_no_rounded_parameters():
+    """Of a triangular factor the upper triangle is zero in all rows."""
+    prior = lambda: ppl.sample("factor", dist.LKJCholesky(3))
+    table = reference_table(
+        prior, simulator=lambda key, p: p["factor"][1, 0] + jax.random.normal(key),
+        num_simulations=100, key=KEY,
+    )  # fmt: skip
+    assert table.coordinates[0].sizes == {"factor": 3}
+
+
 def test_a_support_that_moves_is_refused():
     def moving(x):
         low = ppl.sample("low", dist.Normal(0.0, 1.0))
