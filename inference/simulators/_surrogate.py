@@ -286,11 +286,7 @@ def _law_of(
     values = events[name]
     event_ndim = len(infos[name].event_shape)
     if np.issubdtype(values.dtype, np.floating):
-        check_continuous(
-            "surrogate", name, values,
-            "Let the simulator return whole numbers as integers at a site of their own, or add what the measurement's rounding "
-            "took.",
-        )  # fmt: skip
+        check_continuous("surrogate", name, values)
         own_coordinates = StandardCoordinates.of({name: values}, {})
         begun = ConditionalFlow(own_coordinates.size, of_parents.size, key=jax.random.key(0))
         context = np.asarray(of_parents.flat({p: events[p] for p in parents}))

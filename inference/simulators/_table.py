@@ -119,8 +119,7 @@ class ReferenceTable:
         for name in (n for n, support in supports.items() if not support.is_discrete):
             # Without the entries that a support fixes, e.g. of a triangle.
             free = np.asarray(found[0].part(name, parameters[name]))
-            remedy = "Draw the parameters from their prior, or declare a discrete one."
-            check_continuous("ReferenceTable", name, free, remedy)
+            check_continuous("ReferenceTable", name, free)
         return found
 
     def supports(self, caller: str, names: Sequence[str]) -> dict[str, Constraint]:
@@ -262,13 +261,13 @@ def sorted_rows(
     return take(drawn.parameters, fine), take(drawn.data, fine), failed, reason
 
 
-def check_continuous(caller: str, name: str, values: np.ndarray, remedy: str) -> None:
+def check_continuous(caller: str, name: str, values: np.ndarray) -> None:
     """Refuse a density of values that are few: it would grow without end at each of them."""
     for column in values.reshape(len(values), -1).T:
         if 2 * (num := len(np.unique(column))) < len(column):
             raise ValueError(
                 f"{caller}: site '{name}' is continuous and takes only {num} values in {len(column)} simulations, so that it has "
-                f"no density to learn. {remedy}"
+                "no density to learn. Give whole numbers as integers at a discrete site of their own, or add what rounding took."
             )
 
 

@@ -305,7 +305,7 @@ def test_rounded_parameters_of_a_continuous_prior_are_refused(kind):
     rows = np.round(np.random.default_rng(0).normal(size=100)).astype(kind)
     table = ReferenceTable(ppl.as_program(model), (0.0,), {"m": rows}, {"x": rows + 0.5}, {})
     with pytest.raises(
-        ValueError, match="takes only \\d values in 60 simulations.*Draw the parameters from"
+        ValueError, match="takes only \\d values in 60 simulations.*add what rounding took"
     ):
         _ = table.coordinates
 
