@@ -31,15 +31,16 @@ from ...ppl.densities import StochasticProgram
 from ...ppl.language import matched
 from ..diagnostics._weights import importance_diagnostics
 from ..fitting import Fit
+from ._best_of import BestOf
 from ._outcomes import Outcomes, outcomes_of
 from ._partial import partial_log_weight, shapes_of
-from ._tilt import TiltedProgram
+from ._tilt import TiltedProgram, tilt as tilted
 from ._tilt_report import Measured, TiltReport
 
 
 @checked_call
 def report(
-    tilt: TiltedProgram, law: Fit | ModelFn | Mapping[str, Array], key: Key, *args: PyTree,
+    tilt: TiltedProgram, law: Fit | ModelFn | BestOf | Mapping[str, Array], key: Key, *args: PyTree,
     num_draws: int = 2000, draws: Mapping[str, Array] | None = None,
 ) -> TiltReport:  # fmt: skip
     """How far a law is from a tilt: divergence, mean reward, entropy, what of it is exact, and what it took.
@@ -49,8 +50,8 @@ def report(
     Args:
         tilt: the target.
         law: q: a program over the tilt's latent sites with its parameters bound, `ppl.normalize` and the like among them; a
-            `Fit`, of which the guide is taken; or draws, latent site -> values [S, ...] of equal weight (particles, a search),
-            of the sites that the reward reads.
+            `Fit`, of which the guide is taken; a `best_of`, by its law where outcomes can be listed, else by `num_draws` draws;
+            or draws, latent site -> values [S, ...] of equal weight (particles, a search), of the sites that the reward reads.
         key: PRNG key of either kind.
         args: the arguments of tilt and law.
         num_draws: draws of the law and of the model, where outcomes are too many to be listed (2^16).
@@ -81,25 +82,39 @@ def report(
                 "parameters bound: program.bind(fit.params)."
             )
         law = law.guide
+    listed = outcomes_of(tilt, args)
+    if isinstance(law, BestOf):
+        law = _best(law, listed, key, args, num_draws)
     if isinstance(law, Mapping):
         law = {name: jnp.asarray(x) for name, x in law.items()}
         _check_sites(tilt, law, args)
-    else:
+    elif not isinstance(law, np.ndarray):
         law = ppl.as_program(law)
-    listed = outcomes_of(tilt, args)
     made = None
     is_whole = not isinstance(law, Mapping) or listed is None or set(law) == set(listed.choices)
     if listed is not None and is_whole and not isinstance(law, StochasticProgram):
         made = _exact(tilt, law, listed, args)
     if made is None:
+        assert not isinstance(law, np.ndarray)  # probabilities of outcomes, which sum to 1
         made = _sampled(tilt, law, key, args, num_draws, draws)
     return dataclasses.replace(made, seconds=time.perf_counter() - started)
 
 
+def _best(
+    best: BestOf, listed: Outcomes | None, key: Array, args: tuple, num_draws: int
+) -> np.ndarray | Mapping[str, Array]:
+    """The law of the best of N: probabilities of the outcomes, or draws where there are too many."""
+    if listed is None:
+        keys = jax.random.split(jax.random.fold_in(key, 3), num_draws)
+        return jax.lax.map(lambda key: best.simulate(key, *args).choices, keys)
+    rewards = _rewards(tilted(best.base, best.reward), listed.choices, args)
+    return best.law_of(rewards, np.exp(listed.log_density(best.base, args)))
+
+
 def _exact(
-    tilt: TiltedProgram, law: ppl.Program | Mapping[str, Array], listed: Outcomes, args: tuple
-) -> TiltReport | None:
-    """By sums over all outcomes; None where the law is none on them."""
+    tilt: TiltedProgram, law: ppl.Program | Mapping[str, Array] | np.ndarray, listed: Outcomes, args: tuple
+) -> TiltReport | None:  # fmt: skip
+    """By sums over all outcomes, of which a law may be the probabilities; None where the law is none on them."""
     joint = listed.log_density(tilt, args)
     log_z = float(np.logaddexp.reduce(joint))
     _check_weights(joint, "the model")
@@ -109,7 +124,9 @@ def _exact(
         counts = listed.counts(law)
         if counts is None:
             return None
-        q = counts / counts.sum()
+        law = counts / counts.sum()
+    if isinstance(law, np.ndarray):
+        q = law
         with np.errstate(divide="ignore"):
             log_q = np.log(q)
     else:

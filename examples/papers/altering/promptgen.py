@@ -35,7 +35,8 @@ CODE, OFTEN = 8, 1  # size of a code; the class that is too frequent
 class Config(NamedTuple):
     num_vae: int = 3000
     num_flow: int = 1200
-    num_codes: int = 4000
+    num_codes: int = 100_000  # of the dual: their KL from even shares is some 9 / (2 ESS)
+    strength: float = 2.0  # of the classifier in the reward of one class
     num_samples: int = 10_000
 
 
@@ -99,7 +100,7 @@ def run(config: Config, label: int, seed: int) -> Rows:
     program = ppl.model(lambda: decoder(ppl.sample("z", dist.Normal(0.0, 1.0).expand([CODE]).to_event(1))))  # fmt: skip
     shares = lambda x: jnp.exp(classes(x))
     even = inference.tilts.match_moments(program, shares, np.full(10, 0.1), keys[1], num_draws=config.num_codes)  # fmt: skip
-    one = lambda x: 2 * classes(x)[label]
+    one = lambda x: config.strength * classes(x)[label]
     tilts = {
         "even": even.tilt,
         "one class": inference.tilt(program, one),
@@ -124,7 +125,7 @@ def run(config: Config, label: int, seed: int) -> Rows:
 
 def main(arguments: list[str] | None = None) -> None:
     options = altered.options("promptgen", "Codes of a generator, controlled.", arguments, label=5)
-    config = Config(1000, 30, 4000, 200) if options.smoke else Config()
+    config = Config(1000, 30, 4000, num_samples=200) if options.smoke else Config()
     altered.told(
         options, "promptgen", lambda seed: run(config, options.label, seed),
         what="codes of a VAE of digits with ones ten times too often: KL of the images' classes from even shares, nats",

@@ -14,28 +14,32 @@ def metrics(name, out):
 def test_every_way_to_a_tilt_of_strings(tmp_path):
     """60 steps: all policies are nearer than the model was; best of N and search are where their laws are."""
     found = metrics("strings", tmp_path)
-    before = found["the model itself"]["KL"]
+    before = found["the model itself"]["KL to p*"][0]
     assert all(
-        row["KL"] < before / 2 for name, row in found.items() if "leave" in name or "log-" in name
+        row["KL to p*"][0] < before / 2
+        for name, row in found.items()
+        if "leave" in name or "log-" in name
     )
-    end = lambda name: found[name]["variance"][1]
+    end = lambda name: found[name]["gradient variance, end"][0]
     assert end("reinforce, leave one out") < end("reinforce") / 2
-    best = [found[f"best of {n}"] for n in (4, 16, 64)]
-    assert all(row["KL"] > 0.3 for row in best)
-    searched = [found[f"zero-order search, {n} moves"]["reward"] for n in (4, 64, 512)]
-    assert searched == sorted(searched) and searched[-1] > found["resampling of 256"]["reward"]
+    best = [found[f"best of {n}"]["KL to p*"] for n in (4, 16, 64)]
+    np.testing.assert_allclose(best, [[0.8789, 0], [0.4171, 0], [0.3832, 0]], atol=1e-4)
+    searched = [found[f"zero-order search, {n} moves"]["E r"][0] for n in (4, 64, 512)]
+    assert searched == sorted(searched) and searched[-1] > found["resampling of 256"]["E r"][0]
 
 
 def test_a_class_is_forgotten(tmp_path):
     found = metrics("forget", tmp_path)
-    left = {name: row["left of the class"] for name, row in found.items()}
+    left = {name: row["left of the class"][0] for name, row in found.items()}
     assert abs(left["the model itself, exact"] - 1) < 0.2
     assert abs(left["particles, exact"] - left["draws without the class"]) < 0.05
-    assert abs(found["particles, exact"]["log Z"] + 0.105) < 0.02
+    assert abs(found["particles, exact"]["log Z"][0] + 0.105) < 0.02
 
 
 def test_rare_events_are_told(tmp_path):
-    found = metrics("rare", tmp_path)
+    found = {
+        name: {k: v[0] for k, v in row.items()} for name, row in metrics("rare", tmp_path).items()
+    }
     mean, best = found["P(Z > 4.5), mean"], found["P(Z > 4.5), the optimum"]
     assert abs(mean["relative error"]) < 4.5 * mean["its standard error"]
     assert mean["narrow rays"] == 0 < best["narrow rays"]
