@@ -82,21 +82,19 @@ def report(
                 "parameters bound: program.bind(fit.params)."
             )
         law = law.guide
-    listed = outcomes_of(tilt, args)
-    if isinstance(law, BestOf):
-        law = _best(law, listed, key, args, num_draws)
-    if isinstance(law, Mapping):
-        law = {name: jnp.asarray(x) for name, x in law.items()}
-        _check_sites(tilt, law, args)
-    elif not isinstance(law, np.ndarray):
-        law = ppl.as_program(law)
-    made = None
-    is_whole = not isinstance(law, Mapping) or listed is None or set(law) == set(listed.choices)
-    if listed is not None and is_whole and not isinstance(law, StochasticProgram):
-        made = _exact(tilt, law, listed, args)
+    listed, made = outcomes_of(tilt, args), None
+    q = _best(law, listed, key, args, num_draws) if isinstance(law, BestOf) else law
+    if isinstance(q, Mapping):
+        q = {name: jnp.asarray(x) for name, x in q.items()}
+        _check_sites(tilt, q, args)
+    elif not isinstance(q, np.ndarray):
+        q = ppl.as_program(q)
+    is_whole = not isinstance(q, Mapping) or listed is None or set(q) == set(listed.choices)
+    if listed is not None and is_whole and not isinstance(q, StochasticProgram):
+        made = _exact(tilt, q, listed, args)
     if made is None:
-        assert not isinstance(law, np.ndarray)  # probabilities of outcomes, which sum to 1
-        made = _sampled(tilt, law, key, args, num_draws, draws)
+        assert not isinstance(q, np.ndarray)  # probabilities of outcomes, which sum to 1
+        made = _sampled(tilt, q, key, args, num_draws, draws)
     return dataclasses.replace(made, seconds=time.perf_counter() - started)
 
 
@@ -120,18 +118,15 @@ def _exact(
     _check_weights(joint, "the model")
     reward = _rewards(tilt, listed.choices, args)
     is_draws = isinstance(law, Mapping)
-    if is_draws:
+    if isinstance(law, Mapping):
         counts = listed.counts(law)
         if counts is None:
             return None
-        law = counts / counts.sum()
-    if isinstance(law, np.ndarray):
-        q = law
-        with np.errstate(divide="ignore"):
-            log_q = np.log(q)
+        q = counts / counts.sum()
     else:
-        log_q = listed.log_density(law, args)
-        q = np.exp(log_q)
+        q = law if isinstance(law, np.ndarray) else np.exp(listed.log_density(law, args))
+    with np.errstate(divide="ignore"):
+        log_q = np.log(q)
     if abs(q.sum() - 1) > 1e-3:  # its sites are others, or it is a posterior
         return None
     some = q > 0
