@@ -181,7 +181,7 @@ def amortise(
         table: simulations, of `simulators.reference_table`; with `at` the first round.
         guide: a program of the latent sites, whose arguments are the observed sites by name. Default: site after site a spline
             flow on unconstrained, standardised values, given the data and the sites before; it begins as a Normal whose mean is
-            linear. Its networks see each number of the data by its rank among the training rows.
+            linear. Its networks see each continuous number of the data by its rank among the training rows.
         at: one observation, site -> value.
         num_rounds: at most so many, for `at`.
         epsilon: mass that the posterior of a round may have outside of the region of the next, at least 1e-5.

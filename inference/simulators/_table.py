@@ -28,6 +28,7 @@ from ...ppl._types import Key, ModelFn
 from .._supports import supports_of
 from ..fitting.storage._archive import read, write
 from ._coordinates import StandardCoordinates
+from ._normal_scores import has_few_values
 from ._region import TruncatedPrior
 from ._simulators import (
     DataFn,
@@ -264,7 +265,8 @@ def sorted_rows(
 def check_continuous(caller: str, name: str, values: np.ndarray) -> None:
     """Refuse a density of values that are few: it would grow without end at each of them."""
     for column in values.reshape(len(values), -1).T:
-        if 2 * (num := len(np.unique(column))) < len(column):
+        if has_few_values(column):
+            num = len(np.unique(column))
             raise ValueError(
                 f"{caller}: site '{name}' is continuous and takes only {num} values in {len(column)} simulations, so that it has "
                 "no density to learn. Give whole numbers as integers at a discrete site of their own, or add what rounding took."

@@ -20,9 +20,14 @@ def test_weights_of_networks_decay_by_the_rate_and_nothing_else_does(decay):
     num_steps = 5
     optimizer = _learn._optimizer(num_steps, decay)
     state, now = optimizer.init(params), params
+
+    @jax.jit
+    def step(state, now):
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, now), state, now)
+        return state, optax.apply_updates(now, updates)
+
     for _ in range(num_steps):
-        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, now)
-        now = optax.apply_updates(now, updates)
+        state, now = step(state, now)
     rates = optax.cosine_decay_schedule(_learn._RATE, num_steps)
     factor = np.prod([1 - decay * float(rates(i)) for i in range(num_steps)])
     assert np.array_equal(now["scale"], params["scale"])

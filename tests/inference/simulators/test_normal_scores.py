@@ -23,16 +23,24 @@ def test_scores_of_fresh_rows_are_normal(name):
     assert (np.diff(found[order, 0]) >= 0).all()
 
 
-def test_ties_have_the_mean_of_their_ranks_and_numbers_beyond_all_rows_go_on():
-    """Of a coin with 1 in 70% of the rows, of a number that never moves, of counts."""
+def test_numbers_of_few_values_are_standardised():
+    """A coin, a number that never moves, counts: their ranks would jump."""
     rng = np.random.default_rng(1)
     rows = np.stack([rng.random(5_000) < 0.7, np.ones(5_000), rng.poisson(2.0, 5_000)], 1)
-    scores = NormalScores.of(rows)
-    zero, one = np.asarray(scores(jnp.array([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]])))
-    assert zero[0] < -1 and one[0] > 0.9 and zero[1] == one[1] == pytest.approx(0.0, abs=1e-6)
-    assert zero[2] < one[2] < 0.5
-    far = np.asarray(scores(jnp.array([[2.0, 2.0, 40.0], [9.0, 9.0, 80.0]])))
-    assert (np.diff(far, axis=0) > 0.5).all() and (far[0] > one).all() and np.isfinite(far).all()
+    x = jnp.array([[0.0, 1.0, 0.0], [1.0, 2.0, 40.0]])
+    scale = np.array([rows[:, 0].std(), 1.0, rows[:, 2].std()])
+    exact = np.arcsinh((np.asarray(x) - rows.mean(0)) / scale)
+    np.testing.assert_allclose(NormalScores.of(rows)(x), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_values_with_many_rows_have_the_mean_of_their_ranks_and_numbers_beyond_all_rows_go_on():
+    """A number that is cut off at 0 in 30% of the rows."""
+    scores = NormalScores.of(np.maximum(Z + 0.524, 0.0))
+    found = np.asarray(scores(jnp.array([[0.0], [0.524], [20.0], [40.0]])))[:, 0]
+    knots = np.linspace(-3.0, 3.0, 31)
+    assert found[0] == pytest.approx(knots[knots < -0.524].mean(), abs=0.1)
+    assert found[1] == pytest.approx(0.0, abs=0.05)
+    assert (np.diff(found) > 0.5).all() and np.isfinite(found).all()
 
 
 def test_of_no_numbers_there_are_none():

@@ -312,12 +312,16 @@ def test_rounded_parameters_of_a_continuous_prior_are_refused(kind):
 
 def test_entries_that_a_support_fixes_are_no_rounded_parameters():
     """Of a triangular factor the upper triangle is zero in all rows."""
-    prior = lambda: ppl.sample("factor", dist.LKJCholesky(3))
-    table = reference_table(
-        prior, simulator=lambda key, p: p["factor"][1, 0] + jax.random.normal(key),
-        num_simulations=100, key=KEY,
-    )  # fmt: skip
-    assert table.coordinates[0].sizes == {"factor": 3}
+
+    def factor(x):
+        factor = ppl.sample("factor", dist.LKJCholesky(2))
+        ppl.sample("x", dist.Normal(factor[1, 0], 1.0), obs=x)
+
+    low = np.random.default_rng(0).uniform(-1, 1, 100).astype(np.float32)
+    rows = np.zeros((100, 2, 2), np.float32)
+    rows[:, 0, 0], rows[:, 1, 0], rows[:, 1, 1] = 1, low, (1 - low**2) ** 0.5
+    table = ReferenceTable(ppl.as_program(factor), (0.0,), {"factor": rows}, {"x": low}, {})
+    assert table.coordinates[0].sizes == {"factor": 1}
 
 
 def test_a_support_that_moves_is_refused():
