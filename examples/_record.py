@@ -56,6 +56,7 @@ def record_figure(
     measures: Sequence[str],
     packages: Sequence[str] = (),
     folder: Path = FOLDER,
+    is_kept: bool = False,
     **more: Any,
 ) -> Path:
     """Write or replace one record, with command, commit, date, processor and versions of this process.
@@ -67,6 +68,8 @@ def record_figure(
         measures: files and folders, from the root, whose change makes the figure an old one; the script is one of them.
         packages: whose versions count besides jax, numpyro and lapilli, e.g. a peer.
         folder: of the files.
+        is_kept: some of it was measured by processes before this one, which it is resumed from: all that it measures counts as
+            having run, and no time is told.
         more: `spread`, `interval`, `seeds`, `claim`, `claimed_by`, `note`, `digits`, and `time` where it is not what this
             process has taken of processors.
 
@@ -80,11 +83,11 @@ def record_figure(
     paths = [*([str(script.relative_to(ROOT))] if script.is_relative_to(ROOT) else []), *measures]
     digits = more.get("digits", 3)
     given = {"what": what, "value": value, **more}
-    given.setdefault("time", processor_time())
+    given.setdefault("time", None if is_kept else processor_time())
     record = (
         {"name": name}
         | {k: _rounded(v, digits) for k, v in given.items() if v is not None}
-        | provenance(paths, packages)
+        | provenance(paths, packages, is_kept=is_kept)
     )
     place = [r["name"] for r in part["figures"]]
     if name in place:
@@ -95,12 +98,15 @@ def record_figure(
     return file
 
 
-def provenance(measures: Sequence[str], packages: Sequence[str] = ()) -> dict[str, Any]:
+def provenance(
+    measures: Sequence[str], packages: Sequence[str] = (), *, is_kept: bool = False
+) -> dict[str, Any]:
     """What a record says of how it came about."""
     changes = _git("status", "--porcelain", "--", *measures)
     import lapilli
 
     found = {p: importlib.metadata.version(p) for p in ("jax", "numpyro", *packages)}
+    lines = {} if is_kept else _lines
     return {
         "command": command(),
         "commit": commit(),
@@ -109,7 +115,7 @@ def provenance(measures: Sequence[str], packages: Sequence[str] = ()) -> dict[st
         "processor": processor(),
         "versions": found | {"lapilli": lapilli.__version__},
         "measures": (paths := list(dict.fromkeys(measures))),
-        "ran": {p: found for p in paths if (found := ran(_lines, ROOT / p))},
+        "ran": {p: found for p in paths if (found := ran(lines, ROOT / p))},
     }
 
 

@@ -87,7 +87,8 @@ def main() -> None:
             value={name: score for name, (score, _) in found.items()},
             claim={name: claim for name, (_, claim) in found.items() if np.isfinite(claim)},
             claimed_by="SNPE-C over ten observations, arXiv:2101.04653", seeds=str(options.seed),
-            measures=["inference/simulators", "inference/flows", "benchmarks/inference/_sbibm"],
+            measures=["inference/simulators", "inference/flows", "inference/fitting", "benchmarks/inference/_sbibm"],
+            is_kept=options.kept is not None,
         )  # fmt: skip
 
 

@@ -306,6 +306,19 @@ def test_scripts_write_records_that_the_page_reads(writer, tmp_path):
     assert figures.beside(record) == "exact: a 1.20"
 
 
+def test_a_record_of_runs_before_says_neither_time_nor_what_ran(writer, tmp_path, monkeypatch):
+    """This process has run other functions, or none: any change of what is measured makes such a figure an old one."""
+    file = tmp_path / "things.json"
+    file.write_text(json.dumps({"title": "Things", "order": 0, "figures": []}))
+    source = faces.ROOT / "ppl" / "_show.py"
+    monkeypatch.setattr(writer, "_lines", {str(source): set(range(10_000))})
+    options = {"what": "a thing", "value": "1", "measures": ["ppl"], "folder": tmp_path}
+    for is_kept in (False, True):
+        writer.record_figure("things/one", is_kept=is_kept, **options)
+        (record,) = json.loads(file.read_text())["figures"]
+        assert ("ppl" in record["ran"]) is ("time" in record) is not is_kept
+
+
 def test_a_record_says_what_its_run_took_of_processors(writer, tmp_path, monkeypatch):
     file = tmp_path / "things.json"
     file.write_text(json.dumps({"title": "Things", "order": 0, "figures": []}))
