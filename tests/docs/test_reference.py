@@ -133,6 +133,18 @@ def test_the_glossary_has_what_pages_link_to_and_names_what_there_is():
         assert (faces.ROOT / script).exists(), script
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["flow matching", "rectified flow", "stochastic interpolant", "Schrödinger bridge", "discrete flow matching"],
+)  # fmt: skip
+def test_paths_are_found_by_the_names_of_the_field(name):
+    """In the reference, in the glossary, and by those who come from another library."""
+    coming = (DOCS / "start" / "coming_from.md").read_text().partition("## torchcfm")[2]
+    texts = (inspect.getdoc(faces.load("models.paths")), coming.partition("\n## ")[0])
+    assert all(name.lower() in " ".join(text.split()).lower() for text in texts)
+    assert name.lower() in {word.lower() for word in words.words()}
+
+
 def test_every_how_to_stands_under_one_heading():
     text = (DOCS / "index.md").read_text()
     listed = re.findall(r"^howto/(\w+)$", text, re.M)

@@ -33,7 +33,7 @@ LEAST = 1e-3  # of sigma
 
 
 class Config(NamedTuple):
-    sizes: tuple[int, ...] = (100,)
+    sizes: tuple[int, ...] = (100, 400, 1_600)
     noises: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1, 0.3)
     num_knots: int = 64
     num_training_steps: int = 1_000
