@@ -1,6 +1,7 @@
 """What benchmarks share: how times are taken and compared, and records for the page of figures."""
 
 from .records import (  # fmt: skip
+    digests_of as digests_of,
     parsed as parsed,
     record_figure as record_figure,
     with_intervals as with_intervals,

@@ -1,4 +1,4 @@
-"""Records for the page of figures, written as examples write theirs."""
+"""Records for the page of figures, written as examples write theirs, and digests of code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from .timing import Ratio
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
+from _ran import digests_of as digests_of
 from _record import parsed as parsed, record_figure as record_figure
 
 

@@ -15,16 +15,21 @@ Answer (400 simulations of 99 draws, 50 repeats): 80% are seen of correlation fr
 random points sees a third of 1), of prior from 0.2 (joint, directions, local, tarp_data), where ranks need 0.4 and do not see the
 prior itself, of pulled from 0.7 (local, tarp_data) and by no ranks, of narrow from 0.2 (joint, directions; ranks from 0.4).
 
-usage: python benchmarks/inference/posterior_checks.py [--repeats 50] [--simulations 400] [--draws 99]
+usage: python benchmarks/inference/posterior_checks.py [--repeats 50] [--simulations 400] [--draws 99] [--record]
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
+from _common import parsed, record_figure
 from scipy.special import ndtr, ndtri
 
 from lapilli.inference import posterior_checks as pc
@@ -61,19 +66,14 @@ def simulations(kind: str, strength: float, seed: int, number: int, draws: int) 
 
 
 def p_values(found: pc.Simulations, key: Any) -> dict[str, float]:
+    """Of each check alone; of the report 0 where it objects, at its own level and corrected for all its checks, else 1."""
+    report = pc.check_simulations(found, key)
     below = pc.coverage(found, key, kind="below")
     ranks = _p_values(below.ranks, below.num_draws)
     return {
         "ranks": min(1.0, 2 * ranks.min()),
-        "below": below.smallest_p_value,
-        "central": pc.coverage(found, key, kind="central").smallest_p_value,
-        "hpd": pc.coverage(found, key, kind="hpd").smallest_p_value,
-        "joint": pc.coverage(found, key, kind="joint").smallest_p_value,
-        "tarp": pc.tarp(found, key).smallest_p_value,
-        "tarp_data": pc.tarp(found, key, references="data").smallest_p_value,
-        "directions": pc.directions(found, key)[0].smallest_p_value,
-        "symmetry": pc.vsbc(found, key).smallest_p_value,
-        "local": pc.local_coverage(found, key).smallest_p_value,
+        **report.p_values,
+        "report": float(not report.objections),
     }
 
 
@@ -82,17 +82,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--simulations", type=int, default=400)
     parser.add_argument("--draws", type=int, default=99)
-    options = parser.parse_args()
+    options = parsed(parser)
     error = (0.25 / options.repeats) ** 0.5
     print(
         f"{options.simulations} simulations of {options.draws} draws, {options.repeats} repeats: +- {error:.2f} at most"
     )
-    answers = []
-    for kind in ("correlation", "prior", "pulled", "narrow"):
+    answers, told = [], {}
+    for number, kind in enumerate(("correlation", "prior", "pulled", "narrow")):
         shares: dict[str, list[float]] = {}
         for column, strength in enumerate(STRENGTHS):
             hits: dict[str, int] = {}
-            for seed in range(options.repeats * column, options.repeats * (column + 1)):
+            first = options.repeats * (len(STRENGTHS) * number + column)
+            for seed in range(first, first + options.repeats):
                 found = simulations(kind, strength, seed, options.simulations, options.draws)
                 for name, p in p_values(found, jax.random.key(seed)).items():
                     hits[name] = hits.get(name, 0) + (p < 0.05)
@@ -100,15 +101,27 @@ def main() -> None:
                 shares.setdefault(name, []).append(count / options.repeats)
         print(f"\n{kind:12}" + "".join(f"{s:>7}" for s in STRENGTHS))
         for name, row in shares.items():
-            print(f"{name:12}" + "".join(f"{share:>7.2f}" for share in row))
+            print(f"{name:12}" + "".join(f"{share:>7.2f}" for share in row), flush=True)
         least = {
             name: next((s for s, p in zip(STRENGTHS, row, strict=True) if s > 0 and p >= 0.8), None)
             for name, row in shares.items()
         }
         smallest = min((s for s in least.values() if s is not None), default=None)
-        first = [name for name, s in least.items() if s == smallest]
-        answers.append(f"{kind} {smallest} by {', '.join(first)} (ranks: {least['ranks']})")
+        seen = [name for name, s in least.items() if s == smallest]
+        answers.append(f"{kind} {smallest} by {', '.join(seen)} (ranks: {least['ranks']})")
+        told |= {f"{kind} {s}": p for s, p in zip(STRENGTHS, shares["report"], strict=True)}
     print("\nleast strength seen in 80% of the repeats: " + "; ".join(answers))
+    right = [told.pop(name) for name in list(told) if name.endswith(" 0.0")]
+    print(f"false alarms of the report: {np.mean(right):.3f} of {len(right) * options.repeats}")
+    if options.record:
+        record_figure(
+            "posteriors/report",
+            what=f"share of {options.repeats} repeats in which `check_simulations` objects, by how wrong the posterior is "
+            f"({options.simulations} simulations of {options.draws} draws; right: {len(right) * options.repeats} repeats)",
+            value={"right": float(np.mean(right))} | told,
+            note="each check alone: printed by the script; strengths are explained there",
+            measures=["inference/posterior_checks"],
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ q of fresh draws: the rate of training, the map of boxes, the decay of weights (
 one by one -3.58 to -2.95), and the number of steps (two_moons +0.03, sir +0.07, gaussian_mixture -0.01).
 
     python benchmarks/inference/simulators.py [--tasks NAME ...] [--methods npe tsnpe nle nre program] [--budgets 1000 10000]
-        [--observations 3] [--rounds 5] [--data FOLDER] [--kept FILE] [--seed 0] [--smoke] [--record]
+        [--observations 3 ...] [--rounds 5] [--data FOLDER] [--kept FILE] [--seed 0] [--smoke] [--record]
 
 Without --data observations are drawn from the task's program, by their number as seed, and the references are our own: closed
 forms, rejection and grids; tasks without one are left out. FOLDER is `sbibm/tasks` of an unpacked wheel of `sbibm` 1.1.0: its
@@ -22,136 +22,14 @@ measured, and one that stands there is not measured again: a run that was ended 
 """
 
 import argparse
-import functools
-import json
 import sys
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from _common import parsed, record_figure
-from _sbibm import LOG_DENSITIES, REFERENCES, TASKS, c2st, read
-
-from lapilli import inference
-
-
-def observed(task, number, folder, size):
-    """Data of the task, and exact draws given them."""
-    if folder is not None:
-        x, draws = read(folder, task, number)
-        return TASKS[task].shaped(x), draws[:size]
-    model = TASKS[task].model
-    x = model.predict_trace(jax.random.key(number), {}, np.zeros(TASKS[task].x_shape, np.float32))
-    x = np.asarray(x.observed["x"])
-    return x, REFERENCES[task](np.random.default_rng(number), x.ravel().astype(float), size)
-
-
-def npe(table, key, options):
-    found = inference.amortise(table, key=key, progress=False)
-    return (lambda key, x, size: found.draws(key, {"x": x}, size)["theta"]), lambda x: found
-
-
-def tsnpe(table, key, options):
-    """Rounds for each observation anew; the table is the first."""
-
-    @functools.cache
-    def learned(x):
-        at = {"x": np.frombuffer(x, np.float32).reshape(table.data["x"].shape[1:])}
-        return inference.amortise(
-            table, at=at, num_rounds=options.rounds, tolerance=0.0, key=key, progress=False
-        )
-
-    found = lambda x: learned(np.asarray(x, np.float32).tobytes())
-    return (lambda key, x, size: found(x).draws(key, {"x": x}, size)["theta"]), found
-
-
-def chains(model):
-    def draws(key, x, size):
-        run = inference.nuts(
-            model, (x,), key=key, num_samples=size, num_chains=8, uncertified="warn", progress=False
-        )
-        return run.choices["theta"]
-
-    return draws
-
-
-def nle(table, key, options):
-    found = inference.surrogate(table, sites=["x"], key=key, progress=False)
-    return chains(found.model), lambda x: found
-
-
-def nre(table, key, options):
-    found = inference.ratio(table, key=key, progress=False)
-    return chains(found.model), lambda x: found
-
-
-def program(table, key, options):
-    """The task's own program, whose density is known: nothing is learned."""
-    return chains(table.model), lambda x: None
-
-
-METHODS = {"npe": npe, "tsnpe": tsnpe, "nle": nle, "nre": nre, "program": program}
-
-
-def nats(task, found, x, reference):
-    """E_ref[log p - log q] where both densities are known; None elsewhere."""
-    if task not in LOG_DENSITIES or not hasattr(found, "guide"):
-        return None
-    log_p = LOG_DENSITIES[task](reference, np.asarray(x, float))
-    density = jax.jit(jax.vmap(lambda t: found.log_density({"theta": t}, {"x": x})))
-    return float((log_p - np.asarray(density(jnp.asarray(reference, jnp.float32)))).mean())
-
-
-class Measured(NamedTuple):
-    """Of one observation: C2ST, nats or None, the mean of log q on held-out pairs or None, seconds of learning, objections."""
-
-    score: float
-    nats: float | None
-    held_out: float | None
-    seconds: float
-    objections: list[str]
-
-
-def learned(task, method, budget, options):
-    """The key of its runs, draws and what is learned given any observation, and the seconds that it took."""
-    began = time.perf_counter()
-    key = jax.random.fold_in(jax.random.key(options.seed), budget)
-    x = np.zeros(TASKS[task].x_shape, np.float32)
-    first = budget // options.rounds if method == "tsnpe" else budget
-    table = inference.simulators.reference_table(
-        TASKS[task].model, (x,), num_simulations=first, key=key
-    )
-    draw, found = METHODS[method](table, jax.random.fold_in(key, 1), options)
-    return key, draw, found, time.perf_counter() - began
-
-
-def measured(task, method, budget, options):
-    """Each observation, those that are kept first; what is learned is learned only for others."""
-    known = {} if options.kept is None or not options.kept.exists() else {
-        tuple(row["of"]): Measured(**row["found"])
-        for row in map(json.loads, options.kept.read_text().splitlines())
-    }  # fmt: skip
-    own = None
-    for number in range(1, options.observations + 1):
-        of = (task, method, budget, number, options.seed, options.draws)
-        if of not in known:
-            own = learned(task, method, budget, options) if own is None else own
-            key, draw, found, seconds = own
-            x, reference = observed(task, number, options.data, options.draws)
-            draws = np.asarray(draw(jax.random.fold_in(key, 1 + number), x, len(reference)), float)
-            at, score = found(x), c2st(reference, draws.reshape(len(draws), -1))
-            objections = list(at.report.objections) if hasattr(at, "report") else []
-            held_out = at.held_out[0] if hasattr(at, "held_out") else None
-            known[of] = Measured(score, nats(task, at, x, reference), held_out, seconds, objections)
-            if options.kept is not None:
-                with options.kept.open("a") as file:
-                    file.write(json.dumps({"of": of, "found": known[of]._asdict()}) + "\n")
-        yield known[of]
+from _sbibm import METHODS, REFERENCES, TASKS, measured
 
 
 def main() -> None:
@@ -159,7 +37,13 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["npe"])
     parser.add_argument("--budgets", nargs="+", type=int, default=[1_000, 10_000])
-    parser.add_argument("--observations", type=int, default=3, help="the first of ten")
+    parser.add_argument(
+        "--observations",
+        nargs="+",
+        type=int,
+        default=[3],
+        help="the first of ten, of all tasks or each",
+    )
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--data", type=Path, help="folder sbibm/tasks of the unpacked wheel")
     parser.add_argument("--kept", type=Path, help="file of what was measured, to go on from")
@@ -169,19 +53,22 @@ def main() -> None:
     options = parsed(parser)
     if options.smoke:
         options.tasks, options.methods, options.budgets = ["two_moons"], ["npe"], [600]
-        options.observations, options.draws = 1, 300
+        options.observations, options.draws = [1], 300
     print(
         f"{'task':<25}{'method':<7}{'N':>7}  {'C2ST':<24}{'NPE':>6}{'SNPE-C':>8}{'nats':>8}{'s':>6}  objections"
     )
     found = {}
+    if len(options.observations) not in (1, len(options.tasks)):
+        parser.error("--observations wants one number, or one of each task")
+    numbers = dict(zip(options.tasks, options.observations * len(options.tasks), strict=False))
     for task in options.tasks:
         if options.data is None and task not in REFERENCES:
             continue
         for method in options.methods:
-            if method == "program" and not TASKS[task].has_density:
+            if method == "program" and TASKS[task].exact is None:
                 continue
             for budget in options.budgets:
-                rows = list(measured(task, method, budget, options))
+                rows = list(measured(task, method, budget, numbers[task], options))
                 scores, seconds = [row.score for row in rows], rows[0].seconds
                 objections = sorted({name for row in rows for name in row.objections})
                 each = f"{np.mean(scores):.3f} ({', '.join(f'{s:.3f}' for s in scores)})"
@@ -191,15 +78,16 @@ def main() -> None:
                 cells = "".join(f"{c:>7.3f}" for c in claims)
                 row = f"{task:<25}{method:<7}{budget:>7}  {each:<24}{cells}{told}{seconds:6.0f}"
                 print(f"{row}  {', '.join(objections)}", flush=True)
-                found[f"{task}, {method}, {budget}"] = float(np.mean(scores)), claims[0]
+                name = f"{task}, {method}, {budget}, of {len(rows)}"
+                found[name] = float(np.mean(scores)), claims[1]
     if options.record:
         record_figure(
             "posteriors/simulators",
-            what=f"C2ST of {options.draws} draws, mean over {options.observations} observations of the benchmark",
+            what=f"C2ST of {options.draws} draws: task, method, simulations, over how many observations of the benchmark",
             value={name: score for name, (score, _) in found.items()},
             claim={name: claim for name, (_, claim) in found.items() if np.isfinite(claim)},
-            claimed_by="NPE, arXiv:2101.04653", seeds=str(options.seed),
-            measures=["inference/simulators", "inference/flows"],
+            claimed_by="SNPE-C over ten observations, arXiv:2101.04653", seeds=str(options.seed),
+            measures=["inference/simulators", "inference/flows", "benchmarks/inference/_sbibm"],
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
 from ...ppl._types import Key
-from .._runs import checked
+from ..inputs import checked
 
 Array = jax.Array
 

@@ -20,7 +20,7 @@ from ...ppl._show import shown
 from ...ppl._types import Key
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
 from ...ppl.traces import check_match, with_penalties
-from .._runs import checked
+from ..inputs import checked
 
 Array = jax.Array
 LEAST_UNSEEN = 0.05  # share of the draws' mass that is worth a warning

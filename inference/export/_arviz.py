@@ -16,9 +16,9 @@ from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
 from ...ppl.language import labelled_as
-from .._runs import evidence_of
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
-from ..fitting._fit_result import Fit, Posterior
+from ..fitting import Fit, Posterior
+from ..inputs import evidence_of
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
 from ._arviz_source import PARTICLES, ArvizSource, is_mcmc, make_source

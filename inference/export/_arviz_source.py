@@ -15,7 +15,7 @@ from ... import ppl
 from ...ppl._compat import mcmc_arguments
 from ...ppl._data import named_data
 from ...ppl._types import Key, ModelFn
-from ..fitting._fit_result import Fit, Posterior
+from ..fitting import Fit, Posterior
 from ..fitting.prediction import check_rows, is_of_fit
 from ..particles.diagnostics import evidence_variance
 from ..particles.engine import SMCResult

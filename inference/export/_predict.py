@@ -16,10 +16,10 @@ from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
 from ...ppl._types import Key, ModelFn
 from ...ppl.language import joined
-from .._runs import checked
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
 from ..fitting.prediction import DrawsOrigin, predicted, thinned
+from ..inputs import checked
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
 from ._arviz_source import PARTICLES, is_mcmc

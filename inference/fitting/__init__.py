@@ -29,10 +29,11 @@ Errors
 """
 
 from ._fit import fit as fit
-from ._fit_result import Fit as Fit, Posterior as Posterior
+from ._fit_result import Fit as Fit
 from ._fixed_draws import FixedDrawsFit as FixedDrawsFit, fit_fixed_draws as fit_fixed_draws
 from ._pathfinder import pathfinder as pathfinder
 from .data import ProcessLocal as ProcessLocal
+from .prediction import Posterior as Posterior
 from .starts import AutoMeanField as AutoMeanField, AutoWhitenedNormal as AutoWhitenedNormal
 from .stationarity import Averaging as Averaging, settling as settling
 from .training import (

@@ -20,7 +20,9 @@ from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_
 from .._abstract_objective import AbstractObjective, guide_fn
 from .._arguments import simulated
 from .._host_keys import default_key
-from .._observed import (
+from .._processes import check_same
+from ..inputs import (
+    abstract_run,
     categories_of,
     check_branches,
     check_categories,
@@ -28,12 +30,12 @@ from .._observed import (
     check_none,
     check_numbers,
     check_observed,
+    check_run,
     readers,
     tells,
+    tried_run,
     warn_of_unread,
 )
-from .._processes import check_same
-from .._runs import abstract_run, check_run, tried_run
 from ..objectives import elbo
 from ._options import FitOptions
 from .data import held, row_blocks, with_rows_of_all

@@ -1,4 +1,4 @@
-"""The result of fit, and draws from it."""
+"""The result of fit: what it is asked for, at which parameters and arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,40 +16,23 @@ from jaxtyping import PyTree
 from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._types import ModelFn, ParamMap
-from ...ppl.language import Keywords, check_proposed_cells, labelled_as, misses, parted
-from ...ppl.traces import check_match, strong
+from ...ppl.language import Keywords, labelled_as
+from ...ppl.traces import strong
 from .._abstract_objective import AbstractObjective
 from .._game import Game
-from .._runs import check_new, evidence_of
+from ..inputs import check_new, evidence_of
+from ._fit_facts import AVERAGED, ENDS, StopReason, last_values, named_args
 from ._judgement import GuideWorth
-from .prediction import map_keys, predict_batches, predictive, tell_of_nan
+from .prediction import (
+    Posterior,
+    map_keys,
+    predict_batches,
+    predictive,
+    tell_of_nan,
+    weighted_draws,
+)
 from .stationarity import Averaging
 from .storage import export_fit, load_fit, save_fit
-
-StopReason = Literal["num_steps", "settled", "callback", "interrupt", "data", "error"]
-
-
-@shown
-class Posterior(NamedTuple):
-    """Draws from the guide.
-
-    Attributes:
-        choices: latent values by site, NumPy arrays of shape [num_samples, *site shape].
-        log_weights: log p(choices, data) - log q(choices), nats, shape [num_samples]. Not normalised: the mean of their
-            exponentials estimates the evidence without bias (under improper priors: up to their constant, so that it has no
-            meaning of its own), and they feed k-hat and importance resampling.
-    """
-
-    choices: dict[str, np.ndarray]
-    log_weights: np.ndarray
-
-    def _facts(self) -> dict[str, dict[str, np.ndarray] | int | str]:
-        lw = np.asarray(self.log_weights, float)
-        return {
-            "draws": len(lw),
-            "sites": {name: x[0] for name, x in self.choices.items()} if len(lw) else self.choices,
-            "log_weights": f"{lw.min():.6g} to {lw.max():.6g} nats" if len(lw) else "none",
-        }
 
 
 @shown
@@ -94,37 +77,21 @@ class Fit:
     worth: GuideWorth | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, PyTree]:
-        is_averaged = self.params is not self.last_params
+        averaged = AVERAGED if self.params is not self.last_params else None
         skipped = int(np.sum(self.num_skipped))
         return {
             "objective": f"{self.objective.name}, {self.objective.direction}imised",
-            "value": _last_values(self),
-            "steps": f"{self.steps}{f' ({skipped} skipped)' if skipped else ''}, {_ENDS[self.stop_reason]}",
+            "value": last_values(self.history["value"]),
+            "steps": f"{self.steps}{f' ({skipped} skipped)' if skipped else ''}, {ENDS[self.stop_reason]}",
             "seeds": self.num_seeds,
             "worth": None if self.worth is None else str(self.worth),
             "evidence": evidence_of(getattr(self.objective, "model", None), self.args),
             "params": self.params,
-            "averaged": self._averaged(is_averaged),
+            "averaged": averaged if self.averaging is None else str(self.averaging),
             "noise": None if self.averaging is None else self.averaging.noise_text(),
             "state": self.state if jax.tree.leaves(self.state) else None,
-            "args": self._named_args(),
+            "args": named_args(self.args),
         }
-
-    def _averaged(self, is_averaged: bool) -> str | None:
-        if self.averaging is not None:
-            return str(self.averaging)
-        text = "params are the running average; the last iterate is last_params"
-        return text if is_averaged else None
-
-    def _named_args(self) -> tuple | dict[str, PyTree] | None:
-        if self.args is None:
-            return None
-        positional, keywords = parted(self.args)
-        return (
-            {**{f"[{i}]": x for i, x in enumerate(positional)}, **keywords}
-            if keywords
-            else positional
-        )
 
     @property
     def interrupted(self) -> bool:
@@ -294,26 +261,7 @@ class Fit:
         """
         model, guide = self._need("model", "posterior"), self._need("guide", "posterior")
         args = self._args_or_stored(self._given("posterior", model, args), "posterior")
-
-        def draw(key, *args):
-            guide_key, model_key = jax.random.split(key)
-            trace = guide.simulate(guide_key, *args)
-            # Sites that the guide leaves to the prior (missing cells) cancel from the weight.
-            scored, log_weight = model.generate(model_key, trace.shared_choices, *args)
-            missing = [
-                n
-                for n in scored.choices
-                if n not in trace.choices and not scored.sites[n].is_imputed
-            ]
-            if missing:
-                raise ValueError(f"Fit.posterior: the guide {misses(missing)}.")
-            penalties = check_match(scored, trace, ("covers",))
-            penalty = check_proposed_cells(scored, trace) + sum(
-                jnp.sum(x) for x in penalties.values()
-            )
-            return trace.choices, log_weight - trace.log_density + penalty
-
-        return Posterior(*map_keys(draw, key, num_samples, batch_size, args))
+        return weighted_draws(model, guide, key, num_samples, batch_size, args)
 
     @checked_call
     def predict(
@@ -492,22 +440,3 @@ class Fit:
                 "program."
             )
         return self.args
-
-
-_ENDS = {
-    "num_steps": "all that were asked for", "settled": "until the value had settled",
-    "callback": "ended by a callback", "interrupt": "ended by Ctrl-C",
-    "data": "until the data ended", "error": "ended by an error",
-}  # fmt: skip
-
-
-def _last_values(fit: Fit) -> str:
-    """The value at the last step and the mean over the last tenth; of several seeds the range of these means."""
-    values = np.asarray(fit.history["value"], float)
-    if not len(values):
-        return "none, no step was taken"
-    window = max(1, len(values) // 10)
-    means = values[-window:].mean(0)
-    if means.ndim:
-        return f"{means.min():.6g} to {means.max():.6g} nats over seeds, each the mean of the last {window} steps"
-    return f"{values[-1]:.6g} nats at the last step; mean of the last {window}: {means:.6g} nats"

@@ -11,7 +11,7 @@ from ...ppl.language import set_up
 from .._abstract_objective import AbstractObjective, guide_fn, is_guide_new
 from .._arguments import shapes_of
 from .._game import Game, PlayerTurn
-from .._runs import later_indices
+from ..inputs import later_indices
 from ._choose import ChosenFit, check_programs, programs_of
 from ._default_optimizer import (
     RATES,

@@ -16,7 +16,8 @@ from ...ppl.language import Program
 from .._arguments import shapes_of
 from .._processes import together
 from ._choose import ChosenFit
-from ._fit_result import Fit, StopReason
+from ._fit_facts import StopReason
+from ._fit_result import Fit
 from .data import LoaderState
 from .stationarity import Averaging, averaged, noise_shares, summary
 from .training import Carry, Config, HostPlan, Training

@@ -23,7 +23,7 @@ from ...ppl._calls import checked_call
 from ...ppl._types import ModelFn
 from .._game import Game, game
 from ._f_divergence import GENERATORS
-from ._objective import objective
+from ._factory import objective
 
 type Divergence = str | Callable[[Array], Array]
 CriticLoss = Literal["logistic", "exponential"]

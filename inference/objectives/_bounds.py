@@ -15,13 +15,13 @@ from ...ppl._checks import check_counts
 from ...ppl._types import ModelFn
 from ...ppl.densities import log_mean_exp
 from ._analytic_kl import analytic_elbo
-from ._objective import Objective, objective
+from ._factory import objective, recreated
+from ._objective import Objective
 from ._path_gradients import (
     doubly_reparameterized,
     generalized_doubly_reparameterized,
     sticking_the_landing,
 )
-from ._recreated import recreated
 from ._row_weights import particle_weights
 
 Array = jax.Array

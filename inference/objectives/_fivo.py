@@ -39,8 +39,8 @@ from ..particles.resampling import (
     once_only,
     scored,
 )
+from ._factory import recreated
 from ._objective import Objective, ready
-from ._recreated import recreated
 
 Array = jax.Array
 

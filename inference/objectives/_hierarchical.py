@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from ... import ppl
 from ...ppl._types import ModelFn
 from ._bounds import elbo, iwelbo
+from ._factory import recreated
 from ._objective import Objective
-from ._recreated import recreated
 
 
 @recreated

@@ -11,8 +11,8 @@ from ...ppl._checks import check_counts
 from ...ppl._types import ModelFn
 from ...ppl.traces import check_match
 from ._detached import CONSTANT, refuse_new_draws, sites_met
-from ._objective import Objective, objective
-from ._recreated import recreated
+from ._factory import objective, recreated
+from ._objective import Objective
 from ._row_weights import joint_weight
 
 Array = jax.Array

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jaxtyping import ArrayLike, PyTree
@@ -16,18 +17,31 @@ from ... import ppl
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
-from ...ppl._types import Key, ModelFn, ParamMap
+from ...ppl._types import Key, ParamMap
 from ...ppl.estimation import plate_sizes, run_once
 from ...ppl.language import InlineGuide, SiteWeights, apply, joined, set_up
 from ...ppl.strategies import Engine
 from ...ppl.traces import init_params, plates_met
 from .._abstract_objective import AbstractObjective, Direction
 from .._host_keys import default_key
-from .._runs import check_new
-from ._recreated import RecordedCall, recreate, recreated
+from ..inputs import check_new
 
 Array = jax.Array
 Weighing = Literal["scaled", "functional", "refused"]
+
+
+class RecordedCall(NamedTuple):
+    """A call of a function that can be found by its names, with the defaults of its arguments."""
+
+    module: str
+    name: str
+    args: tuple
+    kwargs: Mapping[str, Any]
+
+    @property
+    def is_global(self) -> bool:
+        """Whether the function stands in a module, and not inside of another function."""
+        return "<locals>" not in self.name
 
 
 @shown
@@ -381,64 +395,12 @@ class Objective(AbstractObjective):
         return -value if self.direction == "max" else value
 
 
-def objective(
-    fn: Callable[..., PyTree] | None = None,
-    *,
-    direction: Direction = "max",
-    weighing: Weighing = "functional",
-    bias: str = "",
-) -> Callable[..., Any]:
-    """Turn `fn(model, guide, *args) -> scalar` into a factory of objectives.
-
-    Args:
-        fn: draws with `ppl.draw(guide, *args)` and scores with `ppl.score(model, trace, *args)` or
-            `model.log_density`; what it returns is estimated without bias, and so is its gradient. It may return
-            `ppl.controlled(value, control, mean)`, a value with a control variate over its replicates.
-        direction: whether L is maximised or minimised.
-        weighing: what site weights do, see `Objective`. Say "refused" where `fn` holds a score of its own making or relies on
-            normalised densities: the log-probs that it sees are then no log-densities.
-        bias: what the plan says of it where value or gradient are biased for what the name promises, e.g. "of order 1/K".
-
-    Returns:
-        `make(model, guide, *, strategies=None, num_replicates=1, site_weights=None) -> Objective`.
-
-    Example:
-        >>> from lapilli import inference, ppl
-        >>> import jax, numpyro.distributions as dist
-        >>> @inference.objective
-        ... def bound(model, guide):
-        ...     q = ppl.draw(guide)
-        ...     return ppl.score(model, q).log_density - q.log_density
-        >>> def model():
-        ...     ppl.sample("z", dist.Normal(0.0, 1.0))
-        >>> def guide():
-        ...     ppl.sample("z", dist.Normal(ppl.param("m", 0.0), 1.0))
-        >>> L = bound(model, guide)
-        >>> float(L.value(L.init(jax.random.key(0)), jax.random.key(1)))
-        0.0
-    """
-    if fn is None:
-        return functools.partial(objective, direction=direction, weighing=weighing, bias=bias)
-
-    @recreated
-    @functools.wraps(fn)
-    def make(
-        model: ModelFn,
-        guide: ModelFn | None = None,
-        *,
-        strategies: Mapping[str, object] | str | None = None,
-        num_replicates: int = 1,
-        check_jumps: ppl.checks.CheckJumps = True,
-        site_weights: Any = None,
-    ) -> Objective:
-        model = ppl.as_program(model)
-        guide = None if guide is None else ppl.as_program(guide)
-        return Objective(
-            fn, model, guide, strategies, num_replicates, direction, fn.__name__, check_jumps,
-            site_weights=site_weights, weighing=weighing, bias=bias,
-        )  # fmt: skip
-
-    return make
+def recreate(recipe: RecordedCall, fields: Mapping[str, object]) -> Any:
+    """The objective that a call makes, with other fields."""
+    made: PyTree = importlib.import_module(recipe.module)
+    for name in recipe.name.split("."):
+        made = getattr(made, name)
+    return dataclasses.replace(made(*recipe.args, **recipe.kwargs), **fields)
 
 
 def _hashable(strategies: object) -> Any:

@@ -14,8 +14,8 @@ from ...ppl._checks import check_counts
 from ...ppl._types import ModelFn
 from ...ppl.densities import log_mean_exp
 from ...ppl.traces import Inclusion
-from ._objective import Objective, objective
-from ._recreated import recreated
+from ._factory import objective, recreated
+from ._objective import Objective
 from ._row_weights import particle_weights
 
 Array = jax.Array

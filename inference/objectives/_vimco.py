@@ -13,8 +13,8 @@ from ...ppl._checks import check_counts
 from ...ppl._types import ModelFn
 from ...ppl.traces import strategies_met
 from ._detached import refuse_estimated
-from ._objective import Objective, objective
-from ._recreated import recreated
+from ._factory import objective, recreated
+from ._objective import Objective
 from ._row_weights import row_weights, weight_of
 
 Array = jax.Array

@@ -33,8 +33,8 @@ from ...ppl.densities import log_mean_exp
 from ...ppl.language import joined, score_at
 from ...ppl.traces import Inclusion, check_is_law, check_match, with_penalties
 from ._detached import CONSTANT, refuse_new_draws, sites_met
-from ._objective import Objective, objective
-from ._recreated import recreated
+from ._factory import objective, recreated
+from ._objective import Objective
 from ._row_weights import log_density_of, plate_of, weight_of
 
 Array = jax.Array

@@ -16,7 +16,7 @@ from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
 from ...ppl._types import Key
-from .._runs import checked
+from ..inputs import checked
 from . import _words as words
 from ._c2st import LocalC2ST, local_c2st
 from ._coverage import coverage

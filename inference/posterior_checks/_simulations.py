@@ -18,7 +18,7 @@ from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._types import Choices, Key
-from .._runs import checked
+from ..inputs import checked
 
 Array = jax.Array
 

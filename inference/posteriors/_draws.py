@@ -16,8 +16,8 @@ from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._types import ModelFn
 from ...ppl.language import Keywords, labelled_as
-from .._runs import check_new
 from ..fitting.prediction import DrawsOrigin, predicted, thinned
+from ..inputs import check_new
 from ._certificate import Certificate
 from ._saved import load_draws, save_draws
 

@@ -17,19 +17,22 @@ from ...ppl.densities import Eliminated
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
 from .._arguments import simulated
-from .._observed import (
+from ..fitting.prediction import map_keys
+from ..inputs import (
+    abstract_run,
     check_categories,
     check_free,
     check_none,
     check_numbers,
     check_observed,
+    check_run,
+    met,
     readers,
     tells,
+    tried_run,
+    unbound,
     warn_of_unread,
 )
-from .._rows import met, unbound
-from .._runs import abstract_run, check_run, tried_run
-from ..fitting.prediction import map_keys
 
 _PRIOR = " Draws from the prior are made by program.simulate."
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...ppl._shared_jit import shared_jit
 from ...ppl.traces import Trace
-from .._improper import improper_sites
+from ..inputs import improper_sites
 from .forms import Target
 
 _RADII = 10.0 ** np.arange(-1, 4.1, 0.5)  # spreads of the draws

@@ -17,8 +17,8 @@ import numpy as np
 
 from ...ppl._types import Key
 from .._arguments import simulated
-from .._improper import improper_sites
 from ..fitting.prediction import map_keys
+from ..inputs import improper_sites
 from ._certificate import Attempt, Method
 from ._clock import Clock, TimeUpError
 from ._draws import Draws

@@ -23,6 +23,7 @@ from ...ppl.language import ChoiceMismatch, matched
 from ..fitting import Posterior
 from ..posterior_checks import PosteriorReport, Simulations, check_simulations
 from ._learn import Learned, learn, losses_on
+from ._normal_scores import NormalScores
 from ._region import scored
 from ._rounds import Rounds, in_rounds
 from ._table import ReferenceTable
@@ -180,7 +181,7 @@ def amortise(
         table: simulations, of `simulators.reference_table`; with `at` the first round.
         guide: a program of the latent sites, whose arguments are the observed sites by name. Default: site after site a spline
             flow on unconstrained, standardised values, given the data and the sites before; it begins as a Normal whose mean is
-            linear.
+            linear. Its networks see each continuous number of the data by its rank among the training rows.
         at: one observation, site -> value.
         num_rounds: at most so many, for `at`.
         epsilon: mass that the posterior of a round may have outside of the region of the next, at least 1e-5.
@@ -357,6 +358,7 @@ def _default_guide(table: ReferenceTable, key: Key) -> ppl.Program:
     of_parameters, of_data = table.coordinates
     parameters, data = table.rows("training")
     flows, context = {}, np.asarray(of_data.flat(data))
+    scores = NormalScores.of(np.asarray(of_data.flat(data, is_scaled=False)))
     keys = jax.random.split(key, len(of_parameters.sizes))
     for k, (name, size) in zip(keys, of_parameters.sizes.items(), strict=True):
         values = np.asarray(of_parameters.part(name, parameters[name]))
@@ -365,10 +367,12 @@ def _default_guide(table: ReferenceTable, key: Key) -> ppl.Program:
 
     def posterior(**data: Array) -> None:
         context = of_data.flat(data)
+        seen = scores(of_data.flat(data, is_scaled=False))
         for name, flow in flows.items():
-            law = ppl.module(f"flow_{name}", flow).law(context)
-            value = ppl.sample(name, of_parameters.law(name, law))
-            context = jnp.concatenate([context, of_parameters.part(name, value)])
+            law = ppl.module(f"flow_{name}", flow).law(context, seen)
+            part = of_parameters.part(name, ppl.sample(name, of_parameters.law(name, law)))
+            context = jnp.concatenate([context, part])
+            seen = jnp.concatenate([seen, jnp.arcsinh(part)])
 
     posterior.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
         [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in table.data]

@@ -63,18 +63,23 @@ class StandardCoordinates(NamedTuple):
         """The number of all coordinates."""
         return sum(self.sizes.values())
 
+    def unscaled(self, name: str, value: ArrayLike) -> Array:
+        """One value, [*batch, *shape], as unconstrained numbers [*batch, k]."""
+        return _unconstrained(self.bijections[name], value, self.shapes[name])
+
     def part(self, name: str, value: ArrayLike) -> Array:
         """One value, [*batch, *shape], as coordinates [*batch, k]."""
-        flat = _unconstrained(self.bijections[name], value, self.shapes[name])
+        flat = self.unscaled(name, value)
         return (flat - jnp.asarray(self.mean[name], flat.dtype)) / jnp.asarray(
             self.scale[name], flat.dtype
         )
 
-    def flat(self, values: Mapping[str, ArrayLike]) -> Array:
+    def flat(self, values: Mapping[str, ArrayLike], *, is_scaled: bool = True) -> Array:
         """All values side by side, in the order of `shapes`."""
         if not self.shapes:
             return jnp.zeros(0)
-        parts = [self.part(name, values[name]) for name in self.shapes]
+        part = self.part if is_scaled else self.unscaled
+        parts = [part(name, values[name]) for name in self.shapes]
         batch = jnp.broadcast_shapes(*(p.shape[:-1] for p in parts))
         return jnp.concatenate([jnp.broadcast_to(p, (*batch, p.shape[-1])) for p in parts], -1)
 

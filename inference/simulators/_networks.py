@@ -140,13 +140,20 @@ class ConditionalFlow(eqx.Module):
         return eqx.tree_at(old, self, tuple(jnp.asarray(x, self.bias.dtype) for x in new))
 
     @full_precision
-    def law(self, context: Float[Array, "*batch c"]) -> dist.Distribution:
-        """The distribution, of batch shape that of the context, event shape (d,)."""
+    def law(
+        self, context: Float[Array, "*batch c"], seen: Float[Array, "*batch c"] | None = None
+    ) -> dist.Distribution:
+        """The distribution, of batch shape that of the context, event shape (d,).
+
+        Args:
+            context: what the linear part sees.
+            seen: what networks see of it; default on a logarithmic scale far out, where normal data hardly bend.
+        """
         batch = jnp.shape(context)[:-1]
-        # Networks see outliers on a logarithmic scale; normal data hardly bend.
-        bent = jnp.arcsinh(context)
-        seen = bent if bent.shape[-1] else jnp.ones((*batch, 1))
-        out = jnp.vectorize(self.net, signature="(i)->(o)")(seen)
+        seen = jnp.arcsinh(context) if seen is None else seen
+        out = jnp.vectorize(self.net, signature="(i)->(o)")(
+            seen if seen.shape[-1] else jnp.ones((*batch, 1))
+        )
         shift, scale, rest = jnp.split(out, [self.size, 2 * self.size], -1)
         linear = (self.weight * jnp.clip(context, -_CLIP, _CLIP)[..., None, :]).sum(-1)
         lower = jnp.broadcast_to(self.lower, (*batch, self.size, self.size))
@@ -155,8 +162,8 @@ class ConditionalFlow(eqx.Module):
         log_diagonal = self.log_diagonal + _LARGEST_LOG_SCALE * jnp.tanh(scale / _LARGEST_LOG_SCALE)
         last = TriangularMap(self.bias + linear + shift, log_diagonal, lower)
         base = dist.Normal(jnp.zeros((*batch, self.size)), 1.0).to_event(1)
-        context_of = bent if bent.shape[-1] else None
-        return dist.TransformedDistribution(base, [*self.flow.couplings(context_of), last])
+        couplings = self.flow.couplings(seen if seen.shape[-1] else None)
+        return dist.TransformedDistribution(base, [*couplings, last])
 
 
 class Critic(eqx.Module):

@@ -12,7 +12,7 @@ from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
-from .._runs import checked
+from ..inputs import checked
 from ._black_box import BlackBox
 from ._simulators import (
     DataFn,

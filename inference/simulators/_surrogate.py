@@ -27,7 +27,7 @@ from ._coordinates import StandardCoordinates
 from ._learn import Learned, learn, losses_on
 from ._simulators import is_carrier
 from ._standing_in import ARGUMENTS, reads_of, refuse_noise, standing_in
-from ._table import ReferenceTable
+from ._table import ReferenceTable, check_continuous
 
 _MOST_VALUES = 200  # of a whole number that is learned as a categorical one
 
@@ -286,7 +286,7 @@ def _law_of(
     values = events[name]
     event_ndim = len(infos[name].event_shape)
     if np.issubdtype(values.dtype, np.floating):
-        _check_continuous(name, values)
+        check_continuous("surrogate", name, values)
         own_coordinates = StandardCoordinates.of({name: values}, {})
         begun = ConditionalFlow(own_coordinates.size, of_parents.size, key=jax.random.key(0))
         context = np.asarray(of_parents.flat({p: events[p] for p in parents}))
@@ -305,17 +305,6 @@ def _law_of(
             "its parents that returns NegativeBinomial2(mean, concentration)."
         )
     return _LearnedLaw(name, _categorical(int(values.max()) + 1, of_parents))
-
-
-def _check_continuous(name: str, values: np.ndarray) -> None:
-    """Refuse a density of values that are few: it would grow without end at each of them."""
-    for column in values.reshape(len(values), -1).T:
-        if 2 * len(np.unique(column)) < len(column):
-            raise ValueError(
-                f"surrogate: site '{name}' is a floating-point number and takes only {len(np.unique(column))} values in "
-                f"{len(column)} simulations, so that it has no density to learn. Let the simulator return whole numbers as "
-                "integers at a site of their own, or add what the measurement's rounding took."
-            )
 
 
 def _categorical(num: int, of_parents: StandardCoordinates) -> Callable[..., dist.Distribution]:

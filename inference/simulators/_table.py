@@ -28,6 +28,7 @@ from ...ppl._types import Key, ModelFn
 from .._supports import supports_of
 from ..fitting.storage._archive import read, write
 from ._coordinates import StandardCoordinates
+from ._normal_scores import has_few_values
 from ._region import TruncatedPrior
 from ._simulators import (
     DataFn,
@@ -115,7 +116,12 @@ class ReferenceTable:
         parameters, data = self.rows("training")
         supports = self.supports("ReferenceTable", list(parameters))
         self._check_supports(supports)
-        return StandardCoordinates.of(parameters, supports), StandardCoordinates.of(data, {})
+        found = StandardCoordinates.of(parameters, supports), StandardCoordinates.of(data, {})
+        for name in (n for n, support in supports.items() if not support.is_discrete):
+            # Without the entries that a support fixes, e.g. of a triangle.
+            free = np.asarray(found[0].part(name, parameters[name]))
+            check_continuous("ReferenceTable", name, free)
+        return found
 
     def supports(self, caller: str, names: Sequence[str]) -> dict[str, Constraint]:
         """The supports of latent sites, the same at every draw.
@@ -254,6 +260,17 @@ def sorted_rows(
     }
     failed = take(drawn.parameters, ~fine)
     return take(drawn.parameters, fine), take(drawn.data, fine), failed, reason
+
+
+def check_continuous(caller: str, name: str, values: np.ndarray) -> None:
+    """Refuse a density of values that are few: it would grow without end at each of them."""
+    for column in values.reshape(len(values), -1).T:
+        if has_few_values(column):
+            num = len(np.unique(column))
+            raise ValueError(
+                f"{caller}: site '{name}' is continuous and takes only {num} values in {len(column)} simulations, so that it has "
+                "no density to learn. Give whole numbers as integers at a discrete site of their own, or add what rounding took."
+            )
 
 
 def _check_rows(table: ReferenceTable) -> None:

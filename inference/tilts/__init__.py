@@ -13,8 +13,9 @@ from ._moments import (
     MatchedMoments as MatchedMoments,
     match_moments as match_moments,
 )
-from ._report import Measured as Measured, TiltReport as TiltReport, report as report
+from ._report import report as report
 from ._rewards import Reward as Reward
 from ._tilt import TiltedProgram as TiltedProgram, tilt as tilt
+from ._tilt_report import Measured as Measured, TiltReport as TiltReport
 
 __all__ = ["TiltedProgram", "match_moments", "report"]

@@ -190,6 +190,9 @@ def best_of(model: ModelFn, reward: Reward, num_draws: int) -> BestOf:
             all draws that are tried.
         TypeError: the density of the model is estimated.
 
+    Validity: its draws have the stated law, and cannot be weighted to the tilt: weights hold F(r)^(1 - N), Pareto of shape
+    (N - 1) / N where the reward is bounded, and from N = 2 on have no variance. For the tilt resample (`ppl.normalize`).
+
     Example:
         >>> from lapilli import inference, ppl
         >>> import jax, numpyro.distributions as dist

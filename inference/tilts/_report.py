@@ -26,98 +26,21 @@ from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._shared_jit import shared_jit
-from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from ...ppl.densities import StochasticProgram
 from ...ppl.language import matched
 from ..diagnostics._weights import importance_diagnostics
 from ..fitting import Fit
+from ._best_of import BestOf
 from ._outcomes import Outcomes, outcomes_of
 from ._partial import partial_log_weight, shapes_of
-from ._tilt import TiltedProgram
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """A number with its standard error, 0 where it is exact."""
-
-    value: float
-    error: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g}" + (f" +- {self.error:.1g}" if self.error else "")
-
-
-@shown
-@dataclasses.dataclass(frozen=True)
-class TiltReport:
-    """How far a law q is from a tilt p*; made by `tilts.report`. Nats.
-
-    Attributes:
-        kl: KL(q || p*); None where the density of q is not known.
-        kl_is: what `kl` is: "exact"; "estimate", of a mean that is at most the divergence, whose bias vanishes with the draws;
-            "plug-in", from counts of draws, of a mean above the divergence by some (outcomes - 1) / (2 draws).
-        kl_at_most: an estimate whose mean is at least KL(q || p*), with given draws of the tilt; else None.
-        log_z: log of the total of p exp(r / b); where it is not exact, of a mean that is at most log Z.
-        reward: mean of r under q, unbiased.
-        reward_base: the same under p.
-        reward_tilt: the same under p*; by weighted draws of p where it is not exact.
-        entropy: of q; None where its density is not known.
-        residual: variance of the log-weights under q, nats squared: what is left of trajectory balance, and 0 at p*.
-        k_hat: Pareto shape of the weights of q's draws; None where all is exact. Above 0.7 the weights may have no variance.
-        k_hat_base: the same of the weights behind `log_z`: draws of p, and of q where its density is known.
-        narrow_tails: share of the rays from the law's centre on which p*^2 / q grows, as far as they were followed (32 times a
-            draw's distance). Where it is not 0 the weights of the law's draws have no variance, of which k-hat may see nothing
-            yet; None where sites are discrete.
-        evaluations: of the reward, for this report.
-        seconds: of this report.
-    """
-
-    kl: Measured | None
-    kl_is: str
-    kl_at_most: Measured | None
-    log_z: Measured
-    reward: Measured
-    reward_base: Measured
-    reward_tilt: Measured
-    entropy: Measured | None
-    residual: float | None
-    k_hat: float | None
-    k_hat_base: float | None
-    narrow_tails: float | None
-    evaluations: int
-    seconds: float
-
-    def _facts(self) -> dict[str, PyTree]:
-        told = None if self.kl is None else f"{self.kl} ({self.kl_is})"
-        rows = {
-            "KL to the tilt": told or "unknown: the law has no density here",
-            "at most (in the mean)": self.kl_at_most,
-            "log Z": self.log_z,
-            "mean reward": f"{self.reward} (model {self.reward_base}, tilt {self.reward_tilt})",
-            "entropy": self.entropy,
-            "variance of log-weights": None if self.residual is None else f"{self.residual:.4g}",
-            "k-hat": self._k_hats(),
-            "weights": self._tails(),
-            "evaluations": f"{self.evaluations:,} of the reward, {self.seconds:.2g} s",
-        }
-        return {name: x if x is None else str(x) for name, x in rows.items()}
-
-    def _k_hats(self) -> str | None:
-        if self.k_hat_base is None:
-            return None
-        own = "unknown" if self.k_hat is None else f"{self.k_hat:.2f}"
-        return f"{own} of the law's weights, {self.k_hat_base:.2f} behind log Z (up to 0.7)"
-
-    def _tails(self) -> str | None:
-        if not self.narrow_tails:
-            return None
-        return f"have NO variance: the law is narrower than the tilt on {self.narrow_tails:.0%} of rays outwards"
+from ._tilt import TiltedProgram, tilt as tilted
+from ._tilt_report import Measured, TiltReport
 
 
 @checked_call
 def report(
-    tilt: TiltedProgram, law: Fit | ModelFn | Mapping[str, Array], key: Key, *args: PyTree,
+    tilt: TiltedProgram, law: Fit | ModelFn | BestOf | Mapping[str, Array], key: Key, *args: PyTree,
     num_draws: int = 2000, draws: Mapping[str, Array] | None = None,
 ) -> TiltReport:  # fmt: skip
     """How far a law is from a tilt: divergence, mean reward, entropy, what of it is exact, and what it took.
@@ -127,8 +50,8 @@ def report(
     Args:
         tilt: the target.
         law: q: a program over the tilt's latent sites with its parameters bound, `ppl.normalize` and the like among them; a
-            `Fit`, of which the guide is taken; or draws, latent site -> values [S, ...] of equal weight (particles, a search),
-            of the sites that the reward reads.
+            `Fit`, of which the guide is taken; a `best_of`, by its law where outcomes can be listed, else by `num_draws` draws;
+            or draws, latent site -> values [S, ...] of equal weight (particles, a search), of the sites that the reward reads.
         key: PRNG key of either kind.
         args: the arguments of tilt and law.
         num_draws: draws of the law and of the model, where outcomes are too many to be listed (2^16).
@@ -159,40 +82,51 @@ def report(
                 "parameters bound: program.bind(fit.params)."
             )
         law = law.guide
-    if isinstance(law, Mapping):
-        law = {name: jnp.asarray(x) for name, x in law.items()}
-        _check_sites(tilt, law, args)
-    else:
-        law = ppl.as_program(law)
-    listed = outcomes_of(tilt, args)
-    made = None
-    is_whole = not isinstance(law, Mapping) or listed is None or set(law) == set(listed.choices)
-    if listed is not None and is_whole and not isinstance(law, StochasticProgram):
-        made = _exact(tilt, law, listed, args)
+    listed, made = outcomes_of(tilt, args), None
+    q = _best(law, listed, key, args, num_draws) if isinstance(law, BestOf) else law
+    if isinstance(q, Mapping):
+        q = {name: jnp.asarray(x) for name, x in q.items()}
+        _check_sites(tilt, q, args)
+    elif not isinstance(q, np.ndarray):
+        q = ppl.as_program(q)
+    is_whole = not isinstance(q, Mapping) or listed is None or set(q) == set(listed.choices)
+    if listed is not None and is_whole and not isinstance(q, StochasticProgram):
+        made = _exact(tilt, q, listed, args)
     if made is None:
-        made = _sampled(tilt, law, key, args, num_draws, draws)
+        assert not isinstance(q, np.ndarray)  # probabilities of outcomes, which sum to 1
+        made = _sampled(tilt, q, key, args, num_draws, draws)
     return dataclasses.replace(made, seconds=time.perf_counter() - started)
 
 
+def _best(
+    best: BestOf, listed: Outcomes | None, key: Array, args: tuple, num_draws: int
+) -> np.ndarray | Mapping[str, Array]:
+    """The law of the best of N: probabilities of the outcomes, or draws where there are too many."""
+    if listed is None:
+        keys = jax.random.split(jax.random.fold_in(key, 3), num_draws)
+        return jax.lax.map(lambda key: best.simulate(key, *args).choices, keys)
+    rewards = _rewards(tilted(best.base, best.reward), listed.choices, args)
+    return best.law_of(rewards, np.exp(listed.log_density(best.base, args)))
+
+
 def _exact(
-    tilt: TiltedProgram, law: ppl.Program | Mapping[str, Array], listed: Outcomes, args: tuple
-) -> TiltReport | None:
-    """By sums over all outcomes; None where the law is none on them."""
+    tilt: TiltedProgram, law: ppl.Program | Mapping[str, Array] | np.ndarray, listed: Outcomes, args: tuple
+) -> TiltReport | None:  # fmt: skip
+    """By sums over all outcomes, of which a law may be the probabilities; None where the law is none on them."""
     joint = listed.log_density(tilt, args)
     log_z = float(np.logaddexp.reduce(joint))
     _check_weights(joint, "the model")
     reward = _rewards(tilt, listed.choices, args)
     is_draws = isinstance(law, Mapping)
-    if is_draws:
+    if isinstance(law, Mapping):
         counts = listed.counts(law)
         if counts is None:
             return None
         q = counts / counts.sum()
-        with np.errstate(divide="ignore"):
-            log_q = np.log(q)
     else:
-        log_q = listed.log_density(law, args)
-        q = np.exp(log_q)
+        q = law if isinstance(law, np.ndarray) else np.exp(listed.log_density(law, args))
+    with np.errstate(divide="ignore"):
+        log_q = np.log(q)
     if abs(q.sum() - 1) > 1e-3:  # its sites are others, or it is a posterior
         return None
     some = q > 0

@@ -24,7 +24,7 @@ from ...ppl._types import Message, ModelFn, ParamMap
 from ...ppl.densities import StochasticProgram
 from ...ppl.language import joined, name_of
 from ...ppl.traces import drawn_before
-from .._runs import check_new
+from ..inputs import check_new
 from ._rewards import Reward, as_log_weight, try_reward
 from ._start import StartMemory, check_start
 

@@ -16,7 +16,6 @@ from ._grid import memory as memory
 from ._law import DiffusionLaw as DiffusionLaw, law as law
 from ._mixtures import gaussian_mixture as gaussian_mixture
 from ._networks import MLP as MLP, ImageNet as ImageNet, LevelNet as LevelNet
-from ._parametrisations import Parametrisation as Parametrisation, convert as convert
 from ._poisson import PoissonNoise as PoissonNoise
 from ._samplers import (
     ancestral as ancestral,
@@ -27,7 +26,9 @@ from ._samplers import (
 from ._schedules import EDM as EDM, VE as VE, VP as VP, Cosine as Cosine
 from ._tokens import TokenLaw as TokenLaw, masked_bound as masked_bound, token_law as token_law
 from ._training import (
+    Parametrisation as Parametrisation,
     classifier_guided as classifier_guided,
+    convert as convert,
     from_network as from_network,
     guided as guided,
     score_matching as score_matching,

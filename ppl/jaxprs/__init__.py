@@ -2,7 +2,7 @@
 
 Input: a jaxpr in which each latent draw has left a marker (`_primitive.py`). Output (`_dependence.py`): for each number, on which
 sites and inputs it depends, element by element (`_relation.py`), which real numbers it can be (`_ranges.py`), and whether it may
-jump (`_continuity.py`). `_additive.py` splits a scalar into the terms that it is a sum of.
+jump (`_continuity.py`, by the table in `_catalogue.py`). `_additive.py` splits a scalar into the terms that it is a sum of.
 
 All claims err on the safe side: what no rule covers depends on everything, can be any number, and may jump.
 """
@@ -13,13 +13,15 @@ from ._axis_rules import (
     relations_of_axes as relations_of_axes,
     shape_of as shape_of,
 )
-from ._continuity import (
+from ._catalogue import (
     CUTS as CUTS,
     DOMAINS as DOMAINS,
     OPAQUE as OPAQUE,
     SOLVED as SOLVED,
     STEPS as STEPS,
     ZEROS as ZEROS,
+)
+from ._continuity import (
     Cause as Cause,
     Fact as Fact,
     Jumps as Jumps,
@@ -32,12 +34,14 @@ from ._continuous import (
     tolerances_of as tolerances_of,
 )
 from ._dependence import Analysis as Analysis
-from ._interpreter import Interpreter as Interpreter, called as called, scan_again as scan_again
-from ._jaxprs import (
+from ._interpreter import (
+    Interpreter as Interpreter,
+    called as called,
     holds_marker as holds_marker,
     inner_jaxpr as inner_jaxpr,
     inner_jaxprs as inner_jaxprs,
     needed as needed,
+    scan_again as scan_again,
 )
 from ._lines import (
     KnownValue as KnownValue,

@@ -23,8 +23,9 @@ from jaxtyping import PyTree
 
 from .._compat import CALLS, Equation, Jaxpr, Literal, files_of
 from ..distributions import CONTINUOUS as OURS
-from ._continuity import EVERYWHERE, is_complex, is_real
-from ._jaxprs import inner_jaxprs
+from ._catalogue import EVERYWHERE
+from ._continuity import is_complex, is_real
+from ._interpreter import inner_jaxprs
 
 # By the name under which JAX defines them. Continuous on the whole of their domain, beyond which they are infinite or NaN.
 CONTINUOUS = frozenset(

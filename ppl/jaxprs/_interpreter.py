@@ -1,4 +1,4 @@
-"""One interpreter of jaxprs. What runs a traced program in another way than JAX extends it.
+"""What a jaxpr holds, and the one interpreter of jaxprs: what runs a traced program in another way than JAX extends it.
 
 Input: a closed jaxpr, and the values of its inputs. Output: the values of some of its variables. A subclass says what a value is
 (`read`) and what an equation makes of such values (`results`); `scan_again` is a loop whose body is run by one.
@@ -6,14 +6,66 @@ Input: a closed jaxpr, and the values of its inputs. Output: the values of some 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 from jaxtyping import Array, PyTree
 
-from .._compat import CALLS, Atom, ClosedJaxpr, Equation, Literal, Var, bind, scan_counts
+from .._compat import (
+    CALLS,
+    Atom,
+    ClosedJaxpr,
+    Equation,
+    Jaxpr,
+    Literal,
+    Var,
+    bind,
+    scan_counts,
+)
 from .._types import Key
-from ._jaxprs import needed
+from ._primitive import MARKERS
+
+
+def inner_jaxpr(value: object) -> Jaxpr | None:
+    """The open jaxpr behind an equation parameter, or None."""
+    if isinstance(value, ClosedJaxpr):
+        return value.jaxpr
+    return value if isinstance(value, Jaxpr) else None
+
+
+def inner_jaxprs(eqn: Equation) -> Iterator[Jaxpr]:
+    """The open jaxprs among an equation's parameters."""
+    for param in eqn.params.values():
+        for item in param if isinstance(param, tuple | list) else (param,):
+            if (jaxpr := inner_jaxpr(item)) is not None:
+                yield jaxpr
+
+
+def holds_marker(eqn: PyTree) -> bool:
+    """Whether an equation is a marker or has one inside."""
+    return eqn.primitive in MARKERS or any(
+        holds_marker(inner) for jaxpr in inner_jaxprs(eqn) for inner in jaxpr.eqns
+    )
+
+
+def needed(
+    eqns: Sequence[Equation],
+    read: Iterable[PyTree],
+    inputs: Callable[..., PyTree] = lambda eqn: eqn.invars,
+    given: Iterable[Var] = (),
+) -> tuple[list[PyTree], set[PyTree]]:
+    """Those of `eqns` that `read` depends on, in order, and those with effects; all variables that count.
+
+    `inputs`: the atoms that an equation reads. `given`: variables that are known without their equations.
+    """
+    given = set(given)
+    live = {v for v in read if not isinstance(v, Literal)} - given
+    found = []
+    for eqn in reversed(eqns):
+        if eqn.effects or not live.isdisjoint(eqn.outvars):
+            found.append(eqn)
+            live |= {v for v in inputs(eqn) if not isinstance(v, Literal)} - given
+    return found[::-1], live
 
 
 class Interpreter:

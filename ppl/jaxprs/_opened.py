@@ -32,7 +32,7 @@ from .._compat import (
     scan_counts,
     while_counts,
 )
-from ._jaxprs import inner_jaxpr, inner_jaxprs, needed
+from ._interpreter import inner_jaxpr, inner_jaxprs, needed
 from ._primitive import site_p
 from ._stabilisers import stabilisers
 

@@ -70,13 +70,13 @@ def test_an_argument_outside_of_its_parameters_range_is_named(call, model, value
 @pytest.mark.parametrize("model", [behind_a_mask, with_cells])
 def test_what_a_mask_hides_may_be_anything(model):
     args = (np.array([1.0, 0.0, 2.0]), Y.astype(float))
-    assert not inference._runs.abstract_run(ppl.model(model), args).outside
+    assert not inference.inputs._runs.abstract_run(ppl.model(model), args).outside
 
 
 @pytest.mark.parametrize("values", [SHARES, jnp.asarray(SHARES), [0.0, 1.0, np.nan]])
 def test_numbers_of_the_range_pass_and_nan_is_told_elsewhere(values):
     args = (values if isinstance(values, jax.Array) else np.asarray(values), Y)
-    assert not inference._runs.abstract_run(ppl.model(trial), args).outside
+    assert not inference.inputs._runs.abstract_run(ppl.model(trial), args).outside
 
 
 def test_impossible_categories_may_have_infinite_logits():
@@ -87,4 +87,4 @@ def test_impossible_categories_may_have_infinite_logits():
         ppl.factor("table", logits[0])
 
     args = (np.array([0.0, -np.inf]), np.array(0))
-    assert not inference._runs.abstract_run(ppl.model(program), args).outside
+    assert not inference.inputs._runs.abstract_run(ppl.model(program), args).outside

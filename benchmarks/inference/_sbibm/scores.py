@@ -8,9 +8,12 @@ from sklearn.neural_network import MLPClassifier
 
 
 def c2st(reference, draws, seed=1):
-    """Held-out accuracy of the benchmark's classifier, 1/2 where nothing tells the two apart: both z-scored by the first."""
+    """Held-out accuracy of the benchmark's classifier, 1/2 where nothing tells the two apart: both z-scored by the first.
+
+    In single precision, as there.
+    """
     mean, sd = reference.mean(0), reference.std(0, ddof=1)
-    x = np.concatenate([(reference - mean) / sd, (draws - mean) / sd])
+    x = np.concatenate([(reference - mean) / sd, (draws - mean) / sd]).astype(np.float32)
     y = np.repeat([0, 1], [len(reference), len(draws)])
     width = 10 * x.shape[1]
     net = MLPClassifier(

@@ -11,7 +11,7 @@ Source: Skorokhodov, Tulyakov, Wang and Wonka 2022, "EpiGRAF: Rethinking trainin
 annealed Beta law train as well as whole images. Here the law of patches alone; the claim on images was not tested.
 Run time: seconds.
 
-    python examples/papers/adversarial/epigraf.py [--smoke] [--seed 0] [--record]
+    python examples/papers/adversarial/epigraf.py [--smoke] [--seeds 0 1 2] [--record]
 """
 
 import argparse
@@ -73,28 +73,31 @@ def fitted(b, is_weighted, num_steps, seed):
 
 def main():
     parser = argparse.ArgumentParser(description="What patches of random scale and place see.")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--smoke", action="store_true")
     options = parsed(parser)
     size, num_steps = (2_000, 50) if options.smoke else (200_000, 20_000)
+    seeds = options.seeds[:1] if options.smoke else options.seeds
     u = np.linspace(0, 1, 100_001)
     exact = np.polynomial.polynomial.polyfit(u, np.asarray(truth(u), float), 1)
     whole = (np.e**2 - 1) / 2
     print(f"mean over [0, 1] {whole:.4f}, line of least squares {exact[0]:.3f} + {exact[1]:.3f} u")
     value = {"the whole": f"mean {whole:.4f}, line {exact[0]:.3f} + {exact[1]:.3f} u"}
     for b in (1.0, 4.0):
-        found = means(b, size, jax.random.key(options.seed))
-        for name, is_weighted, (mean, error) in zip(
-            ("plain", "weighted"), (0, 1), found, strict=True
-        ):
-            line = fitted(b, is_weighted, num_steps, options.seed)
-            text = f"mean {mean:.4f} +- {error:.4f}, line {line[0]:.3f} + {line[1]:.3f} u"
+        found = np.array([means(b, size, jax.random.key(seed)) for seed in seeds])
+        for is_weighted, name in enumerate(("plain", "weighted")):
+            each, errors = found[:, is_weighted].T
+            error = np.sqrt((errors**2).sum()) / len(seeds)
+            lines = np.array([fitted(b, is_weighted, num_steps, seed) for seed in seeds])
+            line = " + ".join(f"{x.mean():.3f} ({x.min():.3f} to {x.max():.3f})" for x in lines.T)
+            text = f"mean {each.mean():.4f} +- {error:.4f}, line {line} u"
             print(f"b = {b:g}, {name:<9} {text}", flush=True)
             value[f"b = {b:g}, {name}"] = text
     if options.record:
         record_figure(
-            "adversarial/epigraf", what="a function's mean and its line of least squares, by points of patches",
-            value=value, seeds=str(options.seed), measures=["inference/objectives"],
+            "adversarial/epigraf",
+            what="a function's mean (standard error) and its line of least squares (least and largest), by points of patches",
+            value=value, seeds=", ".join(map(str, seeds)), measures=["inference/objectives"],
         )  # fmt: skip
 
 

@@ -1,8 +1,7 @@
-"""What the scripts that alter a learned model of digits share: the model, what is made of it, rewards from examples, tables."""
+"""What the scripts that alter a learned model of digits share: the model, what is made of it, rewards from examples."""
 
-import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,11 @@ from lapilli import inference
 from lapilli.inference import evaluation
 from lapilli.models import diffusion
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "diffusion"))
+from _altered import Rows as Rows, options as options, told as told
 from _digit_models import SIZE, VP, Classifier as Classifier, load as load
-from _record import keep, parsed, record_figure
 
 GRID = VP.log_snr_times(40)
-SEEDS = (0, 1, 2)
-Rows = dict[str, dict[str, float]]
 
 
 def fitted(network: Any, x: Any, key: jax.Array, num_steps: int, rate: float = 2e-3) -> Any:
@@ -104,9 +100,9 @@ def log_classes(judge: Classifier) -> Callable[[Any], Any]:
     return lambda x: jax.nn.log_softmax(jnp.maximum(x @ first + a, 0) @ last + b)
 
 
-def forgetting(log_p: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The reward log(1 - p(class | x)); finite: of the surest a thousandth is left."""
-    return lambda x: jnp.log1p(-0.999 * jnp.exp(log_p(x)))
+def forgetting(log_p: Callable[[Any], Any], strength: float = 1.0) -> Callable[[Any], Any]:
+    """The reward log(1 - p(class | x)), times a strength; finite: at 1 a thousandth is left of the surest."""
+    return lambda x: strength * jnp.log1p(-0.999 * jnp.exp(log_p(x)))
 
 
 def accepted(
@@ -136,58 +132,3 @@ def away(real: np.ndarray, x: np.ndarray, judge: Classifier) -> tuple[float, flo
         return np.nan, np.nan
     made = evaluation.frechet_distance(real, x, jax.random.key(0), features=judge.features)
     return made.value, made.standard_error
-
-
-def over_seeds(found: Sequence[Rows]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Mean and standard error over the runs, by row and column."""
-    n = len(found) ** 0.5
-    cell = lambda row, col: np.array([f[row][col] for f in found])
-    return {
-        row: {col: (float(cell(row, col).mean()), float(cell(row, col).std(ddof=1) / n)) for col in cols}
-        for row, cols in found[0].items()
-    }  # fmt: skip
-
-
-def table(rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
-    """Rows with their errors as text."""
-    columns = list(dict.fromkeys(col for row in rows.values() for col in row))
-    show = lambda row, c: f"{row[c][0]:.3f} +- {row[c][1]:.3f}" if c in row else "-"
-    lines = [f"{'':<40}" + "".join(f"{c:>24}" for c in columns)]
-    return "\n".join(
-        lines
-        + [f"{k:<40}" + "".join(f"{show(r, c):>24}" for c in columns) for k, r in rows.items()]
-    )
-
-
-def options(
-    name: str, description: str, arguments: list[str] | None, label: int | None = None, by: Sequence[str] = (),
-) -> argparse.Namespace:  # fmt: skip
-    """The options of a script; the folder `out` exists afterwards."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--smoke", action="store_true", help="few steps and draws, two seeds")
-    if label is not None:
-        parser.add_argument("--label", type=int, default=label)
-    if by:
-        parser.add_argument("--by", nargs="*", choices=by, default=list(by))
-    parser.add_argument("--out", type=Path, default=Path(f"{name}_output"))
-    return parsed(parser, arguments)
-
-
-def told(
-    options: argparse.Namespace, name: str, run: Callable[[int], Rows], *, what: str, column: str,
-    notes: Sequence[str], measures: Sequence[str], first: str = "", seeds: Sequence[int] = SEEDS,
-) -> None:  # fmt: skip
-    """Run all seeds, print and keep the table of means and standard errors, and record a column of it where that is asked for."""
-    rows = over_seeds([run(seed) for seed in (seeds[:2] if options.smoke else seeds)])
-    keep(options.out, first + table(rows), rows)
-    if options.record:
-        column_of = lambda c: "; ".join(f"{k} {r[c][0]:.3g}" for k, r in rows.items() if c in r)
-        record_figure(
-            f"altering/{name}",
-            what=what,
-            value={k: r[column][0] for k, r in rows.items() if column in r},
-            spread={k: r[column][1] for k, r in rows.items() if column in r},
-            seeds=", ".join(map(str, seeds)),
-            note=first.replace("\n", ". ") + ". ".join(f"{c}: {column_of(c)}" for c in notes),
-            measures=measures,
-        )

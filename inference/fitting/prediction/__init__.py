@@ -14,6 +14,7 @@ from ._new_rows import (
     sites_of as sites_of,
 )
 from ._other_arguments import is_of_fit as is_of_fit
+from ._posterior import Posterior as Posterior, weighted_draws as weighted_draws
 from ._predictive import predictive as predictive
 
 __all__: list[str] = []

@@ -12,7 +12,7 @@ from ....ppl._compat import typed_key
 from ....ppl._types import Choices, Key
 from ....ppl.language import Program, labelled_as
 from ..._arguments import outcome, simulated
-from ..._forward import check_given, forward_program
+from ._forward import check_given, forward_program
 from ._map_keys import MappedKeys, map_keys
 from ._new_rows import (
     check_kept_rows,

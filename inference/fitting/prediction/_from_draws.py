@@ -15,7 +15,7 @@ from ....ppl._types import Choices, Key
 from ....ppl.densities import Eliminated, has_nan, lost_digits
 from ....ppl.language import Program, predictions, told_of_not_finite
 from ....ppl.traces import SiteInfo
-from ..._forward import check_given, forward_program, in_scan
+from ._forward import check_given, forward_program, in_scan
 from ._map_keys import map_keys
 from ._new_rows import of_any_rows, of_other_rows, sites_of
 

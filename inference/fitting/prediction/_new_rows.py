@@ -10,7 +10,7 @@ from ....ppl.language import Program
 from ....ppl.traces import SiteInfo
 from ..._arguments import Arguments, simulated
 from ..._depends import depends
-from ..._rows import Rows, rows_of
+from ...inputs import Rows, rows_of
 from ._other_arguments import same_leaves
 from ._rows_of_fit import lined_up, not_of_new_rows, num_rows, own_parameters, run_of
 

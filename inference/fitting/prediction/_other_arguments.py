@@ -12,7 +12,7 @@ from ....ppl._compat import is_concrete
 from ....ppl._foreign import CORRECT
 from ....ppl.language import Program
 from ..._arguments import is_array, leaves_of, named_leaves
-from ..._rows import met
+from ...inputs import met
 
 
 def check_runs(

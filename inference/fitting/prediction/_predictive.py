@@ -19,7 +19,7 @@ from ....ppl._types import Key
 from ....ppl.language import Program
 from ....ppl.traces import SiteInfo
 from ..._arguments import Arguments, outcome
-from ..._forward import check_given, forward_program
+from ._forward import check_given, forward_program
 from ._new_rows import check_kept_rows, check_rows, reads_arguments, sites_of
 from ._other_arguments import check_runs, is_of_fit
 

@@ -18,8 +18,7 @@ from ....ppl.language import Program
 from ....ppl.traces import SiteInfo
 from ..._arguments import Arguments, named_leaves, simulated
 from ..._depends import depends
-from ..._positions import by_position
-from ..._rows import Met, Rows, met, rows_of, unbound
+from ...inputs import Met, Rows, by_position, met, rows_of, unbound
 
 
 def run_of(program: ModelFn) -> Callable[[tuple], Met]:

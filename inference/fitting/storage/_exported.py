@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from ....ppl._types import ModelFn
 from ....ppl.language import Program
 from ..._arguments import Arguments, array_names, is_array, leaves_of, shapes_of
-from ..._rows import Axis, met, rows_of, unbound
+from ...inputs import Axis, met, rows_of, unbound
 from ..prediction import predictive
 from ._archive import write_bytes
 

@@ -22,8 +22,7 @@ from ....ppl._compat import Literal
 from ....ppl._shared_jit import shared_scan
 from ....ppl._types import Args
 from ....ppl.traces import check_match, is_limit
-from ..._noise import check_noise
-from ..._observed import check_observed, tells
+from ...inputs import check_noise, check_observed, tells
 from ..population import in_batches
 from ..programs import (
     PARTICLE,

@@ -12,7 +12,7 @@ from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
 from ....ppl._types import Key
 from ..._meshes import over_auto_axes
-from ..._runs import checked
+from ...inputs import checked
 from ..resampling import (
     Order,
     Policy,

@@ -30,8 +30,7 @@ from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._depends import depends, walk
-from ..._noise import check_noise
-from ..._runs import checked
+from ...inputs import check_noise, checked
 from ..engine import Cloud, Moved, Settings
 from ..moves import cholesky
 from ..population import Batch, evidence, weighted_mean

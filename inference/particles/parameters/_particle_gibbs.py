@@ -16,7 +16,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Args, Key, ModelFn
-from ..._runs import checked
+from ...inputs import checked
 from ..engine import FeynmanKac, FilterOptions, smc
 from ..moves import HMC, Kernel
 from ..population import voided

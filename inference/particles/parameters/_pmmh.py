@@ -17,7 +17,7 @@ from ....ppl._compat import is_concrete, typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ....ppl._types import Key
-from ..._runs import checked
+from ...inputs import checked
 from ..engine import FilterOptions, smc
 from ..moves import acceptance, cholesky
 from ._parameter_filter import ParameterFilter, compiled, make_task, one_path

@@ -14,10 +14,8 @@ from .... import ppl
 from ....ppl._compat import jaxpr_as_fun
 from ....ppl._types import Args
 from ....ppl.traces import stand_ins
-from ..._improper import check_proper, improper_sites
-from ..._noise import check_noise
-from ..._observed import check_observed
 from ..._supports import transforms_of
+from ...inputs import check_noise, check_observed, check_proper, improper_sites
 from ._start import Base
 
 Array = jax.Array

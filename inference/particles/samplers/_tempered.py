@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
-from ..._improper import UNNORMALISED
+from ...inputs import UNNORMALISED
 from ..population import facts_with_error, family_error, weighted_mean
 from ..resampling import equally_weighted
 from ._judgement import problems, r_hats

@@ -19,7 +19,7 @@ from ....ppl._checks import check_counts, check_seconds
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._types import Key
 from ....ppl.language import told_of_not_finite, why_not_finite
-from ..._runs import checked, whole as whole_program
+from ...inputs import checked, whole as whole_program
 from ..moves import HMC, Gibbs, Kernel
 from ..population import voided
 from ..resampling import Scheme, as_scheme

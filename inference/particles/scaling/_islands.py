@@ -17,7 +17,7 @@ from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._meshes import over_auto_axes
-from ..._runs import checked
+from ...inputs import checked
 from ..engine import (
     ONE_DEVICE,
     Axes,

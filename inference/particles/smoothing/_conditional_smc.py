@@ -13,7 +13,7 @@ from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
 from ....ppl._types import Key
-from ..._runs import checked
+from ...inputs import checked
 from ..engine import FeynmanKac, RunOptions, SMCResult, run
 from ..population import voided
 from ..resampling import Policy, Resampling, every

@@ -16,7 +16,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import Tracer, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
-from ..._runs import checked
+from ...inputs import checked
 from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, RunOptions, run
 from ..population import underived, voided
 from ..resampling import Policy, Resampling, systematic

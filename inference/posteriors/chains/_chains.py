@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl.language import told_of_not_finite, why_not_finite
-from ..._runs import whole
+from ...inputs import whole
 from .._certificate import Attempt
 from .._clock import Clock, TimeUpError
 from .._judged import Verdict, of_chains

@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 from .... import ppl
 from ..._arguments import Arguments, simulated
 from ..._depends import depends
-from ..._observed import check_branches
+from ...inputs import check_branches
 
 _NORMAL = ("Normal", "MultivariateNormal")
 CHEAP, DEAR = 1e4, 1e6  # work of an evaluation that is spent at once, and where chains need it

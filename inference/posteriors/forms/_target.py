@@ -21,7 +21,7 @@ from ....ppl._compat import jaxpr_as_fun
 from ....ppl._shared_jit import shared_jit
 from ....ppl.densities import Eliminated
 from ..._arguments import Arguments, simulated
-from ..._observed import check_branches
+from ...inputs import check_branches
 from ._maps import maps_of
 
 Array = jax.Array

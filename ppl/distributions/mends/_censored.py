@@ -17,7 +17,8 @@ from ..._compat import asymmetric_laplace, validate_sample
 from ._continuous import arrays
 from ._incomplete import Logs, log_betas, log_gammas
 from ._special import continuous, log1mexp
-from ._tails import STANDARD, Window, ratio
+from ._tails import STANDARD, ratio
+from ._truncated import Window
 
 Array = jax.Array
 _POINTS, _SHARES = np.polynomial.legendre.leggauss(16)

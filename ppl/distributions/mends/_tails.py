@@ -9,14 +9,13 @@ z = (x - loc) / scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import log_ndtr, ndtri
-from jaxtyping import ArrayLike, PyTree
 
 from ..._compat import SymbolicZero
 from ._special import HALF_LOG_2PI, continuous, log1mexp, log1p_square, log_gamma_ratio
@@ -31,7 +30,6 @@ def _on_unit(num: int) -> tuple[np.ndarray, np.ndarray]:
 
 _BEYOND = 1e18  # of the scale: stands for infinite ends, its square is a number
 _NARROW = 0.5  # difference of log-probabilities below which a window is integrated by quadrature
-_STRAIGHT = 0.01  # and below which its density is taken to be a line
 _NODES, _WEIGHTS = _on_unit(16)
 _MORE_NODES, _MORE_WEIGHTS = _on_unit(24)
 _FAR_NODES, _FAR_WEIGHTS = np.polynomial.laguerre.laggauss(24)
@@ -56,7 +54,7 @@ class Standard(NamedTuple):
     quantile: Callable[[Array], Array] | None
 
 
-def _mirrored(low: Array, high: Array) -> tuple[Array, Array]:
+def mirrored(low: Array, high: Array) -> tuple[Array, Array]:
     """The window or its mirror image, the one that reaches further down."""
     is_up = low + high > 0
     ends = jnp.where(is_up, -high, low), jnp.where(is_up, -low, high)
@@ -68,7 +66,7 @@ def _by_tails_or_quadrature(
 ) -> Callable[..., Array]:
     @continuous
     def log_window(low: Array, high: Array, width: Array, *shape: Array) -> Array:
-        low, high = _mirrored(low, high)
+        low, high = mirrored(low, high)
         below, before = log_cdf(jnp.stack([high, low]), *shape)
         gap = below - before
         is_narrow = gap < _NARROW
@@ -166,7 +164,7 @@ def _laplace_density(z: Array) -> Array:
 @continuous
 def log_laplace_window(low: Array, high: Array, width: Array) -> Array:
     """On one side of 0 the larger end's tail times what of it is inside, around 0 all but two tails."""
-    low, high = _mirrored(low, high)
+    low, high = mirrored(low, high)
     is_around = high > 0
     below = jnp.where(is_around, 0, high) + log1mexp(jnp.where(is_around, 1, width))
     ends = jnp.where(is_around, -high, -1.0), jnp.where(is_around, low, -1.0)
@@ -227,7 +225,7 @@ def _soft_laplace_density(z: Array) -> Array:
 @continuous
 def log_soft_laplace_window(low: Array, high: Array, width: Array) -> Array:
     """By tan(x - y) = (tan x - tan y) / (1 + tan x tan y)."""
-    low, high = _mirrored(low, high)
+    low, high = mirrored(low, high)
     tangent = high + log1mexp(width) - jnp.log1p(jnp.exp(low + high))
     return log_atan_exp(tangent) + _LOG_2_PI
 
@@ -324,103 +322,3 @@ STANDARD: Mapping[type, Standard] = {
         _by_tails_or_quadrature(log_student_density, log_student_cdf), None,
     ),
 }  # fmt: skip
-
-
-class Window:
-    """A symmetric law between two ends, either of which may be None.
-
-    Args:
-        base: a law of `STANDARD`.
-        low, high: the ends.
-    """
-
-    def __init__(self, base: Any, low: PyTree, high: PyTree) -> None:
-        self.base, self.low, self.high = base, low, high
-        self.law = STANDARD[type(base)]
-
-    def _args(self, *values: ArrayLike) -> tuple[Array, ...]:
-        shape = [getattr(self.base, name) for name in self.law.names]
-        dtype = jnp.result_type(float, *values, *shape)
-        arrays = [jnp.asarray(x, dtype) for x in (*values, *shape)]
-        return tuple(jnp.broadcast_arrays(*arrays))
-
-    def _standardised(self, x: Array) -> Array:
-        return ratio(x, self.base.loc, self.base.scale)
-
-    def _width(self) -> Array:
-        return ratio(self.high, self.low, self.base.scale)
-
-    def log_mass(self) -> Array:
-        """The logarithm of its probability."""
-        if self.low is None and self.high is None:
-            return jnp.zeros(())
-        if self.low is None:
-            return self.law.log_cdf(*self._args(self._standardised(self.high)))
-        if self.high is None:
-            return self.law.log_cdf(*self._args(-self._standardised(self.low)))
-        ends = self._standardised(self.low), self._standardised(self.high)
-        return self.law.log_window(*self._args(*ends, self._width()))
-
-    def cdf(self, value: ArrayLike) -> Array:
-        """The distribution function of the law given the window."""
-        value = jnp.asarray(value)
-        low = -jnp.inf if self.low is None else self.low
-        high = jnp.inf if self.high is None else self.high
-        is_inside = (value > low) & (value < high)
-        if self.low is None:
-            inside = jnp.where(is_inside, value, high)
-            part = Window(self.base, None, inside)
-        elif self.high is None:
-            inside = jnp.where(is_inside, value, low + self.base.scale)
-            part = Window(self.base, low, inside)
-        else:
-            part = Window(self.base, low, jnp.where(is_inside, value, high))
-        below = jnp.exp(part.log_mass() - self.log_mass())
-        return jnp.where(is_inside, jnp.clip(below, 0, 1), jnp.where(value >= high, 1.0, 0.0))
-
-    def icdf(self, q: ArrayLike) -> Array:
-        """Its inverse, inside of the window whatever is rounded."""
-        assert self.law.quantile is not None
-        q = jnp.asarray(q)
-        log_q, log_rest = jnp.log(q), jnp.log1p(-q)
-        if self.low is None:
-            z = self.law.quantile(log_q + self.log_mass())
-        elif self.high is None:
-            z = self._from_below(q, log_q, log_rest)
-        else:
-            z = self._between(q, log_q, log_rest)
-        x = self.base.loc + self.base.scale * z
-        is_probability = (q >= 0) & (q <= 1)
-        return jnp.where(is_probability, jnp.clip(x, self.low, self.high), jnp.nan)
-
-    def _from_below(self, q: Array, log_q: Array, log_rest: Array) -> Array:
-        start = self._standardised(self.low)
-        is_up = start > 0
-        beyond = log_rest + self.law.log_cdf(-jnp.where(is_up, start, 1))
-        before = jnp.logaddexp(log_rest + self.law.log_cdf(jnp.where(is_up, -1, start)), log_q)
-        assert self.law.quantile is not None
-        z = self.law.quantile(jnp.where(is_up, beyond, before))
-        return jnp.where(is_up, -z, z)
-
-    def _between(self, q: Array, log_q: Array, log_rest: Array) -> Array:
-        ends = self._standardised(self.low), self._standardised(self.high)
-        is_up = ends[0] + ends[1] > 0
-        low, high = _mirrored(*ends)
-        width = self._width()
-        share = jnp.where(is_up, 1 - q, q)
-        log_share, log_other = jnp.where(is_up, log_rest, log_q), jnp.where(is_up, log_q, log_rest)
-        log_low, log_high = self.law.log_cdf(low), self.law.log_cdf(high)
-        is_narrow = log_high - log_low < _STRAIGHT
-        target = jnp.logaddexp(log_other + log_low, log_share + log_high)
-        assert self.law.quantile is not None
-        wide = self.law.quantile(jnp.where(is_narrow, -1, target))
-        # A density of relative slope r over the window has the quantile q (1 + (1 - q) r / 2) of its width.
-        slope = self.law.log_density(high) - self.law.log_density(low)
-        narrow = low + width * share * (1 + 0.5 * (1 - share) * slope)
-        z = jnp.where(is_narrow, narrow, wide)
-        return jnp.where(is_up, -z, z)
-
-
-def is_known(base: dist.Distribution) -> bool:
-    """Whether the windows of a law are; not of a user's subclass, which may have another density."""
-    return type(base) in STANDARD

@@ -15,7 +15,7 @@ from scipy import stats
 from lapilli import inference, ppl
 from lapilli.inference.diagnostics._weights import importance_diagnostics
 from lapilli.inference.export._arviz import to_arviz
-from lapilli.inference.fitting._fit_result import Fit
+from lapilli.inference.fitting import Fit
 from lapilli.ppl._shared_jit import shared_jit
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)

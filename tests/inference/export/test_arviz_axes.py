@@ -13,7 +13,7 @@ import pytest
 from lapilli import inference, ppl
 from lapilli.inference.export import _arviz_tree
 from lapilli.inference.export._arviz import to_arviz
-from lapilli.inference.fitting._fit_result import Fit, Posterior
+from lapilli.inference.fitting import Fit, Posterior
 
 MU = {"mu": np.arange(6.0)}
 

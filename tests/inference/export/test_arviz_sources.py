@@ -11,7 +11,7 @@ from scipy import stats
 
 from lapilli import inference, ppl
 from lapilli.inference.export._arviz import to_arviz
-from lapilli.inference.fitting._fit_result import Fit, Posterior
+from lapilli.inference.fitting import Fit, Posterior
 
 X = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
 MASK = np.array([True, False, True, True])

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference._observed import check_none, readers, tells
-from lapilli.inference._runs import abstract_run, whole
 from lapilli.inference.fitting._choose import choose_objective
+from lapilli.inference.inputs._observed import check_none, readers, tells
+from lapilli.inference.inputs._runs import abstract_run, whole
 from lapilli.ppl.language import as_arguments
 
 KEY = jax.random.key(0)

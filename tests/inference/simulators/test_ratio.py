@@ -56,7 +56,6 @@ def test_its_log_evidence_is_zero(learned):
 
 
 def test_its_model_is_the_prior_with_the_ratio_as_a_factor(learned):
-    """Log density, gradient by the program, and the evidence by a proposal that covers it."""
     value = {"theta": jnp.asarray(0.3)}
     log_prior = dist.Normal(0.0, 1.0).log_prob(0.3)
     factor = learned.log_ratio(value, {"x": jnp.asarray(0.5)})
@@ -64,6 +63,9 @@ def test_its_model_is_the_prior_with_the_ratio_as_a_factor(learned):
         float(log_prior + factor), abs=1e-5
     )
 
+
+@pytest.mark.slow(reason="weighted draws of a network's program to compile")
+def test_its_model_has_draws_by_a_proposal_that_covers_it(learned):
     def wide(x):
         ppl.sample("theta", dist.Normal(0.4, 0.8))
 

@@ -300,6 +300,30 @@ def test_parameters_beyond_their_prior_are_refused():
         _ = table.coordinates
 
 
+@pytest.mark.parametrize("kind", [int, float])
+def test_rounded_parameters_of_a_continuous_prior_are_refused(kind):
+    rows = np.round(np.random.default_rng(0).normal(size=100)).astype(kind)
+    table = ReferenceTable(ppl.as_program(model), (0.0,), {"m": rows}, {"x": rows + 0.5}, {})
+    with pytest.raises(
+        ValueError, match="takes only \\d values in 60 simulations.*add what rounding took"
+    ):
+        _ = table.coordinates
+
+
+def test_entries_that_a_support_fixes_are_no_rounded_parameters():
+    """Of a triangular factor the upper triangle is zero in all rows."""
+
+    def factor(x):
+        factor = ppl.sample("factor", dist.LKJCholesky(2))
+        ppl.sample("x", dist.Normal(factor[1, 0], 1.0), obs=x)
+
+    low = np.random.default_rng(0).uniform(-1, 1, 100).astype(np.float32)
+    rows = np.zeros((100, 2, 2), np.float32)
+    rows[:, 0, 0], rows[:, 1, 0], rows[:, 1, 1] = 1, low, (1 - low**2) ** 0.5
+    table = ReferenceTable(ppl.as_program(factor), (0.0,), {"factor": rows}, {"x": low}, {})
+    assert table.coordinates[0].sizes == {"factor": 1}
+
+
 def test_a_support_that_moves_is_refused():
     def moving(x):
         low = ppl.sample("low", dist.Normal(0.0, 1.0))

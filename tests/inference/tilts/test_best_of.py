@@ -55,6 +55,34 @@ def test_ties_are_counted_exactly():
     assert abs(found.mean() - mean) < 4.5 * found.std() / 4000**0.5
 
 
+def test_the_report_knows_its_law():
+    """By sums on the strings; elsewhere by draws, which have no density."""
+    made, best = inference.tilt(bits, pairs, 0.7), inference.best_of(bits, pairs, 4)
+    law = best.law_of(REWARDS)
+    found = inference.tilts.report(made, best, KEY)
+    log_p = REWARDS / 0.7 - np.logaddexp.reduce(REWARDS / 0.7)
+    kl = (law * (np.log(law, where=law > 0, out=np.zeros(4096)) - log_p)).sum()
+    assert found.kl_is == "exact" and found.kl.error == 0
+    np.testing.assert_allclose([found.kl.value, found.reward.value], [kl, (law * REWARDS).sum()], rtol=1e-5)  # fmt: skip
+    found = inference.tilts.report(
+        inference.tilt(normal, jnp.tanh), inference.best_of(normal, lambda x: x, 4), KEY
+    )
+    u = (np.arange(100_000) + 0.5) / 100_000
+    mean = np.tanh(norm.ppf(u ** (1 / 4))).mean()
+    assert found.kl is None and abs(found.reward.value - mean) < 4.5 * found.reward.error
+
+
+@pytest.mark.parametrize("num_draws", [4, 16])
+def test_its_draws_cannot_be_weighted_to_a_tilt(num_draws):
+    """The density is N F^(N - 1): weights have Pareto shape (N - 1) / N, above 1/2, so no variance."""
+    best = inference.best_of(lambda: ppl.sample("x", dist.Uniform(0.0, 1.0)), lambda x: x, num_draws)  # fmt: skip
+    keys = jax.random.split(KEY, 20_000)
+    x = np.asarray(jax.jit(jax.vmap(lambda k: best.simulate(k).choices["x"]))(keys), float)
+    log_w = x - (num_draws - 1) * np.log(x)  # towards the tilt by r = x, but for a constant
+    k_hat = inference.diagnostics.importance_diagnostics(log_w).k_hat
+    assert abs(k_hat - (num_draws - 1) / num_draws) < 0.15
+
+
 def test_what_has_no_best_is_named():
     with pytest.raises(ValueError, match="num_draws must be an integer >= 1, got 0"):
         inference.best_of(normal, lambda x: x, 0)

@@ -93,3 +93,35 @@ def test_a_reward_that_jumps_is_taken_where_only_its_value_counts():
         "exact",
     )
     inference.diffusion.fk_steering(MODEL, TIMES, jnp.round)
+
+
+# What takes a tilt, which tries its reward: one mechanism, so that three faults stand for all.
+FITTED = {
+    "log_variance": lambda t: inference.log_variance(t, guide, num_particles=2),
+    "log_variance, draws of the model": lambda t: inference.log_variance(t, guide, num_particles=2, proposal=normal),
+    "forward_kl": lambda t: inference.forward_kl(t, guide, num_particles=2),
+    "wake_phi": lambda t: inference.wake_phi(t, guide, num_particles=2),
+    "renyi": lambda t: inference.renyi(t, guide, alpha=0.5, num_particles=2),
+    "without a guide": lambda t: t,
+}  # fmt: skip
+TAKERS_OF_TILTS = {
+    name: lambda t, of=of: inference.fit(of(t), optax.sgd(0.1), (), num_steps=2, key=KEY, progress=False)
+    for name, of in FITTED.items()
+} | {
+    "tempered_smc": lambda t: inference.tempered_smc(t, KEY, num_particles=10),
+    "normalize": lambda t: ppl.normalize(t, proposal=normal, num_particles=2).simulate(KEY),
+    "eliminate": lambda t: ppl.eliminate(t, "x").log_density({}),
+    "infer": lambda t: inference.infer(t, key=KEY, progress=False),
+    "nuts": lambda t: inference.nuts(t, key=KEY, progress=False),
+    "tilt of a tilt": lambda t: inference.tilt(t, lambda x: -jnp.square(x)).simulate(KEY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["NaN", "nothing left", "wrong shape"])
+@pytest.mark.parametrize("taker", TAKERS_OF_TILTS)
+def test_whatever_takes_a_tilt_names_the_reward_first(taker, fault):
+    def bad(x):
+        return FAULTS[fault][0](x)
+
+    with pytest.raises((ValueError, TypeError), match=r"tilt: reward '.*bad"):
+        TAKERS_OF_TILTS[taker](inference.tilt(normal, bad))

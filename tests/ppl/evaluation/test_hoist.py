@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr
 from lapilli import ppl
 from lapilli.ppl.analysis import _analyse
 from lapilli.ppl.evaluation import _hoist
-from lapilli.ppl.jaxprs._jaxprs import inner_jaxprs
+from lapilli.ppl.jaxprs._interpreter import inner_jaxprs
 
 P = {"a": jnp.array(0.3), "b": jnp.array(-0.2)}
 

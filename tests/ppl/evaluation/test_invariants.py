@@ -6,7 +6,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import ppl
-from lapilli.ppl.jaxprs._jaxprs import inner_jaxprs
+from lapilli.ppl.jaxprs._interpreter import inner_jaxprs
 
 PARAMS = {"w": jnp.array([0.3, -0.2, 0.5]), "c": jnp.array(0.7)}
 

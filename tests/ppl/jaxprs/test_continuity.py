@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from lapilli import ppl
 from lapilli.ppl.analysis._analyse import analyse
 from lapilli.ppl.checks._jumps import suspects_of
-from lapilli.ppl.jaxprs import _continuity
+from lapilli.ppl.jaxprs import _catalogue
 from lapilli.ppl.jaxprs._relation import PARAMS
 
 # Lists what JAX itself defines: other packages' primitives are suspected, since they are in no row.
@@ -32,12 +32,12 @@ def test_every_primitive_of_jax_is_in_the_table():
     )
     names = set(run.stdout.split())
     assert len(names) > 200
-    assert names <= _continuity.CATALOGUE, sorted(names - _continuity.CATALOGUE)
+    assert names <= _catalogue.CATALOGUE, sorted(names - _catalogue.CATALOGUE)
 
 
 def test_every_primitive_is_in_one_row():
-    rows = {name: set(getattr(_continuity, name)) for name in ROWS}
-    rows["CALLS"] = set(_continuity.CALLS)
+    rows = {name: set(getattr(_catalogue, name)) for name in ROWS}
+    rows["CALLS"] = set(_catalogue.CALLS)
     shared = {(a, b): x & y for (a, x), (b, y) in itertools.combinations(rows.items(), 2) if x & y}
     assert not shared
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lapilli.inference._positions import by_position
+from lapilli.inference.inputs._positions import by_position
 
 MATCHED = {
     "indices": lambda z, x: z[jnp.arange(len(x))] + x,

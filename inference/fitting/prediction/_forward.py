@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..ppl._types import Choices, ModelFn
-from ..ppl.densities import Eliminated
-from ..ppl.language import Program
-from ..ppl.traces import SiteInfo
-from ._arguments import Arguments, outcome, simulated
-from ._depends import depends
-from ._noise import check_noise
-from ._rows import met, rows_of, unbound
+from ....ppl._types import Choices, ModelFn
+from ....ppl.densities import Eliminated
+from ....ppl.language import Program
+from ....ppl.traces import SiteInfo
+from ..._arguments import Arguments, outcome, simulated
+from ..._depends import depends
+from ...inputs import check_noise, met, rows_of, unbound
 
 
 def _check_cells(

@@ -26,11 +26,11 @@ import numpy as np
 from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
-from ..ppl._checks import is_integer
-from ..ppl._types import Message, ModelFn
-from ..ppl.densities import Eliminated
-from ..ppl.language import Program
-from ._arguments import Arguments, is_array, is_list, leaves_of, simulated
+from ...ppl._checks import is_integer
+from ...ppl._types import Message, ModelFn
+from ...ppl.densities import Eliminated
+from ...ppl.language import Program
+from .._arguments import Arguments, is_array, is_list, leaves_of, simulated
 
 Shapes = Mapping[tuple[str, str], tuple[int, ...]]
 

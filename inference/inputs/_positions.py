@@ -12,10 +12,10 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from ..ppl._compat import CALLS, Jaxpr, Literal
-from ..ppl.jaxprs import inner_jaxpr
-from ._arguments import Arguments
-from ._depends import walk
+from ...ppl._compat import CALLS, Jaxpr, Literal
+from ...ppl.jaxprs import inner_jaxpr
+from .._arguments import Arguments
+from .._depends import walk
 
 # What takes entries out of an array, or lines them up with others, at places that another operand or no operand tells.
 _TAKES = frozenset("gather slice dynamic_slice concatenate pad dot_general".split())

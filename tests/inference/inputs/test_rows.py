@@ -7,7 +7,7 @@ import pytest
 from _random_rows import random_program
 
 from lapilli import ppl
-from lapilli.inference._rows import met, rows_of
+from lapilli.inference.inputs._rows import met, rows_of
 
 
 def found(model, args, targets=("y",)):

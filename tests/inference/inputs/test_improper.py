@@ -112,7 +112,7 @@ def test_a_posterior_without_a_total_is_refused_by_name(case, method):
 
 
 def test_evidence_under_a_flat_prior_is_said_to_have_no_constant():
-    from lapilli.inference._runs import evidence_of
+    from lapilli.inference.inputs._runs import evidence_of
 
     assert evidence_of(ppl.model(flat), (X, Y)) == (
         "not normalised: up to the constant of its improper priors (b, s)"
@@ -122,8 +122,8 @@ def test_evidence_under_a_flat_prior_is_said_to_have_no_constant():
 
 
 def test_data_may_speak_of_it_through_another_site():
-    from lapilli.inference._improper import check_proper
-    from lapilli.inference._runs import abstract_run
+    from lapilli.inference.inputs._improper import check_proper
+    from lapilli.inference.inputs._runs import abstract_run
 
     program = ppl.model(read)
     check_proper("fit", program, (X, Y), abstract_run(program, (X, Y)).trace)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import jax
 from jaxtyping import PyTree
 
-from ..ppl._compat import ClosedJaxpr
-from ..ppl._types import Key
-from ..ppl.inputs import own_noise, refuse_own_noise
-from ..ppl.language import Program
-from ..ppl.traces import stand_ins
-from ._arguments import Arguments
+from ...ppl._compat import ClosedJaxpr
+from ...ppl._types import Key
+from ...ppl.inputs import own_noise, refuse_own_noise
+from ...ppl.language import Program
+from ...ppl.traces import stand_ins
+from .._arguments import Arguments
 
 
 def check_noise(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ..ppl.language import Program
+from ...ppl.language import Program
 
 _DEPTH = 6  # of calls, attributes and containers
 _MOST = 1000  # things in one of them

@@ -13,16 +13,16 @@ from jaxtyping import Array, PyTree
 from numpyro.distributions import Distribution, constraints
 from numpyro.infer.autoguide import AutoGuide
 
-from ..ppl._compat import ClosedJaxpr, is_concrete
-from ..ppl._types import Args, Key, Message, ModelFn
-from ..ppl.densities import Eliminated
-from ..ppl.distributions import base_of, is_masked
-from ..ppl.inputs import Lookup, heard, out_of_range, same_numbers
-from ..ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
-from ..ppl.traces import LOOK, Trace, stand_ins
-from ._arguments import Arguments, array_names
+from ...ppl._compat import ClosedJaxpr, is_concrete
+from ...ppl._types import Args, Key, Message, ModelFn
+from ...ppl.densities import Eliminated
+from ...ppl.distributions import base_of, is_masked
+from ...ppl.inputs import Lookup, heard, out_of_range, same_numbers
+from ...ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
+from ...ppl.traces import LOOK, Trace, stand_ins
+from .._arguments import Arguments, array_names
+from .._host_keys import default_key
 from ._held import has_whole_numbers, holds_integers
-from ._host_keys import default_key
 from ._improper import UNNORMALISED, check_proper, improper_sites
 from ._noise import check_noise
 

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..ppl._compat import is_concrete
-from ..ppl._types import Key
-from ..ppl.language import Program
-from ..ppl.traces import SiteInfo, Trace, stand_ins
-from ._arguments import Arguments
-from ._depends import depends
+from ...ppl._compat import is_concrete
+from ...ppl._types import Key
+from ...ppl.language import Program
+from ...ppl.traces import SiteInfo, Trace, stand_ins
+from .._arguments import Arguments
+from .._depends import depends
 
 NUM_POINTS = 8
 UNNORMALISED = "not normalised: up to the constant of its improper priors"

@@ -17,12 +17,12 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, PyTree
 
-from ..ppl._compat import ClosedJaxpr, Var, is_concrete, jaxpr_as_fun
-from ..ppl._types import Key
-from ..ppl.language import Program, joined, parted, where_not_finite
-from ..ppl.traces import SiteInfo, Trace, stand_ins
-from ._arguments import Arguments, array_names, leaf_names, simulated
-from ._depends import depends
+from ...ppl._compat import ClosedJaxpr, Var, is_concrete, jaxpr_as_fun
+from ...ppl._types import Key
+from ...ppl.language import Program, joined, parted, where_not_finite
+from ...ppl.traces import SiteInfo, Trace, stand_ins
+from .._arguments import Arguments, array_names, leaf_names, simulated
+from .._depends import depends
 from ._runs import TracedRun
 
 _PART = 2**25  # bytes

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference._observed import readers
+from lapilli.inference.inputs._observed import readers
 
 CALLS = {
     "fit": lambda model, *args: inference.fit(model, args=args, num_steps=1, progress=False),

@@ -1,0 +1,73 @@
+"""Training on rows: weights of networks decay by the rate, nothing else does, and only where the validation rows gain by it."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lapilli.inference.simulators import _learn
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, 3.0])
+def test_weights_of_networks_decay_by_the_rate_and_nothing_else_does(decay):
+    """Without a gradient a weight is multiplied by 1 - decay * rate at each step; biases and arrays of no network stay."""
+    net = eqx.nn.MLP(2, 1, 3, 1, key=KEY)
+    params = {"net": eqx.filter(net, eqx.is_array), "scale": jnp.ones(2)}
+    num_steps = 5
+    optimizer = _learn._optimizer(num_steps, decay)
+    state, now = optimizer.init(params), params
+
+    @jax.jit
+    def step(state, now):
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, now), state, now)
+        return state, optax.apply_updates(now, updates)
+
+    for _ in range(num_steps):
+        state, now = step(state, now)
+    rates = optax.cosine_decay_schedule(_learn._RATE, num_steps)
+    factor = np.prod([1 - decay * float(rates(i)) for i in range(num_steps)])
+    assert np.array_equal(now["scale"], params["scale"])
+    for layer, first in zip(now["net"].layers, params["net"].layers, strict=True):
+        np.testing.assert_allclose(layer.weight, factor * np.asarray(first.weight), rtol=1e-6)
+        assert np.array_equal(layer.bias, first.bias)
+
+
+def rows(seed, num, noise):
+    """A straight line of five inputs with noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(num, 5)).astype(np.float32)
+    return {"x": x, "y": (x[:, 0] + noise * rng.normal(size=num)).astype(np.float32)}
+
+
+def learned(num, noise):
+    def loss(params, key, rows):
+        guess = jax.vmap(eqx.combine(params["net"], static))(rows["x"])
+        return (guess - rows["y"]) ** 2
+
+    net = eqx.nn.MLP(5, "scalar", 16, 1, jax.nn.silu, key=KEY)
+    arrays, static = eqx.partition(net, eqx.is_array)
+    return _learn.learn(
+        "learn", lambda key: {"net": arrays}, loss, rows(0, num, noise), rows(1, 400, noise), KEY,
+        num_steps=400, progress=False,
+    )  # fmt: skip
+
+
+def test_rows_that_are_learned_by_heart_make_weights_decay_for_as_long_as_validation_rows_gain(
+    monkeypatch,
+):
+    few = learned(60, 1.0)
+    assert few.decay > 0 and f"decay at {few.decay:g} times the rate" in str(few)
+    monkeypatch.setattr(_learn, "_DECAYS", (0.0,))
+    plain = learned(60, 1.0)
+    least = lambda found: min(loss for _, loss in found.validation)
+    assert plain.decay == 0 and plain.kept < 0.75 * 400
+    assert least(few) < least(plain)
+
+
+def test_rows_that_suffice_are_learned_without_decay():
+    found = learned(4_000, 0.1)
+    assert found.decay == 0 and found.kept > 0.75 * 400 and "decay" not in str(found)
