@@ -129,8 +129,11 @@ def placed(array: PyTree, sharding: NamedSharding) -> jax.Array:
     """
     is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     is_here = getattr(array, "is_fully_addressable", True)
-    if sharding.is_fully_addressable or is_key or not is_here:
+    if sharding.is_fully_addressable or not is_here:
         return jax.device_put(array, sharding)
+    if is_key:
+        data = placed(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
     host = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

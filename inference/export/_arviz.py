@@ -145,6 +145,11 @@ def to_arviz(
         if not os.fspath(path):
             raise ValueError("to_arviz: path is empty. Name a file, e.g. path='fit.nc'.")
         check_zarr(path) if is_zarr(path) else check_netcdf()
+        if is_zarr(path) and is_mcmc(result):
+            raise ValueError(
+                "to_arviz: a path that ends in '.zarr' writes draws in blocks, and ArviZ reads those of a NumPyro MCMC whole. "
+                "Pass mcmc.get_samples() with model=, or name a netCDF file."
+            )
     _check_options(result, num_samples, batch_size, group, resample, groups, log_weights, model)
     keys = _split(key)
     asked = Asked(group, groups, num_samples, batch_size, mesh, keys, dict(constant_data or {}))
@@ -200,11 +205,6 @@ def _in_blocks(
     """The tree in a Zarr folder, of which some batches of draws are in memory at a time."""
     size = _BATCHES * asked.batch_size * (1 if asked.mesh is None else asked.mesh.size)
     first = read(slice(0, size))
-    if first.mcmc is not None:
-        raise ValueError(
-            "to_arviz: a path that ends in '.zarr' writes draws in blocks, and ArviZ reads those of a NumPyro MCMC whole. Pass "
-            "mcmc.get_samples() with model=, or name a netCDF file."
-        )
     whole = first if first.is_whole else read(slice(None)) if is_resampled else None
     whole = None if whole is None else _weighed(whole, asked, is_resampled)
     num_draws = asked.num_samples if whole is None else whole.num_draws
@@ -222,22 +222,20 @@ def _in_blocks(
             block = Block(rows, num_draws, sites, content.cells)
             yield tree_of(content)
 
-    late = lambda: _weight_attributes(first, np.concatenate(weights)) if weights else {}
+    def late() -> dict[str, float | str]:
+        if not weights:
+            return {}
+        return _attributes(importance_diagnostics(np.concatenate(weights)), first)
+
     return write_blocks(path, trees(), late)
 
 
 def _weighed(source: ArvizSource, asked: Asked, is_resampled: bool) -> ArvizSource:
     """The draws with what their weights say, or drawn anew by them."""
     found = None if source.log_weights is None else importance_diagnostics(source.log_weights)
-    attrs = {} if found is None else _weight_attributes(source, source.log_weights)
+    attrs = {} if found is None else _attributes(found, source)
     source = _resampled(source, found, asked.keys) if is_resampled else source
     return dataclasses.replace(source, weighing=attrs)
-
-
-def _weight_attributes(source: ArvizSource, log_weights: np.ndarray) -> dict[str, float | str]:
-    found = _attributes(importance_diagnostics(log_weights))
-    text = evidence_of(source.model, source.args)
-    return found if text is None else found | {"evidence": text}
 
 
 def _split(key: Key | None) -> dict[str, jax.Array] | None:
@@ -365,20 +363,23 @@ def _rows_of_prior(block: Block) -> slice:
 def _left_out(
     log_probs: Mapping[str, np.ndarray],
     sites: Mapping[str, ppl.SiteInfo],
-    before: Mapping[str, np.ndarray] | None,
+    before: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """The cells of observations that count, where a mask leaves some out: these have a log-probability of 0 in all draws.
 
     In a later block they are those of the blocks `before`.
     """
     counts = {n: (x != 0).any(0) for n, x in log_probs.items() if sites[n].is_masked}
-    for name, cells in counts.items() if before is not None else ():
-        if (cells & ~before.get(name, np.ones_like(cells))).any():
+    if before is None:
+        return {n: x for n, x in counts.items() if not x.all()}
+    for name, cells in counts.items():
+        counting = before.get(name, np.ones_like(cells))
+        if (cells & ~counting).any():
             raise ValueError(
                 f"to_arviz: cells of site '{name}' have a log-probability of 0 in all draws of the blocks before, as if a mask "
                 "left them out, and others now. Write a netCDF file, of all draws at once, or larger blocks (batch_size=)."
             )
-        counts[name] = before.get(name, np.ones_like(cells))
+        counts[name] = counting
     return {n: x for n, x in counts.items() if not x.all()}
 
 
@@ -391,10 +392,13 @@ def _replayed(wanted: frozenset[str], group: str) -> frozenset[str]:
     return frozenset({"posterior_predictive"} if "prior_predictive" in wanted else ())
 
 
-def _attributes(diagnostics: ImportanceDiagnostics) -> dict[str, float | str]:
+def _attributes(diagnostics: ImportanceDiagnostics, source: ArvizSource) -> dict[str, float | str]:
+    """What weights say, and what the evidence is that they estimate."""
     names = {"k_hat": "pareto_k", "k_threshold": "pareto_k_threshold"}
     fields = ("k_hat", "k_threshold", "ess", "log_evidence", "log_evidence_std_error", "elbo")
-    return {names.get(field, field): getattr(diagnostics, field) for field in fields}
+    found = {names.get(field, field): getattr(diagnostics, field) for field in fields}
+    text = evidence_of(source.model, source.args)
+    return found if text is None else found | {"evidence": text}
 
 
 def _check_options(

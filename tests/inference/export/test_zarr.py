@@ -112,6 +112,5 @@ def test_draws_that_arviz_reads_whole_are_refused(tmp_path):
     from numpyro.infer import MCMC, NUTS
 
     mcmc = MCMC(NUTS(model), num_warmup=5, num_samples=5, progress_bar=False)
-    mcmc.run(KEY, X)
     with pytest.raises(ValueError, match="ArviZ reads those of a NumPyro MCMC whole. Pass"):
         inference.to_arviz(mcmc, path=tmp_path / "run.zarr")
