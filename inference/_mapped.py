@@ -7,6 +7,7 @@ early on one does not wait for the others. What the function reads besides lies 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +21,13 @@ from ..ppl._types import Key
 from ._arguments import Arguments
 from ._meshes import at_hand, on_mesh, over_devices
 from ._processes import check_same, spans_processes
+
+
+class Parts(NamedTuple):
+    """How many draws are made on a device at a time, and over which devices they are split."""
+
+    batch_size: int
+    mesh: Mesh | None = None
 
 
 class Mapped:

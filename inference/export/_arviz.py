@@ -179,7 +179,7 @@ class Asked(NamedTuple):
     constant_data: dict[str, object]
 
 
-class Block(NamedTuple):
+class DrawBlock(NamedTuple):
     """Some draws of each chain.
 
     Attributes:
@@ -211,15 +211,15 @@ def _in_blocks(
     weights: list[np.ndarray] = []
 
     def trees() -> Iterator[xarray.DataTree]:
-        block = Block(slice(0, 0), num_draws)
+        block = DrawBlock(slice(0, 0), num_draws)
         for start in range(0, num_draws, size):
             rows = slice(start, min(start + size, num_draws))
             source = (first if start == 0 else read(rows)) if whole is None else whole.of(rows)
             if whole is None and source.log_weights is not None:
                 weights.append(source.log_weights)
             sites = block.sites or _described(source, asked)
-            content = _content(source, asked, Block(rows, num_draws, sites, block.cells))
-            block = Block(rows, num_draws, sites, content.cells)
+            content = _content(source, asked, DrawBlock(rows, num_draws, sites, block.cells))
+            block = DrawBlock(rows, num_draws, sites, content.cells)
             yield tree_of(content)
 
     def late() -> dict[str, float | str]:
@@ -304,9 +304,9 @@ def _replay_key(asked: Asked) -> Key:
     return jax.random.key(0) if asked.keys is None else asked.keys["replay"]
 
 
-def _content(source: ArvizSource, asked: Asked, block: Block | None = None) -> Content:
+def _content(source: ArvizSource, asked: Asked, block: DrawBlock | None = None) -> Content:
     """Everything that goes into the tree; runs the model where there is one."""
-    block = block or Block(slice(None), source.num_draws, _described(source, asked))
+    block = block or DrawBlock(slice(None), source.num_draws, _described(source, asked))
     group, keys, sites = asked.group, asked.keys, block.sites
     wanted = _wanted(asked.groups, group, source, keys)
     origin = source.origin + (", not weighted" if source.log_weights is not None else "")
@@ -354,7 +354,7 @@ def _content(source: ArvizSource, asked: Asked, block: Block | None = None) -> C
     )
 
 
-def _rows_of_prior(block: Block) -> slice:
+def _rows_of_prior(block: DrawBlock) -> slice:
     """As many draws of the prior as a block has; the last one has those that are left."""
     is_last = block.rows.stop in (None, block.num_draws)
     return slice(block.rows.start, None if is_last else block.rows.stop)

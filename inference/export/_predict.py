@@ -17,6 +17,7 @@ from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
 from ...ppl._types import Key, ModelFn
 from ...ppl.language import joined
+from .._mapped import Parts
 from .._meshes import over_auto_axes
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
@@ -110,7 +111,7 @@ def predict(
         origin = DrawsOrigin(result.args)
     return predicted(
         "predict", program, choices, key, args, num_samples,
-        num_seen=num_seen, keep=keep, origin=origin, batch_size=batch_size, mesh=mesh,
+        num_seen=num_seen, keep=keep, origin=origin, parts=Parts(batch_size, mesh),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._types import ModelFn
 from ...ppl.language import Keywords, labelled_as
+from .._mapped import Parts
 from .._meshes import over_auto_axes
 from ..fitting.prediction import DrawsOrigin, predicted, thinned
 from ..inputs import check_new
@@ -109,8 +110,8 @@ class Draws:
         num_samples = len(next(iter(self.choices.values()))) if num_samples is None else num_samples
         return predicted(
             "Draws.predict", self.model, thinned("Draws.predict", self.choices, num_samples), key, args,
-            num_samples, num_seen=num_seen, keep=keep, origin=DrawsOrigin(self.args), batch_size=batch_size,
-            mesh=mesh,
+            num_samples, num_seen=num_seen, keep=keep, origin=DrawsOrigin(self.args),
+            parts=Parts(batch_size, mesh),
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike, *, data: bool = True) -> None:
