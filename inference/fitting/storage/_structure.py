@@ -145,7 +145,8 @@ def without_places(tree: PyTree) -> PyTree:
     def shape(x: PyTree) -> PyTree:
         if not isinstance(x, jax.Array | jax.ShapeDtypeStruct):
             return x
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+        weak = getattr(x, "weak_type", False)  # keys have none
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
     return jax.tree.map(shape, tree)
 
