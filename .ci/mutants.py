@@ -1,8 +1,8 @@
 """Breaks the library on purpose, one line at a time, and sees whether the fast tests fail: `make mutants`.
 
-A mutant is a line that is replaced in a copy of the last commit. It is caught if a test fails: of the file that has seen it before,
-of the folder that mirrors its own, of its package, of the rest. One that survives is a hole in the fast tests, and the exit status
-is 1.
+A mutant is a line that is replaced in a copy of the last commit. It is caught if a test fails: of the file that has seen it
+before, of the folder that mirrors its own, of its package, of the rest. One that survives is a hole in the fast tests, and the
+exit status is 1.
 
 usage: python .ci/mutants.py [--only NAME ...] [--workers 2]
 """

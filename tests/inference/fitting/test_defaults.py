@@ -132,6 +132,7 @@ def test_a_normal_that_leaves_the_models_support_is_refused(monkeypatch):
         inference.fit(logs, args=(jnp.zeros(5),), num_steps=5, progress=False)
 
 
+@pytest.mark.slow  # by other words in test_judgement.py, where a funnel is told with the reason
 def test_a_bad_guide_is_warned_of():
     def funnel(y):
         scale = ppl.sample("scale", dist.Normal(0.0, 3.0))
