@@ -20,12 +20,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
 from ..._arguments import Arguments
+from ..._meshes import at_hand
 from ..._processes import checksum, gathered, spans_processes
 from ._ahead import Ahead
 from ._buffers import Buffers
 from ._interface import Source
 from ._reader import IterableReader, LoaderState, as_args
-from ._sharding import at_hand, check_divisible, constrain, put, row_axes, with_leading
+from ._sharding import check_divisible, constrain, put, row_axes, with_leading
 
 # Batches in a stack, at least and at most: each device call costs the host about a millisecond.
 _LENGTHS = 16, 64
