@@ -11,7 +11,7 @@ maximum likelihood for singular laws: rates; no figures are comparable).
 Expected, three seeds: nothing is shown on the circle, where W1 is 0.14 to 0.16 of 100 points and 0.06 to 0.07 of more, for any
 noise. On the spiral noise of 0.1 is best in mean at each size (of 1,600 points 0.107 beside 0.129 without, within intervals of
 0.06 to 0.08), and noise of 0.3 hides the curve (0.25 to 0.26). After 1,000 steps sigma is still 0.04 without noise, far above
-its least value, and the likelihood has not run off. Figures: docs/_data/figures, diffusion/curve. Run time: eight minutes on 2
+its least value, and the likelihood has not run off. Figures: docs/_data/figures, diffusion/curve. Run time: six minutes on 2
 CPU cores.
 
     python examples/papers/diffusion/curve.py [--smoke] [--seed 0] [--seeds 3] [--out curve_output] [--record]
