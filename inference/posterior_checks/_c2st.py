@@ -17,6 +17,7 @@ from ._simulations import Simulations, flat, generator
 from ._tarp import scaled
 
 _ODDS = 1e-3  # of a probability from 0 or 1, so that no draw carries a corrected moment alone
+_FEW = 200  # columns of a classifier
 
 
 @shown
@@ -185,7 +186,9 @@ def _fit(
                 "local_c2st needs scikit-learn. Install it with: pip install 'lapilli[data]'."
             ) from err
         inputs, there = _quadratic(inputs, there)
-        classifier_fn = lambda: LogisticRegression(solver="newton-cholesky", tol=1e-3)
+        # A step of Newton's costs the cube of the columns.
+        solver, tol = ("newton-cholesky", 1e-3) if inputs.shape[1] <= _FEW else ("lbfgs", 1e-5)
+        classifier_fn = lambda: LogisticRegression(solver=solver, tol=tol, max_iter=1000)
 
     def fit(labels: np.ndarray) -> np.ndarray:
         return np.asarray(classifier_fn().fit(inputs, labels).predict_proba(there))[:, 1]
