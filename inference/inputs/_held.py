@@ -32,7 +32,7 @@ def has_nan(x: PyTree) -> bool:
         return False
     length = max(1, _PART * np.shape(x)[0] // max(x.nbytes, 1)) if np.ndim(x) else 1
     parts = (x[i : i + length] for i in range(0, len(x), length)) if np.ndim(x) else (x,)
-    return any(bool(np.isnan(part).any()) for part in parts)
+    return any(bool(np.isnan(np.asarray(part)).any()) for part in parts)
 
 
 def is_real(x: PyTree) -> bool:

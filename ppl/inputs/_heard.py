@@ -150,7 +150,7 @@ class _LookupRead(_Nested):
 class _CastRead(_Nested):
     """One equation makes another whole number of NaN; of truth values both are tried."""
 
-    def __init__(self, closed: ClosedJaxpr, inputs: PyTree, cast: Cast, other: ArrayLike) -> None:
+    def __init__(self, closed: ClosedJaxpr, inputs: PyTree, cast: Cast, other: Array) -> None:
         super().__init__(closed, inputs)
         self.cast, self.other = cast, other
 

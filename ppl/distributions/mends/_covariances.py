@@ -108,7 +108,7 @@ def state_space(self: PyTree, value: ArrayLike) -> Array:
 @full_precision
 def circulant(self: PyTree, value: ArrayLike) -> Array:
     """Log-density of a circulant normal law; NaN where rounding of its row, if that is given, makes a nat of it."""
-    found = _of_circle(self, value)
+    found = jnp.asarray(_of_circle(self, value))
     if "covariance_row" not in vars(self):
         return found
     row, spectrum = jax.lax.stop_gradient((self.covariance_row, self.covariance_rfft))
