@@ -28,7 +28,7 @@ def has_whole_numbers(x: object) -> bool:
 
 def has_nan(x: PyTree) -> bool:
     """Whether it holds a NaN, looked for in parts, of which a file that is mapped into memory is read one at a time."""
-    if not is_real(x):
+    if not is_real(x) or not hasattr(x, "__array__"):  # shapes have a type, and no values
         return False
     length = max(1, _PART * np.shape(x)[0] // max(x.nbytes, 1)) if np.ndim(x) else 1
     parts = (x[i : i + length] for i in range(0, len(x), length)) if np.ndim(x) else (x,)

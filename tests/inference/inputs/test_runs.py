@@ -86,6 +86,12 @@ def test_nan_that_a_program_holds_or_reads_later_is_refused(fit):
         )  # fmt: skip
 
 
+def test_what_a_program_holds_may_have_a_type_and_no_values():
+    like = jax.ShapeDtypeStruct((4,), jnp.float32)
+    held = lambda y: model.fn(jnp.zeros(like.shape, int), y)
+    inference.smc(held, KEY, Y, num_particles=2)
+
+
 def test_nan_that_is_replaced_before_is_a_code():
     filled = lambda g, y: model.fn(jnp.where(jnp.isnan(g), 2, g), y)
     inference.smc(filled, KEY, UNKNOWN, Y, num_particles=2)
