@@ -24,6 +24,7 @@ from .._game import Game
 from .._mapped import map_keys
 from .._meshes import on_mesh, over_auto_axes
 from ..inputs import check_new, evidence_of
+from ._choose import choose_objective
 from ._fit_facts import AVERAGED, ENDS, StopReason, last_values, named_args
 from ._judgement import GuideWorth
 from .prediction import Posterior, predict_batches, predictive, tell_of_nan, weighted_draws
@@ -194,6 +195,7 @@ class Fit:
         gains = sign * self.history["value"][-window:].mean(0, dtype=float)
         return self.seed(int(np.argmax(np.where(np.isfinite(gains), gains, -np.inf))))
 
+    @checked_call
     def save(self, path: str | os.PathLike, *, data: bool = True) -> None:
         """Write the fit to one file, whole or not at all.
 
@@ -212,8 +214,9 @@ class Fit:
         save_fit(self, path, data=data)
 
     @classmethod
+    @checked_call
     def load(
-        cls, path: str | os.PathLike, objective: AbstractObjective, *, args: PyTree = None
+        cls, path: str | os.PathLike, objective: AbstractObjective | ModelFn, *, args: PyTree = None
     ) -> Fit:
         """Read what `save` wrote.
 
@@ -223,7 +226,7 @@ class Fit:
 
         Args:
             path: the file.
-            objective: as given to `fit`.
+            objective: as given to `fit`: an objective, or a model alone.
             args: arguments of the programs, a tuple or a dict, in place of those in the file.
 
         Returns:
@@ -235,7 +238,8 @@ class Fit:
             ValueError: the file is none of `save`, or has changed since; it belongs to another objective, each difference named;
                 it has no arguments and none are given.
         """
-        return load_fit(cls, path, objective, args)
+        choose = lambda model, args: choose_objective(model, args, may_be_prior=True).objective
+        return load_fit(cls, path, objective, args, choose)
 
     @over_auto_axes
     def posterior(
@@ -362,6 +366,7 @@ class Fit:
             model, guide, self.args, key, batches, num_samples, keep, batch_size, self.labels, mesh
         )
 
+    @checked_call
     def export(
         self,
         path: str | os.PathLike,

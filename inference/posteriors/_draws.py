@@ -114,6 +114,7 @@ class Draws:
             parts=Parts(batch_size, mesh),
         )  # fmt: skip
 
+    @checked_call
     def save(self, path: str | os.PathLike, *, data: bool = True) -> None:
         """Write the draws with their certificate to one file, whole or not at all: a NumPy archive without pickled objects.
 
@@ -128,6 +129,7 @@ class Draws:
         save_draws(self, path, data=data)
 
     @classmethod
+    @checked_call
     def load(cls, path: str | os.PathLike, model: ModelFn, *, args: PyTree = None) -> Draws:
         """Read what `save` wrote.
 

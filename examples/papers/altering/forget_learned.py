@@ -3,15 +3,16 @@
 What it shows: both are tilts of the model's own law, by log(1 - p(class | x)) and by log p(class | x), with the class's
 probability from a classifier of labelled images, or from a regression of the examples against draws of the model. As such a
 reward is at most 0, draws of the tilt are draws of the model that are kept with probability exp(reward): exact, and the floor for
-all else. Particles (`fkc` of the tilt) sample it without training; a copy of the network, or low-rank adapters on it, learn the
-kept draws. A judge trained on real images counts what is left of the class, and how far the rest is from real images.
+all else. Particles (`fkc` of the tilt) sample it without training; a classifier of noisy states, which learns what is kept,
+guides the model; a copy of the network, or low-rank adapters on it, are taught the guided score. A judge trained on real images
+counts what is left of the class, and how far the rest is from real images.
 
 Source: Malekmohammadi et al. 2023, arXiv:2309.14054 (adapt, then unlearn). Data: scikit-learn's digits.
 
-Expected: at least nine tenths of the class gone, the Frechet distance of the others within 15 % of the model's. A quarter is left
-by labels, and tuned copies lose quality; by examples alone more is left (docs/explain/reproduced.md). Perhaps two classifiers do
-not agree on draws of the model, and what tells real images from draws helps the regression more than the class does: neither was
-measured. Figures: docs/_data/figures, altering/forget_learned_labels and _examples. Run time: eight minutes on 2 CPU cores.
+Expected: at least nine tenths of the class gone, the Frechet distance of the others within 15 % of the model's: by labels kept
+draws, particles and guidance forget so much, copies three quarters; by examples alone more is left (docs/explain/reproduced.md).
+At strength 1 a quarter stays, of which the classifier is unsure. Figures: docs/_data/figures, altering/forget_learned_labels and
+_examples. Run time: eight minutes on 2 CPU cores.
 
     python examples/papers/altering/forget_learned.py [--smoke] [--label 3] [--by labels] [--out DIR] [--record]
 """

@@ -275,7 +275,7 @@ class Batches(Source):
         return *self._reader.place, rows, checksum(common)
 
     def _is_wider(self, arrays: list) -> bool:
-        """Whether integers of a batch are beyond those of all batches before it, to which they belong from now on."""
+        """Whether integers of a batch are beyond all before it, to which they belong from now on, or it has the first NaN."""
         found = [_range(array) for array in arrays]
         joined = [
             (min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(found, self._ranges, strict=True)
@@ -357,10 +357,12 @@ class Batches(Source):
 
 
 def _range(array: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest of the integers in an array; of other arrays what holds nothing."""
-    if array.dtype.kind not in "iu" or not np.size(array):
+    """The smallest and the largest of the integers in an array; of numbers with NaN everything, of others what holds nothing."""
+    if array.dtype.kind not in "iuf" or not np.size(array):
         return math.inf, -math.inf
     numbers = np.asarray(array)
+    if array.dtype.kind == "f":
+        return (-math.inf, math.inf) if np.isnan(numbers.min()) else (math.inf, -math.inf)
     return int(numbers.min()), int(numbers.max())
 
 
