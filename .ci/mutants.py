@@ -50,7 +50,7 @@ MUTANTS = (
     Mutant(
         "no alarm at moved null probabilities", "ppl/estimation/_estimate.py",
         "total = total + alarm(probabilities)", "del probabilities",
-        "ppl/estimation/test_unbiased_negative.py",
+        "ppl/checks/test_null_values.py",
     ),
     Mutant(
         "a recursion without late factors", "ppl/enumeration/_forward.py",

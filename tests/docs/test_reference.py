@@ -23,6 +23,8 @@ import lapilli.inference
 from lapilli.inference.particles.resampling import RESAMPLERS
 from lapilli.ppl.strategies._registry import STRATEGIES
 
+pytestmark = pytest.mark.docs
+
 HAND_WRITTEN = [
     f for f in DOCS.rglob("*.md") if f.relative_to(DOCS).parts[0] not in ("tables", "api")
 ]
