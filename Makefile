@@ -28,7 +28,7 @@ help:
 	@echo "make mutants    break the library in some lines, one by one, and see the fast tests fail"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make format     ruff: sort imports, mend what is safe to mend, format"
-	@echo "make docs       build the site into out/docs, offline, warnings are errors; run its pages"
+	@echo "make docs       build the site into out/docs, offline, warnings are errors; test its pages and run them"
 	@echo "make docs-outputs  run the pages in full and write the outputs that they show   (PAGES=howto/hmm)"
 	@echo "make bench      all benchmarks, one by one"
 	@echo "make lock       resolve requirements.lock anew"

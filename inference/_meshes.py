@@ -13,8 +13,11 @@ import functools
 from collections.abc import Callable
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jaxtyping import PyTree
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 from ..ppl._compat import is_concrete
 
@@ -46,14 +49,23 @@ _AUTO = {AxisType.Auto}
 
 
 def over_auto_axes[**P, R](fn: Callable[P, R]) -> Callable[P, R]:
-    """The function, which given `mesh=` runs with Auto axes whatever the mesh's own are, and whichever `jax.set_mesh` has set."""
+    """The function, which given `mesh=` runs with Auto axes whatever the mesh's own are, and whichever `jax.set_mesh` has set.
+
+    Raises:
+        TypeError: `mesh` is no mesh.
+    """
 
     @functools.wraps(fn)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        mesh = kwargs.get("mesh")
-        if not isinstance(mesh, Mesh):
+        mesh, name = kwargs.get("mesh"), fn.__name__
+        if mesh is None:
             return fn(*args, **kwargs)
-        with _no_mesh_around(fn.__name__):
+        if not isinstance(mesh, Mesh):
+            raise TypeError(
+                f"{name}: 'mesh' must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('particles',)); got "
+                f"{type(mesh).__name__}."
+            )
+        with _no_mesh_around(name):
             positional, named = untyped((args, {k: v for k, v in kwargs.items() if k != "mesh"}))
             return fn(*positional, **{**named, "mesh": with_auto_axes(mesh)})
 
@@ -77,3 +89,57 @@ def _no_mesh_around(name: str) -> contextlib.AbstractContextManager[object]:
             "axis_types=(jax.sharding.AxisType.Auto, ...)."
         )
     return contextlib.nullcontext()
+
+
+def over_devices(
+    fn: Callable[..., PyTree],
+    mesh: Mesh | None,
+    in_axes: tuple[int | None, ...],
+    out_axes: int | tuple[int, ...],
+) -> Callable[..., PyTree]:
+    """`fn`, of whose arguments each device takes its own part, without a word to the others; without a mesh, `fn` itself.
+
+    `in_axes` says for each argument which axis of its leaves is split, as for `jax.vmap`; None for what all devices have.
+    `out_axes` says it of results.
+    """
+    if mesh is None:
+        return fn
+    taken = tuple(_along(mesh, axis) for axis in in_axes)
+    is_one = isinstance(out_axes, int)
+    made = _along(mesh, out_axes) if is_one else tuple(_along(mesh, axis) for axis in out_axes)
+    return jax.shard_map(fn, mesh=mesh, in_specs=taken, out_specs=made, check_vma=False)
+
+
+def on_mesh(tree: PyTree, mesh: Mesh | None, axis: int | None = None) -> PyTree:
+    """The tree's arrays on the devices of the mesh: split along an axis, or held by all of them whole."""
+    if mesh is None:
+        return tree
+    there = NamedSharding(mesh, _along(mesh, axis))
+    return jax.tree.map(lambda x: placed(x, there), tree)
+
+
+def _along(mesh: Mesh, axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, mesh.axis_names)
+
+
+def placed(array: PyTree, sharding: NamedSharding) -> jax.Array:
+    """The array there.
+
+    Over several processes each hands over what its own devices hold, and none waits for another: a thread may do so.
+    """
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    is_here = getattr(array, "is_fully_addressable", True)
+    if sharding.is_fully_addressable or not is_here:
+        return jax.device_put(array, sharding)
+    if is_key:
+        data = placed(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    host = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def at_hand(array: Array) -> PyTree:
+    """The array, of which a process that holds only a part gets the rest from the others: all of them have to ask."""
+    if getattr(array, "is_fully_addressable", True):
+        return jnp.asarray(array)
+    return jnp.asarray(multihost_utils.process_allgather(array, tiled=True))

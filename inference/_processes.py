@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -49,34 +49,57 @@ def texts(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(found, sizes, strict=True)]
 
 
-def anywhere(flag: bool, is_shared: bool) -> bool:
-    """Whether the flag is set, in any process where the run is shared."""
-    return bool(gathered([flag]).any()) if is_shared else flag
-
-
 _MOST = 6  # numbers of a process about its data
 
 
-def agreed(numbers: Sequence[int] | None) -> None:
-    """Refuse, in all processes, data that do not go together; None says that this process has failed to read its own.
+def exchanged(numbers: Sequence[int] | None, what: str) -> np.ndarray:
+    """The numbers of all processes, [processes, at least so many], after two that are for `agreed`.
 
     Args:
-        numbers: of batches, then, of an iterable: its epoch, batches read of it, rows, values that all have.
+        numbers: at most six; None says that this process has failed, and its error is about to be raised.
+        what: all are doing, for the message.
 
     Raises:
-        ValueError: the numbers differ.
         RuntimeError: another process has failed.
     """
     own = [1, *([0] * _MOST)] if numbers is None else [0, len(numbers), *numbers]
     found = gathered([*own, *([0] * _MOST)][: _MOST + 2])
     failed = np.flatnonzero(found[:, 0]).tolist()
-    if numbers is None:
-        return
-    if failed:
+    if failed and numbers is not None:
         raise RuntimeError(
-            f"fit: the processes {failed} failed to read their data, for the reasons that they give, and the run of all ends. "
+            f"fit: the processes {failed} failed {what}, for the reasons that they give, and the run of all ends. "
             "Mend that and start all processes again; from a checkpoint, if there is one, they go on."
         )
+    return found
+
+
+_READING = "to read their data"
+
+
+def anywhere(ask: Callable[[], bool], what: str, is_shared: bool) -> bool:
+    """Whether it is so in any process where the run is shared; where it cannot be asked in one, the run of all ends."""
+    if not is_shared:
+        return ask()
+    try:
+        flag = ask()
+    except BaseException:
+        exchanged(None, what)
+        raise
+    return bool(exchanged([flag], what)[:, 2].any())
+
+
+def agreed(numbers: Sequence[int], what: str = _READING) -> None:
+    """Refuse, in all processes, data that do not go together.
+
+    Args:
+        numbers: of batches, then, of an iterable: its epoch, batches read of it, rows, values that all have.
+        what: all are doing, for the message.
+
+    Raises:
+        ValueError: the numbers differ.
+        RuntimeError: another process has failed.
+    """
+    found = exchanged(numbers, what)
     if (found == found[0]).all():
         return
     told = [f"process {p}: {_words(row[2 : 2 + row[1]].tolist())}" for p, row in enumerate(found)]
@@ -89,7 +112,7 @@ def agreed(numbers: Sequence[int] | None) -> None:
 
 
 @contextlib.contextmanager
-def together(is_shared: bool) -> Iterator[list[int]]:
+def together(is_shared: bool, what: str = _READING) -> Iterator[list[int]]:
     """What fails inside in one process of a run fails in all, which would wait for it else; no word goes around inside.
 
     The numbers of `agreed` may be put in the list meanwhile.
@@ -99,10 +122,10 @@ def together(is_shared: bool) -> Iterator[list[int]]:
         yield numbers
     except BaseException:
         if is_shared:
-            agreed(None)
+            exchanged(None, what)
         raise
     if is_shared:
-        agreed(numbers)
+        agreed(numbers, what)
 
 
 def _words(numbers: list[int]) -> str:

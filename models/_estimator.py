@@ -23,6 +23,7 @@ except ImportError as err:
 
 from ..inference import fit, fitting
 from ..inference.fitting.storage._archive import read, write
+from ..ppl._calls import checked_call
 from ..ppl._checks import is_integer
 
 
@@ -163,6 +164,7 @@ class StoredEstimator(BaseEstimator):
         self._leaves = [np.asarray(leaf) for leaf in leaves]
         return jax.tree.unflatten(treedef, self._leaves)
 
+    @checked_call
     def save(self, path: str | os.PathLike) -> None:
         """Write the fitted estimator to one file, whole or not at all: a NumPy archive without pickled objects.
 
@@ -189,6 +191,7 @@ class StoredEstimator(BaseEstimator):
         write(path, header, {**arrays, **{f"leaf{i}": x for i, x in enumerate(self._leaves)}})
 
     @classmethod
+    @checked_call
     def load(cls, path: str | os.PathLike) -> Self:
         """Read what `save` wrote.
 

@@ -355,10 +355,12 @@ def lines_of(eqn: Equation) -> list[tuple[str, int]]:
 
 
 def bind(eqn: PyTree, args: list[PyTree]) -> list[PyTree]:
-    """Run one jaxpr equation on `args`."""
+    """Run one jaxpr equation on `args`, under the names that it was traced under."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     subfuns, params = bound if isinstance(bound, tuple) else ((), bound)
-    outs = eqn.primitive.bind(*subfuns, *args, **params)
+    names = str(eqn.source_info.name_stack)
+    with jax.named_scope(names) if names else contextlib.nullcontext():
+        outs = eqn.primitive.bind(*subfuns, *args, **params)
     return outs if eqn.primitive.multiple_results else [outs]
 
 

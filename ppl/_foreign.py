@@ -68,9 +68,13 @@ def named_errors(recorder: Recorder, program: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_site(msg: Message) -> Iterator[None]:
-    """Re-raise an error of NumPyro's or JAX's at a sample statement (its draw, support, or density) with the site's name."""
+    """Around a sample statement (its draw, support, or density): what it computes is under the site's name in profiles.
+
+    An error of NumPyro's or JAX's is raised again with that name.
+    """
     try:
-        yield
+        with jax.named_scope(msg["name"]):
+            yield
     except _KINDS as err:
         if "Site '" in str(err) or _files(err)[-1].startswith(_OURS):
             raise

@@ -36,6 +36,8 @@ def _validate_args(self: dist.Distribution, strict: bool = True) -> None:
         if isinstance(value, jax.Array) and not (
             is_traced or jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         ):
+            if not (value.is_fully_addressable or value.is_fully_replicated):
+                continue  # parts of it are on devices of other processes
             value = np.asarray(value)
         with contextlib.nullcontext() if is_traced else jax.ensure_compile_time_eval():
             is_valid = constraint(value)

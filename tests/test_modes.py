@@ -123,20 +123,25 @@ def test_small_programs_run_and_give_the_same(mode):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.slow_for("checking_leaks")  # ten times the other modes
-@pytest.mark.parametrize("mode", MODES | SLOWER)
-def test_bounds_and_their_gradients_in_each_mode(mode):
+def bounds():
+    """Values and gradients of a bound, and of a chain that is integrated out."""
     level = ppl.eliminate(drift, "level")
     bound = inference.elbo(line, line_guide)
     params = {"loc": jnp.float32(0.1), "scale": jnp.float32(-0.1)}
+    moved = lambda m: level.log_density({}, m + SERIES[:3])
+    found = bound.value_and_grad(params, jax.random.key(0), X[:4], Y[:4])
+    return arrays((found, jax.value_and_grad(moved)(0.1)))
 
-    def run():
-        moved = lambda m: level.log_density({}, m + SERIES[:3])
-        found = bound.value_and_grad(params, jax.random.key(0), X[:4], Y[:4])
-        return arrays((found, jax.value_and_grad(moved)(0.1)))
 
-    expected = run()
+@pytest.fixture(scope="module")
+def expected():
+    return bounds()
+
+
+@pytest.mark.slow_for("checking_leaks")  # ten times the other modes
+@pytest.mark.parametrize("mode", MODES | SLOWER)
+def test_bounds_and_their_gradients_in_each_mode(mode, expected):
     with (MODES | SLOWER)[mode]():
-        found = run()
+        found = bounds()
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)

@@ -54,3 +54,4 @@ def test_what_a_mutant_breaks_stands_once_in_its_file(mutant):
     text = (ROOT / mutant.file).read_text()
     assert text.count(mutant.old) == 1
     compile(text.replace(mutant.old, mutant.new), mutant.file, "exec")
+    assert (ROOT / "tests" / mutant.seen_by).is_file()

@@ -1,23 +1,32 @@
 """Question: what do a training step and a draw of flow matching cost beside JAX by hand, and is what is learned as good?
 
 torchcfm's recipe for points of the plane, 8 Gaussians to moons (same network: three hidden layers of 64, SELU; Adam at 1e-3,
-batches of 256, 20,000 steps), once through `paths.flow_matching` and once written out in JAX, with its constant noise of 0.1 on
-x_t that the library's straight path has not. One process, interleaved: the median of paired ratios of processor times, of a
-gradient with its draws and of 100 Euler steps for 1,000 points. Quality, in three seeds: W2 between 2,000 points that a flow has
-carried and as many of the moons, beside two samples of the moons; the same with the assignment of each batch (`transport`), if
-`--transport` asks for it.
+batches of 256, 20,000 steps), through `paths.flow_matching`, with random pairs and with the assignment of each batch; written
+out in JAX, with and without its constant noise of 0.1 on x_t, which the library's straight path has not; and by torchcfm itself,
+in an environment of its own (_peers/flow_matching_torchcfm.py), on the same rows.
+
+Cost: one process, interleaved, the median of paired ratios of processor times, of 20 steps of training in a compiled loop and of
+100 Euler steps for 1,000 points; beside them what the compiled step counts, its operations on floats and its instructions.
+Quality: distances between 2,000 points that a flow has carried and as many of the moons, beside two samples of the moons: W2, and
+the squared sliced Wasserstein distance.
 
 Published for these two sets: W2 0.120 +- 0.045 for random pairs and 0.050 +- 0.040 for optimal transport with an adaptive solver,
 ten runs (Cheng and Schwing 2025, arXiv:2503.10636, figure 1), of samples of another size.
 
-usage: python benchmarks/models/flow_matching.py [--repeats 60] [--num-steps 20000] [--seeds 3] [--transport] [--record]
+usage: python benchmarks/models/flow_matching.py cost [--repeats 60] [--record]
+       python benchmarks/models/flow_matching.py quality [--num-steps 20000] [--seeds 3] [--torchcfm PYTHON] [--record]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +39,17 @@ import ot
 from sklearn.datasets import make_moons
 
 from lapilli import inference
+from lapilli.inference import evaluation
 from lapilli.models import paths
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from _common import interleaved, paired, parsed, record_figure, with_intervals
+from _intervals import interval
 
-BATCH, ROWS, POINTS = 256, 50_000, 2_000
+BATCH, ROWS, POINTS, EULER = 256, 50_000, 2_000, 100
+PEER = Path(__file__).resolve().parents[1] / "_peers" / "flow_matching_torchcfm.py"
+
+type Gradient = Callable[[Any, jax.Array], Any]
 
 
 class Plane(eqx.Module):
@@ -73,23 +87,28 @@ def loss_by_hand(
     return 0.5 * jnp.sum((jax.vmap(network)(x, t) - (x1 - x0)) ** 2)
 
 
-@eqx.filter_jit
-def train_by_hand(
-    network: Plane, key: jax.Array, start: jax.Array, end: jax.Array, num_steps: int, noise: float
-) -> Plane:
-    optimizer = optax.adam(1e-3)
-    arrays = eqx.filter(network, eqx.is_inexact_array)
-    rest = eqx.filter(network, eqx.is_inexact_array, inverse=True)
-    whole = lambda part: eqx.combine(part, rest)
+def by_hand(network: Plane, start: jax.Array, end: jax.Array, noise: float) -> tuple[Any, Gradient]:
+    """Parameters, and the gradient of the loss in them."""
+    arrays, rest = eqx.partition(network, eqx.is_inexact_array)
+    loss = lambda part, key: loss_by_hand(eqx.combine(part, rest), key, start, end, noise)
+    return arrays, jax.grad(loss)
 
-    def of_arrays(carry: Any, key: jax.Array) -> tuple[Any, None]:
+
+def trainer(gradient: Gradient, num_steps: int) -> Gradient:
+    """(parameters, key) -> parameters after some steps of Adam."""
+    optimizer = optax.adam(1e-3)
+
+    def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
         part, state = carry
-        grads = jax.grad(lambda p: loss_by_hand(whole(p), key, start, end, noise))(part)
-        updates, state = optimizer.update(grads, state)
+        updates, state = optimizer.update(gradient(part, key), state)
         return (optax.apply_updates(part, updates), state), None
 
-    carry = arrays, optimizer.init(arrays)
-    return jax.lax.scan(of_arrays, carry, jax.random.split(key, num_steps))[0][0]
+    @jax.jit
+    def train(part: Any, key: jax.Array) -> Any:
+        keys = jax.random.split(key, num_steps)
+        return jax.lax.scan(step, (part, optimizer.init(part)), keys)[0][0]
+
+    return train
 
 
 def draw_by_hand(network: Plane, x: jax.Array, num_steps: int) -> jax.Array:
@@ -100,44 +119,58 @@ def draw_by_hand(network: Plane, x: jax.Array, num_steps: int) -> jax.Array:
     return jax.lax.scan(step, x, jnp.arange(num_steps))[0]
 
 
-def times(repeats: int) -> dict[str, Any]:
-    """Ratios of a gradient and of a draw to those by hand."""
-    network, rng = Plane(jax.random.key(0)), np.random.default_rng(0)
+def counted(gradient: Gradient, params: Any, key: jax.Array) -> dict[str, float]:
+    """Operations on floats and instructions of a compiled gradient."""
+    compiled = jax.jit(gradient).lower(params, key).compile()
+    found: Any = compiled.cost_analysis()
+    instructions = len(re.findall(r"^ +(?:ROOT )?%?\S+ = ", compiled.as_text() or "", re.M))
+    return {"operations": float(found["flops"]), "instructions": instructions}
+
+
+def cost(options: argparse.Namespace) -> None:
+    network, rng, key = Plane(jax.random.key(0)), np.random.default_rng(0), jax.random.key(1)
     start, end = jnp.asarray(gaussians(rng, ROWS)), jnp.asarray(moons(0, ROWS))
     objective = paths.flow_matching(
         network, paths.linear(), start, batch_size=BATCH, drop_context=0.0
     )
-    key = jax.random.key(1)
     params = objective.init(key, end)
-    ours = jax.jit(lambda key: objective.value_and_grad(params, key, end))
-    arrays, rest = eqx.partition(network, eqx.is_inexact_array)
-    hand = jax.jit(
-        jax.value_and_grad(lambda p, k: loss_by_hand(eqx.combine(p, rest), k, start, end, 0.0))
+    ours: Gradient = lambda params, key: objective.value_and_grad(params, key, end)[1]
+    arrays, hand = by_hand(network, start, end, 0.0)
+    many = lambda f, p: jax.vmap(f, (None, 0))(p, jax.random.split(key, 200))
+    up, down = (
+        np.concatenate([np.ravel(np.mean(x, 0)) for x in jax.tree.leaves(many(f, p))])
+        for f, p in ((ours, params), (hand, arrays))
     )
+    assert np.linalg.norm(up + down) < 0.1 * np.linalg.norm(down)  # a value and a loss
     field, points = paths.from_network(network, paths.linear()), start[:1000]
-    draw = jax.jit(lambda x: paths.diffuse(field, key, x, noise=0.0, num_steps=100))
-    own = jax.jit(lambda x: draw_by_hand(network, x, 100))
+    draw = jax.jit(lambda x: paths.diffuse(field, key, x, noise=0.0, num_steps=EULER))
+    own = jax.jit(lambda x: draw_by_hand(network, x, EULER))
     np.testing.assert_allclose(draw(points), own(points), rtol=1e-3, atol=1e-3)
-    means = [
-        np.mean([float(f(jax.random.key(i))[0]) for i in range(50)])
-        for f in (ours, lambda k: hand(arrays, k))
-    ]
-    constant = 0.5 * 2 * BATCH * np.log(2 * np.pi)
-    assert abs(-means[0] - constant - means[1]) < 0.05 * means[1], means
-    found = {}
+    step, own_step = trainer(ours, 20), trainer(hand, 20)
+    keys = [jax.random.fold_in(key, i) for i in range(options.repeats + 2)]
     pairs = {
-        "gradient": (lambda i: [ours(jax.random.fold_in(key, 20 * i + j)) for j in range(20)],
-                     lambda i: [hand(arrays, jax.random.fold_in(key, 20 * i + j)) for j in range(20)]),
+        "training step": (lambda i: step(params, keys[i]), lambda i: own_step(arrays, keys[i])),
         "draw of 1,000 points": (lambda i: draw(points + i), lambda i: own(points + i)),
-    }  # fmt: skip
-    for name, (lapilli, by_hand) in pairs.items():
+    }
+    found = {}
+    for name, (lapilli, hand_run) in pairs.items():
         steady = interleaved(
-            {"lapilli": lapilli, "by hand": by_hand}, repeats, clock=time.process_time
+            {"lapilli": lapilli, "by hand": hand_run}, options.repeats, clock=time.process_time
         ).steady
         found[name] = paired(steady["lapilli"], steady["by hand"])
         print(f"{name:<22} {1e3 * np.median(steady['lapilli']):7.2f} ms, by hand {1e3 * np.median(steady['by hand']):7.2f} ms, "
               f"ratio {found[name]:.3f}")  # fmt: skip
-    return found
+    counts = counted(ours, params, key), counted(hand, arrays, key)
+    print(f"a gradient counts {counts[0]}, by hand {counts[1]}")
+    if options.record:
+        fields = with_intervals(found)
+        fields["value"] |= {f"{n} of a gradient": counts[0][n] / counts[1][n] for n in counts[0]}
+        record_figure(
+            "diffusion/flow_matching_speed",
+            what="20 steps of flow matching, and 100 Euler steps of 1,000 points, beside JAX by hand: processor time, median of "
+            "paired ratios, and ratios of counts in the compiled gradient; spread: half of a 95% interval",
+            measures=["models/paths"], **fields,
+        )  # fmt: skip
 
 
 def w2(one: Any, other: Any) -> float:
@@ -154,61 +187,81 @@ def w2(one: Any, other: Any) -> float:
     )
 
 
-def quality(num_steps: int, seed: int, has_transport: bool) -> dict[str, float]:
-    """W2 to moons of what flows carry there, 100 Euler steps."""
+def learned(num_steps: int, seed: int, python: str | None) -> dict[str, float]:
+    """Distances from moons of what flows of one seed carry there."""
     rng, keys = np.random.default_rng(seed), jax.random.split(jax.random.key(seed), 2)
-    start, end = jnp.asarray(gaussians(rng, ROWS)), jnp.asarray(moons(seed, ROWS))
+    rows = {"start": gaussians(rng, ROWS), "end": moons(seed, ROWS)}
+    start, end = (jnp.asarray(x) for x in rows.values())
     x, truth, other = gaussians(rng, POINTS), moons(seed + 1000, POINTS), moons(seed + 2000, POINTS)
-    network = Plane(keys[0])
+    network, path = Plane(keys[0]), paths.linear()
     rest = eqx.filter(network, eqx.is_inexact_array, inverse=True)
-    found = {"two samples of moons": w2(other, truth)}
-    couplings = {"lapilli": paths.independent} | (
-        {"lapilli, transport": paths.transport} if has_transport else {}
-    )
-    for name, coupling in couplings.items():
+    carried: dict[str, Any] = {"two samples of moons": other}
+    for name, coupling in {"": paths.independent, ", transport": paths.transport}.items():
         objective = paths.flow_matching(
-            network, paths.linear(), start, coupling=coupling, batch_size=BATCH, drop_context=0.0
+            network, path, start, coupling=coupling, batch_size=BATCH, drop_context=0.0
         )
         fit = inference.fit(
             objective, optax.adam(1e-3), (end,), num_steps=num_steps, key=keys[1], progress=False
         )
-        field = paths.from_network(network, paths.linear(), params=fit.params)
-        found[name] = w2(
-            paths.diffuse(field, keys[1], jnp.asarray(x), noise=0.0, num_steps=100), truth
+        field = paths.from_network(network, path, params=fit.params)
+        carried[f"lapilli{name}"] = paths.diffuse(
+            field, keys[1], jnp.asarray(x), noise=0.0, num_steps=EULER
         )
     for noise in (0.0, 0.1):
-        trained = eqx.combine(train_by_hand(network, keys[1], start, end, num_steps, noise), rest)
-        found[f"by hand, noise {noise}"] = w2(draw_by_hand(trained, jnp.asarray(x), 100), truth)
+        arrays, gradient = by_hand(network, start, end, noise)
+        trained = eqx.combine(trainer(gradient, num_steps)(arrays, keys[1]), rest)
+        carried[f"by hand, noise {noise:g}"] = draw_by_hand(trained, jnp.asarray(x), EULER)
+    if python:
+        carried |= by_torchcfm(python, rows | {"points": x, "seed": seed, "num_steps": num_steps, "batch": BATCH})  # fmt: skip
+    found = {f"W2, {name}": w2(points, truth) for name, points in carried.items()}
+    for name, points in carried.items():
+        sliced = evaluation.sliced_wasserstein(truth, np.asarray(points), jax.random.key(0))
+        found[f"sliced, {name}"] = sliced.value
     return found
+
+
+def by_torchcfm(python: str, problem: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Points that torchcfm's flows have carried, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / f"{name}.npz") for name in ("problem", "answer")]
+        np.savez(files[0], **problem)
+        subprocess.run([os.path.abspath(python), str(PEER), *files], check=True)
+        answer = dict(np.load(files[1]))
+    return {name.removesuffix(".points"): x for name, x in answer.items() if x.ndim}
+
+
+def quality(options: argparse.Namespace) -> None:
+    rows = []
+    for seed in range(options.seeds):
+        rows.append(learned(options.num_steps, seed, options.torchcfm))
+        print(f"seed {seed}: {rows[-1]}", flush=True)
+    values = {name: interval(np.array([row[name] for row in rows])) for name in rows[0]}
+    for name, (mean, half) in values.items():
+        print(f"{name:<32} {mean:.3f} ± {half:.3f}")
+    if options.record:
+        record_figure(
+            "diffusion/flow_matching_plane",
+            what="8 Gaussians carried to moons by torchcfm's recipe: W2 of 2,000 points, and squared sliced distance; spread: "
+            "half of the 95 % t interval over seeds",
+            value={name: mean for name, (mean, _) in values.items()},
+            spread={name: half for name, (_, half) in values.items()},
+            seeds=f"0 to {options.seeds - 1}", measures=["models/paths", "benchmarks/_peers/flow_matching_torchcfm.py"],
+            claim="W2 0.120 ± 0.045; 0.050 ± 0.040 by transport", claimed_by="Cheng and Schwing 2025, arXiv:2503.10636, figure 1",
+        )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Flow matching of the plane.")
+    parser.add_argument("part", choices=PARTS, nargs="?", default="cost")
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--num-steps", type=int, default=20_000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--transport", action="store_true")
+    parser.add_argument("--torchcfm", metavar="PYTHON", help="that of an environment with torchcfm")
     options = parsed(parser)
-    ratios = times(options.repeats)
-    rows = [quality(options.num_steps, seed, options.transport) for seed in range(options.seeds)]
-    values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    for name, v in values.items():
-        print(f"W2 {name:<24} {v.mean():.3f} ± {v.std(ddof=1):.3f}  {np.round(v, 3)}")
-    if options.record:
-        record_figure(
-            "diffusion/flow_matching_speed",
-            what="a gradient of flow matching, and 100 Euler steps of 1,000 points, beside JAX by hand, processor time, median "
-            "of paired ratios; spread: half of its 95% interval",
-            measures=["models/paths"], **with_intervals(ratios),
-        )  # fmt: skip
-        record_figure(
-            "diffusion/flow_matching_plane",
-            what="8 Gaussians carried to moons by torchcfm's recipe, W2 of 2,000 points; spread: standard deviation over seeds",
-            value={name: v.mean() for name, v in values.items()}, spread={name: v.std(ddof=1) for name, v in values.items()},
-            seeds=f"0 to {options.seeds - 1}", measures=["models/paths"],
-            claim="0.120 ± 0.045; 0.050 ± 0.040 by transport", claimed_by="Cheng and Schwing 2025, arXiv:2503.10636, figure 1",
-        )  # fmt: skip
+    PARTS[options.part](options)
 
+
+PARTS = {"cost": cost, "quality": quality}
 
 if __name__ == "__main__":
     main()

@@ -12,6 +12,7 @@ from ...ppl._calls import checked_call
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._types import Key
+from .._digits import unknown_digits
 from ._pareto import pareto_smoothed
 
 # Ratios of weights within 0.1% of each other: a Pareto fit would see rounding only.
@@ -110,22 +111,6 @@ def importance_diagnostics(
         log_evidence_std_error=float(np.sqrt(np.maximum(1 / ess - 1 / size, 0.0))),
         elbo=float(lw.mean()),
         smoothed_log_weights=smoothed,
-    )
-
-
-def unknown_digits(log_weights: PyTree) -> str | None:
-    """What rounding leaves unknown of log-weights, in words; None where it is less than a nat."""
-    found = np.asarray(log_weights)
-    is_number = np.isfinite(found)
-    if not np.issubdtype(found.dtype, np.floating) or not is_number.any():
-        return None
-    largest = np.abs(found[is_number]).max()
-    if not np.spacing(largest) >= 1.0:
-        return None
-    return (
-        f"The log-weights are as large as {largest:.3g}, which {found.dtype} knows to {np.spacing(largest):.2g} nats: what the "
-        "draws are worth cannot be told. A log-density that grows without bound has no posterior: look at its factors. Else turn "
-        "on double precision, jax.config.update('jax_enable_x64', True)."
     )
 
 

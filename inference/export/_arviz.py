@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ... import ppl
@@ -16,6 +17,7 @@ from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
 from ...ppl.language import labelled_as
+from .._meshes import over_auto_axes
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
 from ..inputs import evidence_of
@@ -23,7 +25,8 @@ from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
 from ._arviz_source import PARTICLES, ArvizSource, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
-from ._draws import describe, draw_prior, replay
+from ._draws import Description, describe, draw_prior, replay
+from ._zarr import check_zarr, is_zarr, write_blocks
 
 if TYPE_CHECKING:
     import xarray
@@ -37,9 +40,11 @@ _COMPUTED = (
     "observed_data",
 )
 _ASKED = ("log_predictive",)  # computed only if asked for
+_BATCHES = 10  # of draws, in memory at a time where they go to a folder
 _NEED_KEY = frozenset({"posterior_predictive", "prior", "prior_predictive"})
 
 
+@over_auto_axes
 @checked_call
 def to_arviz(
     result: object,
@@ -56,6 +61,7 @@ def to_arviz(
     dims: Mapping[str, Sequence[str]] | None = None,
     constant_data: Mapping[str, object] | None = None,
     batch_size: int = 100,
+    mesh: Mesh | None = None,
     path: str | os.PathLike | None = None,
 ) -> xarray.DataTree:
     """Put a result into an `xarray.DataTree` for ArviZ: summaries, plots, leave-one-out, netCDF.
@@ -100,8 +106,10 @@ def to_arviz(
         coords: axis name -> labels.
         dims: site -> names of all its axes, or of those that have no name.
         constant_data: name -> array.
-        batch_size: draws on the device at a time, at most; fewer where the arguments are large (64 MB in all).
-        path: also write the tree to this netCDF file.
+        batch_size: draws on a device at a time, at most; fewer where the arguments are large (64 MB in all).
+        mesh: devices over which all that is computed for each draw is split; the same numbers, to rounding.
+        path: also write the tree to this netCDF file; or, where it ends in ".zarr", to a new Zarr folder, of which only some
+            batches of draws are in memory at a time, and the returned tree reads it as it is asked. The numbers are the same.
 
     Returns:
         The tree. Booleans become integers, whose quantiles ArviZ can take; "/" in a name becomes ".". A site with
@@ -112,7 +120,7 @@ def to_arviz(
         TypeError: the result is of no known kind.
         ValueError: an argument is missing or impossible, draws and model do not match, a plate is subsampled, or k-hat is
             above its threshold with resample="psis".
-        ImportError: ArviZ, or with `path` a netCDF library, is missing.
+        ImportError: ArviZ, or with `path` a library for netCDF or Zarr, is missing.
 
     Validity:
         Draws of a fit are from q, not from the posterior; `importance_diagnostics` tells how far they can be taken for
@@ -134,26 +142,100 @@ def to_arviz(
         args = labelled_as(getattr(result, "labels", {}), args, program)
     base = arviz_base()
     if path is not None:
-        check_netcdf()
         if not os.fspath(path):
             raise ValueError("to_arviz: path is empty. Name a file, e.g. path='fit.nc'.")
+        check_zarr(path) if is_zarr(path) else check_netcdf()
+        if is_zarr(path) and is_mcmc(result):
+            raise ValueError(
+                "to_arviz: a path that ends in '.zarr' writes draws in blocks, and ArviZ reads those of a NumPyro MCMC whole. "
+                "Pass mcmc.get_samples() with model=, or name a netCDF file."
+            )
     _check_options(result, num_samples, batch_size, group, resample, groups, log_weights, model)
     keys = _split(key)
-    source = make_source(result, keys, num_samples, args, model, log_weights, batch_size)
-    diagnostics = None if source.log_weights is None else importance_diagnostics(source.log_weights)
-    if resample == "psis":
-        source = _resampled(source, diagnostics, keys)
-    wanted = _wanted(groups, group, source, keys)
-    content = _content(source, wanted, group, keys, num_samples, batch_size)
-    content.data["constant_data"] = dict(constant_data or {})
-    if diagnostics is not None:
-        content.attrs["sample_stats"] = _attributes(diagnostics)
-        if (text := evidence_of(source.model, source.args)) is not None:
-            content.attrs["sample_stats"]["evidence"] = text
-    tree = build_tree(base, content, coords or {}, dims or {})
+    asked = Asked(group, groups, num_samples, batch_size, mesh, keys, dict(constant_data or {}))
+    read = lambda rows: make_source(
+        result, keys, num_samples, args, model, log_weights, batch_size, mesh, rows
+    )
+    tree_of = lambda content: build_tree(base, content, coords or {}, dims or {})
+    if path is not None and is_zarr(path):
+        return _in_blocks(path, read, asked, resample == "psis", tree_of)
+    source = read(slice(None))
+    content = _content(_weighed(source, asked, resample == "psis"), asked)
+    tree = tree_of(content)
     if path is not None:
         tree.to_netcdf(path)
     return tree
+
+
+class Asked(NamedTuple):
+    """What `to_arviz` is to compute; its arguments, but for `keys`, one for each use."""
+
+    group: Literal["posterior", "prior"]
+    groups: Collection[str] | None
+    num_samples: int
+    batch_size: int
+    mesh: Mesh | None
+    keys: dict[str, Key] | None
+    constant_data: dict[str, object]
+
+
+class DrawBlock(NamedTuple):
+    """Some draws of each chain.
+
+    Attributes:
+        rows: which.
+        num_draws: of each chain, in all blocks.
+        sites: what is known of the model's sites, where that is the same for all blocks.
+        cells: that count in the blocks before, see `Content`.
+    """
+
+    rows: slice
+    num_draws: int
+    sites: Description | None = None
+    cells: dict[str, np.ndarray] | None = None
+
+
+def _in_blocks(
+    path: str | os.PathLike,
+    read: Callable[[slice], ArvizSource],
+    asked: Asked,
+    is_resampled: bool,
+    tree_of: Callable[[Content], xarray.DataTree],
+) -> xarray.DataTree:
+    """The tree in a Zarr folder, of which some batches of draws are in memory at a time."""
+    size = _BATCHES * asked.batch_size * (1 if asked.mesh is None else asked.mesh.size)
+    first = read(slice(0, size))
+    whole = first if first.is_whole else read(slice(None)) if is_resampled else None
+    whole = None if whole is None else _weighed(whole, asked, is_resampled)
+    num_draws = asked.num_samples if whole is None else whole.num_draws
+    weights: list[np.ndarray] = []
+
+    def trees() -> Iterator[xarray.DataTree]:
+        block = DrawBlock(slice(0, 0), num_draws)
+        for start in range(0, num_draws, size):
+            rows = slice(start, min(start + size, num_draws))
+            source = (first if start == 0 else read(rows)) if whole is None else whole.of(rows)
+            if whole is None and source.log_weights is not None:
+                weights.append(source.log_weights)
+            sites = block.sites or _described(source, asked)
+            content = _content(source, asked, DrawBlock(rows, num_draws, sites, block.cells))
+            block = DrawBlock(rows, num_draws, sites, content.cells)
+            yield tree_of(content)
+
+    def late() -> dict[str, float | str]:
+        if not weights:
+            return {}
+        return _attributes(importance_diagnostics(np.concatenate(weights)), first)
+
+    return write_blocks(path, trees(), late)
+
+
+def _weighed(source: ArvizSource, asked: Asked, is_resampled: bool) -> ArvizSource:
+    """The draws with what their weights say, or drawn anew by them."""
+    found = None if source.log_weights is None else importance_diagnostics(source.log_weights)
+    attrs = {} if found is None else _attributes(found, source)
+    source = _resampled(source, found, asked.keys) if is_resampled else source
+    return dataclasses.replace(source, weighing=attrs)
 
 
 def _split(key: Key | None) -> dict[str, jax.Array] | None:
@@ -210,60 +292,94 @@ def _wanted(
     return frozenset(possible - set(_ASKED) if groups is None else groups)
 
 
-def _content(
-    source: ArvizSource,
-    wanted: frozenset[str],
-    group: str,
-    keys: dict[str, Key] | None,
-    num_samples: int,
-    batch_size: int,
-) -> Content:
+def _described(source: ArvizSource, asked: Asked) -> Description | None:
+    """What is known of the model's sites; None without a model."""
+    if source.model is None:
+        return None
+    return describe(source.model, _replay_key(asked), source.choices, source.args)
+
+
+def _replay_key(asked: Asked) -> Key:
+    # Without a key every latent site is given, and nothing is left to draw.
+    return jax.random.key(0) if asked.keys is None else asked.keys["replay"]
+
+
+def _content(source: ArvizSource, asked: Asked, block: DrawBlock | None = None) -> Content:
     """Everything that goes into the tree; runs the model where there is one."""
+    block = block or DrawBlock(slice(None), source.num_draws, _described(source, asked))
+    group, keys, sites = asked.group, asked.keys, block.sites
+    wanted = _wanted(asked.groups, group, source, keys)
     origin = source.origin + (", not weighted" if source.log_weights is not None else "")
     attrs: dict[str, dict[str, Any]] = {group: {"draws": origin, **source.attrs}}
     if source.no_weight:
         attrs[group]["log_weight"] = f"undefined: {source.no_weight}"
     values, given, found = source.choices, source.given, source.content
-    if source.model is not None:
-        # Without a key every latent site is given, and nothing is left to draw.
-        key = jax.random.key(0) if keys is None else keys["replay"]
-        sites = describe(source.model, key, values, source.args)
+    if source.model is not None and sites is not None:
         if sites.no_likelihood and group == "posterior":
             attrs[group]["log_likelihood"] = f"none: {sites.no_likelihood}"
         values = {name: values[name] for name in sites.latents}
-        given = replay(source.model, key, values, source.args, _replayed(wanted, group), batch_size)
+        draw_keys = jax.random.split(_replay_key(asked), source.num_chains * block.num_draws)
+        own = draw_keys.reshape(source.num_chains, -1)[:, block.rows].ravel()
+        given = replay(
+            source.model, own, values, source.args, _replayed(wanted, group), asked.batch_size, asked.mesh
+        )  # fmt: skip
         given["deterministic"] = {
             **source.given.get("deterministic", {}), **given["deterministic"]
         }  # fmt: skip
         if group == "prior":
             given["prior_predictive"] = given.pop("posterior_predictive", {})
         elif keys is not None and wanted & {"prior", "prior_predictive"}:
-            given |= draw_prior(source.model, keys["prior"], num_samples, source.args, batch_size)
+            prior = jax.random.split(keys["prior"], asked.num_samples)[_rows_of_prior(block)]
+            if len(prior):
+                given |= draw_prior(source.model, prior, source.args, asked.batch_size, asked.mesh)
         found = Content(
             data={"observed_data": sites.observed},
             sites={**source.content.sites, **sites.sites},
-            cells={**_left_out(given.get("log_likelihood", {}), sites.sites), **sites.cells},
-        )
+            cells={**_left_out(given.get("log_likelihood", {}), sites.sites, block.cells), **sites.cells},
+        )  # fmt: skip
     draws = {g: by_site for g, by_site in given.items() if g in wanted}
     if "log_predictive" in draws:
         attrs["log_predictive"] = {"what": _ONE_STEP}
     draws[group] = {**values, **given.get("deterministic", {})}
     draws["sample_stats"] = source.stats
+    attrs["sample_stats"] = source.weighing
+    data = {g: by_site for g, by_site in found.data.items() if g in wanted}
     return dataclasses.replace(
         found,
         draws=draws,
-        data={g: by_site for g, by_site in found.data.items() if g in wanted},
+        data=data | {"constant_data": asked.constant_data},
         attrs=attrs,
         num_chains=source.num_chains,
         mcmc=source.mcmc,
     )
 
 
+def _rows_of_prior(block: DrawBlock) -> slice:
+    """As many draws of the prior as a block has; the last one has those that are left."""
+    is_last = block.rows.stop in (None, block.num_draws)
+    return slice(block.rows.start, None if is_last else block.rows.stop)
+
+
 def _left_out(
-    log_probs: Mapping[str, np.ndarray], sites: Mapping[str, ppl.SiteInfo]
+    log_probs: Mapping[str, np.ndarray],
+    sites: Mapping[str, ppl.SiteInfo],
+    before: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The cells of observations that count, where a mask leaves some out: these have a log-probability of 0 in all draws."""
+    """The cells of observations that count, where a mask leaves some out: these have a log-probability of 0 in all draws.
+
+    In a later block they are those of the blocks `before`.
+    """
     counts = {n: (x != 0).any(0) for n, x in log_probs.items() if sites[n].is_masked}
+    if before is None:
+        return {n: x for n, x in counts.items() if not x.all()}
+    for name, cells in counts.items():
+        counting = before.get(name, np.ones_like(cells))
+        if (cells & ~counting).any():
+            raise ValueError(
+                f"to_arviz: cells of site '{name}' have a log-probability of 0 in all draws of the blocks before, as if a mask "
+                "left them out, and others now. Write a netCDF file, of all draws at once, or larger blocks (batch_size=)."
+            )
+        counts[name] = counting
     return {n: x for n, x in counts.items() if not x.all()}
 
 
@@ -276,10 +392,13 @@ def _replayed(wanted: frozenset[str], group: str) -> frozenset[str]:
     return frozenset({"posterior_predictive"} if "prior_predictive" in wanted else ())
 
 
-def _attributes(diagnostics: ImportanceDiagnostics) -> dict[str, float | str]:
+def _attributes(diagnostics: ImportanceDiagnostics, source: ArvizSource) -> dict[str, float | str]:
+    """What weights say, and what the evidence is that they estimate."""
     names = {"k_hat": "pareto_k", "k_threshold": "pareto_k_threshold"}
     fields = ("k_hat", "k_threshold", "ess", "log_evidence", "log_evidence_std_error", "elbo")
-    return {names.get(field, field): getattr(diagnostics, field) for field in fields}
+    found = {names.get(field, field): getattr(diagnostics, field) for field in fields}
+    text = evidence_of(source.model, source.args)
+    return found if text is None else found | {"evidence": text}
 
 
 def _check_options(

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ... import ppl
 from ...ppl._compat import mcmc_arguments
 from ...ppl._data import named_data
 from ...ppl._types import Key, ModelFn
+from .._meshes import on_mesh
 from ..fitting import Fit, Posterior
 from ..fitting.prediction import check_rows, is_of_fit
 from ..particles.diagnostics import evidence_variance
@@ -49,6 +51,8 @@ class ArvizSource:
         num_chains: chains that the axis S is made of, outermost.
         mcmc: the MCMC whose statistics ArviZ shall read.
         attrs: further attributes of the draws' group.
+        weighing: what the weights say, attributes of "sample_stats".
+        is_whole: whether these are all draws that there are; of a fit more can be made.
     """
 
     choices: dict[str, Any]
@@ -62,16 +66,34 @@ class ArvizSource:
     num_chains: int = 1
     mcmc: Any = None
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weighing: dict[str, Any] = dataclasses.field(default_factory=dict)
+    is_whole: bool = True
+
+    @property
+    def num_draws(self) -> int:
+        """Of each chain."""
+        return len(next(iter(self.choices.values()), ())) // self.num_chains
+
+    def of(self, rows: slice) -> ArvizSource:
+        """These draws of each chain."""
+        index = np.arange(self.num_chains * self.num_draws).reshape(self.num_chains, -1)
+        index = index[:, rows].ravel()
+        pick = lambda tree: jax.tree.map(lambda x: np.asarray(x)[index], tree)
+        return dataclasses.replace(
+            self, choices=pick(self.choices), stats=pick(self.stats), given=pick(self.given)
+        )
 
     @property
     def log_weights(self) -> np.ndarray | None:
         return self.stats.get("log_weight")
 
 
-def make_source(result, keys, num_samples, args, model, log_weights, batch_size) -> ArvizSource:
-    """What `result` holds; the arguments are those of `to_arviz`, with one key for each use."""
+def make_source(
+    result, keys, num_samples, args, model, log_weights, batch_size, mesh, rows
+) -> ArvizSource:
+    """What `result` holds; the arguments are those of `to_arviz`, one key for each use. Of a fit these `rows` are drawn."""
     if isinstance(result, Fit):
-        return _from_fit(result, keys, num_samples, args, batch_size)
+        return _from_fit(result, keys, num_samples, args, batch_size, mesh, rows)
     if is_mcmc(result):
         return _from_mcmc(result, args)
     if isinstance(result, PMMHResult):
@@ -98,14 +120,22 @@ def make_source(result, keys, num_samples, args, model, log_weights, batch_size)
 
 
 def _from_fit(
-    fit: Fit, keys: dict[str, Key], num_samples: int, args: tuple | None, batch_size: int
+    fit: Fit,
+    keys: dict[str, Key],
+    num_samples: int,
+    args: tuple | None,
+    batch_size: int,
+    mesh: Mesh | None,
+    rows: slice,
 ) -> ArvizSource:
     if keys is None:
         raise ValueError(
             "to_arviz: argument 'key' is missing: a fit has no draws yet. Pass key=jax.random.key(0)."
         )
     if fit.num_seeds is not None:
-        return _from_seeds(fit, keys, num_samples, args, batch_size)
+        return _from_seeds(fit, keys, num_samples, args, batch_size, mesh, rows)
+    if mesh is not None:
+        fit = dataclasses.replace(fit, params=on_mesh(fit.params, mesh))
     model, guide = fit.model, fit.guide
     if model is None or guide is None:
         raise ValueError(
@@ -121,7 +151,8 @@ def _from_fit(
         )
     if not (fit.args is None or is_of_fit(model, args, fit.args)):
         check_rows("to_arviz", model, guide, args, fit.args, remedy=_OTHER_ROWS)
-    draws = draw_guide(model, guide, keys["guide"], num_samples, args, batch_size)
+    own = jax.random.split(keys["guide"], num_samples)[rows]
+    draws = draw_guide(model, guide, own, args, batch_size, mesh)
     if not draws.choices:
         raise ValueError(
             f"to_arviz: {model!r} has no latent site under these arguments, and so no posterior. Use fit.predict(key, "
@@ -133,12 +164,18 @@ def _from_fit(
     return ArvizSource(
         draws.choices, "from the guide", model, args, stats, {"deterministic": draws.deterministic},
         Content(sites=draws.sites), no_weight=draws.no_weight,
-        attrs={"objective": fit.label, "chains": _ONE_RUN},
+        attrs={"objective": fit.label, "chains": _ONE_RUN}, is_whole=False,
     )  # fmt: skip
 
 
 def _from_seeds(
-    fit: Fit, keys: Any, num_samples: int, args: tuple | None, batch_size: int
+    fit: Fit,
+    keys: Any,
+    num_samples: int,
+    args: tuple | None,
+    batch_size: int,
+    mesh: Mesh | None,
+    rows: slice,
 ) -> ArvizSource:
     """The draws of each seed's guide as a chain: R-hat then tells whether the seeds found the same."""
     known = fit.args if args is None else args
@@ -151,7 +188,8 @@ def _from_seeds(
         )
     parts = [
         _from_fit(
-            fit.seed(s), {**keys, "guide": jax.random.fold_in(keys["guide"], s)}, num_samples, args, batch_size
+            fit.seed(s), {**keys, "guide": jax.random.fold_in(keys["guide"], s)}, num_samples, args, batch_size,
+            mesh, rows,
         )
         for s in range(fit.num_seeds or 0)
     ]  # fmt: skip

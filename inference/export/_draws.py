@@ -6,24 +6,23 @@ Axis order: draws, then the site's own axes (time, plates, event).
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 from numpyro.primitives import Messenger
 
 from ... import ppl
-from ...ppl._compat import typed_key
-from ...ppl._shared_jit import shared_jit
-from ...ppl._types import Key, Message
+from ...ppl._types import Message
 from ...ppl.densities import Eliminated
 from ...ppl.language import arrays, check_proposed_cells, misses, name_of
 from ...ppl.traces import check_match
 from .._arguments import Arguments
+from .._mapped import Mapped
 from ..fitting.prediction import sites_of
 from ._summed import likelihoods, one_step_ahead, why_no_likelihood
 
@@ -73,44 +72,27 @@ class Description:
 
 
 def in_parts(
-    fn: Callable[..., PyTree],
-    inputs: Key | dict[str, Array] | tuple[dict[str, np.ndarray], Key],
-    args: tuple,
-    batch_size: int,
+    fn: Callable[..., PyTree], inputs: PyTree, args: tuple, batch_size: int, mesh: Mesh | None
 ) -> PyTree:
     """`fn(inputs[s], *args)` for every s of the inputs' leading axis; NumPy arrays.
 
-    At most `batch_size` are made at a time, and fewer where the arguments are large: each takes some arrays of their size.
+    At most `batch_size` are made on a device at a time, and fewer where the arguments are large: each takes some arrays of
+    their size.
     """
-    size = len(jax.tree.leaves(inputs)[0])
-    split = Arguments(args)
-    arrays = split.arrays(args)
-    most = MOST_BYTES // max(1, sum(array.nbytes for array in arrays))
-    width = max(1, min(batch_size, size, most))
-    run = shared_jit(lambda part, arrays: jax.vmap(lambda x: fn(x, *split.join(arrays)))(part))
-    out: PyTree = None
-    for start in range(0, size, width):
-        start = min(
-            start, size - width
-        )  # the last part overlaps the one before: one shape, one compilation
-        rows = slice(start, start + width)
-        part = run(jax.tree.map(operator.itemgetter(rows), inputs), arrays)
-        if out is None:
-            out = jax.tree.map(lambda leaf: np.empty((size, *leaf.shape[1:]), leaf.dtype), part)
-        for into, leaf in zip(jax.tree.leaves(out), jax.tree.leaves(part), strict=True):
-            into[rows] = leaf
-    return out
+    held = sum(x.nbytes for x in Arguments(args).arrays(args))
+    most = max(1, MOST_BYTES // max(1, held))
+    return Mapped(fn, args, mesh)(inputs, min(batch_size, most), args)
 
 
 def draw_guide(
     model: ppl.Program,
     guide: ppl.Program,
-    key: jax.Array,
-    num_samples: int,
+    keys: jax.Array,
     args: tuple,
     batch_size: int,
+    mesh: Mesh | None,
 ) -> GuideDraws:
-    """Latent values from the guide with their log-densities under model and guide, and what only the guide computes."""
+    """One draw of the guide for each key: latent values, log-densities under both, and what only the guide computes."""
     summed, model, guide = model, whole(model), whole(guide)
     traces: dict[str, ppl.Trace] = {}
 
@@ -127,8 +109,7 @@ def draw_guide(
         penalty = check_proposed_cells(p, q) + sum(jnp.sum(x) for x in penalties.values())
         return p.choices, log_p + penalty, q.log_density, own
 
-    keys = jax.random.split(typed_key(key), num_samples)
-    choices, log_p, log_q, own = in_parts(draw, keys, args, batch_size)
+    choices, log_p, log_q, own = in_parts(draw, keys, args, batch_size, mesh)
     p, q = traces["p"], traces["q"]
     missing = [name for name in p.choices if name not in q.choices and not p.sites[name].is_imputed]
     if missing:
@@ -177,7 +158,9 @@ def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple)
     # A second run with other values in the imputed sites: the cells of `name` that follow are the missing ones.
     other = {n: _changed(v) if n.endswith("_unobserved") else v for n, v in choices.items()}
     both = {n: jnp.concatenate([choices[n], other[n]]) for n in choices} or {"": jnp.zeros(2)}
-    observed, computed = in_parts(lambda c, *a: run({n: c[n] for n in choices}, *a), both, args, 2)
+    observed, computed = in_parts(
+        lambda c, *a: run({n: c[n] for n in choices}, *a), both, args, 2, None
+    )
     latents = tuple(n for n, info in sites.items() if info.kind == "latent")
     cells = {}
     for name in (n.removesuffix("_unobserved") for n in latents if sites[n].is_imputed):
@@ -191,11 +174,12 @@ def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple)
 
 def replay(
     model: ppl.Program,
-    key: jax.Array,
+    keys: jax.Array,
     choices: Choices,
     args: tuple,
     groups: frozenset[str],
     batch_size: int,
+    mesh: Mesh | None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Per draw: deterministic sites, log-probs of observations and latents, and new observations, as far as in `groups`."""
     model = whole(model)
@@ -216,14 +200,13 @@ def replay(
             out["posterior_predictive"] = model.predict_trace(predict_key, choices, *args).observed
         return out
 
-    keys = jax.random.split(typed_key(key), len(next(iter(choices.values()))))
-    return in_parts(run, (dict(choices), keys), args, batch_size)
+    return in_parts(run, (dict(choices), keys), args, batch_size, mesh)
 
 
 def draw_prior(
-    model: ppl.Program, key: jax.Array, num_samples: int, args: tuple, batch_size: int
+    model: ppl.Program, keys: jax.Array, args: tuple, batch_size: int, mesh: Mesh | None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Joint draws of latent, deterministic ("prior") and observed ("prior_predictive") sites."""
+    """Joint draws of latent, deterministic ("prior") and observed ("prior_predictive") sites, one for each key."""
     summed = model.sites if isinstance(model, Eliminated) else ()
     model = whole(model.program if isinstance(model, Eliminated) else model)
 
@@ -236,7 +219,7 @@ def draw_prior(
         }
 
     try:
-        return in_parts(draw, jax.random.split(typed_key(key), num_samples), args, batch_size)
+        return in_parts(draw, keys, args, batch_size, mesh)
     except NotImplementedError as err:
         raise ValueError(
             f"to_arviz: {model!r} has a site that cannot be drawn from its prior "

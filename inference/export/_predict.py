@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ... import ppl
@@ -16,6 +17,8 @@ from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
 from ...ppl._types import Key, ModelFn
 from ...ppl.language import joined
+from .._mapped import Parts
+from .._meshes import over_auto_axes
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
 from ..fitting.prediction import DrawsOrigin, predicted, thinned
@@ -25,6 +28,7 @@ from ..posteriors import Draws
 from ._arviz_source import PARTICLES, is_mcmc
 
 
+@over_auto_axes
 @checked_call
 def predict(
     model: ModelFn,
@@ -35,6 +39,7 @@ def predict(
     num_seen: int | None = None,
     keep: str | Sequence[str] | None = None,
     batch_size: int = 100,
+    mesh: Mesh | None = None,
     **kwargs: PyTree,
 ) -> dict[str, np.ndarray]:
     """Draw what comes next: p(new | z), z a draw of the posterior.
@@ -58,7 +63,8 @@ def predict(
             anew.
         keep: sites whose draws are kept, a pattern or several ("*": all), where draws that belong to rows were made for the rows
             of these arguments. Default, all that belong to no rows.
-        batch_size: held on the device at once. It does not change which draws are made.
+        batch_size: held on a device at once. It does not change which draws are made.
+        mesh: devices over which draws are split; the same draws, to rounding.
         **kwargs: keyword arguments of the model; one with the name of an option here goes by position.
 
     Returns:
@@ -105,7 +111,7 @@ def predict(
         origin = DrawsOrigin(result.args)
     return predicted(
         "predict", program, choices, key, args, num_samples,
-        num_seen=num_seen, keep=keep, origin=origin, batch_size=batch_size,
+        num_seen=num_seen, keep=keep, origin=origin, parts=Parts(batch_size, mesh),
     )  # fmt: skip
 
 

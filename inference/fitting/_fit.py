@@ -137,8 +137,7 @@ def fit(
         shardings: dict from fnmatch patterns on names of parameters ("net") or of their leaves ("net.layers.0.weight") to the
             axes of `mesh` over which they are split: a `jax.P` with one entry for each dimension, or the name of an axis, which
             splits the longest dimension that its devices divide. The optimiser's state, averages and gradients follow. What no
-            pattern matches is held by every device. Parameters are made in their parts: no device needs room for all. Of one
-            process alone.
+            pattern matches is held by every device. Parameters are made in their parts: no device needs room for all.
         prefetch: stacks of batches (16 to 64, those in 32 MB) of an iterable that a thread reads ahead, and moves to the device,
             while the caller's thread waits; never beyond `num_steps`. 0 reads in the caller's thread, as loaders need that are
             tied to it (a database connection) or that callbacks change on the way.

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ...ppl._calls import checked_call
@@ -20,17 +21,13 @@ from ...ppl.language import Keywords, labelled_as
 from ...ppl.traces import strong
 from .._abstract_objective import AbstractObjective
 from .._game import Game
+from .._mapped import map_keys
+from .._meshes import on_mesh, over_auto_axes
 from ..inputs import check_new, evidence_of
+from ._choose import choose_objective
 from ._fit_facts import AVERAGED, ENDS, StopReason, last_values, named_args
 from ._judgement import GuideWorth
-from .prediction import (
-    Posterior,
-    map_keys,
-    predict_batches,
-    predictive,
-    tell_of_nan,
-    weighted_draws,
-)
+from .prediction import Posterior, predict_batches, predictive, tell_of_nan, weighted_draws
 from .stationarity import Averaging
 from .storage import export_fit, load_fit, save_fit
 
@@ -198,6 +195,7 @@ class Fit:
         gains = sign * self.history["value"][-window:].mean(0, dtype=float)
         return self.seed(int(np.argmax(np.where(np.isfinite(gains), gains, -np.inf))))
 
+    @checked_call
     def save(self, path: str | os.PathLike, *, data: bool = True) -> None:
         """Write the fit to one file, whole or not at all.
 
@@ -216,8 +214,9 @@ class Fit:
         save_fit(self, path, data=data)
 
     @classmethod
+    @checked_call
     def load(
-        cls, path: str | os.PathLike, objective: AbstractObjective, *, args: PyTree = None
+        cls, path: str | os.PathLike, objective: AbstractObjective | ModelFn, *, args: PyTree = None
     ) -> Fit:
         """Read what `save` wrote.
 
@@ -227,7 +226,7 @@ class Fit:
 
         Args:
             path: the file.
-            objective: as given to `fit`.
+            objective: as given to `fit`: an objective, or a model alone.
             args: arguments of the programs, a tuple or a dict, in place of those in the file.
 
         Returns:
@@ -239,10 +238,18 @@ class Fit:
             ValueError: the file is none of `save`, or has changed since; it belongs to another objective, each difference named;
                 it has no arguments and none are given.
         """
-        return load_fit(cls, path, objective, args)
+        choose = lambda model, args: choose_objective(model, args, may_be_prior=True).objective
+        return load_fit(cls, path, objective, args, choose)
 
+    @over_auto_axes
     def posterior(
-        self, key: jax.Array, num_samples: int, *, args: PyTree = None, batch_size: int = 100
+        self,
+        key: jax.Array,
+        num_samples: int,
+        *,
+        args: PyTree = None,
+        batch_size: int = 100,
+        mesh: Mesh | None = None,
     ) -> Posterior:
         """Draw latents from the guide and weigh them: log w = log p(z, x) - log q(z).
 
@@ -251,7 +258,9 @@ class Fit:
             num_samples: number of draws S.
             args: arguments of model and guide, a tuple or a dict; default, those given to fit (in full, also after a fit on
                 minibatches).
-            batch_size: draws held on the device at once. It does not change which draws are made.
+            batch_size: draws held on a device at once. It does not change which draws are made.
+            mesh: devices over which draws are split, each with all parameters; the same draws, to rounding. Left out, parameters
+                in parts stay so.
 
         Returns:
             `Posterior` with leading axis S.
@@ -259,10 +268,11 @@ class Fit:
         Raises:
             ValueError: if the objective has no guide or no model, or there are no stored arguments.
         """
-        model, guide = self._need("model", "posterior"), self._need("guide", "posterior")
+        model, guide = self._both("posterior", mesh)
         args = self._args_or_stored(self._given("posterior", model, args), "posterior")
-        return weighted_draws(model, guide, key, num_samples, batch_size, args)
+        return weighted_draws(model, guide, key, num_samples, batch_size, args, mesh)
 
+    @over_auto_axes
     @checked_call
     def predict(
         self,
@@ -271,6 +281,7 @@ class Fit:
         num_samples: int,
         keep: str | Sequence[str] | None = None,
         batch_size: int = 100,
+        mesh: Mesh | None = None,
         **new_kwargs: PyTree,
     ) -> dict[str, np.ndarray]:
         """Draw from the posterior predictive p(x_new | z), z ~ q(z).
@@ -289,8 +300,9 @@ class Fit:
                 arguments. "*" keeps all: the rows, or the past of a longer series, are those of the fit. What belongs to rows is
                 told by a trace of the model with more of them, and not by equal lengths. A longer series begins as that of the
                 fit.
-            batch_size: draws held on the device at once, so that device memory does not grow with S. It does not change
+            batch_size: draws held on a device at once, so that device memory does not grow with S. It does not change
                 which draws are made.
+            mesh: devices over which draws are split, as in `posterior`.
             **new_kwargs: keyword arguments of model and guide.
 
         Returns:
@@ -305,13 +317,14 @@ class Fit:
         Validity: rows are the first axis of the arguments, or the first one that predictions follow. The rows of the fit and new
         ones must be independent given what is kept: of a Gaussian process, fit both together, the new ones unobserved.
         """
-        model, guide = self._need("model", "predict"), self._need("guide", "predict")
+        model, guide = self._both("predict", mesh)
         args = self._args_or_stored(self._given("predict", model, new_args, new_kwargs), "predict")
         draw, arguments = predictive(model, guide, args, self.args, keep)
-        found = map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments)
+        found = map_keys(lambda *a: draw(*a)[1], key, num_samples, batch_size, arguments, mesh=mesh)
         tell_of_nan("Fit.predict", model, found, {}, args)
         return found
 
+    @over_auto_axes
     @checked_call
     def predict_batches(
         self,
@@ -321,6 +334,7 @@ class Fit:
         num_samples: int,
         keep: str | Sequence[str] | None = None,
         batch_size: int = 100,
+        mesh: Mesh | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Draw from the posterior predictive of rows that come in batches, more of them than memory holds.
 
@@ -334,7 +348,8 @@ class Fit:
             num_samples: number of draws S.
             keep: as for `predict`. None: sites that the guide draws without reading the rows are shared; those that it draws
                 from rows must lie in a plate of theirs.
-            batch_size: draws held on the device at once.
+            batch_size: draws held on a device at once.
+            mesh: devices over which draws are split, as in `posterior`.
 
         Returns:
             An iterator over dicts as `predict` returns them, one for each batch.
@@ -346,14 +361,12 @@ class Fit:
 
         Validity: given the shared draws the rows of different batches must be independent in the model.
         """
-        model, guide = (
-            self._need("model", "predict_batches"),
-            self._need("guide", "predict_batches"),
-        )
+        model, guide = self._both("predict_batches", mesh)
         return predict_batches(
-            model, guide, self.args, key, batches, num_samples, keep, batch_size, self.labels
+            model, guide, self.args, key, batches, num_samples, keep, batch_size, self.labels, mesh
         )
 
+    @checked_call
     def export(
         self,
         path: str | os.PathLike,
@@ -393,7 +406,7 @@ class Fit:
 
         Validity: JAX loads such files for some versions to come (its compatibility guarantees); `save` keeps a fit for good.
         """
-        model, guide = self._need("model", "export"), self._need("guide", "export")
+        model, guide = self._both("export")
         arguments = self._args_or_stored(self._given("export", model, args, kwargs), "export")
         export_fit(
             model, guide, path, arguments, self.args,
@@ -410,6 +423,11 @@ class Fit:
                 f"fit.seed(0).{which}."
             )
         return program.bind(self.params)
+
+    def _both(self, method: str, mesh: Mesh | None = None) -> tuple[Any, Any]:
+        """Model and guide, with all parameters on each device of the mesh."""
+        fit = self if mesh is None else dataclasses.replace(self, params=on_mesh(self.params, mesh))
+        return fit._need("model", method), fit._need("guide", method)
 
     def _need(self, which: str, method: str) -> Any:
         program = self._bound(which)

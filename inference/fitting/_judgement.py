@@ -14,12 +14,9 @@ from jaxtyping import PyTree
 from ...ppl._show import shown
 from ...ppl._types import Key
 from .._abstract_objective import guide_fn
+from .._digits import unknown_digits
 from .._host_keys import fold_in
-from ..diagnostics._weights import (
-    ImportanceDiagnostics,
-    importance_diagnostics,
-    unknown_digits,
-)
+from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics
 from .starts import AutoWhitenedNormal, Start, Starts
 
 _ROUNDS = (1000, 4000, 16_000)  # draws in all

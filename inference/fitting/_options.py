@@ -101,11 +101,6 @@ def check(options: FitOptions) -> None:
         raise ValueError(
             f"Argument 'shardings' is {dict(options.shardings)}, and there are no devices to split over. Pass mesh= as well."
         )
-    if options.shardings is not None and jax.process_count() > 1:
-        raise NotImplementedError(
-            f"Argument 'shardings': parameters are split over the devices of one process, and there are {jax.process_count()} "
-            "processes. Leave it out: each device holds all parameters then, and rows are split."
-        )
     if (check_jumps := options.check_jumps) is not None and not options.is_model:
         raise ValueError(
             f"fit: check_jumps={check_jumps!r} is for a model alone, and an objective is given. Pass it to the objective, e.g. "
@@ -121,7 +116,7 @@ def check(options: FitOptions) -> None:
 
 def _check_types(options: FitOptions) -> None:
     objective, optimizer, args = options.objective, options.optimizer, options.args
-    callbacks, mesh, average = options.callbacks, options.mesh, options.average
+    callbacks, average = options.callbacks, options.average
     is_model, is_spread = options.is_model, options.spread_plate is not None
     problems = []
     if isinstance(objective, AutoGuide):
@@ -171,8 +166,6 @@ def _check_types(options: FitOptions) -> None:
         problems.append(
             f"'callbacks' must be a sequence of callables, e.g. [EarlyStopping(500)]; got {callbacks!r}"
         )
-    if mesh is not None and not isinstance(mesh, Mesh):
-        problems.append(f"'mesh' must be a jax.sharding.Mesh; got {type(mesh).__name__}")
     if not (average in (None, "polyak", "stationary") or isinstance(average, float)):
         problems.append(
             f"'average' must be None, 'polyak', 'stationary' or a decay such as 0.999; got {average!r}"

@@ -25,7 +25,7 @@ from ._options import FitOptions
 from ._resuming import description, resumed
 from ._run import FitRun
 from .data import SEEDS, is_iterable_of_batches, make_source
-from .storage import Folder, StoredRun, describe, fingerprint
+from .storage import CheckpointFile, Folder, StoredRun, describe, fingerprint
 from .training import (
     Carry,
     Config,
@@ -92,22 +92,20 @@ def prepare(options: FitOptions, chosen: ChosenFit) -> FitRun:
     if options.checkpoint is not None:
         own = make_optimizer(given, one, fixed=_fixed(options, objective), turns=turns)
         run |= _belongings(options, chosen, config, carry, own, one, init_args)
-    is_spread, folder = options.spread_plate is not None, None
+    is_spread, store = options.spread_plate is not None, None
     if is_spread:
         run["plate spread over processes"] = options.spread_plate
-    if (
-        options.checkpoint is not None
-        and options.shardings is not None
-        and config.place is not None
-    ):
-        folder, carry = Folder(options.checkpoint), jax.device_put(carry, config.place(carry))
+    if options.checkpoint is not None:
+        store = (CheckpointFile if options.shardings is None else Folder)(options.checkpoint)
+    if options.shardings is not None and config.place is not None:  # what is read goes there
+        carry = jax.device_put(carry, config.place(carry))
     carry, step, values, stopped, loader = resumed(
         options.checkpoint, carry, run, options.num_steps, num_seeds, with_state(options.callbacks), options.resume,
-        is_spread, folder,
+        is_spread, store,
     )  # fmt: skip
     plan = HostPlan(
         options.num_steps, tuple(options.callbacks), options.callback_every, options.checkpoint,
-        options.checkpoint_every, run, options.progress, options.is_shared, is_spread, folder,
+        options.checkpoint_every, run, options.progress, options.is_shared, is_spread, store,
     )  # fmt: skip
     is_over = stopped and bool(options.callbacks)
     return FitRun(chosen, config, plan, init_args, carry, step, values, is_over, loader)

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from ...ppl._types import Key
 from .data import LoaderState, Source
-from .storage import Folder, check_writable, load
+from .storage import Store
 from .training import Carry, Stateful
 
 
@@ -51,22 +51,15 @@ def resumed(
     callbacks: Sequence[Stateful],
     resume: Literal["same", "changed"],
     is_spread: bool,
-    folder: Folder | None,
+    store: Store | None,
 ) -> tuple[Carry, int, np.ndarray, bool, LoaderState | None]:
     """(carry, step, values, whether a callback had ended the run, state of the loader) to begin with."""
     seeds = () if num_seeds is None else (num_seeds,)
     empty = np.zeros((0, *seeds), jnp.result_type(float))
-    if checkpoint is None:
-        return carry, 0, empty, False, None
-    if not (os.path.exists(checkpoint) if folder is None else folder.is_there()):
-        if folder is None:
-            check_writable(checkpoint)
+    if checkpoint is None or store is None or not store.is_there():
         return carry, 0, empty, False, None
     states = [c.get_state(carry.params) for c in callbacks]
-    if folder is None:
-        found = load(checkpoint, carry, run, states, resume, is_spread)
-    else:
-        found = folder.load(carry, run, states, resume, is_spread)
+    found = store.load(carry, run, states, resume, is_spread)
     if num_steps is not None and found.step > num_steps:
         raise ValueError(
             f"Checkpoint '{os.fspath(checkpoint)}' is already at step {found.step}, beyond num_steps={num_steps}. Ask for more "

@@ -6,12 +6,16 @@ import functools
 import types
 from collections.abc import Iterable, Mapping
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
+from ...ppl._compat import is_concrete
 from ...ppl.language import Program
 
 _DEPTH = 6  # of calls, attributes and containers
 _MOST = 1000  # things in one of them
+_PART = 2**25  # bytes
 _LIBRARIES = frozenset(
     "builtins equinox functools jax jaxlib numpy numpyro optax pandas scipy".split()
 )
@@ -22,8 +26,22 @@ def has_whole_numbers(x: object) -> bool:
     return getattr(getattr(x, "dtype", None), "kind", "") in ("i", "u")
 
 
-def holds_integers(program: object) -> bool:
-    """Whether a program reaches several whole numbers that may be codes: an array of them, or a list with a negative one."""
+def has_nan(x: PyTree) -> bool:
+    """Whether it holds a NaN, looked for in parts, of which a file that is mapped into memory is read one at a time."""
+    if not is_real(x) or not hasattr(x, "__array__"):  # shapes have a type, and no values
+        return False
+    length = max(1, _PART * np.shape(x)[0] // max(x.nbytes, 1)) if np.ndim(x) else 1
+    parts = (x[i : i + length] for i in range(0, len(x), length)) if np.ndim(x) else (x,)
+    return any(bool(np.isnan(np.asarray(part)).any()) for part in parts)
+
+
+def is_real(x: PyTree) -> bool:
+    """Whether it is an array of real numbers."""
+    return jnp.issubdtype(getattr(x, "dtype", np.dtype(int)), jnp.floating)
+
+
+def holds_codes(program: object) -> bool:
+    """Whether a program reaches numbers that may be codes: an array of whole ones or with NaN, a list with a negative one."""
     todo: list[tuple[object, int]] = [(program, _DEPTH)]
     seen: dict[int, object] = {}  # with the objects, so that no other one gets their number
     while todo:
@@ -41,7 +59,8 @@ def holds_integers(program: object) -> bool:
 def _are_codes(x: object) -> bool:
     if isinstance(x, list | tuple):
         return bool(x) and all(type(i) is int for i in x) and min(x) < 0
-    return has_whole_numbers(x) and np.ndim(x) > 0  # pyright: ignore[reportArgumentType]
+    is_float = getattr(getattr(x, "dtype", None), "kind", "") == "f" and is_concrete(x)
+    return (has_whole_numbers(x) or is_float and has_nan(x)) and np.ndim(x) > 0  # pyright: ignore[reportArgumentType]
 
 
 def _reached(x: object) -> Iterable[object]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, PyTree
 
@@ -23,9 +22,8 @@ from ...ppl.language import Program, joined, parted, where_not_finite
 from ...ppl.traces import SiteInfo, Trace, stand_ins
 from .._arguments import Arguments, array_names, leaf_names, simulated
 from .._depends import depends
+from ._held import has_nan, is_real
 from ._runs import TracedRun
-
-_PART = 2**25  # bytes
 
 
 def check_observed(method: str, program: Program, *, is_told: bool, more: str = "") -> None:
@@ -84,7 +82,7 @@ def check_numbers(method: str, run: TracedRun) -> None:
         ValueError: with the site's and the arguments' names.
     """
     program, args, arrays = run.program, run.args, run.arrays
-    if not is_concrete(arrays) or not any(map(_has_nan, (*run.closed.consts, *arrays))):
+    if not is_concrete(arrays) or not any(map(has_nan, (*run.closed.consts, *arrays))):
         return
     split, key = Arguments(args), jax.random.key(0)
 
@@ -95,7 +93,7 @@ def check_numbers(method: str, run: TracedRun) -> None:
         found = {}
         for name, log_prob in trace.log_probs.items():  # 0 under a mask
             x = trace.observed.get(name, jnp.zeros(()))
-            is_lost = _is_real(x) and jnp.isnan(x).any() & ~jnp.isfinite(log_prob).all()
+            is_lost = is_real(x) and jnp.isnan(x).any() & ~jnp.isfinite(log_prob).all()
             if trace.sites[name].kind != "latent":
                 found[name] = jnp.isnan(log_prob).any() | is_lost
         return found
@@ -107,22 +105,13 @@ def check_numbers(method: str, run: TracedRun) -> None:
         found = jax.jit(jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts)))(key, *given)
         return {n for n, is_met in zip(sorted(shapes), found, strict=True) if is_met}
 
-    without = met(lambda x: jnp.where(jnp.isnan(x), 0, x) if _is_real(x) else x)
+    without = met(lambda x: jnp.where(jnp.isnan(x), 0, x) if is_real(x) else x)
     if sites := sorted(met(lambda x: x) - without):
         raise ValueError(
             f"{method}: site '{sites[0]}' of {program!r} meets numbers that are NaN, and has no density there. "
             f"{where_not_finite(args) or 'Constants of the program hold NaN'}: remove such rows, or mark the cells as missing, "
             "x = ppl.sample(name, law, obs=filled, obs_mask=seen)."
         )
-
-
-def _has_nan(x: PyTree) -> bool:
-    """Whether it holds a NaN, looked for in parts, of which a file that is mapped into memory is read one at a time."""
-    if not _is_real(x):
-        return False
-    length = max(1, _PART * np.shape(x)[0] // max(x.nbytes, 1)) if np.ndim(x) else 1
-    parts = (x[i : i + length] for i in range(0, len(x), length)) if np.ndim(x) else (x,)
-    return any(bool(np.isnan(part).any()) for part in parts)
 
 
 def categories_of(raw: tuple, program: object) -> set[str]:
@@ -159,10 +148,6 @@ def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
                 "would take their codes 0, 1, 2, ... for measurements. Observe them under dist.Categorical or dist.Bernoulli; "
                 "numbers that were read as text become numbers by pd.to_numeric."
             )
-
-
-def _is_real(x: PyTree) -> bool:
-    return jnp.issubdtype(getattr(x, "dtype", np.dtype(int)), jnp.floating)
 
 
 def tells(sites: Mapping[str, SiteInfo]) -> bool:

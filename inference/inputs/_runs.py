@@ -17,12 +17,12 @@ from ...ppl._compat import ClosedJaxpr, is_concrete
 from ...ppl._types import Args, Key, Message, ModelFn
 from ...ppl.densities import Eliminated
 from ...ppl.distributions import base_of, is_masked
-from ...ppl.inputs import Lookup, heard, out_of_range, same_numbers
+from ...ppl.inputs import Cast, Lookup, heard, same_numbers, suspects
 from ...ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
 from ...ppl.traces import LOOK, Trace, stand_ins
 from .._arguments import Arguments, array_names
 from .._host_keys import default_key
-from ._held import has_whole_numbers, holds_integers
+from ._held import has_nan, has_whole_numbers, holds_codes
 from ._improper import UNNORMALISED, check_proper, improper_sites
 from ._noise import check_noise
 
@@ -140,7 +140,7 @@ def _is_key(x: PyTree) -> bool:
 
 
 def check_indices(method: str, run: TracedRun) -> None:
-    """Refuse indices that are known and lie outside of what they index, where something depends on what is read.
+    """Refuse indices that are known and lie outside of what they index, and NaN as a whole number, where something depends on it.
 
     Raises:
         ValueError: with argument, value and range.
@@ -148,7 +148,7 @@ def check_indices(method: str, run: TracedRun) -> None:
     if not is_concrete(run.arrays):
         return
     values = [None, *run.arrays]
-    if not out_of_range(run.closed, values):
+    if not suspects(run.closed, values):
         return
     split = Arguments(run.args)
 
@@ -174,16 +174,23 @@ def _where_it_counts(trace: Trace, name: str) -> Array:
     return x
 
 
-def _refuse(method: str, program: Program, lookup: Lookup, names: list[str]) -> None:
+def _refuse(method: str, program: Program, found: Lookup | Cast, names: list[str]) -> None:
     told = " and ".join(f"'{name}'" for name in names)
-    given = f"argument {told}" if lookup.is_given else f"an index made of {told}"
+    where = f" at {list(found.place)}" if found.place else ""
+    if isinstance(found, Cast):
+        what = f"what is made of {told}" if names else "a constant"
+        raise ValueError(
+            f"{method}: {what} in {program!r} holds NaN{where} ({found.count} such), and becomes whole numbers there, of which "
+            "NaN is none: 0 would be read in its place. Leave such rows out, or make what is missing a code of its own before: "
+            "jnp.where(jnp.isnan(g), code, g).astype(int)."
+        )
+    given = f"argument {told}" if found.is_given else f"an index made of {told}"
     what = given if names else "an index of constants"
-    where = f" at {list(lookup.place)}" if lookup.place else ""
-    is_own = not names and lookup.value < 0
-    own = f"To count from the end, write {lookup.value % lookup.size}. " if is_own else ""
+    is_own = not names and found.value < 0
+    own = f"To count from the end, write {found.value % found.size}. " if is_own else ""
     raise ValueError(
-        f"{method}: {what} of {program!r} holds {lookup.value}{where} ({lookup.count} such), and what it indexes has "
-        f"{lookup.size} entries, 0 to {lookup.size - 1}: another one would be read in its place. {own}Code groups from 0; make a "
+        f"{method}: {what} of {program!r} holds {found.value}{where} ({found.count} such), and what it indexes has "
+        f"{found.size} entries, 0 to {found.size - 1}: another one would be read in its place. {own}Code groups from 0; make a "
         "missing category a group of its own, or leave its rows out. A group that the fit did not have is drawn by the model: "
         "name in keep= what is known, and give the plate of groups its size by an argument."
     )
@@ -228,7 +235,8 @@ def checked(
 def check_new(method: str, program: object, args: tuple) -> None:
     """`check_indices` for a program that is run later: what is wrong with it otherwise is told then."""
     given = jax.tree.leaves(args)
-    if not is_concrete(args) or not (any(map(has_whole_numbers, given)) or holds_integers(program)):
+    is_suspect = lambda x: has_whole_numbers(x) or has_nan(x)
+    if not is_concrete(args) or not (any(map(is_suspect, given)) or holds_codes(program)):
         return
     if (run := tried_run(program, args)) is not None:
         check_indices(method, run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ._simulations import Simulations, flat, generator
 from ._tarp import scaled
 
 _ODDS = 1e-3  # of a probability from 0 or 1, so that no draw carries a corrected moment alone
+_FEW = 200  # columns of a classifier
 
 
 @shown
@@ -180,20 +181,46 @@ def _fit(
     if classifier_fn is None:
         try:
             from sklearn.linear_model import LogisticRegression
-            from sklearn.preprocessing import PolynomialFeatures
         except ImportError as err:
             raise ImportError(
                 "local_c2st needs scikit-learn. Install it with: pip install 'lapilli[data]'."
             ) from err
-        powers = PolynomialFeatures(2, include_bias=False)
-        inputs = np.asarray(powers.fit_transform(inputs))
-        there = np.asarray(powers.transform(there))
-        middle, spread = inputs.mean(0), inputs.std(0)
-        spread = np.where(spread > 0, spread, 1.0)
-        inputs, there = (inputs - middle) / spread, (there - middle) / spread
-        classifier_fn = lambda: LogisticRegression(solver="newton-cholesky", tol=1e-3)
+        inputs, there = _quadratic(inputs, there)
+        # A step of Newton's costs the cube of the columns.
+        solver, tol = ("newton-cholesky", 1e-3) if inputs.shape[1] <= _FEW else ("lbfgs", 1e-5)
+        classifier_fn = lambda: LogisticRegression(solver=solver, tol=tol, max_iter=1000)
 
     def fit(labels: np.ndarray) -> np.ndarray:
         return np.asarray(classifier_fn().fit(inputs, labels).predict_proba(there))[:, 1]
 
     return fit
+
+
+def _quadratic(inputs: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs, their squares and products, standardised by the `inputs`; of more of these than inputs, in other coordinates.
+
+    A classifier with a penalty on the length of its weights has them in the span of the rows, so that inner products of rows
+    with rows say all of it: K = Q diag(s) Q^T, coordinates Q sqrt(s). Memory grows with the square of the rows and not of the
+    columns, of which 442 numbers have 98,000.
+    """
+    number, columns = inputs.shape
+    if columns * (columns + 3) // 2 <= number:
+        blocks = list(_blocks(inputs, there))
+        return np.concatenate([b for b, _ in blocks], 1), np.concatenate([b for _, b in blocks], 1)
+    inner, across = np.zeros((number, number)), np.zeros((len(there), number))
+    for ours, others in _blocks(inputs, there):
+        inner += ours @ ours.T
+        across += others @ ours.T
+    sizes, ways = np.linalg.eigh(inner)
+    kept = sizes > 1e-10 * sizes[-1]
+    roots = np.sqrt(sizes[kept])
+    return ways[:, kept] * roots, across @ ways[:, kept] / roots
+
+
+def _blocks(inputs: np.ndarray, there: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Columns of both: the inputs, then the products of each with those from it on."""
+    for i in range(-1, inputs.shape[1]):
+        ours, others = (x if i < 0 else x[:, [i]] * x[:, i:] for x in (inputs, there))
+        middle, spread = ours.mean(0), ours.std(0)
+        spread = np.where(spread > 0, spread, 1.0)
+        yield (ours - middle) / spread, (others - middle) / spread

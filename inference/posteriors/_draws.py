@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ... import ppl
@@ -16,6 +17,8 @@ from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._types import ModelFn
 from ...ppl.language import Keywords, labelled_as
+from .._mapped import Parts
+from .._meshes import over_auto_axes
 from ..fitting.prediction import DrawsOrigin, predicted, thinned
 from ..inputs import check_new
 from ._certificate import Certificate
@@ -59,6 +62,7 @@ class Draws:
         """Latent site -> values [chains, draws, *site shape]."""
         return {n: x.reshape(self.num_chains, -1, *x.shape[1:]) for n, x in self.choices.items()}
 
+    @over_auto_axes
     @checked_call
     def predict(
         self,
@@ -68,6 +72,7 @@ class Draws:
         num_seen: int | None = None,
         keep: str | Sequence[str] | None = None,
         batch_size: int = 100,
+        mesh: Mesh | None = None,
         **new_kwargs: PyTree,
     ) -> dict[str, np.ndarray]:
         """Draw from the posterior predictive p(x_new | z), z one of the draws.
@@ -82,7 +87,8 @@ class Draws:
             num_seen: steps of a scan whose observations are kept, as for `inference.predict`; the rest is a forecast.
             keep: fnmatch patterns of sites whose draws are kept, the others being drawn by the model; default all but those
                 that belong to rows, at other rows.
-            batch_size: draws held on the device at once. It does not change which draws are made.
+            batch_size: draws held on a device at once. It does not change which draws are made.
+            mesh: devices over which they are split; the same draws, to rounding.
             **new_kwargs: keyword arguments of the model.
 
         Returns:
@@ -104,9 +110,11 @@ class Draws:
         num_samples = len(next(iter(self.choices.values()))) if num_samples is None else num_samples
         return predicted(
             "Draws.predict", self.model, thinned("Draws.predict", self.choices, num_samples), key, args,
-            num_samples, num_seen=num_seen, keep=keep, origin=DrawsOrigin(self.args), batch_size=batch_size,
+            num_samples, num_seen=num_seen, keep=keep, origin=DrawsOrigin(self.args),
+            parts=Parts(batch_size, mesh),
         )  # fmt: skip
 
+    @checked_call
     def save(self, path: str | os.PathLike, *, data: bool = True) -> None:
         """Write the draws with their certificate to one file, whole or not at all: a NumPy archive without pickled objects.
 
@@ -121,6 +129,7 @@ class Draws:
         save_draws(self, path, data=data)
 
     @classmethod
+    @checked_call
     def load(cls, path: str | os.PathLike, model: ModelFn, *, args: PyTree = None) -> Draws:
         """Read what `save` wrote.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ...ppl._calls import checked_call, did_you_mean
@@ -14,6 +15,8 @@ from ...ppl._checks import check_counts, check_seconds
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
 from .._host_keys import default_key
+from .._meshes import over_auto_axes
+from .._processes import spans_processes
 from ._certificate import Attempt
 from ._clock import MAX_SECONDS, Clock, TimeUpError
 from ._draws import Draws
@@ -24,6 +27,7 @@ from .chains import DENSE_UP_TO, ChainSettings, run_chains
 from .forms import make_target, without_discrete
 
 
+@over_auto_axes
 @checked_call
 def infer(
     model: ModelFn,
@@ -35,6 +39,7 @@ def infer(
     methods: Sequence[str] = METHODS,
     max_seconds: float | None = MAX_SECONDS,
     uncertified: Literal["warn", "raise"] = "warn",
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Draws:
     """Draws of a model's posterior with a certificate: which way they were made, what was looked at, whether it suffices.
@@ -66,6 +71,9 @@ def infer(
             calls of some seconds, not while a program is compiled. The best draws until then are judged as they are, and the
             certificate says what was not finished. Ctrl-C does the same.
         uncertified: what to do where no draws are certified: "warn" and return the best ones, or "raise".
+        mesh: devices of this process over which chains of NUTS are split, as many on each, and what is drawn given their
+            draws. A chain is the one that it is on one device until rounding, which differs with the number of chains on a
+            device, has grown.
         progress: print a line for each attempt, and every 15 seconds how far it is.
 
     Returns:
@@ -106,10 +114,12 @@ def infer(
     check_counts("infer", 2, num_chains=num_chains)
     check_seconds("infer", max_seconds)
     _check_methods(methods)
+    if mesh is not None:
+        _check_mesh(mesh, num_chains)
     say = _say("infer", progress)
     clock = Clock(max_seconds, say)
     key = default_key() if key is None else typed_key(key)
-    problem = posed("infer", model, args)
+    problem = posed("infer", model, args)._replace(mesh=mesh)
     search = Search("infer", problem, key, num_samples, num_chains, methods, say, clock)
     draws = search.draws()
     told("infer", draws, uncertified)
@@ -233,6 +243,19 @@ def told(method: str, draws: Draws, uncertified: str) -> None:
     if uncertified == "raise":
         raise RuntimeError(text + " Say uncertified='warn' to have the draws as they are.")
     warnings.warn(text, stacklevel=4)
+
+
+def _check_mesh(mesh: Mesh, num_chains: int) -> None:
+    if spans_processes("infer", mesh):
+        raise NotImplementedError(
+            "infer: mesh= has devices of several processes, and chains are looked at by the one that runs them. Pass a mesh of "
+            "jax.local_devices(), with a key of its own in each process."
+        )
+    if num_chains % mesh.size:
+        raise ValueError(
+            f"infer: {num_chains} chains cannot be split evenly over the {mesh.size} devices of the mesh. Use num_chains="
+            f"{num_chains + -num_chains % mesh.size}, or a mesh of fewer devices."
+        )
 
 
 def _check_methods(methods: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from numpyro.infer.autoguide import AutoGuide
 
@@ -17,7 +18,7 @@ from ...ppl.densities import Eliminated
 from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
 from .._abstract_objective import AbstractObjective
 from .._arguments import simulated
-from ..fitting.prediction import map_keys
+from .._mapped import map_keys
 from ..inputs import (
     abstract_run,
     check_categories,
@@ -47,6 +48,7 @@ class Problem(NamedTuple):
         labels: levels and columns among them.
         trace: an abstract run of `program`.
         latent: the latent sites of `model`.
+        mesh: devices over which chains and draws are split.
     """
 
     program: Program
@@ -55,6 +57,7 @@ class Problem(NamedTuple):
     labels: Mapping[str, tuple[Any, ...]]
     trace: ppl.Trace
     latent: tuple[str, ...]
+    mesh: Mesh | None = None
 
 
 def posed(method: str, model: ModelFn, args: PyTree) -> Problem:
@@ -154,4 +157,4 @@ def completed(
         return {name: known[name] for name in latent}
 
     num_samples = len(jax.tree.leaves(each)[0])
-    return map_keys(draw, key, num_samples, batch_size, problem.args, each)
+    return map_keys(draw, key, num_samples, batch_size, problem.args, each, problem.mesh)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...ppl._types import Key
 from .._arguments import simulated
-from ..fitting.prediction import map_keys
+from .._mapped import map_keys
 from ..inputs import improper_sites
 from ._certificate import Attempt, Method
 from ._clock import Clock, TimeUpError
@@ -287,7 +287,7 @@ class Search:
             target = self._target(form)
             settings = ChainSettings(
                 self.num_chains, -(-self.num_samples // self.num_chains), num_warmup, accepts, 2,
-                target.dimension <= DENSE_UP_TO, num_warmup > _SHORT, self.clock,
+                target.dimension <= DENSE_UP_TO, num_warmup > _SHORT, self.clock, self.problem.mesh,
             )  # fmt: skip
             key = self._fresh()
             chains = run_chains(

@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 from numpyro.distributions.constraints import Constraint
 
 from ... import ppl
+from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
@@ -168,6 +169,7 @@ class ReferenceTable:
                     f"{self.num_simulations} rows. Draw them from the model's prior, or give the model that they come from."
                 )
 
+    @checked_call
     def save(self, path: str | os.PathLike) -> None:
         """Write parameters and data to one file, whole or not at all; the program is code and is given again to `load`.
 
@@ -188,6 +190,7 @@ class ReferenceTable:
         write(path, {"format": _FORMAT, "reason": self.reason}, arrays)
 
     @classmethod
+    @checked_call
     def load(
         cls, path: str | os.PathLike, model: ModelFn, args: tuple | None = None
     ) -> ReferenceTable:

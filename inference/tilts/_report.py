@@ -277,15 +277,21 @@ def _narrow(
     if not all(jnp.issubdtype(v.dtype, jnp.floating) for v in x.values()):
         return None
     centre = jax.tree.map(lambda v: v.mean(0), x)
+    gaps = jax.tree.map(lambda v, c: v - c, x, centre)
+    # A draw near the centre shows a direction and no distance: its ray would end in the law's bulk.
+    wide = jax.tree.map(lambda g: jnp.square(g) / jnp.maximum(jnp.square(g).mean(0), 1e-30), gaps)
+    distance = jnp.sqrt(sum(w.reshape(number, -1).sum(1) for w in jax.tree.leaves(wide)))
+    stretch = jnp.maximum(jnp.median(distance) / jnp.maximum(distance, 1e-15), 1.0)
+    gaps = jax.tree.map(lambda g: g * stretch.reshape(-1, *[1] * (g.ndim - 1)), gaps)
 
-    def along(x: PyTree) -> Array:
+    def along(gap: PyTree) -> Array:
         def at(factor: Array) -> Array:
-            far = jax.tree.map(lambda c, v: c + factor * (v - c), centre, x)
+            far = jax.tree.map(lambda c, g: c + factor * g, centre, gap)
             return 2 * tilt.log_density(far, *args) - law.log_density(far, *args)
 
         return jax.vmap(at)(jnp.array([8.0, 16.0, 32.0]))
 
-    near, further, furthest = np.asarray(shared_jit(jax.vmap(along))(x), np.float64).T
+    near, further, furthest = np.asarray(shared_jit(jax.vmap(along))(gaps), np.float64).T
     with np.errstate(invalid="ignore"):
         grows = (further > near) & (furthest > further) & np.isfinite(near)
     return float(grows.mean())

@@ -39,8 +39,8 @@ class TiltReport:
         k_hat: Pareto shape of the weights of q's draws; None where all is exact. Above 0.7 the weights may have no variance.
         k_hat_base: the same of the weights behind `log_z`: draws of p, and of q where its density is known.
         narrow_tails: share of the rays from the law's centre on which p*^2 / q grows, as far as they were followed (32 times a
-            draw's distance). Where it is not 0 the weights of the law's draws have no variance, of which k-hat may see nothing
-            yet; None where sites are discrete.
+            draw's distance, at least the middle one's). Where it is not 0 the weights of the law's draws have no variance, of
+            which k-hat may see nothing yet; None where sites are discrete.
         evaluations: of the reward, for this report.
         seconds: of this report.
     """

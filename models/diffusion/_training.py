@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ... import ppl
 from ...inference import Objective, objective
@@ -76,7 +76,7 @@ def score_matching(
         def one(x0: Array, eps: Array, t: Array, seen: PyTree) -> tuple[Array, Array]:
             x = noising.alpha(t) * x0 + noising.std(t) * eps
             target = convert(x0, x, t, noising, "data", predicts) if predicts != "noise" else eps
-            return _prediction(net, noising, x, t, seen), target / _scale(noising, t, predicts)
+            return prediction(net, noising, x, t, seen), target / _scale(noising, t, predicts)
 
         predicted, target = jax.vmap(one)(x, eps, t, seen)
         with ppl.plate("rows", rows):
@@ -122,7 +122,7 @@ def from_network(
     seen = one_context("from_network", network, context)
 
     def score(x: Array, t: Array) -> Array:
-        value = _prediction(network, noising, x, t, seen) * _scale(noising, t, predicts)
+        value = prediction(network, noising, x, t, seen) * _scale(noising, t, predicts)
         return convert(value, x, t, noising, predicts, "score")
 
     return Diffusion(noising, score, tuple(shape), noise=noise)
@@ -164,11 +164,12 @@ def classifier_guided(diffusion: Diffusion, log_prob: Any, scale: float = 1.0) -
     return Diffusion(diffusion.noising, score, diffusion.shape)
 
 
-def _prediction(network: Any, noising: Noising, x: Array, t: Array, context: ArrayLike) -> Array:
-    return network(*network_inputs(noising, x, t), context)
+def prediction(network: Any, noising: Noising, x: Array, t: Time, context: PyTree) -> Array:
+    """What a network says of a point at a noising time."""
+    return network(*_inputs(noising, x, t), context)
 
 
-def network_inputs(noising: Noising, x: Array, t: Time) -> tuple[Array, Array]:
+def _inputs(noising: Noising, x: Array, t: Time) -> tuple[Array, Array]:
     """What a network sees of a point: scaled to unit variance for data of unit variance, and the level of its noise."""
     alpha, std = noising.alpha(t), noising.std(t)
     return x / jnp.sqrt(alpha**2 + std**2), 0.25 * jnp.log(std / alpha)

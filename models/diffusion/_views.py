@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ...inference.diffusion import Noising
 from ._contexts import one_context
-from ._training import network_inputs
+from ._training import prediction
 
 
 class Through(eqx.Module):
@@ -60,8 +60,7 @@ class Through(eqx.Module):
             t: last time of the sampler, not 0.
             context: of this view.
         """
-        seen = one_context("signal", self, context)
-        return self.network(*network_inputs(noising, x, t), seen)
+        return prediction(self.network, noising, x, t, one_context("signal", self, context))
 
     def unseen(
         self, contexts: Iterable[PyTree], signal: Float[Array, " *signal"], *, rtol: float = 1e-5

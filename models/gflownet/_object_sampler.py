@@ -28,6 +28,7 @@ from ... import inference
 from ...inference.diagnostics import EvidenceBracket
 from ...inference.diagnostics._evidence_bracket import lost_modes
 from ...inference.fitting.storage._archive import read, write
+from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ._balance import balance
 from ._gflownet import GFlowNet
@@ -225,6 +226,7 @@ class ObjectSampler:
         """
         return float(self.score_samples(objects, num_trajectories).mean())
 
+    @checked_call
     def save(self, path: str | os.PathLike) -> None:
         """Write what was fitted to one file, whole or not at all. The environment is code and goes into no file.
 
@@ -246,6 +248,7 @@ class ObjectSampler:
         write(path, header, {**arrays, **leaves, "tried": tried})
 
     @classmethod
+    @checked_call
     def load(cls, path: str | os.PathLike, env: Environment) -> Self:
         """Read what `save` wrote.
 

@@ -1,4 +1,4 @@
-"""Paths from one law to another: (discrete) flow matching, rectified flow, stochastic interpolants, Schrödinger bridges.
+"""Flow matching, discrete flow matching, rectified flow, stochastic interpolants, Schrödinger bridges: paths between two laws.
 
 All names, by task:
 

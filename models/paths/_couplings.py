@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from ...inference._sinkhorn import log_coupling
 from ...ppl._checks import check_counts
@@ -39,12 +40,22 @@ def transport(key: Key, start: Points, end: Points) -> Int[Array, " rows"]:
 
     Validity: the coupling of a batch, which tends to that of the laws as it grows. Ends keep their laws at any size.
 
-    Reference: Tong et al. 2024, arXiv:2302.00482, section 3.2; Pooladian et al. 2023, arXiv:2304.14772; optax solves it.
+    Reference: Tong et al. 2024, arXiv:2302.00482, section 3.2; Pooladian et al. 2023, arXiv:2304.14772; SciPy solves it, on the
+        host, in a tenth of the time of a solver that is compiled.
     """
-    import optax  # late: the other families need none
+    costs = jax.lax.stop_gradient(_costs(end, start))
+    found = jax.ShapeDtypeStruct((len(end),), jnp.int32)
+    return jax.pure_callback(_assigned, found, costs, vmap_method="sequential")
 
-    rows, columns = optax.assignment.hungarian_algorithm(_costs(end, start))
-    return jnp.zeros(len(end), int).at[rows].set(columns)
+
+def _assigned(costs: ArrayLike) -> np.ndarray:
+    """For each row the column of the least assignment; the order as it is where a cost is not finite."""
+    from scipy.optimize import linear_sum_assignment  # late: the other couplings need none
+
+    costs = np.asarray(costs)
+    if not np.isfinite(costs).all():
+        return np.arange(len(costs), dtype=np.int32)
+    return linear_sum_assignment(costs)[1].astype(np.int32)
 
 
 def entropic(noise: float, *, num_steps: int = 200) -> Coupling:

@@ -28,6 +28,7 @@ from jaxtyping import Array, PyTree
 
 from ... import inference, ppl
 from ...inference.fitting.storage import Checkpoint, describe_step, fingerprint, load, save
+from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
 from ._network import Network, State
 from ._programs import Marks, Table, has_more, unroll
@@ -185,6 +186,7 @@ class ErrorRegression(eqx.Module):
         """
         return _run(self, stream, *checked_cells(self.network.output.size, xs, seen, 2))
 
+    @checked_call
     def save(self, path: str | os.PathLike, stream: Stream) -> None:
         """Write a stream to a file, whole or not at all.
 
@@ -199,6 +201,7 @@ class ErrorRegression(eqx.Module):
             path, Checkpoint(int(stream.num_seen), stream, np.zeros(0), self._description(), False)
         )
 
+    @checked_call
     def load(
         self, path: str | os.PathLike, *, resume: Literal["same", "changed"] = "same"
     ) -> Stream:

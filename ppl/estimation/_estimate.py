@@ -67,9 +67,9 @@ def surrogate_of(
             num_replicates=program.num_replicates,
             state=state.get(site.address),
         )
-        total = total + watched_again(
-            jnp.sum(site.strategy.surrogate(numbers, downstream)), refuse_again
-        )
+        with jax.named_scope(f"{site.address}.{site.strategy.name}"):
+            surrogate = jnp.sum(site.strategy.surrogate(numbers, downstream))
+        total = total + watched_again(surrogate, refuse_again)
         total = total + alarm(probabilities)
         if isinstance(site.strategy, Decision):
             continue

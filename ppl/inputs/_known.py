@@ -90,7 +90,10 @@ class Known:
         depths = {o.depth for o in self.operands} - {0}
         if name in _ELEMENTWISE and len(depths) <= 1:
             return _ELEMENTWISE[name](*values).astype(eqn.outvars[0].aval.dtype)
-        if name == "convert_element_type":
+        # NaN and infinity become what JAX makes of them, which is not what NumPy does.
+        if name == "convert_element_type" and (
+            values[0].dtype.kind != "f" or np.isfinite(values[0]).all()
+        ):
             return values[0].astype(eqn.params["new_dtype"])
         run = lambda *args: bind(eqn, list(args))[0]
         for level in range(self.depth, 0, -1):

@@ -3,27 +3,23 @@
 JAX reads another element then, without a word: -1 is the last one, as in Python, and what is too large becomes the last one, too.
 In a program that is written that is meant; in data it is a missing code, or a group that is not there.
 
-Input: a jaxpr and the values of its arguments. Output: each place where an index (of `gather`, `dynamic_slice`, and of `scatter`,
-which writes) is out of range. What is clipped, filled, dropped or wrapped on purpose (`mode=`) is not, unless JAX takes a
-negative number from the end first; nor is a number of the program's own that counts from the end, `x[-1]`, see `_is_from_the_end`
-(an array that the program closes over is data, too). What is read so may not count, as in `jnp.where(g >= 0, e[g], 0.0)`: `heard`
-runs the program with other elements there.
+Input: an equation, and what is known of its operands. Output: each place where an index (of `gather`, `dynamic_slice`, and of
+`scatter`, which writes) is out of range. What is clipped, filled, dropped or wrapped on purpose (`mode=`) is not, unless JAX
+takes a negative number from the end first; nor is a number of the program's own that counts from the end, `x[-1]`, see
+`_is_from_the_end` (an array that the program closes over is data, too). What is read so may not count, as in
+`jnp.where(g >= 0, e[g], 0.0)`: `heard` runs the program with other elements there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import PyTree
 
-from .._compat import CALLS, ClosedJaxpr, Equation, aval_of, while_counts
-from .._types import Key
-from ..jaxprs import Interpreter, called, inner_jaxpr, scan_again
-from ._known import Known, walk
+from .._compat import Equation, aval_of
+from ._known import Known
 
 _SAME = frozenset(
     "broadcast_in_dim reshape squeeze expand_dims copy copy_p convert_element_type".split()
@@ -57,27 +53,23 @@ class Lookup(NamedTuple):
     axis: int
 
 
-def out_of_range(
-    closed: ClosedJaxpr, values: Sequence[Array | Key | np.ndarray | None]
-) -> list[Lookup]:
-    """Indices out of range.
+def out_of_range(eqn: Equation, operands: Sequence[Known | None]) -> Iterator[Lookup]:
+    """Indices of one equation that are out of range.
 
     Args:
-        closed: the program.
-        values: of its inputs; None where one is not known.
+        eqn: of a program.
+        operands: what is known of its operands, see `walk`.
     """
-    found = []
-    for eqn, operands in walk(closed, values):
-        for axis, index in _indices(eqn, operands):
-            shape, sizes = aval_of(eqn.invars[0]).shape, eqn.params.get("slice_sizes")
-            size = shape[axis] - (sizes[axis] if sizes else 1) + 1
-            raw, wrap = _unwrapped(index)
-            lookup = _judged(eqn, raw, wrap, axis, size)
-            found += [] if lookup is None else [lookup]
-    return found
+    for axis, index in _indices(eqn, operands):
+        shape, sizes = aval_of(eqn.invars[0]).shape, eqn.params.get("slice_sizes")
+        size = shape[axis] - (sizes[axis] if sizes else 1) + 1
+        raw, wrap = _unwrapped(index)
+        lookup = _judged(eqn, raw, wrap, axis, size)
+        if lookup is not None:
+            yield lookup
 
 
-def _indices(eqn: Equation, operands: list[Known | None]) -> list[tuple[int, Known]]:
+def _indices(eqn: Equation, operands: Sequence[Known | None]) -> list[tuple[int, Known]]:
     """(axis, index) of what an equation looks up by known numbers."""
     name = eqn.primitive.name
     if name == "dynamic_slice":
@@ -177,121 +169,3 @@ def _holds_array(known: Known) -> bool:
         todo += [o for o in one.operands if id(o) not in seen]
         seen |= set(map(id, one.operands))
     return False
-
-
-# Whether it counts
-
-
-def heard(
-    closed: ClosedJaxpr,
-    inputs: Sequence[Array | Key | np.ndarray],
-    values: Sequence[Array | np.ndarray | None],
-) -> list[Lookup]:
-    """Those indices out of range on whose elements the outputs depend: they differ where others are read.
-
-    Args:
-        closed: the program.
-        inputs: a value for each of its inputs.
-        values: those of them that are known ahead, None elsewhere.
-    """
-    flat = jax.make_jaxpr(lambda *xs: _Inlined(closed, xs).outputs())(*inputs)
-    found = []
-    for lookup in out_of_range(flat, values):
-        one, other = (jax.jit(_read_at(flat, lookup, i))(*inputs) for i in (False, True))
-        if lookup.size == 1 or not all(map(_equal, one, other)):
-            found.append(lookup)
-    return found
-
-
-def _equal(a: Array, b: Array) -> bool:
-    if jnp.issubdtype(a.dtype, jax.dtypes.extended):
-        a, b = jax.random.key_data(a), jax.random.key_data(b)
-    return bool(jnp.array_equal(a, b, equal_nan=jnp.issubdtype(a.dtype, jnp.inexact)))
-
-
-def _read_at(closed: ClosedJaxpr, lookup: Lookup, is_other: bool) -> Callable[..., PyTree]:
-    return lambda *inputs: _LookupRead(closed, inputs, lookup, is_other).outputs()
-
-
-class _Nested(Interpreter):
-    """Runs calls, scans, branches and loops by itself; calls dissolve."""
-
-    def within(self, closed: ClosedJaxpr, inputs: Sequence[PyTree] | tuple[Array]) -> Interpreter:
-        return type(self)(closed, inputs)
-
-    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
-        name = eqn.primitive.name
-        if name in CALLS and inner_jaxpr(eqn.params[CALLS[name]]) is not None:
-            return self.within(called(eqn), args).outputs()
-        if name == "scan":
-            body = eqn.params["jaxpr"]
-            return scan_again(eqn, args, lambda xs, _: self.within(body, xs).outputs())
-        if name == "cond":
-            branches = [self._branch(branch) for branch in eqn.params["branches"]]
-            return jax.lax.switch(args[0], branches, *args[1:])
-        if name == "while":
-            return self._looped(eqn.params, args)
-        return super().results(eqn, args)
-
-    def _branch(self, closed: ClosedJaxpr) -> Callable[..., list[PyTree]]:
-        return lambda *args: self.within(closed, args).outputs()
-
-    def _looped(self, params: dict[str, PyTree], args: list[PyTree]) -> list[Array]:
-        first, own = while_counts(params)
-        second = first + own
-        test, body = self._branch(params["cond_jaxpr"]), self._branch(params["body_jaxpr"])
-        return jax.lax.while_loop(
-            lambda x: test(*args[:first], *x)[0],
-            lambda x: body(*args[first:second], *x),
-            list(args[second:]),
-        )
-
-
-class _Inlined(_Nested):
-    """Each equation is there once then, so that it is known by itself."""
-
-
-class _LookupRead(_Nested):
-    """One lookup reads other elements, if `is_other`, where its index is out of range; all that it reads from differs."""
-
-    def __init__(self, closed: ClosedJaxpr, inputs: PyTree, lookup: Lookup, is_other: bool) -> None:
-        super().__init__(closed, inputs)
-        self.lookup, self.is_other = lookup, is_other
-
-    def within(self, closed: ClosedJaxpr, inputs: Sequence[Array]) -> Interpreter:
-        return _LookupRead(closed, inputs, self.lookup, self.is_other)
-
-    def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
-        lookup = self.lookup
-        if eqn is lookup.wrap:
-            index, (found,) = args[1], super().results(eqn, args)
-            return [self._moved(index, found)]
-        if eqn is lookup.eqn:
-            args = [_told_apart(args[0]), *args[1:]]
-            if lookup.wrap is None:
-                args = self._with_index(eqn, args)
-        return super().results(eqn, args)
-
-    def _moved(self, index: Array, found: Array) -> ArrayLike:
-        if not self.is_other:
-            return found
-        size = jnp.asarray(self.lookup.size, found.dtype)
-        inside = jnp.clip(found, 0, size - 1)
-        return jnp.where((index < 0) | (index >= size), (inside + 1) % size, found)
-
-    def _with_index(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
-        axis = self.lookup.axis
-        if eqn.primitive.name == "dynamic_slice":
-            index = args[1 + axis]
-            return [*args[: 1 + axis], self._moved(index, index), *args[2 + axis :]]
-        place = eqn.params["dimension_numbers"].start_index_map.index(axis)
-        index = args[1][..., place]
-        return [args[0], args[1].at[..., place].set(self._moved(index, index)), *args[2:]]
-
-
-def _told_apart(x: Array) -> Array:
-    """Numbers that differ from element to element, near those that are there: a table may begin with equal ones."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    shift = (jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) % 97 + 1) / 1000
-    return x * (1 + shift) + shift

@@ -76,3 +76,6 @@ if __name__ == "__main__":
         told(f"odd rows on {num}", compiled_fit(mesh, ROWS + 3, subsample={"rows": BATCH}))
         told(f"smc on {num}", compiled_smc(mesh, ROWS, history="none"))
         told(f"smc with paths on {num}", compiled_smc(mesh, ROWS, history="full"))
+    # What a device of eight has, alone: weak scaling.
+    told("share of fit", compiled_fit(None, ROWS // 8))
+    told("share of smc", compiled_smc(None, ROWS // 8, history="none"))

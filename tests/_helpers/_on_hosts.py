@@ -2,8 +2,8 @@
 
     python tests/_helpers/_on_hosts.py PORT RANK PROCESSES MODE FOLDER
 
-`start` runs it in every process. `batches` prints each run's values, to the bit; `refusals` what each process says; `save` and
-`resume` leave a checkpoint and go on from it.
+`start` runs it in every process. `batches` prints each run's values, to the bit; `refusals` and `fails` what each process says;
+`save` and `resume` leave a checkpoint and go on from it, `parts` and `resume_parts` of parameters in parts.
 """
 
 import os
@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
 from _on_mesh import environment
+from jax.experimental import multihost_utils
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting import ProcessLocal
@@ -210,7 +212,7 @@ def wide_guide(x):
     ppl.sample("mu", dist.Normal(ppl.param("loc", jnp.zeros(8)), 0.1).to_event(1))
 
 
-def forever(rank, num, folder, pause=0.05):
+def forever(rank, num, folder, pause=0.05, **options):
     """A run with a checkpoint; it says how far it is."""
 
     def tell(info):
@@ -221,12 +223,96 @@ def forever(rank, num, folder, pause=0.05):
     result = fit(
         inference.elbo(wide, wide_guide), local, subsample={"rows": 4}, num_steps=60,
         checkpoint=f"{folder}/run", checkpoint_every=5, callbacks=[tell], callback_every=2,
+        **options,
     )  # fmt: skip
     print(f"values: {np.asarray(result.history['value']).tolist()}", flush=True)
 
 
 def finish(rank, num, folder):
     forever(rank, num, folder, pause=0.0)
+
+
+def forever_parts(rank, num, folder):
+    forever(rank, num, folder, shardings={"loc": "rows"})
+
+
+def finish_parts(rank, num, folder):
+    forever(rank, num, folder, pause=0.0, shardings={"loc": "rows"})
+
+
+def crash(info):
+    raise OSError("no place for the picture")
+
+
+@ppl.model
+def net(x, y):
+    network = ppl.module("net", eqx.nn.MLP(8, 1, 16, 2, key=jax.random.key(1)))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("y", dist.Normal(jax.vmap(network)(x)[:, 0], 1.0), obs=y)
+
+
+def nothing(x, y):
+    """No latent sites."""
+
+
+NET_X = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+
+
+def split_fit(folder="", **options):
+    """A run whose parameters lie on the devices of all processes, and the averages of whose iterates do."""
+    options = {"subsample": {"rows": 4}, "average": "polyak"} | options
+    if folder:
+        options |= {"checkpoint": folder, "checkpoint_every": 3}
+    bound = inference.elbo(wide, wide_guide)
+    return fit(bound, (ROWS,), shardings={"loc": "rows"}, **options)
+
+
+def told(name, result):
+    """Values, and parameters whole."""
+    loc = result.params["loc"]
+    assert loc.addressable_shards[0].data.shape == (8 // DEVICES,), loc.sharding
+    whole = multihost_utils.process_allgather(loc, tiled=True)
+    for mesh in (None, MESH):
+        draws = result.posterior(jax.random.key(1), 12, mesh=mesh).log_weights
+        print(
+            f"{'weights' if mesh is None else 'split weights'} of {name}: {draws.tolist()}",
+            flush=True,
+        )
+    assert "loc" in str(result)
+    for label, found in (("values", result.history["value"]), ("loc", whole)):
+        print(f"{label} of {name}: {np.asarray(found).tolist()}", flush=True)
+
+
+def parts(rank, num, folder):
+    """Parameters in parts, on devices of all processes; a checkpoint is left of a run that ends in the middle."""
+    told("minibatches", split_fit())
+    told("all rows", split_fit(subsample=None))
+    network = fit(inference.elbo(net, nothing), (NET_X, NET_X.sum(1)), shardings={"net": "rows"})
+    weight = network.params["net"].layers[1].weight
+    assert weight.addressable_shards[0].data.size == weight.size // DEVICES
+    print(f"about network: {np.asarray(network.history['value']).tolist()}", flush=True)
+    try:
+        split_fit(f"{folder}/parts", callbacks=[preempt], callback_every=7)
+    except Preempted:
+        print("preempted: yes", flush=True)
+
+
+def resume_parts(rank, num, folder):
+    told("minibatches", split_fit(f"{folder}/parts"))
+
+
+def fails(rank, num, folder):
+    """A callback that fails in one process."""
+    try:
+        fit(
+            exact(),
+            (ROWS,),
+            subsample={"rows": 4},
+            callback_every=2,
+            callbacks=[crash] if rank else [preempt],
+        )
+    except (OSError, RuntimeError) as err:
+        print(f"callback: {type(err).__name__} {err}", flush=True)
 
 
 if __name__ == "__main__":
@@ -236,5 +322,17 @@ if __name__ == "__main__":
         jax.distributed.initialize(f"localhost:{port}", num_processes=num, process_id=rank)
     assert jax.device_count() == DEVICES
     MESH = jax.make_mesh((DEVICES,), ("rows",))
-    modes = (batches, refusals, save, resume, forever, finish)
+    modes = (
+        batches,
+        refusals,
+        save,
+        resume,
+        forever,
+        finish,
+        forever_parts,
+        finish_parts,
+        parts,
+        resume_parts,
+        fails,
+    )
     {fn.__name__: fn for fn in modes}[mode](rank, num, folder)

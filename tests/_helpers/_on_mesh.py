@@ -138,6 +138,9 @@ def quick():
     check("feynman-kac", smc(MODEL), mesh)
     result = check("program", smc(program, Y, policy=resampling.every()), mesh)
     assert result.ancestors.sharding.spec == jax.P(None, "particles")
+    again = smc(program, Y, policy=resampling.every())(jax.random.key(0), mesh=mesh)
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)  # on the same devices to the bit
     both = jax.make_mesh((4, 2), ("islands", "particles"))
     run = lambda key, **mesh: inference.particles.islands(
         program, key, Y, num_islands=4, num_particles=NUM // 4, **mesh,

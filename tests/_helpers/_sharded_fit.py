@@ -3,6 +3,9 @@
 It prints what a device holds and what the compiled step needs there, with the network whole and split, and the collectives.
 """
 
+import contextlib
+import tempfile
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -67,6 +70,43 @@ def on_a_device(tree):
     return sum(x.addressable_shards[0].data.nbytes for x in leaves)
 
 
+class Stop(Exception):
+    pass
+
+
+def goes_on(folder):
+    """A folder of eight devices goes on with four, and that with one."""
+    settings = {
+        "args": (X, Y), "num_steps": 9, "shardings": {"net": "devices"}, "average": "polyak",
+        "key": jax.random.key(0), "progress": False, "callback_every": 3,
+    }  # fmt: skip
+    bound = inference.elbo(model, guide)
+
+    def run(number, last, **options):
+        def stop(info):
+            if info.step == last:
+                raise Stop
+
+        over = jax.sharding.Mesh(jax.devices()[:number], ("devices",))
+        return inference.fit(
+            bound, optax.adam(1e-3), mesh=over, callbacks=[stop], **settings, **options
+        )
+
+    whole, again = run(8, None), run(8, None)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(b, a)  # same devices: to the bit
+    for number, last in ((8, 3), (4, 6)):
+        with contextlib.suppress(Stop):
+            run(number, last, checkpoint=folder, checkpoint_every=3)
+    resumed = run(1, None, checkpoint=folder, checkpoint_every=3)
+    weight = resumed.params["net"].layers[1].weight
+    assert len(weight.sharding.device_set) == 1 and resumed.steps == 9
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-6)
+    np.testing.assert_allclose(resumed.history["value"], whole.history["value"], rtol=1e-5)
+    print("goes on")
+
+
 if __name__ == "__main__":
     mesh = jax.make_mesh((8,), ("devices",))
     one, alone = fitted(None)
@@ -90,3 +130,5 @@ if __name__ == "__main__":
     weight = seeds.params["net"].layers[1].weight
     assert weight.addressable_shards[0].data.shape == (2, WIDTH // 8, WIDTH), weight.sharding
     print("seeds")
+    with tempfile.TemporaryDirectory() as folder:
+        goes_on(f"{folder}/run")

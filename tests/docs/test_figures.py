@@ -18,6 +18,8 @@ import faces
 import figures
 import tables
 
+pytestmark = pytest.mark.docs
+
 README = (faces.ROOT / "README.md").read_text()
 RECORDS = dict(figures.records())
 ROW = re.compile(r"^\| (.*?) <!-- (\S+) --> \| (.*?) \| (.*?) ?\| (\S+) \|$", re.M)

@@ -12,6 +12,8 @@ from _pages import BLOCK, DOCS, SMOKE, Page
 sys.path.insert(0, str(DOCS / "_ext"))
 from notebooks import notebook, tutorials  # noqa: E402
 
+pytestmark = pytest.mark.docs
+
 by_page = pytest.mark.parametrize("path", tutorials(), ids=lambda path: path.stem)
 
 
@@ -81,7 +83,6 @@ fit = inference.fit(objective, optax.sgd(0.1), (0.5,), num_steps=20, key=key, pr
 """
 
 
-@pytest.mark.docs
 def test_a_kernel_shows_bars_and_tables(tmp_path):
     cells = [
         {"cell_type": "code", "metadata": {}, "source": source, "outputs": [], "execution_count": None, "id": f"c{n}"}

@@ -15,6 +15,8 @@ from _pages import DOCS, IS_WRITING
 
 from lapilli import ppl
 
+pytestmark = pytest.mark.docs
+
 TABLES = {
     "statements": _numpyro_statements.ROWS,
     "handlers": _numpyro_handlers.ROWS,

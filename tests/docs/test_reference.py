@@ -23,6 +23,8 @@ import lapilli.inference
 from lapilli.inference.particles.resampling import RESAMPLERS
 from lapilli.ppl.strategies._registry import STRATEGIES
 
+pytestmark = pytest.mark.docs
+
 HAND_WRITTEN = [
     f for f in DOCS.rglob("*.md") if f.relative_to(DOCS).parts[0] not in ("tables", "api")
 ]
@@ -131,6 +133,18 @@ def test_the_glossary_has_what_pages_link_to_and_names_what_there_is():
         assert operator.attrgetter(name)(lapilli), name
     for script in re.findall(r"`(examples/[\w/.]+)`", meanings):
         assert (faces.ROOT / script).exists(), script
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["flow matching", "rectified flow", "stochastic interpolant", "Schrödinger bridge", "discrete flow matching"],
+)  # fmt: skip
+def test_paths_are_found_by_the_names_of_the_field(name):
+    """In the reference, in the glossary, and by those who come from another library."""
+    coming = (DOCS / "start" / "coming_from.md").read_text().partition("## torchcfm")[2]
+    texts = (inspect.getdoc(faces.load("models.paths")), coming.partition("\n## ")[0])
+    assert all(name.lower() in " ".join(text.split()).lower() for text in texts)
+    assert name.lower() in {word.lower() for word in words.words()}
 
 
 def test_every_how_to_stands_under_one_heading():

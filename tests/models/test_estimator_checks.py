@@ -54,8 +54,8 @@ ESTIMATORS = {
     "TableImputer": (TableImputer(num_draws=4, max_sweeps=800, random_state=0), {}),
     "FewShotClassifier": (
         AdaptedClassifier(
-            ways=2, shots=2, queries=1, num_hidden=4, num_outputs=2, rank=2, num_draws=3, num_episodes=8, num_steps=2,
-            batch_size=4, check_every=2, validation_fraction=0.0, random_state=0,
+            ways=2, shots=2, queries=1, num_hidden=16, num_outputs=8, rank=2, num_draws=3, num_episodes=100, num_steps=100,
+            batch_size=4, check_every=50, learning_rate=1e-2, validation_fraction=0.0, random_state=0,
         ),
         {},
     ),

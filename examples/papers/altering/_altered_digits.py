@@ -100,9 +100,9 @@ def log_classes(judge: Classifier) -> Callable[[Any], Any]:
     return lambda x: jax.nn.log_softmax(jnp.maximum(x @ first + a, 0) @ last + b)
 
 
-def forgetting(log_p: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The reward log(1 - p(class | x)); finite: of the surest a thousandth is left."""
-    return lambda x: jnp.log1p(-0.999 * jnp.exp(log_p(x)))
+def forgetting(log_p: Callable[[Any], Any], strength: float = 1.0) -> Callable[[Any], Any]:
+    """The reward log(1 - p(class | x)), times a strength; finite: at 1 a thousandth is left of the surest."""
+    return lambda x: strength * jnp.log1p(-0.999 * jnp.exp(log_p(x)))
 
 
 def accepted(

@@ -9,10 +9,10 @@ of the class, and how far the other nine have moved, beside the divergence to th
 Source: Malekmohammadi et al. 2023, arXiv:2309.14054 (adapt, then unlearn: its way is to move away from parameters adapted to the
 negatives, towards no law that is stated). Data: scikit-learn's digits.
 
-Expected: with the exact probability particles and both copies leave what draws without the class have, too (classes overlap: a
-ninth); with 50 examples particles leave a fifth, and the copies, whose weights have classes, a tenth. The others
-move by a hundredth in Frechet distance at most. Figures: docs/_data/figures, altering/forget. Run time: two minutes on 2 CPU
-cores.
+Expected: with the exact probability particles and copies leave what draws without the class have, too (classes overlap: a
+seventh); with 50 examples a classifier takes others for the class: twice its share goes, a tenth of the class or less is left,
+and the others move by a twentieth (particles) to a seventh (copies) in Frechet distance. Figures: docs/_data/figures,
+altering/forget. Run time: two minutes on 2 CPU cores.
 
     python examples/papers/altering/forget.py [--smoke] [--label 3] [--out forget_output] [--record]
 """

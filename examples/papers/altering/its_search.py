@@ -9,8 +9,9 @@ its divergence from the model is log N - (N - 1) / N nats.
 Source: Ma et al. 2025, arXiv:2501.09732 (search over noises beats more steps; small models with search beat large ones).
 Data: scikit-learn's digits.
 
-Expected: the verifier rises with what is spent, and recall falls; a narrow network with search has more of the class than a wide
-one without. Figures and what was found: docs/_data/figures, altering/its_search. Run time: six minutes on 2 CPU cores.
+Expected: the verifier rises with what is spent, and recall falls where its gradients are followed; a narrow network with search
+has more of the class than a wide one without, in images that are no digits (precision 0). Figures and what was found:
+docs/_data/figures, altering/its_search. Run time: six minutes on 2 CPU cores.
 
     python examples/papers/altering/its_search.py [--smoke] [--label 8] [--out its_search_output] [--record]
 """

@@ -9,7 +9,7 @@ Source: none; the taxonomy is that of Franceschelli and Musolesi 2024, arXiv:230
 models). Oracle: log Z = 4.963810 at b = 1, by transfer matrices.
 
 Expected: policies within 0.05 nats of the tilt in seconds, but for regression weighted by draws of the model, whose few weights
-bias it; the baseline of the 63 other draws leaves two thirds of the plain gradient's variance at the start and a seventh at the
+bias it; the baseline of the 63 other draws leaves two thirds of the plain gradient's variance at the start and an eighth at the
 end; one of pairs more than the plain one has at the start. (Reward times score has .503 there, by enumeration, of which it leaves
 two fifths: the plain gradient here holds -grad log q as well, which acts as a baseline of one nat.) Best of N where its law says;
 search with the largest reward, and far from the tilt in the end. Figures: docs/_data/figures, altering/strings. Run time: four

@@ -112,7 +112,7 @@ def draw(samples: dict[str, np.ndarray], out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     over_seeds(
-        "interpolants", run, Config(), Config(500, 100, (100,), 32, 10, 50), draw=draw, arguments=arguments,
+        "interpolants", run, Config(), Config(4_000, 100, (100,), 32, 10, 50), draw=draw, arguments=arguments,
         what="Two Gaussians carried to a ring: squared sliced Wasserstein distance, mean error of log densities",
         measures=["models/paths", "inference/evaluation"],
     )  # fmt: skip

@@ -78,14 +78,8 @@ def flows(
         )
         optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
         fit = inference.fit(
-            matching,
-            optimizer,
-            (thick,),
-            num_steps=steps,
-            key=keys[1],
-            average=0.999,
-            progress=False,
-        )
+            matching, optimizer, (thick,), num_steps=steps, key=keys[1], average=0.999, progress=False
+        )  # fmt: skip
         found[name] = paths.from_network(network, paths.linear(), params=fit.params), 0.0
     networks = Pair(*(diffusion.MLP((64,), width=config.width, key=k) for k in keys[:2]))
     field = paths.bridge(

@@ -20,12 +20,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
 from ..._arguments import Arguments
+from ..._meshes import at_hand
 from ..._processes import checksum, gathered, spans_processes
 from ._ahead import Ahead
 from ._buffers import Buffers
 from ._interface import Source
 from ._reader import IterableReader, LoaderState, as_args
-from ._sharding import at_hand, check_divisible, constrain, put, row_axes, with_leading
+from ._sharding import check_divisible, constrain, put, row_axes, with_leading
 
 # Batches in a stack, at least and at most: each device call costs the host about a millisecond.
 _LENGTHS = 16, 64
@@ -274,7 +275,7 @@ class Batches(Source):
         return *self._reader.place, rows, checksum(common)
 
     def _is_wider(self, arrays: list) -> bool:
-        """Whether integers of a batch are beyond those of all batches before it, to which they belong from now on."""
+        """Whether integers of a batch are beyond all before it, to which they belong from now on, or it has the first NaN."""
         found = [_range(array) for array in arrays]
         joined = [
             (min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(found, self._ranges, strict=True)
@@ -356,10 +357,12 @@ class Batches(Source):
 
 
 def _range(array: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest of the integers in an array; of other arrays what holds nothing."""
-    if array.dtype.kind not in "iu" or not np.size(array):
+    """The smallest and the largest of the integers in an array; of numbers with NaN everything, of others what holds nothing."""
+    if array.dtype.kind not in "iuf" or not np.size(array):
         return math.inf, -math.inf
     numbers = np.asarray(array)
+    if array.dtype.kind == "f":
+        return (-math.inf, math.inf) if np.isnan(numbers.min()) else (math.inf, -math.inf)
     return int(numbers.min()), int(numbers.max())
 
 

@@ -12,9 +12,10 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from ....ppl._shared_jit import shared_jit
 from ..._arguments import Arguments, shapes
+from ..._meshes import at_hand, placed
 from ._interface import UNBOUNDED, Source
 from ._reshuffling import draw_order, entries
-from ._sharding import at_hand, check_divisible, constrain, placed, row_axes, shared_out
+from ._sharding import check_divisible, constrain, row_axes, shared_out
 
 MOST_STEPS, MOST_BYTES = 1024, 2**25  # of a device call, of rows that are read from a file
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from ..._arguments import shapes
+from ..._meshes import placed
 
 SEEDS = "seeds"  # the axis of a mesh over which independent runs are split
 
@@ -57,19 +57,6 @@ def put(
     ]
 
 
-def placed(array: PyTree, sharding: NamedSharding) -> jax.Array:
-    """The array there.
-
-    Over several processes each hands over what its own devices hold, and none waits for another: a thread may do so.
-    """
-    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    is_here = getattr(array, "is_fully_addressable", True)
-    if sharding.is_fully_addressable or is_key or not is_here:
-        return jax.device_put(array, sharding)
-    host = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
-
 def shared_out(array: PyTree, mesh: Mesh) -> jax.Array:
     """The array with its rows split over all devices; where they do not come out even, zeros follow the last row."""
     more = -len(array) % num_parts(mesh)
@@ -87,10 +74,3 @@ def constrain(arrays: list[Array], mesh: Mesh | None, sharded: Iterable[PyTree])
         jax.lax.with_sharding_constraint(array, sharding) if shard else array
         for array, shard in zip(arrays, sharded, strict=True)
     ]
-
-
-def at_hand(array: Array) -> PyTree:
-    """The array, of which a process that holds only a part gets the rest from the others: all of them have to ask."""
-    if getattr(array, "is_fully_addressable", True):
-        return jnp.asarray(array)
-    return jnp.asarray(multihost_utils.process_allgather(array, tiled=True))

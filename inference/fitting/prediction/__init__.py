@@ -7,7 +7,6 @@ from ._from_draws import (
     tell_of_nan as tell_of_nan,
     thinned as thinned,
 )
-from ._map_keys import MappedKeys as MappedKeys, map_keys as map_keys
 from ._new_rows import (
     check_rows as check_rows,
     of_other_rows as of_other_rows,

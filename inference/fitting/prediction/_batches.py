@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ....ppl._compat import typed_key
 from ....ppl._types import Choices, Key
 from ....ppl.language import Program, labelled_as
 from ..._arguments import outcome, simulated
+from ..._mapped import Mapped, keyed, map_keys
 from ._forward import check_given, forward_program
-from ._map_keys import MappedKeys, map_keys
 from ._new_rows import (
     check_kept_rows,
     check_rows,
@@ -38,6 +39,7 @@ def predict_batches(
     keep: str | Sequence[str] | None,
     batch_size: int,
     labels: Mapping[str, PyTree],
+    mesh: Mesh | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """What `Fit.predict_batches` does, model and guide with their parameters bound."""
     rest = (_as_args(batch, model, labels) for batch in batches)
@@ -60,7 +62,7 @@ def predict_batches(
         choices = guide.simulate(key, *args).choices
         return {name: x for name, x in choices.items() if is_kept(name)}
 
-    kept = map_keys(globals_of, key, num_samples, batch_size, at)
+    kept = map_keys(globals_of, key, num_samples, batch_size, at, mesh=mesh)
     reads_rows = keep is None and any(reads_arguments(guide, first).values())
     shared = _shared(guide, at)
     one = jax.eval_shape(lambda kept: jax.tree.map(lambda x: x[0], kept), kept)
@@ -80,16 +82,15 @@ def predict_batches(
         guide_key, model_key = jax.random.split(key)
         return program.predict(model_key, given(guide_key, kept, args), *args)
 
-    mapped = MappedKeys(draw, first)
+    mapped = Mapped(lambda own, *args: draw(*own, *args), first, mesh)
 
     def predictions() -> Iterator[dict[str, np.ndarray]]:
         args, number = first, 0
         while args is not None:
             # Rows of different batches have noise of their own.
             try:
-                part = mapped(
-                    jax.random.fold_in(rows_key, number), num_samples, batch_size, args, kept
-                )
+                rows = jax.random.fold_in(rows_key, number)
+                part = mapped(keyed(rows, num_samples, batch_size, kept), batch_size, args)
             except Exception:
                 check_runs(
                     METHOD, model, args, first, one

@@ -15,8 +15,8 @@ from ....ppl._types import Choices, Key
 from ....ppl.densities import Eliminated, has_nan, lost_digits
 from ....ppl.language import Program, predictions, told_of_not_finite
 from ....ppl.traces import SiteInfo
+from ..._mapped import Parts, map_keys
 from ._forward import check_given, forward_program, in_scan
-from ._map_keys import map_keys
 from ._new_rows import of_any_rows, of_other_rows, sites_of
 
 _KEEP = "keep=[...] with what all rows share"
@@ -49,7 +49,7 @@ def predicted(
     num_seen: int | None = None,
     keep: str | Sequence[str] | None = None,
     origin: DrawsOrigin,
-    batch_size: int = 100,
+    parts: Parts,
 ) -> dict[str, np.ndarray]:
     """One prediction for each draw, at `args`; see `inference.predict`.
 
@@ -63,7 +63,7 @@ def predicted(
         num_seen: steps of a scan whose observations are kept.
         keep: patterns of sites whose draws are kept; None for all.
         origin: where the draws are from.
-        batch_size: draws held on the device at once.
+        parts: how they are made.
     """
     before, remedy = origin.args, origin.remedy
     sites = sites_of(program, args)
@@ -105,7 +105,7 @@ def predicted(
         trace = program.forecast_trace(key, choices, num_seen, *args)
         return predictions(trace, choices)
 
-    found = map_keys(draw, key, num_samples, batch_size, args, choices)
+    found = map_keys(draw, key, num_samples, parts.batch_size, args, choices, parts.mesh)
     tell_of_nan(method, program, found, choices, args)
     return found
 

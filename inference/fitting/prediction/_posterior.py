@@ -7,13 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from ....ppl._show import shown
 from ....ppl._types import Choices, Key
 from ....ppl.language import Program, check_proposed_cells, misses
 from ....ppl.traces import check_match
-from ._map_keys import map_keys
+from ..._mapped import map_keys
 
 
 @shown
@@ -40,9 +41,15 @@ class Posterior(NamedTuple):
 
 
 def weighted_draws(
-    model: Program, guide: Program, key: Key, num_samples: int, batch_size: int, args: tuple
+    model: Program,
+    guide: Program,
+    key: Key,
+    num_samples: int,
+    batch_size: int,
+    args: tuple,
+    mesh: Mesh | None = None,
 ) -> Posterior:
-    """Draws z of the guide with log w = log p(z, x) - log q(z), `batch_size` of them on the device at once.
+    """Draws z of the guide with log w = log p(z, x) - log q(z), `batch_size` of them on a device at once.
 
     Raises:
         ValueError: the guide leaves out a latent site of the model.
@@ -62,4 +69,4 @@ def weighted_draws(
         penalty = check_proposed_cells(scored, trace) + sum(jnp.sum(x) for x in penalties.values())
         return trace.choices, log_weight - trace.log_density + penalty
 
-    return Posterior(*map_keys(draw, key, num_samples, batch_size, args))
+    return Posterior(*map_keys(draw, key, num_samples, batch_size, args, mesh=mesh))

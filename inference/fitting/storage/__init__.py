@@ -3,13 +3,13 @@
 from ._archive import read as read, write as write
 from ._checkpoint import (
     Checkpoint as Checkpoint,
+    CheckpointFile as CheckpointFile,
     fingerprint as fingerprint,
     load as load,
     save as save,
 )
 from ._exported import export_fit as export_fit
-from ._folder import Folder as Folder
-from ._replacing import check_writable as check_writable
+from ._folder import Folder as Folder, Store as Store
 from ._run import StoredRun as StoredRun, describe as describe, describe_step as describe_step
 from ._saved import (
     check_same as check_same,

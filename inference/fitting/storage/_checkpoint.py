@@ -26,6 +26,7 @@ from jaxtyping import Array, PyTree
 from ..._processes import texts
 from ..data import LoaderState
 from ._archive import from_raw, read, to_raw, write
+from ._replacing import check_writable
 from ._run import changes
 
 # 2: the run knows the values of its data; 3: callbacks have states; 4: where the loader's state is from; 5: its programs;
@@ -141,6 +142,41 @@ def load(
         header["step"], restored, arrays["values"], header["run"], header["stopped"], states,
         loader_state(header, is_spread), is_spread,
     )  # fmt: skip
+
+
+class CheckpointFile:
+    """The checkpoint of a run in one file; the methods are those of `Folder`.
+
+    Raises:
+        OSError: there is none, and none can be written.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path = path
+        if not self.is_there():
+            check_writable(path)
+
+    def is_there(self) -> bool:
+        """Whether one was written."""
+        return os.path.exists(self._path)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write it, in place of the one before."""
+        save(self._path, checkpoint)
+
+    def load(
+        self,
+        carry: PyTree,
+        run: dict[str, object],
+        callbacks: Sequence[PyTree],
+        resume: Literal["same", "changed"],
+        is_spread: bool,
+    ) -> Checkpoint:
+        """What was written last."""
+        return load(self._path, carry, run, callbacks, resume, is_spread)
+
+    def close(self) -> None:
+        """Nothing is left to be waited for."""
 
 
 def _as_json(loader: LoaderState | None) -> dict[str, PyTree] | None:

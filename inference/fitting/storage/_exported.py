@@ -29,10 +29,6 @@ def export_fit(
         raise ImportError(
             "Fit.export: the package flatbuffers is missing. Install it, or lapilli[export]."
         ) from err
-    if only not in (None, "posterior"):
-        raise ValueError(
-            f"Fit.export: argument 'only' is {only!r}. Pass only='posterior' for the guide alone, or leave it out."
-        )
     split = Arguments(args)
     arrays = split.arrays(args)
     names = array_names(model, args)

@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from ._archive import from_raw, without_keys
 from ._checkpoint import (
     Checkpoint,
+    CheckpointFile,
     check_fits,
     flatten,
     header_of,
@@ -102,6 +103,9 @@ class Folder:
     def close(self) -> None:
         """Wait until all is written."""
         self._files.close()
+
+
+type Store = CheckpointFile | Folder
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -21,7 +21,7 @@ from ..._abstract_objective import AbstractObjective
 from ..._arguments import Arguments, shapes_of
 from ._archive import to_raw
 from ._digest import digests, numbers
-from ._structure import differences, hashed, structure, versions
+from ._structure import differences, hashed, structure, versions, without_places
 
 _SETTINGS = "jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable"
 _MARGIN = 1e-5  # of the root mean square of an array: other devices round otherwise
@@ -110,7 +110,8 @@ def _optimizer(run: StoredRun) -> dict[str, list[str] | str]:
     if run.update is None:
         return {"name": "default"}
     value = jax.ShapeDtypeStruct((), jnp.result_type(float))
-    closed = jax.make_jaxpr(run.update)(run.params, run.opt_state, run.params, value)
+    params, opt_state = without_places((run.params, run.opt_state))
+    closed = jax.make_jaxpr(run.update)(params, opt_state, params, value)
     names = [str(i) for i, _ in enumerate(closed.jaxpr.invars)]
     return {"name": "given", "update": digests(closed, names), "numbers": numbers(closed)}
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from ....ppl.language import Program, as_arguments, check_set_up
+from ....ppl._types import ModelFn
+from ....ppl.language import Program, as_arguments, as_program, check_set_up
 from ..._abstract_objective import AbstractObjective
 from ..._arguments import Arguments, outcome
 from ..stationarity import Averaging
@@ -58,17 +59,25 @@ def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
 
 
 def load_fit(
-    make: Callable[..., PyTree], path: str | os.PathLike, objective: AbstractObjective, args: PyTree
+    make: Callable[..., PyTree],
+    path: str | os.PathLike,
+    objective: AbstractObjective | ModelFn,
+    args: PyTree,
+    choose: Callable[[Program, tuple], AbstractObjective],
 ) -> Any:
-    """See `Fit.load`; `make` is `Fit`."""
+    """See `Fit.load`; `make` is `Fit`, and `choose` makes the objective of a model alone."""
     header, arrays = read(path, "file of Fit.save", _FORMAT)
     name = os.fspath(path)
     if args is None and header["args"] is None:
         raise ValueError(
             f"Fit.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
         )
-    given = None if args is None else as_arguments(args, objective.model)
+    is_model = not isinstance(objective, AbstractObjective)
+    program = as_program(objective) if is_model else objective.model
+    given = None if args is None else as_arguments(args, program)
     example = from_skeleton(header["args"], arrays) if given is None else given
+    if is_model:
+        objective = choose(program, example)
     has_data = header["has_data"] or args is not None
     own = _own_params(objective, example, has_data)
     if "structure" in header:

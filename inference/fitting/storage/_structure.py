@@ -139,8 +139,20 @@ def _sites(program: Program, params: PyTree, args: tuple) -> dict[str, list[str]
     return found
 
 
+def without_places(tree: PyTree) -> PyTree:
+    """The tree with shapes in the place of arrays: a program traced from them does not tell on which devices these lie."""
+
+    def shape(x: PyTree) -> PyTree:
+        if not isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+            return x
+        weak = getattr(x, "weak_type", False)  # keys have none
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
+
+    return jax.tree.map(shape, tree)
+
+
 def hashed(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """What `fn` returns, with a hash of its computation in the place of each array; `args` are arrays or their shapes."""
-    closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*without_places(args))
     inputs = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(args)]
     return jax.tree.unflatten(jax.tree.structure(out), digests(closed, inputs))

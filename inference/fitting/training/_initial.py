@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, PyTree
 
 from ....ppl._shared_jit import shared_jit
 from ..._abstract_objective import AbstractObjective
-from ..._arguments import shapes
+from ..._arguments import Arguments, shapes
 from ._loop import run_keys, strong
 
 
@@ -36,19 +36,24 @@ def initial_params(
     Raises:
         ValueError: if the names or shapes of `given` are not the objective's.
     """
-    init = lambda key: objective.init(run_keys(key)[0], *args)
+    split = Arguments(args)
+    arrays = split.arrays(args)  # not closed over: some lie on devices of other processes
+    init = lambda key, arrays: objective.init(run_keys(key)[0], *split.join(arrays))
     first = keys if num_seeds is None else keys[0]
     if place is not None:
-        own = jax.eval_shape(init, first)
+        own = jax.eval_shape(init, first, arrays)
         there = place(own)
         if given is None:
-            run = init if num_seeds is None else jax.vmap(init)
-            return strong(jax.jit(run, out_shardings=there(jax.eval_shape(run, keys)))(keys))
+            run = init if num_seeds is None else jax.vmap(init, (0, None))
+            lie = there(jax.eval_shape(run, keys, arrays))
+            return strong(jax.jit(run, out_shardings=lie)(keys, arrays))
     else:
         # The first call is concrete, since an autoguide keeps the shapes (and would keep the tracers) of its first call.
-        own = init(first)
+        own = init(first, arrays)
     if given is None:
-        return strong(own if num_seeds is None else shared_jit(jax.vmap(init))(keys))
+        return strong(
+            own if num_seeds is None else shared_jit(jax.vmap(init, (0, None)))(keys, arrays)
+        )
     missing, extra = set(own) - set(given), set(given) - set(own)
     if missing or extra:
         raise ValueError(

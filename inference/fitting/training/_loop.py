@@ -81,7 +81,8 @@ def strong(tree: PyTree) -> PyTree:
             return leaf
         if leaf.weak_type:
             leaf = jax.lax.convert_element_type(leaf, leaf.dtype)
-        return jax.device_put(leaf, may_alias=False)  # without a compiled copy
+        there = None if leaf.is_fully_addressable else leaf.sharding
+        return jax.device_put(leaf, there, may_alias=False)  # without a compiled copy
 
     return jax.tree.map(convert, tree)
 

@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 
 from ..._processes import anywhere, gathered, together
 from ..stationarity import is_done
-from ..storage import Checkpoint, Folder, save
+from ..storage import Checkpoint, CheckpointFile, Folder, Store
 from ._callbacks import FitInfo, wants_stop, with_state
 from ._loop import (
     MAX_CONSECUTIVE_SKIPS,
@@ -40,6 +40,7 @@ from ._profile import Profile
 from ._progress import Bar, progress_bar
 
 _SECONDS_PER_CALL = 0.3
+_CALLING = "in a callback"  # what processes are doing
 
 
 class HostPlan(NamedTuple):
@@ -54,7 +55,7 @@ class HostPlan(NamedTuple):
     progress: bool
     is_shared: bool  # by several processes
     is_spread: bool  # each of which has its own rows
-    folder: Folder | None  # of the checkpoints of what is split
+    store: Store | None  # of checkpoints
 
 
 class History:
@@ -129,7 +130,7 @@ class Training:
                 reason = self._loop(pressed, bar)
             except KeyboardInterrupt:
                 # From a callback or from the data; a second Ctrl-C is meant to end everything at once.
-                if pressed.is_set():
+                if pressed.is_set() or plan.is_shared:  # the others do not come to the end
                     raise
                 reason = "interrupt"
             self._save(stopped=reason == "callback")
@@ -144,11 +145,11 @@ class Training:
                 return "interrupt" if pressed.is_set() else self._data_ended()
             is_last = self._step == num_steps or self._is_settled
             is_due = is_last or self._step % self._plan.callback_every == 0
-            if is_due and self._plan.callbacks and self._anywhere(self._call_back()):
+            if is_due and self._plan.callbacks and self._anywhere(self._call_back, _CALLING):
                 return "callback"
             if self._step % self._plan.checkpoint_every == 0:
                 self._save()
-            if self._anywhere(pressed.is_set()):
+            if self._anywhere(pressed.is_set, _CALLING):
                 return "interrupt"
         return "settled" if self._is_settled else "num_steps"
 
@@ -177,8 +178,8 @@ class Training:
         self._show(bar, values)
         return True
 
-    def _anywhere(self, flag: bool) -> bool:
-        return anywhere(flag, self._plan.is_shared)
+    def _anywhere(self, ask: Callable[[], bool], what: str) -> bool:
+        return anywhere(ask, what, self._plan.is_shared)
 
     def _load(self) -> tuple[PyTree, int]:
         """The data of a device call. Several processes take as many steps, of data that go together, or all stop."""
@@ -230,11 +231,12 @@ class Training:
         return wants_stop(self._plan.callbacks, info)
 
     def _save(self, stopped: bool = False) -> None:
-        if self._plan.checkpoint is None or (self._saved == self._step and not stopped):
+        if self._plan.store is None or (self._saved == self._step and not stopped):
             return
         values = self._history.values()
-        states = [c.get_state(self._carry.params) for c in with_state(self._plan.callbacks)]
-        loader = self._config.source.get_state(self._step)
+        with together(self._plan.is_shared, "to say what their checkpoint holds"):
+            states = [c.get_state(self._carry.params) for c in with_state(self._plan.callbacks)]
+            loader = self._config.source.get_state(self._step)
         contents = Checkpoint(
             self._step,
             self._carry,
@@ -246,10 +248,7 @@ class Training:
             self._plan.is_spread,
         )
         try:
-            if self._plan.folder is None:
-                save(self._plan.checkpoint, contents)
-            else:
-                self._plan.folder.save(contents)
+            self._plan.store.save(contents)
         except OSError as err:
             warnings.warn(
                 f"fit: no checkpoint of step {self._step} was written. {err} The run goes on, and its fit is returned.",
@@ -323,8 +322,8 @@ def _closing(plan: HostPlan) -> Iterator[None]:
     try:
         yield
     finally:
-        for part in (*plan.callbacks, plan.folder):
-            if isinstance(part, Profile | Folder):
+        for part in (*plan.callbacks, plan.store):
+            if isinstance(part, Profile | CheckpointFile | Folder):
                 part.close()
 
 

@@ -190,12 +190,11 @@ def follow(
 
 
 def as_placement(
-    name: str, what: str, size: int, mesh: PyTree, mesh_axes: Axes, key: jax.Array
+    name: str, what: str, size: int, mesh: Mesh | None, mesh_axes: Axes, key: jax.Array
 ) -> Placement:
     """The placement that splits `size` values called `what` over `mesh_axes`, all axes of the mesh where that is None.
 
     Raises:
-        TypeError: `mesh` is no mesh.
         ValueError: the mesh lacks an axis; the devices do not divide `size`; the key's generator draws other numbers on
             other meshes.
     """
@@ -205,11 +204,6 @@ def as_placement(
                 f"{name}: mesh_axes={mesh_axes!r} names axes of a mesh, and there is none. Give mesh=, or leave out mesh_axes."
             )
         return ONE_DEVICE
-    if not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"{name}: 'mesh' must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('particles',)); got "
-            f"{type(mesh).__name__}."
-        )
     axes = mesh.axis_names if mesh_axes is None else mesh_axes
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
     missing = [axis for axis in axes if axis not in mesh.axis_names]

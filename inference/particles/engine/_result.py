@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
+from ..._digits import unknown_digits
 from ..population import facts_with_error, family_error, weighted_mean, worst_shape
 from ..resampling import equally_weighted
 
@@ -41,7 +43,7 @@ class SMCResult:
         failed_at: number of the first weighing after which no particle had positive weight, or one was NaN; -1 if there is none.
         k_hat: Pareto shape of the largest final weights, see `inference.diagnostics.importance_diagnostics`: well above 0.7
             weighted averages and the last increment are not to be trusted. -inf where weights are equal, NaN for fewer than 25
-            particles.
+            particles, and where increments are so large that rounding makes a nat of them.
         num_ancestors: how many of the first particles have descendants of positive weight among the last; all of them under
             gradient="ot", which leaves no ancestors.
         log_apart: log-share of the pairs of last particles that descend from different first ones, nats: see `evidence_variance`.
@@ -127,7 +129,8 @@ def warn_of_degeneracy(result: SMCResult, has_memory: bool) -> None:
         return
     size, k_hat, num = len(result.log_weights), float(result.k_hat), int(result.num_ancestors)
     worst = worst_shape(size)
-    told = []
+    digits = unknown_digits(np.asarray(result.increments))
+    told = [] if digits is None else [digits[0].lower() + digits[1:].rstrip(".")]
     if has_memory and size >= LEAST_PARTICLES and num <= max(1, FEW * size):
         told.append(
             f"all particles descend from {num} of {size} at the start and are near copies (num_ancestors)"

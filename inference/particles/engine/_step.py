@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ..._digits import lost_nats
 from ..population import StepWeights, log_apart, pareto_shape, reweight, uniform
 from ..programs import Future
 from ..resampling import Differentiation, Drawing, Look, Policy, Resampled, box, resample_ahead
@@ -199,10 +200,11 @@ class Settings:
         record = jax.tree.map(lambda *rows: jnp.concatenate(rows), *records)
         is_there = cloud.log_weights > -jnp.inf
         num_ancestors = jnp.zeros(self.num_particles, bool).at[cloud.roots].max(is_there).sum()
+        is_known = lost_nats(jax.lax.stop_gradient(record["increments"])) < 1
         own = {
             "particles": particles,
             "log_weights": cloud.log_weights,
-            "k_hat": pareto_shape(cloud.log_weights),
+            "k_hat": jnp.where(is_known, pareto_shape(cloud.log_weights), jnp.nan),
             "num_ancestors": num_ancestors,
             "log_apart": log_apart(cloud.roots, cloud.log_weights),
         }

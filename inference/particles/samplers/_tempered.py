@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
+from ..._digits import unknown_digits
 from ...inputs import UNNORMALISED
 from ..population import facts_with_error, family_error, weighted_mean
 from ..resampling import equally_weighted
@@ -121,7 +122,11 @@ class TemperedResult:
                 f"its particles were lost at temperature {int(self.failed_at)}: all weights were 0, or one was NaN",
             )
         z = np.asarray(self.island_log_evidence, float)
-        return tuple(problems(self.r_hat, z, float(self.drift), float(self.lag), self.dimension))
+        found = problems(self.r_hat, z, float(self.drift), float(self.lag), self.dimension)
+        digits = unknown_digits(np.asarray(self.island_log_evidence))
+        return tuple(
+            found if digits is None else [*found, digits[0].lower() + digits[1:].rstrip(".")]
+        )
 
     @property
     def _remedy(self) -> str:

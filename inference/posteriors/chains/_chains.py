@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ....ppl.language import told_of_not_finite, why_not_finite
@@ -43,6 +44,7 @@ class ChainSettings(NamedTuple):
         is_dense: whether the mass matrix has correlations.
         learns_mass: whether the warm-up adapts it, and not the step size alone.
         clock: ends a run where its time does; draws until then are judged as they are.
+        mesh: devices over which chains are split.
     """
 
     num_chains: int
@@ -53,6 +55,7 @@ class ChainSettings(NamedTuple):
     is_dense: bool
     learns_mass: bool = True
     clock: Clock | None = None
+    mesh: Mesh | None = None
 
 
 class Chains(NamedTuple):
@@ -89,7 +92,7 @@ def run_chains(
     sampler = Sampler(
         target.log_density, target.arrays, target.dimension,
         num_chains=settings.num_chains, num_warmup=settings.num_warmup, is_dense=settings.is_dense,
-        learns_mass=settings.learns_mass, clock=clock,
+        learns_mass=settings.learns_mass, clock=clock, mesh=settings.mesh,
     )  # fmt: skip
     frame = sampler.frame() if frame is None else frame
     best, accepts, again = None, list(settings.accepts), label

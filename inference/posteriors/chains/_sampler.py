@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from numpyro.infer.hmc import hmc
 
@@ -20,6 +21,7 @@ from ....ppl._compat import known_point
 from ....ppl._precision import full_precision
 from ....ppl._shared_jit import shared_jit
 from ....ppl._types import Key
+from ..._meshes import on_mesh, over_devices
 from .._clock import Clock
 
 Array = jax.Array
@@ -65,6 +67,7 @@ class Sampler:
         is_dense: whether the mass matrix has correlations.
         learns_mass: whether the warm-up adapts the mass matrix, and not the step size alone.
         clock: asked between device calls whether there is time for another one.
+        mesh: devices over which chains are split; each goes its own way between device calls.
 
     Attributes:
         num_gradients: evaluations of the gradient so far, of all chains.
@@ -73,14 +76,17 @@ class Sampler:
     def __init__(
         self, log_density: Callable[..., Array], arrays: list[np.ndarray], dimension: int, *,
         num_chains: int, num_warmup: int, is_dense: bool, learns_mass: bool = True,
-        clock: Clock | None = None,
+        clock: Clock | None = None, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         self._log_density, self._arrays = log_density, arrays
         self.dimension, self.num_chains, self.num_warmup = dimension, num_chains, num_warmup
         self._learns_mass, self.num_gradients = learns_mass, 0
         self._is_dense, self.clock, self._length = is_dense, clock or Clock(), 0
-        self._begun = shared_jit(jax.vmap(self._begin, (0, 0, None, None, None)))
-        self._many = shared_jit(self._transitions)
+        begin = jax.vmap(self._begin, (0, 0, None, None, None))
+        self._begun = shared_jit(over_devices(begin, mesh, (0, 0, None, None, None), 0))
+        axes = (0, None, None, None, None)
+        self._many = shared_jit(over_devices(self._transitions, mesh, axes, (0, 1)))
+        self._mesh = mesh
 
     def frame(self) -> Frame:
         """The coordinates of the program themselves."""
@@ -94,7 +100,7 @@ class Sampler:
         """The state of chains that begin to adapt at points [chains, d]."""
         keys = jax.random.split(key, self.num_chains)
         q = np.asarray(_from(frame, u), jnp.result_type(float))
-        return self._begun(keys, q, frame, target_accept, self._arrays)
+        return self._begun(*on_mesh((keys, q), self._mesh, 0), *self._held(frame, target_accept))
 
     def advance(
         self, state: PyTree, frame: Frame, target_accept: float, num: int, what: str = "draws"
@@ -104,7 +110,7 @@ class Sampler:
         try:
             while done < num:
                 size, began = min(max(self._length, 1), num - done), time.monotonic()
-                state, out = self._many(state, frame, target_accept, size, self._arrays)
+                state, out = self._many(state, *self._held(frame, target_accept, size))
                 parts.append(tuple(np.asarray(x)[:size] for x in out))
                 self.num_gradients += int(parts[-1][-1].sum())
                 done += size
@@ -122,6 +128,12 @@ class Sampler:
             np.concatenate(x).swapaxes(0, 1) for x in zip(*parts, strict=True)
         )
         return state, Run(_to(frame, q), -potential, energy, is_diverging, num_steps)
+
+    def _held(self, frame: Frame, *numbers: float) -> tuple[PyTree, ...]:
+        """What is the same for all chains."""
+        if self._mesh is None:
+            return (frame, *numbers, self._arrays)
+        return on_mesh((frame, *map(jnp.asarray, numbers), self._arrays), self._mesh)
 
     def _set_length(self, size: int, seconds: float) -> None:
         """How many transitions the next device call makes; the first one, which compiles, tells nothing."""

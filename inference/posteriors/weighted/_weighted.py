@@ -16,11 +16,11 @@ from .... import ppl
 from ....ppl._shared_jit import shared_jit
 from ....ppl._types import Key
 from ..._arguments import simulated
+from ..._digits import unknown_digits
 from ...diagnostics._weights import (
     ImportanceDiagnostics,
     importance_diagnostics,
     resampling_indices,
-    unknown_digits,
 )
 from ...fitting import AutoWhitenedNormal, Fit, fit
 from ...fitting._judgement import NEED_WEIGHTS, WRONG_FAMILY, by_coordinate

@@ -289,7 +289,12 @@ MENDS = (
             jnp.stack([zero, 1e-4 + x]),
         ),
         (5.781605, -1438.047), "Where a matrix is given that is nearly singular its factor is rounding: off by hundreds of nats.",
-        order=0, also=((dist.MultivariateNormal, "entropy", _covariances.entropy),),
+        order=0,
+        also=(
+            (dist.MultivariateNormal, "entropy", _covariances.entropy),
+            (dist.GaussianStateSpace, "log_prob", _covariances.state_space),
+            (dist.CirculantNormal, "log_prob", _covariances.circulant),
+        ),
     ),
     Mend(
         "low-rank-normal", dist.LowRankMultivariateNormal, "log_prob", _covariances.low_rank,
@@ -299,6 +304,14 @@ MENDS = (
         ),
         (6.275757, 1.00005), "The quadratic form is a difference of two that are as large as the diagonal is small.",
         order=0, tolerance=1e-3,
+    ),
+    Mend(
+        "autoregression", dist.CAR, "log_prob", _covariances.autoregression,
+        lambda f, x, zero, one: f(
+            dist.CAR(x * jnp.ones(4), 0.9999 * one, one, 1 - np.eye(4)), 3000.1 * one * jnp.ones(4)
+        ),
+        (-5406.909, 3.600718), "The quadratic form is a difference, of large numbers where values are far from the mean.",
+        order=0, tolerance=1e-5,
     ),
     Mend(
         "incomplete-gamma", *_quantiles.OF_GAMMA[0],

@@ -61,6 +61,7 @@ def many(temperature, keys):
 
 
 @pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")
+@pytest.mark.slow_for("0.5")  # the same at another number
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_the_corrected_law_is_the_tilt(temperature):
     """Evidence without bias; moments by weights of evidence, whose ratio's bias is a thousandth here."""
@@ -186,6 +187,7 @@ def test_a_bad_reward_of_a_tilt_is_named_before_anything_runs():
         inference.diffusion.fkc(NORMAL, GRID, reward=bad)
 
 
+@pytest.mark.slow_for("fk_steering")  # the same look-ahead
 @pytest.mark.parametrize("method", ["fk_steering", "twisted_diffusion"])
 def test_a_look_ahead_that_excludes_what_the_end_allows_costs_nothing(method):
     """Of x > 1.2: the first denoised points, near .5, all break it, and what the chain ends in may keep it."""

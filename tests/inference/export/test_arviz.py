@@ -16,7 +16,6 @@ from lapilli import inference, ppl
 from lapilli.inference.diagnostics._weights import importance_diagnostics
 from lapilli.inference.export._arviz import to_arviz
 from lapilli.inference.fitting import Fit
-from lapilli.ppl._shared_jit import shared_jit
 
 X = np.linspace(0.5, 3.0, 12, dtype=np.float32)
 EXACT_LOC, EXACT_SCALE = X.sum() / 13, 13**-0.5
@@ -353,16 +352,12 @@ def test_few_draws_are_made_at_a_time_where_the_data_are_large(monkeypatch):
 
     widths = []
 
-    def seen(fn):
-        run = shared_jit(fn)
+    class Seen(_draws.Mapped):
+        def __call__(self, inputs, batch_size, args):
+            widths.append(min(batch_size, len(jax.tree.leaves(inputs)[0])))
+            return super().__call__(inputs, batch_size, args)
 
-        def call(part, arrays):
-            widths.append(len(jax.tree.leaves(part)[0]))
-            return run(part, arrays)
-
-        return call
-
-    monkeypatch.setattr(_draws, "shared_jit", seen)
+    monkeypatch.setattr(_draws, "Mapped", Seen)
     result = normal()
     whole = to_arviz(result, key=jax.random.key(0), num_samples=20)
     assert max(widths) == 20

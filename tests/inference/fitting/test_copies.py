@@ -40,17 +40,24 @@ def fitted(args, subsample):
     return result, max(seen)
 
 
-@pytest.mark.parametrize("subsample", [None, {"rows": 50}], ids=["all", "minibatches"])
-def test_data_in_memory_are_held_once(data, subsample):
+@pytest.fixture(scope="module")
+def by_minibatches(data):
+    return fitted(data, {"rows": 50})
+
+
+@pytest.mark.parametrize("kind", ["all", "minibatches"])
+def test_data_in_memory_are_held_once(data, kind, request):
     """Single precision of all: 4 bytes a number. A second copy of either array would be seen."""
     x, y = data
-    result, held = fitted((x, y), subsample)
+    result, held = (
+        fitted(data, None) if kind == "all" else request.getfixturevalue("by_minibatches")
+    )
     assert held <= 4 * (x.size + y.size)
     assert result.args[0] is x and result.args[1] is y  # as they were given
 
 
 def test_files_that_are_mapped_are_met_in_blocks_and_their_fit_is_that_of_memory(
-    data, tmp_path, monkeypatch
+    data, by_minibatches, tmp_path, monkeypatch
 ):
     """Two blocks, start and judgement of all rows, and never more alive than a block and what a device call reads."""
     x, y = data
@@ -58,7 +65,7 @@ def test_files_that_are_mapped_are_met_in_blocks_and_their_fit_is_that_of_memory
     file[:] = x
     file.flush()
     file = np.memmap(tmp_path / "x", np.float64, "r", shape=x.shape)
-    expected, _ = fitted((x, y), {"rows": 50})
+    expected, _ = by_minibatches
     monkeypatch.setattr(_row_blocks, "BLOCK_BYTES", 8 * x.size)
     found, held = fitted((file, y), {"rows": 50})
     assert held < 4 * x.size + 4 * y.size  # y itself is in memory

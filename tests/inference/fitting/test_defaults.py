@@ -132,6 +132,7 @@ def test_a_normal_that_leaves_the_models_support_is_refused(monkeypatch):
         inference.fit(logs, args=(jnp.zeros(5),), num_steps=5, progress=False)
 
 
+@pytest.mark.slow  # by other words in test_judgement.py, where a funnel is told with the reason
 def test_a_bad_guide_is_warned_of():
     def funnel(y):
         scale = ppl.sample("scale", dist.Normal(0.0, 3.0))
@@ -509,11 +510,11 @@ def test_missing_cells_beside_discrete_sites_cost_nothing():
     y, seen = rng.normal(size=6), np.array([True, False, True, True, False, True])
     found = choose_objective(gappy, (jnp.array(y), jnp.array(seen)), may_be_prior=False)
     assert "y_unobserved" in found.reasons["missing"] and "k" in found.reasons["discrete"]
+    own = jax.jit(lambda at: found.objective.model.log_density(at, jnp.array(y), jnp.array(seen)))
+    want = jax.jit(lambda at: ppl.eliminate(gappy, "k").log_density(at, jnp.array(y[seen]), None))
     for mean in (0.3, -1.2):
         at = {"mean": jnp.array(mean)}
-        own = found.objective.model.log_density(at, jnp.array(y), jnp.array(seen))
-        want = ppl.eliminate(gappy, "k").log_density(at, jnp.array(y[seen]), None)
-        np.testing.assert_allclose(own, want, rtol=1e-5)
+        np.testing.assert_allclose(own(at), want(at), rtol=1e-5)
 
 
 def test_an_eliminated_program_is_fitted_and_its_data_are_looked_at():

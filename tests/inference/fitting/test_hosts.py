@@ -1,5 +1,6 @@
 """Data of several processes: the same batches whatever their number, files of unequal sizes, refusals that all of them hear."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -18,7 +19,14 @@ from _on_mesh import environment
 
 from lapilli import inference, ppl
 from lapilli.inference import _processes
-from lapilli.inference._processes import _sum_of, agreed, check_same, checksum, spans_processes
+from lapilli.inference._processes import (
+    _sum_of,
+    agreed,
+    anywhere,
+    check_same,
+    checksum,
+    spans_processes,
+)
 from lapilli.inference.fitting import ProcessLocal
 from lapilli.inference.fitting.data._batches import Batches
 from lapilli.inference.fitting.data._process_local import check_spread, spread
@@ -89,19 +97,22 @@ def test_what_does_not_go_together_is_refused_in_all_processes():
 
 
 @pytest.mark.slow  # eleven processes start
-def test_a_process_that_is_killed_costs_the_steps_since_the_last_checkpoint(tmp_path):
-    """Two processes, both killed between checkpoints; one, two and four go on from the file."""
-    whole = lines("finish", 1, tmp_path / "none")
-    processes = _on_hosts.started("forever", 2, tmp_path / "two")
+@pytest.mark.parametrize(
+    ("kind", "others"), [("", (1, 2, 4)), ("_parts", (1, 2))], ids=["file", "folder"]
+)
+def test_a_process_that_is_killed_costs_the_steps_since_the_last_checkpoint(kind, others, tmp_path):
+    """Two processes, both killed between checkpoints; one, two and four go on from the file, one and two from the folder."""
+    whole = lines(f"finish{kind}", 1, tmp_path / "none")
+    processes = _on_hosts.started(f"forever{kind}", 2, tmp_path / "two")
     for line in processes[1].stdout:
         if line.startswith("step 3"):
             break
     for process in reversed(processes):  # the second one first
         process.kill()
         process.communicate()
-    for num in (1, 2, 4):
+    for num in others:
         shutil.copytree(tmp_path / "two", tmp_path / str(num))
-        outputs = _on_hosts.start("finish", num, tmp_path / str(num))
+        outputs = _on_hosts.start(f"finish{kind}", num, tmp_path / str(num))
         assert [code for _, code in outputs] == [0] * num, outputs
         steps = re.findall(r"step (\d+)", outputs[0][0])
         assert int(steps[0]) > 20  # it did not start anew
@@ -109,6 +120,33 @@ def test_a_process_that_is_killed_costs_the_steps_since_the_last_checkpoint(tmp_
         np.testing.assert_allclose(
             np.fromstring(found, sep=","), np.fromstring(whole["values"][1:-1], sep=","), rtol=1e-5
         )
+
+
+@pytest.mark.slow  # fourteen processes start
+def test_parameters_in_parts_lie_on_devices_of_several_processes(tmp_path):
+    """The numbers of one process of as many devices; a folder of two goes on in one, two and four, to the bit in two."""
+    one, *others = [lines("parts", num, tmp_path / str(num)) for num in (1, 2, 4)]
+    assert len(one) == 10
+    numbers = lambda text: np.array(json.loads(text))
+    for name, value in one.items():
+        for other in others:
+            if name != "preempted":
+                np.testing.assert_allclose(numbers(other[name]), numbers(value), rtol=1e-5)
+    for num in (1, 2, 4):
+        shutil.copytree(tmp_path / "2", tmp_path / f"from 2 to {num}")
+        found = lines("resume_parts", num, tmp_path / f"from 2 to {num}")
+        for name, value in found.items():
+            if num == 2:
+                assert value == others[0][name]
+            np.testing.assert_allclose(numbers(value), numbers(one[name]), rtol=1e-5)
+
+
+@pytest.mark.slow  # two processes start
+def test_a_callback_that_fails_in_one_process_ends_all():
+    outputs = _on_hosts.start("fails", 2)
+    assert [code for _, code in outputs] == [0, 0], outputs
+    assert "callback: OSError no place for the picture" in outputs[1][0]
+    assert "callback: RuntimeError fit: the processes [1] failed in a callback" in outputs[0][0]
 
 
 @pytest.mark.slow  # two processes start
@@ -220,6 +258,13 @@ def third_batch():
         found.load(3)
 
 
+def fails_here():
+    """The process that has failed says why itself."""
+    with pytest.raises(OSError, match="no place") as error:
+        anywhere(lambda: _on_hosts.crash(None), "in a callback", True)
+    raise ValueError(str(error.value))
+
+
 SAME, ONE_MORE, FAILED = lambda x: x, lambda x: x + 1, lambda x: x + (np.arange(len(x)) == 0)
 
 
@@ -234,6 +279,8 @@ SAME, ONE_MORE, FAILED = lambda x: x, lambda x: x + 1, lambda x: x + (np.arange(
         (SAME, other_seeds, "the mesh's axis 'seeds' would hold them more than once"),
         (SAME, lambda: batches_of(3), r"first batches of the processes have \[3, 3\] rows"),
         (SAME, third_batch, "batch 2 has 3 rows, which cannot be split evenly over the 2 devices of this process"),
+        (FAILED, lambda: anywhere(lambda: False, "in a callback", True), r"the processes \[1\] failed in a callback"),
+        (FAILED, fails_here, "no place for the picture"),
     ],
 )  # fmt: skip
 def test_refusals_of_two_processes(other, call, message, monkeypatch):
@@ -266,13 +313,6 @@ def test_orbax_is_named_where_it_is_missing(monkeypatch):
         ImportError, match="need Orbax. Install it with: pip install 'lapilli.sharded.'"
     ):
         _folder._orbax()
-
-
-def test_parameters_in_parts_are_of_one_process(monkeypatch):
-    mesh = jax.make_mesh((1,), ("rows",))
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(NotImplementedError, match="'shardings'.*one process, and there are 2"):
-        fit((ROWS,), subsample={"rows": 4}, mesh=mesh, shardings={"*": "rows"})
 
 
 def test_a_sum_of_values_sees_a_bit(tmp_path):

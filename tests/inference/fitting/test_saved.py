@@ -104,6 +104,18 @@ def test_the_file_is_plain_numpy_and_json(saved):
     assert header["steps"] == 6 and header["versions"]["jax"] == jax.__version__
 
 
+def test_the_fit_of_a_model_alone_is_loaded_with_the_model(tmp_path):
+    model = ppl.condition(programs()[0], {"kind": 1.0})
+    fit = inference.fit(model, args=(X, Y), num_steps=3, key=KEY, progress=False, k_hat="skip")
+    fit.save(tmp_path / "fit.npz")
+    again = as_it_was(fit, tmp_path / "fit.npz", model)
+    for f in (fit, again):
+        assert np.isfinite(f.posterior(KEY, 3).log_weights).all()
+    other = ppl.condition(programs(obs_scale=0.4)[0], {"kind": 1.0})
+    with pytest.raises(ValueError, match="belongs to another objective"):
+        inference.Fit.load(tmp_path / "fit.npz", other)
+
+
 @pytest.mark.slow
 def test_what_is_known_of_averaged_iterates_comes_back(tmp_path):
     fit = fitted(average="stationary")
@@ -432,7 +444,9 @@ def test_values_that_a_program_records_belong_to_it(tmp_path):
 
 def test_the_guide_alone_is_exported_as_an_encoder_is_served(saved, tmp_path):
     fit, _ = saved
-    with pytest.raises(ValueError, match="'only' is 'guide'.*only='posterior'"):
+    with pytest.raises(
+        ValueError, match="Fit.export: only must be 'posterior' or None, got 'guide'"
+    ):
         fit.export(tmp_path / "served", X, only="guide")
     fit.export(tmp_path / "served", X, only="posterior")
     served = jax.export.deserialize((tmp_path / "served").read_bytes())

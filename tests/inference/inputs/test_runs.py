@@ -16,6 +16,7 @@ from lapilli import inference, ppl
 KEY = jax.random.key(0)
 Y = np.zeros(4, np.float32)
 GOOD, MISSING, BEYOND = np.array([0, 1, 2, 0]), np.array([0, 1, -1, 0]), np.array([0, 3, 2, 3])
+UNKNOWN = np.array([0, 1, np.nan, 0], np.float32)
 
 
 @ppl.model
@@ -23,7 +24,7 @@ def model(g, y=None):
     with ppl.plate("groups", 3):
         effect = ppl.sample("effect", dist.Normal(0.0, 1.0))
     with ppl.plate("rows", g.shape[0]):
-        ppl.sample("y", dist.Normal(effect[g], 1.0), obs=y)
+        ppl.sample("y", dist.Normal(effect[g.astype(int)], 1.0), obs=y)
 
 
 @ppl.model
@@ -61,6 +62,40 @@ def test_an_index_out_of_range_is_refused(call, convert):
         words = rf"argument 'g' of .* holds {value} at \[\d\].*has 3 entries, 0 to 2"
         with pytest.raises(ValueError, match=words):
             CALLS[call](convert(g))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # of NumPy's own
+@pytest.mark.parametrize("call", CALLS)
+def test_nan_as_an_index_is_refused(call):
+    words = r"what is made of 'g' in .* holds NaN at \[2\] \(1 such\).*Leave such rows out"
+    with pytest.raises(ValueError, match=words):
+        CALLS[call](UNKNOWN)
+
+
+def test_nan_that_a_program_holds_or_reads_later_is_refused(fit):
+    with pytest.raises(ValueError, match="Fit.predict: what is made of 'g'.* holds NaN"):
+        fit.predict(KEY, UNKNOWN, num_samples=2)
+    held = lambda y: model.fn(jnp.asarray(UNKNOWN), y)
+    with pytest.raises(ValueError, match="smc: a constant in .* holds NaN"):
+        inference.smc(held, KEY, Y, num_particles=2)
+    batches = [(UNKNOWN[:2], Y[:2]), (UNKNOWN[2:], Y[2:])]
+    with pytest.raises(ValueError, match="fit: batch 1: what is made of 'g'.* holds NaN"):
+        inference.fit(
+            inference.elbo(model, guide), optax.sgd(0.1), batches,
+            plate_sizes={"rows": 4}, **OPTIONS | {"num_steps": 2},
+        )  # fmt: skip
+
+
+def test_what_a_program_holds_may_have_a_type_and_no_values():
+    like = jax.ShapeDtypeStruct((4,), jnp.float32)
+    held = lambda y: model.fn(jnp.zeros(like.shape, int), y)
+    inference.smc(held, KEY, Y, num_particles=2)
+
+
+def test_nan_that_is_replaced_before_is_a_code():
+    filled = lambda g, y: model.fn(jnp.where(jnp.isnan(g), 2, g), y)
+    inference.smc(filled, KEY, UNKNOWN, Y, num_particles=2)
+    inference.fit(filled, args=(UNKNOWN, Y), **OPTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def draws_of_heavy():
     """Draws, those of flat sites by what their factors make of them."""
     rng = np.random.default_rng(0)
     with ppl.traces.stand_ins():
-        draws = jax.vmap(lambda key: heavy.simulate(key).choices)(
+        draws = jax.jit(jax.vmap(lambda key: heavy.simulate(key).choices))(
             jax.random.split(jax.random.key(1), NUMBER)
         )
     flat = {"x": rng.normal(size=NUMBER), "s": rng.gamma(0.5, size=NUMBER)}

@@ -25,12 +25,13 @@ def test_the_divergence_is_that_of_the_order(num_draws, kl):
 
 def test_draws_have_the_law_that_is_stated():
     best = inference.best_of(normal, lambda x: jnp.tanh(x), 5)
-    draws = jax.vmap(lambda k: best.simulate(k).choices["x"])(jax.random.split(KEY, 4000))
+    draws = jax.jit(jax.vmap(lambda k: best.simulate(k).choices["x"]))(jax.random.split(KEY, 4000))
     assert kstest(np.asarray(draws), lambda x: norm.cdf(x) ** 5).pvalue > 1e-5
     assert kstest(np.asarray(draws), lambda x: norm.cdf(x) ** 4).pvalue < 1e-5
     law = best.tilt(lambda r: jax.scipy.stats.norm.cdf(jnp.arctanh(r)))
     x = np.linspace(-2, 3, 9)
-    found = [float(law.log_density({"x": v})) for v in x]
+    density = jax.jit(lambda v: law.log_density({"x": v}))
+    found = [float(density(v)) for v in x]
     expected = np.log(5) + 4 * norm.logcdf(x) + norm.logpdf(x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -49,7 +50,7 @@ def test_ties_are_counted_exactly():
     assert kl < best.kl
     weighted = best.law_of(reward, np.full(4096, 1 / 4096))
     np.testing.assert_allclose(weighted, law)
-    draws = jax.vmap(lambda k: best.simulate(k).choices["x"])(jax.random.split(KEY, 4000))
+    draws = jax.jit(jax.vmap(lambda k: best.simulate(k).choices["x"]))(jax.random.split(KEY, 4000))
     mean = (law * reward).sum()
     found = np.asarray(jax.vmap(pairs)(draws))
     assert abs(found.mean() - mean) < 4.5 * found.std() / 4000**0.5

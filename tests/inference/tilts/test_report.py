@@ -23,6 +23,7 @@ from _tilts import (
 )
 
 from lapilli import inference, ppl
+from lapilli.inference.tilts._report import _narrow
 
 
 def shifted(mean, scale):
@@ -145,6 +146,14 @@ def test_weights_of_infinite_variance_are_told():
     assert "have NO variance" in repr(with_width) and "have NO" not in repr(with_mean)
     for made in (with_width, with_mean):  # by draws of model and law together
         assert abs(made.log_z.value - np.log(truth)) < 4.5 * made.log_z.error
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rays_end_in_the_tail_whatever_their_draws(seed):
+    """Of draws near the centre, too, inwards of which the density of a tail grows and no weight does: 0, or near a half."""
+    rare, key = inference.tilt(normal, lambda x: x > 4.5, num_tried=0), jax.random.key(seed)
+    shares = [_narrow(rare, shifted(4.7, width), key, (), 256) for width in (1.0, 0.197)]
+    assert shares[0] == 0 and 0.3 < shares[1] < 0.7
 
 
 def test_estimated_densities_bound_from_one_side():

@@ -50,7 +50,7 @@ def test_the_total_over_strings_is_that_of_the_transfer_matrix(temperature, log_
 
 def test_the_density_is_that_of_the_base_and_the_reward(tilted):
     x = jnp.linspace(-2.0, 3.0, 7)
-    found = jax.vmap(lambda x: tilted.log_density({"x": x}))(x)
+    found = jax.jit(jax.vmap(lambda x: tilted.log_density({"x": x})))(x)
     np.testing.assert_allclose(
         found - LOG_Z, dist.Normal(MEAN, VARIANCE**0.5).log_prob(x), rtol=1e-5, atol=1e-5
     )
@@ -97,9 +97,9 @@ def test_particles_and_resampling_reach_it(tilted):
     run = inference.smc(tilted, KEY, num_particles=4000)
     assert abs(run.log_evidence - LOG_Z) < 0.05  # standard error 0.01
     q = ppl.normalize(tilted, proposal=normal, num_particles=200)
-    draws = jax.vmap(lambda k: q.simulate(k).choices["x"])(jax.random.split(KEY, 2000))
+    draws = jax.jit(jax.vmap(lambda k: q.simulate(k).choices["x"]))(jax.random.split(KEY, 2000))
     assert abs(draws.mean() - MEAN) < 4.5 * (VARIANCE / 2000) ** 0.5 + 0.01
-    sums = ppl.eliminate(inference.tilt(coin, lambda x: 2.0 * x), "x").log_density({})
+    sums = jax.jit(ppl.eliminate(inference.tilt(coin, lambda x: 2.0 * x), "x").log_density)({})
     np.testing.assert_allclose(sums, np.log(0.75 + 0.25 * np.exp(2.0)), rtol=1e-5)
 
 
@@ -224,7 +224,7 @@ def test_a_class_is_forgotten_exactly(forgotten):
     rest = jnp.where(jnp.arange(3) == forgotten, 0.0, SHARES)
     without = ppl.eliminate(kinds(rest / rest.sum()), "kind")
     x = jnp.linspace(-5.0, 5.0, 9)
-    at = lambda program: jax.vmap(lambda x: program.log_density({"x": x}))(x)
+    at = lambda program: jax.jit(jax.vmap(lambda x: program.log_density({"x": x})))(x)
     np.testing.assert_allclose(at(made) - at(without), jnp.log1p(-SHARES[forgotten]), atol=2e-5)
 
 
@@ -238,7 +238,7 @@ def test_tempered_particles_and_pathwise_gradients_take_it(tilted):
 
     # d ELBO / dm = A - C m - m, at every draw of a Normal's width in the mean.
     bound = inference.elbo(tilted, guide, num_replicates=4000)
-    slope = bound.value_and_grad({"m": jnp.asarray(0.3)}, KEY)[1]["m"]
+    slope = jax.jit(bound.value_and_grad)({"m": jnp.asarray(0.3)}, KEY)[1]["m"]
     assert abs(slope - (A - (1 + C) * 0.3)) < 4.5 * (1 + C) * VARIANCE**0.5 / 4000**0.5
 
 

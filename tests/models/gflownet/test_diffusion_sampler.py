@@ -75,7 +75,9 @@ def test_the_exact_sampler_of_a_gaussian_has_no_residual(is_known, key):
     process = jax.jit(sampler.log_weight_process)({}, paths)
     np.testing.assert_allclose(process.increments, 0, atol=2e-5)
     np.testing.assert_allclose(process.u[:, 0], LOG_Z, rtol=1e-5)
-    ends = jax.vmap(lambda k: sampler.forward.simulate(k).retval[0])(jax.random.split(key, 20_000))
+    ends = jax.jit(jax.vmap(lambda k: sampler.forward.simulate(k).retval[0]))(
+        jax.random.split(key, 20_000)
+    )
     assert_unbiased(ends, LOC)
     assert_unbiased((ends - LOC) ** 2, SD**2)
 

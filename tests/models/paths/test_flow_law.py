@@ -48,7 +48,7 @@ def test_the_flow_between_mixtures_has_the_density_of_its_end():
     law = paths.FlowLaw(field_between(0.0).velocity, ENDS[0].law, rtol=1e-5, atol=1e-6)
     x = jnp.linspace(-3, 3, 9)[:, None]
     got = jax.jit(jax.vmap(law.log_prob))(x)
-    want = jax.vmap(lambda x: field_between(0.0).log_density(1.0, x))(x)
+    want = jax.jit(jax.vmap(lambda x: field_between(0.0).log_density(1.0, x)))(x)
     np.testing.assert_allclose(got, want, atol=3e-3)
 
 
@@ -66,7 +66,7 @@ def test_densities_of_diffusions_are_estimated_without_bias(noise):
         return np.exp(np.asarray(jax.jit(run)(jnp.repeat(x, 400, 0))).reshape(3, 400))
 
     found, coarse = estimates(400), estimates(100)
-    want = np.exp(jax.vmap(lambda x: field.log_density(1.0, x))(x))
+    want = np.exp(jax.jit(jax.vmap(lambda x: field.log_density(1.0, x)))(x))
     assert np.all(np.abs(found.mean(1) - want) < 4.5 * found.std(1) / 20 + 0.01 * want)
     ratio = np.log(coarse).std(1) / np.log(found).std(1)
     assert 1.4 < ratio.mean() < 2.9  # the root of 4

@@ -46,7 +46,7 @@ def perturbed(law, noise=NOISE):
 def test_draws_have_the_moments_of_the_sum(name, key):
     """Without data a draw is one of the law plus one of the noise; its density is that of the sum: E[1/q] over a box agrees."""
     law, noise = LAWS[name]
-    draws = jax.vmap(lambda k: perturbed(law, noise).simulate(k).choices["x"])(jax.random.split(key, 4000))  # fmt: skip
+    draws = jax.jit(jax.vmap(lambda k: perturbed(law, noise).simulate(k).choices["x"]))(jax.random.split(key, 4000))  # fmt: skip
     keys = jax.random.split(jax.random.fold_in(key, 1))
     shape = (4000, *law.shape()[: len(law.shape()) - len(noise.shape())])
     sums = law.sample(keys[0], (4000,)) + noise.sample(keys[1], shape)
@@ -75,7 +75,9 @@ def test_the_density_is_that_of_the_sum(name):
 def test_each_value_has_noise_of_its_own(data, key):
     """Data that are broadcast to their law, or that the law is widened for."""
     program = perturbed(dist.Normal(0.0, 1.0).expand([3] if data.shape == () else []))
-    found = jax.vmap(lambda k: program.simulate(k, data).observed["x"])(jax.random.split(key, 2000))
+    found = jax.jit(jax.vmap(lambda k: program.simulate(k, data).observed["x"]))(
+        jax.random.split(key, 2000)
+    )
     assert found.shape == (2000, 3)
     np.testing.assert_allclose(np.corrcoef(found.T), np.eye(3), atol=0.12)
 

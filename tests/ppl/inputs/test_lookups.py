@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lapilli.ppl.inputs import heard, out_of_range
+from lapilli.ppl.inputs import heard, suspects
 
 TABLE = 1.0 + jnp.arange(3.0) ** 2
 MATRIX = jnp.arange(12.0).reshape(3, 4)
@@ -15,7 +15,7 @@ def found(fn, table, *args):
     """Values out of range that count."""
     closed = jax.make_jaxpr(fn)(table, *args)
     known = [None, *args]
-    lookups = out_of_range(closed, known)
+    lookups = suspects(closed, known)
     return [x.value for x in heard(closed, [table, *args], known)] if lookups else []
 
 
@@ -187,7 +187,7 @@ def test_indices_that_are_drawn_or_learned_are_not_known():
         return [e[z], e[jnp.argmax(e)], e[g + z]]
 
     closed = jax.make_jaxpr(run)(TABLE, jax.random.key(0), np.array([7]))
-    assert not out_of_range(closed, [None, None, np.array([7])])
+    assert not suspects(closed, [None, None, np.array([7])])
 
 
 def test_a_matrix_is_looked_up_by_axis():
@@ -208,7 +208,7 @@ def test_a_value_of_a_trace_outside_is_not_known():
             return jax.lax.scan(step, 0.0, index)[1]
 
         closed = jax.make_jaxpr(program)(TABLE, jnp.array([0, 5]))
-        seen.extend(x.value for x in out_of_range(closed, [None, np.array([0, 5])]))
+        seen.extend(x.value for x in suspects(closed, [None, np.array([0, 5])]))
         return parameter
 
     jax.jit(outer)(1.0)
@@ -225,4 +225,4 @@ def test_a_key_that_a_program_makes_is_not_known():
 
     index = np.array([0, 5])
     closed = jax.make_jaxpr(program)(TABLE, index)
-    assert [x.value for x in out_of_range(closed, [None, index])] == [5]
+    assert [x.value for x in suspects(closed, [None, index])] == [5]

@@ -96,7 +96,9 @@ def test_dropout_is_fresh_for_each_key_and_the_same_for_one():
 def test_dropout_keeps_the_share_that_it_says():
     net = nnx.Dropout(0.3, rngs=nnx.Rngs(0))
     program = ppl.model(lambda: ppl.module("net", net)(jnp.ones(50)))
-    kept = jax.vmap(lambda key: program.simulate(key).retval)(jax.random.split(KEY, 400)) > 0
+    kept = (
+        jax.jit(jax.vmap(lambda key: program.simulate(key).retval))(jax.random.split(KEY, 400)) > 0
+    )
     # 20,000 independent flips; 4.5 standard errors, one false alarm in 150,000.
     assert abs(kept.mean() - 0.7) < 4.5 * (0.21 / kept.size) ** 0.5
 

@@ -1,8 +1,10 @@
 """Scripts on altered models at smoke size."""
 
+import json
+
 import numpy as np
 import pytest
-from _examples import kept_by, load_example
+from _examples import kept_by, load_example, run_example
 
 pytestmark = pytest.mark.slow  # each trains several policies
 
@@ -46,12 +48,17 @@ def test_rare_events_are_told(tmp_path):
     assert found["P(Z > 4.5), mean and width"]["width"] < 0.4
 
 
-def test_a_learned_model_forgets_and_keeps_a_class(tmp_path):
-    """At smoke size nothing is learned well; the kept draws and the particles have less of the class than the model."""
-    found = metrics("forget_learned", tmp_path)
+@pytest.mark.parametrize("by", ["labels", "examples"])
+def test_a_learned_model_forgets_and_keeps_a_class(tmp_path, by):
+    """At smoke size nothing is learned well: kept draws and particles have less of the class than the model, or more."""
+    run_example("papers/altering/forget_learned", "--smoke", "--by", by, "--out", tmp_path)
+    found = json.loads((tmp_path / "metrics.json").read_text())
     for way in ("draws that are kept", "particles"):
-        assert found[f"without it: {way}"]["share"][0] < 1
-        assert found[f"alone: {way}"]["share"][0] > found["alone: the model itself"]["share"][0]
+        if by == "labels":
+            assert found[f"without it: {way}"]["share"][0] < 1
+        else:
+            shares = [found[f"alone: {name}"]["share"][0] for name in (way, "the model itself")]
+            assert shares[0] > shares[1]
 
 
 def test_a_discriminator_mends_a_wrong_reference_and_no_maximum(tmp_path):

@@ -123,6 +123,29 @@ def test_weights_without_a_mean_are_told(key):
         assert jax.jit(lambda key: inference.smc(heavy(), key, num_particles=2000).k_hat)(key) > 1
 
 
+def test_weights_that_rounding_has_made_equal_are_told(key):
+    """Log-weights of 1e38 + x are equal in single precision, and nothing is known of them; of 1e4 + x all is well."""
+    run = lambda size: inference.smc(
+        inference.FeynmanKac(jax.random.normal, lambda key, x, t: x, lambda _, x, t: size + x, 0),
+        key, num_particles=50,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"as large as 1e\+38.*cannot be told.*double precision"):
+        assert jnp.isnan(run(1e38).k_hat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not jnp.isnan(run(1e4).k_hat)
+
+
+@pytest.mark.slow  # a tempered run
+def test_tempering_that_rounding_has_made_blind_is_told(key):
+    def model():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.factor("huge", 1e30 - z**2)
+
+    with pytest.warns(UserWarning, match=r"as large as 1e\+30.*cannot be told"):
+        inference.tempered_smc(model, key, num_particles=50)
+
+
 @pytest.mark.slow
 def test_lineages_of_a_filter_that_forgets_raise_no_alarm(key):
     ys = 1.8 * jax.random.normal(key, (150,))
