@@ -27,22 +27,13 @@ from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from .._supports import supports_of
-from ..fitting.storage._archive import read, write
 from ._coordinates import StandardCoordinates
 from ._normal_scores import has_few_values
 from ._region import TruncatedPrior
-from ._simulators import (
-    DataFn,
-    SimulatedRows,
-    Values,
-    carrier,
-    data_of,
-    is_carrier,
-    zeros_of,
-)
+from ._saved import load_table, save_table
+from ._simulators import DataFn, SimulatedRows, Values
 
 Part = Literal["training", "validation", "held out"]
-_FORMAT = "lapilli simulations 1"
 _SHARE, _LEAST = 0.05, 100  # of the rows that validate, and as many that are held out
 FEWEST, _JUDGED = 60, 20  # rows in all, and of those that judge: fewer tell nothing
 
@@ -185,9 +176,7 @@ class ReferenceTable:
                 "ReferenceTable.save: the rows are draws of the prior cut to where one posterior can be, and a file would not "
                 "say so. Save the table that the rounds began with."
             )
-        groups = {"parameters": self.parameters, "data": self.data, "failed": self.failed}
-        arrays = {f"{g}/{n}": x for g, values in groups.items() for n, x in values.items()}
-        write(path, {"format": _FORMAT, "reason": self.reason}, arrays)
+        save_table(self, path)
 
     @classmethod
     @checked_call
@@ -203,32 +192,9 @@ class ReferenceTable:
 
         Raises:
             OSError: it cannot be read.
-            ValueError: the file is none of `save`, or the program has other sites.
+            ValueError: the file is none of `save`, or belongs to another program, each difference named.
         """
-        header, arrays = read(path, "simulations", _FORMAT)
-        groups: dict[str, dict[str, np.ndarray]] = {"parameters": {}, "data": {}, "failed": {}}
-        for name, x in arrays.items():
-            group, _, site = name.partition("/")
-            groups[group][site] = x
-        program, args = ppl.as_program(model), () if args is None else args
-        shapes = {name: x.shape[1:] for name, x in groups["data"].items()}
-        trace = program.simulate(jax.random.key(0), *args)
-        if not trace.observed:
-            program, args = carrier(program, args, shapes), zeros_of(shapes)
-            trace = program.simulate(jax.random.key(0), *args)
-        same = lambda values, stored: (
-            {n: np.shape(x) for n, x in values.items()}
-            == {n: x.shape[1:] for n, x in stored.items()}
-        )
-        if not (same(trace.choices, groups["parameters"]) and same(trace.observed, groups["data"])):
-            raise ValueError(
-                f"ReferenceTable.load: the file holds parameters {list(groups['parameters'])} and data {shapes}, and {program!r} "
-                f"has {list(trace.choices)} and { {n: np.shape(x) for n, x in trace.observed.items()} }. Give the program and "
-                "the arguments that they were simulated with."
-            )  # fmt: skip
-        simulate = None if is_carrier(program) else data_of(program, args)
-        rows = groups["parameters"], groups["data"], groups["failed"]
-        return cls(program, args, *rows, str(header["reason"]), simulate)
+        return load_table(cls, path, model, args)
 
     def _facts(self) -> dict[str, PyTree]:
         sizes = {part: len(rows) for part, rows in self.parts.items()}
