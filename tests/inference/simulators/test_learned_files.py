@@ -146,7 +146,7 @@ def test_a_ratio_and_a_surrogate_come_back(learned):
 @pytest.mark.parametrize(
     "name, load, match",
     [
-        ("amortised", lambda p: Amortised.load(p, lambda x: model(x, 2.0), (0.0,), guide=line), "model, 'm': another computation"),
+        ("amortised", lambda p: Amortised.load(p, lambda x: model(x, 2.0), (0.0,), guide=line), "model, 'm': another"),
         ("amortised", lambda p: Amortised.load(p, model, (0.0,), guide=steeper), "guide, .m.: another"),
         ("amortised", lambda p: Amortised.load(p, model, (0.0,), guide=wide), "params, 'slope'"),
         ("amortised", lambda p: Amortised.load(p, model, (np.zeros(3),), guide=line), "Amortised.load: the file holds"),
@@ -154,7 +154,7 @@ def test_a_ratio_and_a_surrogate_come_back(learned):
         ("amortised", lambda p: Ratio.load(p, model, (0.0,)), "has the format 'Amortised 1'"),
         ("ratio", lambda p: Ratio.load(p, model, (0.0,), critic=SQUARED), "critic, 'critic': another computation"),
         ("ratio", lambda p: Ratio.load(p, model, (0.0,)), r"critic, 'critic': Bilinear in the file, Critic now"),
-        ("surrogate", lambda p: Surrogate.load(p, lambda x: model(x, 2.0), (0.0,), by=law), "model, 'm': another computation"),
+        ("surrogate", lambda p: Surrogate.load(p, lambda x: model(x, 2.0), (0.0,), by=law), "model, 'm': another"),
         ("surrogate", lambda p: Surrogate.load(p, model, (0.0,), by=other_law), "law of 'x', 'value': another computation"),
     ],
 )  # fmt: skip
