@@ -27,7 +27,7 @@ from ..ppl.distributions import base_of, is_masked
 from ..ppl.evaluation import evaluate
 from ..ppl.jaxprs import Analysis, Range, mark, range_of_support
 from ..ppl.language import Program
-from ..ppl.traces import LOOK, Look, stand_ins
+from ..ppl.traces import LOOK, StatementLook, stand_ins
 from ._arguments import Arguments
 from ._depends import depends
 from ._host_keys import default_key
@@ -42,7 +42,7 @@ _REMEDY = (
 )
 
 
-class Numbers(NamedTuple):
+class ParameterNumbers(NamedTuple):
     """What is kept of one statement; 0 in the first two where nothing is wrong.
 
     Attributes:
@@ -72,7 +72,7 @@ class Suspects:
     _met: list[Message] = dataclasses.field(default_factory=list)
 
     def met(self, msg: Message) -> None:
-        """Look at one statement; what was drawn before has its value by now."""
+        """StatementLook at one statement; what was drawn before has its value by now."""
         drawn = {id(m["value"]): m["fn"] for m in self._met if m["value"] is not None}
         for p in _parameters(msg["fn"]):
             law = drawn.get(id(p.value))
@@ -93,7 +93,7 @@ def check_parameters(method: str, program: Program, args: tuple, suspects: Colle
     is_small = sum(int(np.size(x)) for x in arrays) <= _MOST
     if not suspects or not is_small or not is_concrete(arrays) or not all(map(_is_near, arrays)):
         return
-    run = _Run.of(program, split, arrays, suspects)
+    run = _MarkedRun.of(program, split, arrays, suspects)
     unproved = lambda atom: run.facts[atom].range != Range(0.0, 0.0, False, False)
     known = [s for s in run.sites if not s.moves and unproved(s.numbers.wrong)]
     drawn = [s for s in run.sites if s.moves and unproved(s.numbers.beyond)]
@@ -254,8 +254,8 @@ def _indefinite(x: Array) -> Array:
     return skew | (jnp.linalg.eigvalsh(x)[..., 0] < -size)
 
 
-def _numbers(msg: Message, has_simplex: bool) -> Numbers:
-    """See `Numbers`; of all its parameters the last that is wrong."""
+def _numbers(msg: Message, has_simplex: bool) -> ParameterNumbers:
+    """See `ParameterNumbers`; of all its parameters the last that is wrong."""
     beyond, wrong = jnp.zeros((), int), jnp.zeros((), int)
     value = share = jnp.zeros(())
     for number, p in enumerate(_parameters(msg["fn"]), 1):
@@ -273,7 +273,7 @@ def _numbers(msg: Message, has_simplex: bool) -> Numbers:
             first = entries.ravel()[jnp.argmax(bad.ravel())]
             value = jnp.where(bad.any(), first, value)
             share = jnp.where(bad.any(), bad.mean(), share)
-    return Numbers(beyond, wrong, value, share)
+    return ParameterNumbers(beyond, wrong, value, share)
 
 
 class _Site(NamedTuple):
@@ -281,11 +281,11 @@ class _Site(NamedTuple):
 
     name: str
     labels: dict[int, str]
-    numbers: Numbers
+    numbers: ParameterNumbers
     moves: bool
 
 
-class _Run(NamedTuple):
+class _MarkedRun(NamedTuple):
     """A traced run whose draws have markers."""
 
     closed: ClosedJaxpr
@@ -296,16 +296,16 @@ class _Run(NamedTuple):
     @classmethod
     def of(
         cls, program: Program, split: Arguments, arrays: list[PyTree], names: Collection[str]
-    ) -> _Run:
+    ) -> _MarkedRun:
         """Of those statements."""
         labels: dict[str, dict[int, str]] = {}
         ranges: dict[int, tuple[Range, frozenset[int]]] = {}
         has_simplex = False
 
-        def met(msg: Message) -> Numbers:
+        def met(msg: Message) -> ParameterNumbers:
             if msg["name"] not in names:
                 zero = jnp.zeros((), int)
-                return Numbers(zero, zero, jnp.zeros(()), jnp.zeros(()))
+                return ParameterNumbers(zero, zero, jnp.zeros(()), jnp.zeros(()))
             labels[msg["name"]] = {i: p.label for i, p in enumerate(_parameters(msg["fn"]), 1)}
             return _numbers(msg, has_simplex)
 
@@ -316,8 +316,8 @@ class _Run(NamedTuple):
             ranges[number] = (range_of_support(msg["fn"].support), frozenset([number]))
             return mark(value, [], [], index=number)
 
-        def run(key: Key, arrays: list[Array]) -> dict[str, Numbers]:
-            token = LOOK.set(Look(met, drawn))
+        def run(key: Key, arrays: list[Array]) -> dict[str, ParameterNumbers]:
+            token = LOOK.set(StatementLook(met, drawn))
             try:
                 return dict(program.simulate(key, *split.join(arrays)).seen)
             finally:
@@ -332,14 +332,14 @@ class _Run(NamedTuple):
         sites = [_Site(n, x, found[n], moves[n].wrong) for n, x in labels.items() if n in found]
         return cls(closed, facts, sites, arrays)
 
-    def at_once(self, sites: Sequence[_Site]) -> list[tuple[_Site, Numbers]]:
+    def at_once(self, sites: Sequence[_Site]) -> list[tuple[_Site, ParameterNumbers]]:
         """Their numbers, which move with no draw."""
         if not sites:
             return []
         run = shared_jit(lambda arrays: self._numbers(sites, default_key(), arrays))
         return list(zip(sites, jax.device_get(run(self.arrays)), strict=True))
 
-    def on_draws(self, sites: Sequence[_Site]) -> list[tuple[_Site, Numbers]]:
+    def on_draws(self, sites: Sequence[_Site]) -> list[tuple[_Site, ParameterNumbers]]:
         """Their numbers [draws, ...] at draws of the prior."""
         size = max(1, sum(int(np.size(x)) for x in self.arrays))
         keys = jax.random.split(default_key(), int(np.clip(_WORK / size, _FEWEST, _DRAWS)))
@@ -351,13 +351,15 @@ class _Run(NamedTuple):
         )
         return list(zip(sites, jax.device_get(run(keys, self.arrays)), strict=True))
 
-    def _numbers(self, sites: Sequence[_Site], key: Key, arrays: list[Array]) -> list[Numbers]:
+    def _numbers(
+        self, sites: Sequence[_Site], key: Key, arrays: list[Array]
+    ) -> list[ParameterNumbers]:
         read = [x for site in sites for x in site.numbers]
         found = evaluate(self.closed, [key, *arrays], {}, read)
-        return [Numbers(*found[i : i + 4]) for i in range(0, len(found), 4)]
+        return [ParameterNumbers(*found[i : i + 4]) for i in range(0, len(found), 4)]
 
 
-def _worst(numbers: Numbers, which: Array) -> tuple[int, float, float] | None:
+def _worst(numbers: ParameterNumbers, which: Array) -> tuple[int, float, float] | None:
     """Number, entry and share of a parameter that is wrong; None if none is."""
     at = np.flatnonzero(np.ravel(which))
     if not len(at):

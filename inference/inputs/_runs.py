@@ -19,7 +19,7 @@ from ...ppl.densities import Eliminated
 from ...ppl.distributions import base_of, is_masked
 from ...ppl.inputs import Cast, Lookup, heard, same_numbers, suspects
 from ...ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
-from ...ppl.traces import LOOK, Look, Trace, stand_ins
+from ...ppl.traces import LOOK, StatementLook, Trace, stand_ins
 from .._arguments import Arguments, array_names
 from .._host_keys import default_key
 from ._held import has_nan, has_whole_numbers, holds_codes
@@ -66,7 +66,7 @@ def abstract_run(program: Program, args: tuple) -> TracedRun:
 
         known = {id(t): (n, x) for t, n, x in zip(traced, names, arrays, strict=True)}
         suspects = Suspects(known, suspected)
-        token = LOOK.set(Look(met))
+        token = LOOK.set(StatementLook(met))
         try:
             return program.simulate(key, *split.join(traced))
         finally:

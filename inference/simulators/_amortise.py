@@ -173,7 +173,7 @@ class Amortised:
             ValueError: the file is none of `save`, or has changed since; the model or the guide is another, each difference
                 named.
         """
-        file = LearnedFile.read(ReferenceTable, path, "Amortised", model, args)
+        file = LearnedFile.read(path, "Amortised", model, args)
         table = file.table
         own = ppl.as_program(guide or _default_guide(table, jax.random.key(0)))
         _check_guide(table, own)

@@ -167,7 +167,7 @@ class Ratio:
             ValueError: the file is none of `save`, or has changed since; the model or the critic is another, each difference
                 named.
         """
-        file = LearnedFile.read(ReferenceTable, path, "Ratio", model, args)
+        file = LearnedFile.read(path, "Ratio", model, args)
         table, facts = file.table, file.facts()
         own = _default_critic(table, jax.random.key(0)) if critic is None else critic
         file.check(_structure(table, own), {"critic"} if critic is None else ())

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ... import ppl
 from ...ppl._types import ModelFn
 from ..fitting import Fit
 from ..fitting.storage import (
@@ -23,35 +22,13 @@ from ..fitting.storage import (
     from_skeleton,
     packed_fit,
     read,
-    structure_of,
     unpacked_fit,
-    versions,
     write,
 )
 from ._learn import Learned, RowLoss, RowProblem
-from ._region import TruncatedPrior
-from ._simulators import carrier, data_of, is_carrier, zeros_of
-
-if TYPE_CHECKING:
-    from ._table import ReferenceTable
+from ._table import ReferenceTable, packed_table, unpacked_table
 
 What = Literal["Amortised", "Ratio", "Surrogate"]
-_TABLE = "lapilli simulations 1"
-_GROUPS = ("parameters", "data", "failed")
-
-
-def save_table(table: ReferenceTable, path: str | os.PathLike) -> None:
-    """See `ReferenceTable.save`."""
-    header, arrays = _packed(table)
-    write(path, {"format": _TABLE, **header}, arrays)
-
-
-def load_table(
-    make: type[ReferenceTable], path: str | os.PathLike, model: ModelFn, args: tuple | None
-) -> ReferenceTable:
-    """See `ReferenceTable.load`; `make` is `ReferenceTable`."""
-    header, arrays = read(path, "simulations", _TABLE)
-    return _unpacked(make, "ReferenceTable.load", os.fspath(path), header, arrays, model, args)
 
 
 def save_learned(
@@ -66,7 +43,7 @@ def save_learned(
     """Write one file; `given` is the structure of what was given beside the table, `facts` what else comes back."""
     if jax.process_index() != 0:
         return
-    header, arrays = _packed(table)
+    header, arrays = packed_table(table)
     of_fit, fit_arrays = packed_fit(training.fit, data=False)
     arrays |= {f"fit/{name}": x for name, x in fit_arrays.items()}
     header["structure"] |= given
@@ -100,7 +77,6 @@ class LearnedFile(NamedTuple):
     @classmethod
     def read(
         cls,
-        make: type[ReferenceTable],
         path: str | os.PathLike,
         what: What,
         model: ModelFn,
@@ -109,7 +85,7 @@ class LearnedFile(NamedTuple):
         """The file, if it is one of `what`, and of the program."""
         header, arrays = read(path, f"file of {what}.save", f"{what} 1")
         name = os.fspath(path)
-        table = _unpacked(make, f"{what}.load", name, header, arrays, model, args)
+        table = unpacked_table(f"{what}.load", name, header, arrays, model, args)
         return cls(what, name, header, arrays, table)
 
     def check(self, given: Mapping[str, PyTree], defaults: Collection[str]) -> None:
@@ -136,59 +112,6 @@ class LearnedFile(NamedTuple):
     def facts(self, records: Sequence[type] = ()) -> Any:
         """What else was stored."""
         return from_skeleton(self.header["facts"], self.arrays, records)
-
-
-def _packed(table: ReferenceTable) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
-    arrays = {f"{g}/{n}": x for g in _GROUPS for n, x in getattr(table, g).items()}
-    header = {
-        "versions": versions(),
-        "reason": table.reason,
-        "structure": structure_of(table.model, table.args),
-    }
-    if table.region is not None:
-        header["region"] = as_skeleton(dict(table.region.data), arrays, "region")
-    return header, arrays
-
-
-def _unpacked(
-    make: type[ReferenceTable],
-    method: str,
-    name: str,
-    header: Mapping[str, PyTree],
-    arrays: Mapping[str, np.ndarray],
-    model: ModelFn,
-    args: tuple | None,
-) -> ReferenceTable:
-    groups: dict[str, dict[str, np.ndarray]] = {g: {} for g in _GROUPS}
-    for entry, x in arrays.items():
-        group, _, site = entry.partition("/")
-        if group in groups:
-            groups[group][site] = x
-    program, args = ppl.as_program(model), () if args is None else args
-    shapes = {name: x.shape[1:] for name, x in groups["data"].items()}
-    trace = program.simulate(jax.random.key(0), *args)
-    if not trace.observed:
-        program, args = carrier(program, args, shapes), zeros_of(shapes)
-        trace = program.simulate(jax.random.key(0), *args)
-    same = lambda values, stored: (
-        {n: np.shape(x) for n, x in values.items()} == {n: x.shape[1:] for n, x in stored.items()}
-    )
-    if not (same(trace.choices, groups["parameters"]) and same(trace.observed, groups["data"])):
-        raise ValueError(
-            f"{method}: the file holds parameters {list(groups['parameters'])} and data {shapes}, and {program!r} has "
-            f"{list(trace.choices)} and { {n: np.shape(x) for n, x in trace.observed.items()} }. Give the program and the "
-            "arguments that they were simulated with."
-        )  # fmt: skip
-    if "structure" in header:
-        own = structure_of(program, args)
-        was = {part: header["structure"][part] for part in own}
-        check_same(method, name, {**header, "structure": was}, own, "program")
-    region = header.get("region")
-    simulate = None if is_carrier(program) or region else data_of(program, args)
-    if region:
-        region = TruncatedPrior(from_skeleton(region, arrays), None)
-    rows = groups["parameters"], groups["data"], groups["failed"]
-    return make(program, args, *rows, str(header["reason"]), simulate, region)
 
 
 def _words(part: Mapping[str, PyTree]) -> dict[str, PyTree]:

@@ -92,7 +92,7 @@ class Surrogate:
             OSError: it cannot be read.
             ValueError: the file is none of `save`, or has changed since; the model or a law is another, each difference named.
         """
-        file = LearnedFile.read(ReferenceTable, path, "Surrogate", model, args)
+        file = LearnedFile.read(path, "Surrogate", model, args)
         table, facts, infos = file.table, file.facts(), _infos(file.table)
         parents = facts["parents"]
         laws = {n: _law_of(n, table, names, infos, by) for n, names in parents.items()}

@@ -10,10 +10,10 @@ from jaxtyping import PyTree
 from .._show import shown
 from .._table import table
 from ..enumeration import mixing
-from ..jaxprs import half_cut
 from ..strategies import Decision
 from ._analysed import Analysed
 from ._flip_groups import num_flips
+from ._half_cut import half_cut
 from ._replay import replay_axes
 
 

@@ -44,8 +44,8 @@ from ._regions import all_steps as all_steps, cond as cond, scan as scan
 from ._runner import (
     LOOK as LOOK,
     EngineRecorder as EngineRecorder,
-    Look as Look,
     Runner as Runner,
+    StatementLook as StatementLook,
     compiled as compiled,
     guarded_log_prob as guarded_log_prob,
     init_params as init_params,

@@ -30,7 +30,7 @@ from ._sites import PROPOSED, log_prob_of
 Array = jax.Array
 
 
-class Look(NamedTuple):
+class StatementLook(NamedTuple):
     """Who looks at the sample statements of a run.
 
     Attributes:
@@ -42,7 +42,7 @@ class Look(NamedTuple):
     drawn: Callable[[Message, Array], Array] = lambda _, value: value
 
 
-LOOK: contextvars.ContextVar[Look | None] = contextvars.ContextVar("look", default=None)
+LOOK: contextvars.ContextVar[StatementLook | None] = contextvars.ContextVar("look", default=None)
 
 
 class Runner(Recorder):

@@ -45,7 +45,7 @@ WRONG = {
     "zero": (lambda z: dist.Normal(z, jnp.array([1.0, 0.0])), Y, "scale of Normal .positive. is 0"),
     "simplex": (lambda z: dist.Categorical(probs=jnp.array([0.2, 0.3])), KINDS, "with the sum 1"),
     "rate": (lambda z: dist.Poisson(jnp.array([1.0, -1.0])), KINDS, "rate of Poisson"),
-    "mixture": (lambda z: dist.MixtureSameFamily(dist.Categorical(probs=HALVES), dist.Normal(ZEROS, 1.0)), Y, "sum 1"),
+    "mixture": (lambda z: dist.MixtureSameFamily(dist.Categorical(probs=1.0 * HALVES), dist.Normal(ZEROS, 1.0)), Y, "sum 1"),
     "interval": (lambda z: dist.Uniform(jnp.array([0.0, 3.0]), 2.0), Y, "low of Uniform .below its upper end. is 3"),
     "matrix": (lambda z: dist.MultivariateNormal(ZEROS, 1.0 * SADDLE), np.zeros((2, 2)), "positive definite"),
     "student": (lambda z: dist.StudentT(-jnp.ones(2), z, 1.0), Y, "df of StudentT"),
@@ -172,7 +172,7 @@ def test_right_laws_of_draws_are_proved_and_nothing_is_computed(monkeypatch):
     def fails(*_):
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr(_parameters._Run, "on_draws", fails)
+    monkeypatch.setattr(_parameters._MarkedRun, "on_draws", fails)
     check(model, Y, KINDS)
 
 

@@ -29,9 +29,7 @@ from .._compat import (
     scan_counts,
     while_counts,
 )
-from ._jaxprs import inner_jaxpr, inner_jaxprs
-from ._primitive import site_p
-from ._stabilisers import stabilisers
+from ..jaxprs import inner_jaxpr, inner_jaxprs, site_p, stabilisers
 
 _PARAMETERS = -1  # a source of its own beside the draws
 _folder = lambda file: os.path.dirname(os.path.abspath(file))
