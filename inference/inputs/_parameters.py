@@ -20,17 +20,17 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, PyTree
 from numpyro.distributions import constraints
 
-from ..ppl._compat import ClosedJaxpr, Tracer, is_concrete
-from ..ppl._shared_jit import shared_jit
-from ..ppl._types import Key, Message
-from ..ppl.distributions import base_of, is_masked
-from ..ppl.evaluation import evaluate
-from ..ppl.jaxprs import Analysis, Range, mark, range_of_support
-from ..ppl.language import Program
-from ..ppl.traces import LOOK, StatementLook, stand_ins
-from ._arguments import Arguments
-from ._depends import depends
-from ._host_keys import default_key
+from ...ppl._compat import ClosedJaxpr, Tracer, is_concrete
+from ...ppl._shared_jit import shared_jit
+from ...ppl._types import Key, Message
+from ...ppl.distributions import base_of, is_masked
+from ...ppl.evaluation import evaluate
+from ...ppl.jaxprs import Analysis, Range, mark, range_of_support
+from ...ppl.language import Program
+from ...ppl.traces import LOOK, StatementLook, stand_ins
+from .._arguments import Arguments
+from .._depends import depends
+from .._host_keys import default_key
 
 _DRAWS, _FEWEST, _WORK = 200, 20, 2e7  # draws of the prior; times numbers of the arguments
 _MOST = 3e7  # numbers of the arguments

@@ -9,8 +9,8 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference._parameters import check_parameters
-from lapilli.inference._runs import abstract_run
+from lapilli.inference.inputs._parameters import check_parameters
+from lapilli.inference.inputs._runs import abstract_run
 
 KEY = jax.random.key(0)
 HALVES, ZEROS = jnp.array([0.7, 0.7]), jnp.zeros(2)
@@ -154,7 +154,7 @@ def test_steps_of_a_scan_and_branches_are_looked_into():
 
 def test_right_laws_of_draws_are_proved_and_nothing_is_computed(monkeypatch):
     """Scales, rates, probabilities and ends made of draws as people make them."""
-    from lapilli.inference import _parameters
+    from lapilli.inference.inputs import _parameters
 
     def model(x, y):
         s = ppl.sample("s", dist.HalfNormal(1.0))
