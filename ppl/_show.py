@@ -13,6 +13,7 @@ text returns them from `_tables`, rows of cells with a header first; a notebook 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -27,14 +28,41 @@ from ._compat import is_concrete
 MAX_LINES, MAX_WIDTH = 10, 100
 _NAME = 30  # width of a fact's name
 _SMALL = 4  # entries of a vector that are worth printing
+_FILES = ("save", "write", "to_netcdf", "to_csv")
 _PLAIN = (str, int, float, bool, np.number, np.bool_)
 
 
 def shown[C: type](cls: C) -> C:
-    """Class decorator: let `repr` and notebooks show the facts; outside of `dataclass`, which would write its own `repr`."""
-    for name, method in {"__repr__": text, "_repr_html_": html}.items():
+    """Class decorator: let `repr` and notebooks show the facts, and what it lacks say what there is.
+
+    Outside of `dataclass`, which would write its own `repr`.
+    """
+    methods = {"__repr__": text, "_repr_html_": html}
+    if not hasattr(cls, "__getattr__"):
+        methods["__getattr__"] = _lacking
+    for name, method in methods.items():
         setattr(cls, name, method)
     return cls
+
+
+def _lacking(result: Any, name: str) -> Any:
+    """Called for an attribute that is not found."""
+    cls = type(result)
+    if name.startswith("_") or hasattr(cls, name):
+        return object.__getattribute__(result, name)  # as Python says it, or as a property does
+    fields = getattr(cls, "__dataclass_fields__", {})
+    own = set(dir(cls)) - set(dir(tuple) if issubclass(cls, tuple) else ())
+    public = [n for n in dict.fromkeys([*fields, *sorted(own)]) if not n.startswith("_")]
+    near = difflib.get_close_matches(name, public, 1)
+    meant = f" Did you mean '{near[0]}'?" if near else ""
+    kept = (
+        " Keep it in a file by inference.to_arviz(result, path=...), or its arrays by numpy.savez."
+    )
+    raise AttributeError(
+        f"{cls.__name__} has no '{name}'.{meant} Take one of {', '.join(public)}.{kept * (name in _FILES)}",
+        name=name,
+        obj=result,
+    )
 
 
 def text(result: PyTree) -> str:

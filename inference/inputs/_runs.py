@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,12 +19,13 @@ from ...ppl.densities import Eliminated
 from ...ppl.distributions import base_of, is_masked
 from ...ppl.inputs import Cast, Lookup, heard, same_numbers, suspects
 from ...ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
-from ...ppl.traces import LOOK, Trace, stand_ins
+from ...ppl.traces import LOOK, StatementLook, Trace, stand_ins
 from .._arguments import Arguments, array_names
 from .._host_keys import default_key
 from ._held import has_nan, has_whole_numbers, holds_codes
 from ._improper import UNNORMALISED, check_proper, improper_sites
 from ._noise import check_noise
+from ._parameters import Suspects, check_parameters
 
 
 class TracedRun(NamedTuple):
@@ -37,6 +38,7 @@ class TracedRun(NamedTuple):
         trace: with shapes for arrays.
         arrays: those of the arguments.
         outside: what is wrong with arguments that are parameters of a law, by site.
+        suspected: sites with parameters that may be wrong, see `_parameters.py`.
     """
 
     program: Program
@@ -45,6 +47,7 @@ class TracedRun(NamedTuple):
     trace: Trace
     arrays: list[PyTree]
     outside: Mapping[str, str] = MappingProxyType({})
+    suspected: Collection[str] = frozenset()
 
 
 def abstract_run(program: Program, args: tuple) -> TracedRun:
@@ -54,9 +57,16 @@ def abstract_run(program: Program, args: tuple) -> TracedRun:
 
     names, outside = array_names(program, args), {}
 
+    suspected: set[str] = set()
+
     def run(key: Key, traced: list[Array]) -> Trace:
+        def met(msg: Message) -> None:
+            outside.update(_outside(msg, known))
+            suspects.met(msg)
+
         known = {id(t): (n, x) for t, n, x in zip(traced, names, arrays, strict=True)}
-        token = LOOK.set(lambda msg: outside.update(_outside(msg, known)))
+        suspects = Suspects(known, suspected)
+        token = LOOK.set(StatementLook(met))
         try:
             return program.simulate(key, *split.join(traced))
         finally:
@@ -64,7 +74,8 @@ def abstract_run(program: Program, args: tuple) -> TracedRun:
 
     with stand_ins():
         closed, trace = jax.make_jaxpr(run, return_shape=True)(default_key(), arrays)
-    return TracedRun(program, args, closed, trace, arrays, outside)
+    suspected -= set(outside)
+    return TracedRun(program, args, closed, trace, arrays, outside, suspected)
 
 
 def _outside(msg: Message, known: Mapping[int, tuple[str, PyTree]]) -> dict[str, str]:
@@ -127,6 +138,7 @@ def check_run(method: str, run: TracedRun) -> None:
             f"{method}: site '{site}' of {run.program!r}: {what}, where the law has no density. Correct them (probabilities go "
             "from 0 to 1, scales and rates are positive), or leave such rows out."
         )
+    check_parameters(method, run.program, run.args, run.suspected)
     check_proper(method, run.program, run.args, run.trace)
     check_noise(method, run.program, run.args, run.closed, [True, *[False] * len(run.arrays)])
     arrays = [x for x in run.closed.consts if np.ndim(x) and not _is_key(x)]

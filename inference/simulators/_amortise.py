@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Mapping
 
 import jax
@@ -19,17 +20,27 @@ from ...ppl._compat import Tracer, typed_key
 from ...ppl._shared_jit import shared_jit
 from ...ppl._show import shown
 from ...ppl._types import Choices, Key, ModelFn, ParamMap
-from ...ppl.language import ChoiceMismatch, matched
+from ...ppl.language import ChoiceMismatch, Keywords, matched
 from ..fitting import Posterior
-from ..posterior_checks import PosteriorReport, Simulations, check_simulations
-from ._learn import Learned, learn, losses_on
+from ..fitting.storage import structure_of
+from ..posterior_checks import (
+    LocalCoverage,
+    PosteriorReport,
+    RankCheck,
+    Simulations,
+    ZScores,
+    check_simulations,
+)
+from ._learn import Learned, RowProblem, learn, losses_on
 from ._normal_scores import NormalScores
 from ._region import scored
-from ._rounds import Rounds, in_rounds
-from ._table import ReferenceTable
+from ._rounds import Round, Rounds, in_rounds
+from ._saved import LearnedFile, save_learned
+from ._table import Part, ReferenceTable
 
 _CHECKED, _DRAWS = 400, 99  # held-out data sets that the report is on, and draws for each
 _BATCH = 500
+_RECORDS = (PosteriorReport, Simulations, RankCheck, LocalCoverage, ZScores, Round, Rounds)
 _LEAST_EPSILON = 1e-5  # a threshold needs ten draws beyond it, out of a million
 
 
@@ -123,6 +134,53 @@ class Amortised:
         )
         choices, log_weights = jax.device_get(run(keys))
         return Posterior(dict(choices), np.asarray(log_weights))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the guide's parameters, the rows and the report to one file, whole or not at all.
+
+        The programs are code and are given again to `load`.
+
+        Args:
+            path: where.
+
+        Raises:
+            OSError: the file cannot be written; what was there before is unchanged.
+        """
+        facts = {"held_out": self.held_out, "report": self.report, "rounds": self.rounds}
+        given = _structure(self.table, self.guide)
+        save_learned(path, "Amortised", self.table, self.training, given, facts, _RECORDS)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        model: ModelFn,
+        args: tuple | None = None,
+        *,
+        guide: ModelFn | None = None,
+    ) -> Amortised:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            model: the program, or the prior of a simulator that is a function, as given to `reference_table`.
+            args: its arguments, likewise.
+            guide: as given to `amortise`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+            ValueError: the file is none of `save`, or has changed since; the model or the guide is another, each difference
+                named.
+        """
+        file = LearnedFile.read(path, "Amortised", model, args)
+        table = file.table
+        own = ppl.as_program(guide or _default_guide(table, jax.random.key(0)))
+        _check_guide(table, own)
+        training = file.training(_problem(table, own))
+        bound = own.bind(training.params)
+        file.check(_structure(table, bound), {"guide"} if guide is None else ())
+        return cls(table=table, guide=bound, training=training, **file.facts(_RECORDS))
 
     def _checked(self, data: Mapping[str, PyTree]) -> dict[str, ArrayLike]:
         arrays = _checked_data(self.table, data)
@@ -251,32 +309,47 @@ def _learned(
     net_key, learn_key, draw_key, check_key = jax.random.split(key, 4)
     own = _default_guide(table, net_key) if guide is None else ppl.as_program(guide)
     _check_guide(table, own)
-    rows = lambda part: {
-        **{f"parameters/{n}": x for n, x in table.rows(part)[0].items()},
-        **{f"data/{n}": x for n, x in table.rows(part)[1].items()},
-    }
-
-    def log_densities(params: ParamMap, rows: Mapping[str, ArrayLike]) -> Array:
-        def one(row: Mapping[str, Array]) -> Array:
-            return scored(own.bind(params), _named(row, "parameters"), **_named(row, "data"))
-
-        return jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
-
-    loss = lambda params, key, rows: -log_densities(params, rows)
-    first = {n: jnp.asarray(x[0]) for n, x in table.data.items()}
-    learned = learn(
-        "amortise",
-        lambda key: own.init(key, **first),
-        loss,
-        rows("training"), rows("validation"), learn_key,
-        num_steps=num_steps, progress=progress,
-    )  # fmt: skip
+    problem = _problem(table, own)
+    learned = learn(problem, learn_key, num_steps=num_steps, progress=progress)
     bound = own.bind(learned.params)
-    held = rows("held out")
-    scores = -np.asarray(losses_on(held, loss)(learned.params, learn_key), float)
+    held = losses_on(_as_rows(table, "held out"), problem.loss)
+    scores = -np.asarray(held(learned.params, learn_key), float)
     report = _report(bound, table, draw_key, check_key)
     mean, error = float(scores.mean()), float(scores.std(ddof=1) / len(scores) ** 0.5)
     return Amortised(table, bound, (mean, error), report, learned)
+
+
+def _as_rows(table: ReferenceTable, part: Part) -> dict[str, np.ndarray]:
+    """Parameters and data of one part in one mapping."""
+    parameters, data = table.rows(part)
+    return {
+        **{f"parameters/{n}": x for n, x in parameters.items()},
+        **{f"data/{n}": x for n, x in data.items()},
+    }
+
+
+def _first(table: ReferenceTable) -> dict[str, Array]:
+    """The data of one row, which show their shapes."""
+    return {n: jnp.asarray(x[0]) for n, x in table.data.items()}
+
+
+def _problem(table: ReferenceTable, guide: ppl.Program) -> RowProblem:
+    """What the guide is to learn from a table."""
+
+    def loss(params: ParamMap, key: Key, rows: Mapping[str, ArrayLike]) -> Array:
+        def one(row: Mapping[str, Array]) -> Array:
+            return scored(guide.bind(params), _named(row, "parameters"), **_named(row, "data"))
+
+        return -jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
+
+    init = lambda key: guide.init(key, **_first(table))
+    parts = _as_rows(table, "training"), _as_rows(table, "validation")
+    return RowProblem("amortise", init, loss, *parts)
+
+
+def _structure(table: ReferenceTable, guide: ppl.Program) -> dict[str, PyTree]:
+    """What a file says of the guide, whose parameters are bound."""
+    return {"guide": structure_of(guide, (Keywords(_first(table)),))["model"]}
 
 
 def _checked_data(table: ReferenceTable, data: Mapping[str, PyTree]) -> dict[str, ArrayLike]:
@@ -329,7 +402,7 @@ def _report(guide: ppl.Program, table: ReferenceTable, draw_key: Key, key: Key) 
 
 def _check_guide(table: ReferenceTable, guide: ppl.Program) -> None:
     """Refuse a guide whose draws are not the model's parameters."""
-    row = {n: jnp.asarray(x[0]) for n, x in table.data.items()}
+    row = _first(table)
 
     def compare(key: Key) -> None:
         drawn = guide.simulate(key, **row)

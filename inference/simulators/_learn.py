@@ -38,38 +38,52 @@ _EARLY = 0.75  # of the steps: before that the least validation loss is a sign o
 type LossFn = Callable[[ParamMap, Key, dict[str, Array]], Array]
 
 
-class RowLoss(AbstractObjective):
-    """The mean of a loss over rows of a table; minibatches are means over fewer of them, without bias.
+class RowProblem(NamedTuple):
+    """What is to be learned from rows.
 
-    Args:
+    Attributes:
         name: shown in reports.
         init: makes the parameters.
         loss: of parameters and rows.
-        rows: name -> [N, ...]; the objective's one argument picks among them.
+        training: name -> [N, ...].
+        validation: name -> [V, ...].
+    """
+
+    name: str
+    init: Callable[[Key], ppl.Params]
+    loss: LossFn
+    training: Mapping[str, np.ndarray]
+    validation: Mapping[str, np.ndarray]
+
+
+class RowLoss(AbstractObjective):
+    """The mean of a loss over training rows; minibatches are means over fewer of them, without bias.
+
+    Args:
+        problem: the loss and its rows, among which the objective's one argument picks.
     """
 
     direction, model, guide = "min", None, None
 
-    def __init__(
-        self,
-        name: str,
-        init: Callable[[Key], ppl.Params],
-        loss: LossFn,
-        rows: Mapping[str, np.ndarray],
-    ) -> None:
-        self.name = name
-        self._init, self._loss, self._rows = init, loss, dict(rows)
+    def __init__(self, problem: RowProblem) -> None:
+        self.name, self.problem = problem.name, problem
+
+    @property
+    def args(self) -> tuple[np.ndarray]:
+        """The numbers of all rows."""
+        return (np.arange(len(next(iter(self.problem.training.values()))), dtype=np.int32),)
 
     def init(self, key: Key, *args: PyTree) -> ppl.Params:
         """Initial parameters."""
-        return self._init(key)
+        return self.problem.init(key)
 
     def step(
         self, params: ParamMap, state: PyTree, key: Key, *args: PyTree
     ) -> tuple[Array, PyTree, PyTree]:
         """Value, gradient and state."""
-        rows = {name: jnp.asarray(x)[args[0]] for name, x in self._rows.items()}
-        value, grads = jax.value_and_grad(lambda p: self._loss(p, key, rows).mean())(params)
+        rows = {name: jnp.asarray(x)[args[0]] for name, x in self.problem.training.items()}
+        loss = lambda params: self.problem.loss(params, key, rows).mean()
+        value, grads = jax.value_and_grad(loss)(params)
         return value, grads, state
 
     def plate_sizes(self, *args: PyTree) -> dict[str, int]:
@@ -108,35 +122,27 @@ class Learned(NamedTuple):
         return f"{self.fit.steps} steps, {kept}{decay}"
 
 
-def learn(
-    name: str,
-    init: Callable[[Key], ppl.Params],
-    loss: LossFn,
-    training: Mapping[str, np.ndarray],
-    validation: Mapping[str, np.ndarray],
-    key: Key,
-    *,
-    num_steps: int | None,
-    progress: bool,
-) -> Learned:
+def learn(problem: RowProblem, key: Key, *, num_steps: int | None, progress: bool) -> Learned:
     """Train on rows, and stop when the validation loss has not fallen for a third of the steps."""
-    size = len(next(iter(training.values())))
+    objective = RowLoss(problem)
+    size = len(objective.args[0])
     num_steps = int(_STEPS_PER_ROOT * size**0.5) if num_steps is None else num_steps
-    check_counts(name, num_steps=num_steps)
+    check_counts(problem.name, num_steps=num_steps)
     init_key, fit_key, look_key = jax.random.split(key, 3)
-    each = losses_on(validation, loss)
-    start = init(init_key)
-    objective = RowLoss(name, init, loss, training)
+    each = losses_on(problem.validation, problem.loss)
+    start = problem.init(init_key)
 
     def trained(decay: float) -> tuple[KeepBest, Fit]:
         look = lambda params, key: each(params, key).mean()
-        best = KeepBest(look, look_key, patience=max(1, int(_PATIENCE * num_steps)), name=name)
+        best = KeepBest(
+            look, look_key, patience=max(1, int(_PATIENCE * num_steps)), name=problem.name
+        )
         # The start may be the best: least squares on normal data.
         best(FitInfo(0, 0, start, None, np.zeros(0), 0, "min", 0.0))
         run = fit(
             objective,
             _optimizer(num_steps, decay),
-            (np.arange(size, dtype=np.int32),),
+            objective.args,
             num_steps=num_steps,
             key=fit_key,
             params=start,

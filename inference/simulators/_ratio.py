@@ -15,6 +15,7 @@ What must hold of a ratio, and costs nothing to see: E_{p(theta)} exp f(theta, x
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
@@ -29,10 +30,12 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._shared_jit import shared_jit
 from ...ppl._show import shown
-from ...ppl._types import Key
-from ._learn import Learned, learn
+from ...ppl._types import Key, ModelFn
+from ..fitting.storage import hashed
+from ._learn import Learned, RowProblem, learn
+from ._saved import LearnedFile, save_learned
 from ._standing_in import reads_of, refuse_noise, standing_in
-from ._table import ReferenceTable
+from ._table import Part, ReferenceTable
 
 Kind = Literal["contrastive", "logistic", "balanced", "softmax"]
 _BALANCE = 50.0  # 100 beside the sum of both cross-entropies, of which the loss here is half
@@ -55,12 +58,15 @@ class Ratio:
         critic: f of standardised coordinates.
         kind: how it was learned, see `ratio`.
         training: the run, its looks at the validation rows, which parameters were kept.
+        num_contrasts, gamma: as for `ratio`.
     """
 
     table: ReferenceTable
     critic: CriticFn
     kind: Kind
     training: Learned
+    num_contrasts: int
+    gamma: float
 
     def log_ratio(
         self, parameters: Mapping[str, ArrayLike], data: Mapping[str, ArrayLike]
@@ -125,6 +131,49 @@ class Ratio:
         values = np.asarray(self.log_ratio(*self.table.rows("held out")), float)
         return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the critic's parameters and the rows to one file, whole or not at all; what is code is given again to `load`.
+
+        Args:
+            path: where.
+
+        Raises:
+            OSError: the file cannot be written; what was there before is unchanged.
+        """
+        facts = {"kind": self.kind, "num_contrasts": self.num_contrasts, "gamma": self.gamma}
+        given = _structure(self.table, self.critic)
+        save_learned(path, "Ratio", self.table, self.training, given, facts)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        model: ModelFn,
+        args: tuple | None = None,
+        *,
+        critic: CriticFn | None = None,
+    ) -> Ratio:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            model: the program, or the prior of a simulator that is a function, as given to `reference_table`.
+            args: its arguments, likewise.
+            critic: as given to `ratio`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+            ValueError: the file is none of `save`, or has changed since; the model or the critic is another, each difference
+                named.
+        """
+        file = LearnedFile.read(path, "Ratio", model, args)
+        table, facts = file.table, file.facts()
+        own = _default_critic(table, jax.random.key(0)) if critic is None else critic
+        file.check(_structure(table, own), {"critic"} if critic is None else ())
+        training = file.training(_problem(table, own, **facts))
+        return cls(table, _with_parameters(own, training.params), training=training, **facts)
+
     def _check_normalised(self, asked: str) -> None:
         if self.kind == "softmax":
             raise ValueError(
@@ -187,10 +236,6 @@ def ratio(
     Reference: Hermans, Begy and Louppe 2020, arXiv:1903.04057 (A); Durkan, Murray and Papamakarios 2020, arXiv:2002.03712 (B);
     Miller, Weniger and Forré 2022, arXiv:2210.06170 (C); Delaunoy et al. 2022, arXiv:2208.13624 (balanced).
     """
-    import equinox as eqx
-
-    from ._networks import Critic
-
     check_counts("ratio", 2 if kind == "softmax" else 1, num_contrasts=num_contrasts)
     if not 0 < gamma < np.inf:
         raise ValueError(
@@ -205,36 +250,70 @@ def ratio(
     refuse_noise("ratio", reads_of(table.model, table.args), list(table.data))
     key = jax.random.key(0) if key is None else typed_key(key)
     init_key, learn_key = jax.random.split(key)
-    of_parameters, of_data = table.coordinates
-    rows = lambda part: {
-        "theta": np.asarray(of_parameters.flat(table.rows(part)[0])),
-        "x": np.asarray(of_data.flat(table.rows(part)[1])),
-    }
-    training = rows("training")
-    own = critic
-    if own is None:
-        begun = Critic(of_parameters.size, of_data.size, key=init_key)
-        own = begun.fitted(training["theta"], training["x"])
-    arrays, static = eqx.partition(own, eqx.is_inexact_array)
-    pool = jnp.asarray(of_parameters.flat(prior_draws(table)))
+    own = _default_critic(table, init_key) if critic is None else critic
     if kind in ("logistic", "balanced"):
         num_contrasts, gamma = 1, 1.0
+    problem = _problem(table, own, kind, num_contrasts, gamma)
+    learned = learn(problem, learn_key, num_steps=num_steps, progress=progress)
+    made = _with_parameters(own, learned.params)
+    return Ratio(table, made, kind, learned, num_contrasts, gamma)
+
+
+def _as_rows(table: ReferenceTable, part: Part) -> dict[str, np.ndarray]:
+    """Coordinates of parameters and data of one part."""
+    of_parameters, of_data = table.coordinates
+    parameters, data = table.rows(part)
+    return {
+        "theta": np.asarray(of_parameters.flat(parameters)),
+        "x": np.asarray(of_data.flat(data)),
+    }
+
+
+def _default_critic(table: ReferenceTable, key: Key) -> CriticFn:
+    from ._networks import Critic
+
+    of_parameters, of_data = table.coordinates
+    training = _as_rows(table, "training")
+    begun = Critic(of_parameters.size, of_data.size, key=key)
+    return begun.fitted(training["theta"], training["x"])
+
+
+def _problem(
+    table: ReferenceTable, critic: CriticFn, kind: Kind, num_contrasts: int, gamma: float
+) -> RowProblem:
+    """What the critic is to learn from a table."""
+    import equinox as eqx
+
+    pool = jnp.asarray(table.coordinates[0].flat(prior_draws(table)))
 
     def loss(params: Mapping[str, PyTree], key: Key, rows: Mapping[str, Array]) -> Array:
-        f = jax.vmap(eqx.combine(params["critic"], static))
+        f = jax.vmap(_with_parameters(critic, params))
         theta, x = rows["theta"], rows["x"]
         size = num_contrasts * 2 - 1
         others = pool[jax.random.randint(key, (size, len(x)), 0, len(pool))]
         contrasts = jax.vmap(lambda theta: f(theta, x))(others)
         return _LOSSES[kind](f(theta, x), contrasts, gamma)
 
-    params = lambda key: ppl.Params({"critic": arrays})
-    learned = learn(
-        "ratio", params, loss, training, rows("validation"), learn_key,
-        num_steps=num_steps, progress=progress,
-    )  # fmt: skip
-    made = eqx.combine(learned.params["critic"], static)
-    return Ratio(table, made, kind, learned)
+    init = lambda key: ppl.Params({"critic": eqx.filter(critic, eqx.is_inexact_array)})
+    return RowProblem(
+        "ratio", init, loss, _as_rows(table, "training"), _as_rows(table, "validation")
+    )
+
+
+def _with_parameters(critic: CriticFn, params: Mapping[str, PyTree]) -> CriticFn:
+    import equinox as eqx
+
+    return eqx.combine(params["critic"], eqx.filter(critic, eqx.is_inexact_array, inverse=True))
+
+
+def _structure(table: ReferenceTable, critic: CriticFn) -> dict[str, PyTree]:
+    """What a file says of the critic: its class, and the digest of what it computes."""
+    import equinox as eqx
+
+    sizes = [jax.ShapeDtypeStruct((c.size,), jnp.result_type(float)) for c in table.coordinates]
+    called = lambda arrays, *both: _with_parameters(critic, {"critic": arrays})(*both)
+    digest = hashed(called, eqx.filter(critic, eqx.is_inexact_array), *sizes)
+    return {"critic": {"critic": [type(critic).__name__, digest]}}
 
 
 def prior_draws(table: ReferenceTable) -> dict[str, np.ndarray]:

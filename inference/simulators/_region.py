@@ -38,27 +38,37 @@ class TruncatedPrior:
 
     Attributes:
         data: the observation, site -> value.
-        cuts: learned posteriors, each with the least log-density that its draws have in the region, nats.
+        cuts: learned posteriors, each with the least log-density that its draws have in the region, nats. None of a region that
+            was read from a file, of which the rows alone are known.
     """
 
     data: Mapping[str, ArrayLike]
-    cuts: tuple[tuple[ppl.Program, float], ...] = ()
+    cuts: tuple[tuple[ppl.Program, float], ...] | None = ()
 
     def cut(self, guide: ppl.Program, epsilon: float, key: Key) -> TruncatedPrior:
         """The part of it that the posterior `guide` reaches, but for epsilon of its mass."""
         _, logs = draws_at(guide, self.data, key, int(np.ceil(_OUTSIDE / epsilon)))
         threshold = float(np.sort(logs)[_RANK - 1])
-        return TruncatedPrior(self.data, (*self.cuts, (guide, threshold)))
+        return TruncatedPrior(self.data, (*self._known, (guide, threshold)))
+
+    @property
+    def _known(self) -> tuple[tuple[ppl.Program, float], ...]:
+        if self.cuts is None:
+            raise ValueError(
+                "TruncatedPrior: the region was read from a file, which holds rows of it and not the posteriors that bound it. "
+                "Call amortise with at= anew to have them."
+            )
+        return self.cuts
 
     @functools.cached_property
     def _densities(self) -> list[Callable[[Values], np.ndarray]]:
         """Of each cut, traced once for all rows that are tried."""
-        return [density_at(guide, self.data) for guide, _ in self.cuts]
+        return [density_at(guide, self.data) for guide, _ in self._known]
 
     def holds(self, parameters: Values) -> np.ndarray:
         """Which rows of parameters lie in it, [N]."""
         inside = np.ones(len(next(iter(parameters.values()))), bool)
-        for density, (_, threshold) in zip(self._densities, self.cuts, strict=True):
+        for density, (_, threshold) in zip(self._densities, self._known, strict=True):
             inside &= density(parameters) >= threshold
         return inside
 

@@ -8,6 +8,7 @@ on single rows and serves any number of them.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +24,10 @@ from ...ppl._compat import no_handlers, typed_key
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.traces import BoundParams, SiteInfo
+from ..fitting.storage import structure_of
 from ._coordinates import StandardCoordinates
-from ._learn import Learned, learn, losses_on
+from ._learn import Learned, RowLoss, RowProblem, learn, losses_on
+from ._saved import LearnedFile, save_learned
 from ._simulators import is_carrier
 from ._standing_in import ARGUMENTS, reads_of, refuse_noise, standing_in
 from ._table import ReferenceTable, check_continuous
@@ -43,12 +46,61 @@ class Surrogate:
         held_out: mean log-density of the learned sites in rows that nothing was trained on, and its standard error, nats an
             event.
         training: the run, its looks at the validation rows, which parameters were kept.
+        table: what it was learned from.
+        laws: learned site -> its law.
     """
 
     model: ppl.Program
     parents: Mapping[str, tuple[str, ...]]
     held_out: tuple[float, float]
     training: Learned
+    table: ReferenceTable
+    laws: Mapping[str, _LearnedLaw]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the laws' parameters and the rows to one file, whole or not at all; what is code is given again to `load`.
+
+        Args:
+            path: where.
+
+        Raises:
+            OSError: the file cannot be written; what was there before is unchanged.
+        """
+        parents = {n: list(names) for n, names in self.parents.items()}
+        facts = {"held_out": self.held_out, "parents": parents}
+        save_learned(path, "Surrogate", self.table, self.training, _structure(self), facts)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        model: ModelFn,
+        args: tuple | None = None,
+        *,
+        by: ModelFn | Mapping[str, ModelFn] | None = None,
+    ) -> Surrogate:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            model: the program, or the prior of a simulator that is a function, as given to `reference_table`.
+            args: its arguments, likewise.
+            by: as given to `surrogate`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+            ValueError: the file is none of `save`, or has changed since; the model or a law is another, each difference named.
+        """
+        file = LearnedFile.read(path, "Surrogate", model, args)
+        table, facts, infos = file.table, file.facts(), _infos(file.table)
+        parents = facts["parents"]
+        laws = {n: _law_of(n, table, names, infos, by) for n, names in parents.items()}
+        training = file.training(_problem(table, laws, parents, infos))
+        found = _made(table, laws, parents, facts["held_out"], training)
+        own = lambda n: by is not None and (not isinstance(by, Mapping) or n in by)
+        file.check(_structure(found), {f"law of '{n}'" for n in laws if not own(n)})
+        return found
 
     def _facts(self) -> dict[str, PyTree]:
         told = [
@@ -114,43 +166,72 @@ def surrogate(
     parents = _parents(table, names, reads)
     _check_batches(names, parents, infos)
     laws = {n: _law_of(n, table, parents[n], infos, by) for n in names}
-    training, validation, held = (
-        _events(table.rows(part), names, parents, infos)
-        for part in ("training", "validation", "held out")
-    )
+    problem = _problem(table, laws, parents, infos)
+    learned = learn(problem, key, num_steps=num_steps, progress=progress)
+    held = losses_on(_events(table.rows("held out"), names, parents, infos), problem.loss)
+    scores = -np.asarray(held(learned.params, key), float)
+    error = float(scores.std(ddof=1) / len(scores) ** 0.5)
+    return _made(table, laws, parents, (float(scores.mean()), error), learned)
 
-    def log_densities(params: ParamMap, rows: Mapping[str, ArrayLike]) -> Array:
+
+def _problem(
+    table: ReferenceTable,
+    laws: Mapping[str, _LearnedLaw],
+    parents: Mapping[str, Sequence[str]],
+    infos: Mapping[str, SiteInfo],
+) -> RowProblem:
+    """What the laws are to learn from a table."""
+    parts = (
+        _events(table.rows(part), list(laws), parents, infos) for part in ("training", "validation")
+    )
+    training, validation = parts
+
+    def loss(params: ParamMap, key: Key, rows: Mapping[str, ArrayLike]) -> Array:
         def one(row: Mapping[str, Array]) -> Array:
-            own = (laws[n].at(params, {p: row[p] for p in parents[n]}) for n in names)
+            own = [law.at(params, {p: row[p] for p in parents[n]}) for n, law in laws.items()]
             return jnp.stack(
-                [jnp.sum(law.log_prob(row[n])) for n, law in zip(names, own, strict=True)]
+                [jnp.sum(law.log_prob(row[n])) for n, law in zip(laws, own, strict=True)]
             ).sum()
 
-        return jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
+        return -jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
 
     def init(key: Key) -> ppl.Params:
         row = {n: jnp.asarray(x[0]) for n, x in training.items()}
         found: dict[str, Any] = {}
-        for k, n in zip(jax.random.split(key, len(names)), names, strict=True):
-            own = laws[n].program.init(k, {p: row[p] for p in parents[n]}, row[n])
+        for k, (n, law) in zip(jax.random.split(key, len(laws)), laws.items(), strict=True):
+            own = law.program.init(k, {p: row[p] for p in parents[n]}, row[n])
             found |= {f"{n}/{name}": x for name, x in own.items()}
         return ppl.Params(found)
 
-    loss = lambda params, key, rows: -log_densities(params, rows)
-    learned = learn(
-        "surrogate", init, loss, training, validation, key, num_steps=num_steps, progress=progress
-    )
-    scores = -np.asarray(losses_on(held, loss)(learned.params, key), float)
+    return RowProblem("surrogate", init, loss, training, validation)
+
+
+def _made(
+    table: ReferenceTable,
+    laws: Mapping[str, _LearnedLaw],
+    parents: Mapping[str, Sequence[str]],
+    held_out: tuple[float, float],
+    learned: Learned,
+) -> Surrogate:
+    """The program whose laws have these parameters."""
     given = lambda n, values: {p: values[p] for p in parents[n]}
     model = standing_in(
-        table.model, names, lambda n, values: laws[n].at(learned.params, given(n, values))
+        table.model, list(laws), lambda n, values: laws[n].at(learned.params, given(n, values))
     )
-    return Surrogate(
-        model,
-        {n: tuple(parents[n]) for n in names},
-        (float(scores.mean()), float(scores.std(ddof=1) / len(scores) ** 0.5)),
-        learned,
-    )
+    fixed = {n: tuple(names) for n, names in parents.items()}
+    return Surrogate(model, fixed, held_out, learned, table, laws)
+
+
+def _structure(found: Surrogate) -> dict[str, PyTree]:
+    """What a file says of the laws."""
+    objective, structure = found.training.fit.objective, {}
+    assert isinstance(objective, RowLoss)
+    rows = objective.problem.training
+    for n, law in found.laws.items():
+        args = {p: jnp.asarray(rows[p][0]) for p in found.parents[n]}, jnp.asarray(rows[n][0])
+        own = law.program.bind(law.own(found.training.params))
+        structure[f"law of '{n}'"] = structure_of(own, args)["model"]
+    return structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +250,14 @@ class _LearnedLaw:
 
         return ppl.Program(scored)
 
+    def own(self, params: ParamMap) -> dict[str, PyTree]:
+        """Its own of the parameters of all laws."""
+        prefix = f"{self.site}/"
+        return {n.removeprefix(prefix): x for n, x in params.items() if n.startswith(prefix)}
+
     def at(self, params: ParamMap, parents: Mapping[str, Array]) -> dist.Distribution:
         """The distribution; nothing of it is a statement of the program around."""
-        prefix = f"{self.site}/"
-        own = {n.removeprefix(prefix): x for n, x in params.items() if n.startswith(prefix)}
+        own = self.own(params)
         laws: list[dist.Distribution] = []
 
         def called() -> None:

@@ -27,7 +27,15 @@ from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from .._supports import supports_of
-from ..fitting.storage._archive import read, write
+from ..fitting.storage import (
+    as_skeleton,
+    check_same,
+    from_skeleton,
+    read,
+    structure_of,
+    versions,
+    write,
+)
 from ._coordinates import StandardCoordinates
 from ._normal_scores import has_few_values
 from ._region import TruncatedPrior
@@ -43,6 +51,7 @@ from ._simulators import (
 
 Part = Literal["training", "validation", "held out"]
 _FORMAT = "lapilli simulations 1"
+_GROUPS = ("parameters", "data", "failed")
 _SHARE, _LEAST = 0.05, 100  # of the rows that validate, and as many that are held out
 FEWEST, _JUDGED = 60, 20  # rows in all, and of those that judge: fewer tell nothing
 
@@ -185,9 +194,8 @@ class ReferenceTable:
                 "ReferenceTable.save: the rows are draws of the prior cut to where one posterior can be, and a file would not "
                 "say so. Save the table that the rounds began with."
             )
-        groups = {"parameters": self.parameters, "data": self.data, "failed": self.failed}
-        arrays = {f"{g}/{n}": x for g, values in groups.items() for n, x in values.items()}
-        write(path, {"format": _FORMAT, "reason": self.reason}, arrays)
+        header, arrays = packed_table(self)
+        write(path, {"format": _FORMAT, **header}, arrays)
 
     @classmethod
     @checked_call
@@ -203,32 +211,11 @@ class ReferenceTable:
 
         Raises:
             OSError: it cannot be read.
-            ValueError: the file is none of `save`, or the program has other sites.
+            ValueError: the file is none of `save`, or belongs to another program, each difference named.
         """
         header, arrays = read(path, "simulations", _FORMAT)
-        groups: dict[str, dict[str, np.ndarray]] = {"parameters": {}, "data": {}, "failed": {}}
-        for name, x in arrays.items():
-            group, _, site = name.partition("/")
-            groups[group][site] = x
-        program, args = ppl.as_program(model), () if args is None else args
-        shapes = {name: x.shape[1:] for name, x in groups["data"].items()}
-        trace = program.simulate(jax.random.key(0), *args)
-        if not trace.observed:
-            program, args = carrier(program, args, shapes), zeros_of(shapes)
-            trace = program.simulate(jax.random.key(0), *args)
-        same = lambda values, stored: (
-            {n: np.shape(x) for n, x in values.items()}
-            == {n: x.shape[1:] for n, x in stored.items()}
-        )
-        if not (same(trace.choices, groups["parameters"]) and same(trace.observed, groups["data"])):
-            raise ValueError(
-                f"ReferenceTable.load: the file holds parameters {list(groups['parameters'])} and data {shapes}, and {program!r} "
-                f"has {list(trace.choices)} and { {n: np.shape(x) for n, x in trace.observed.items()} }. Give the program and "
-                "the arguments that they were simulated with."
-            )  # fmt: skip
-        simulate = None if is_carrier(program) else data_of(program, args)
-        rows = groups["parameters"], groups["data"], groups["failed"]
-        return cls(program, args, *rows, str(header["reason"]), simulate)
+        method = "ReferenceTable.load"
+        return unpacked_table(method, os.fspath(path), header, arrays, model, args)
 
     def _facts(self) -> dict[str, PyTree]:
         sizes = {part: len(rows) for part, rows in self.parts.items()}
@@ -284,3 +271,57 @@ def _check_rows(table: ReferenceTable) -> None:
             f"ReferenceTable: parameters {list(table.parameters)} and data {list(table.data)} have {sorted(sizes)} rows. Give "
             f"one number of rows to all, at least {FEWEST} that did not fail."
         )
+
+
+def packed_table(table: ReferenceTable) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
+    """The header and the arrays of a file that holds it."""
+    arrays = {f"{g}/{n}": x for g in _GROUPS for n, x in getattr(table, g).items()}
+    header = {
+        "versions": versions(),
+        "reason": table.reason,
+        "structure": structure_of(table.model, table.args),
+    }
+    if table.region is not None:
+        header["region"] = as_skeleton(dict(table.region.data), arrays, "region")
+    return header, arrays
+
+
+def unpacked_table(
+    method: str,
+    name: str,
+    header: Mapping[str, PyTree],
+    arrays: Mapping[str, np.ndarray],
+    model: ModelFn,
+    args: tuple | None,
+) -> ReferenceTable:
+    """The inverse, compared with the program; `method` and `name`, of the file, are for messages."""
+    groups: dict[str, dict[str, np.ndarray]] = {g: {} for g in _GROUPS}
+    for entry, x in arrays.items():
+        group, _, site = entry.partition("/")
+        if group in groups:
+            groups[group][site] = x
+    program, args = ppl.as_program(model), () if args is None else args
+    shapes = {name: x.shape[1:] for name, x in groups["data"].items()}
+    trace = program.simulate(jax.random.key(0), *args)
+    if not trace.observed:
+        program, args = carrier(program, args, shapes), zeros_of(shapes)
+        trace = program.simulate(jax.random.key(0), *args)
+    same = lambda values, stored: (
+        {n: np.shape(x) for n, x in values.items()} == {n: x.shape[1:] for n, x in stored.items()}
+    )
+    if not (same(trace.choices, groups["parameters"]) and same(trace.observed, groups["data"])):
+        raise ValueError(
+            f"{method}: the file holds parameters {list(groups['parameters'])} and data {shapes}, and {program!r} has "
+            f"{list(trace.choices)} and { {n: np.shape(x) for n, x in trace.observed.items()} }. Give the program and the "
+            "arguments that they were simulated with."
+        )  # fmt: skip
+    if "structure" in header:
+        own = structure_of(program, args)
+        was = {part: header["structure"][part] for part in own}
+        check_same(method, name, {**header, "structure": was}, own, "program")
+    region = header.get("region")
+    simulate = None if is_carrier(program) or region else data_of(program, args)
+    if region:
+        region = TruncatedPrior(from_skeleton(region, arrays), None)
+    rows = groups["parameters"], groups["data"], groups["failed"]
+    return ReferenceTable(program, args, *rows, str(header["reason"]), simulate, region)

@@ -13,6 +13,7 @@ from ..enumeration import mixing
 from ..strategies import Decision
 from ._analysed import Analysed
 from ._flip_groups import num_flips
+from ._half_cut import half_cut
 from ._replay import replay_axes
 
 
@@ -53,6 +54,8 @@ class Plan:
             split).
         label: what is estimated, if it has a name.
         search: what the check of jumps suspected, and how long the search took.
+        cut: draws that a `stop_gradient` of the function holds fixed in one factor of a product and not in another, in words;
+            which derivative is meant cannot be seen, and it is taken at its word.
     """
 
     sites: tuple[SitePlan, ...]
@@ -60,6 +63,7 @@ class Plan:
     num_terms: int
     label: str = ""
     search: str = ""
+    cut: str = ""
 
     def __getitem__(self, site: str) -> SitePlan:
         for plan in self.sites:
@@ -76,6 +80,7 @@ class Plan:
             "num_replicates": self.num_replicates,
             "num_terms": self.num_terms,
             "jumps": self.search or None,
+            "stop_gradient": self.cut or None,
         }
 
     def _tables(self) -> list[list[tuple[str, ...]]]:
@@ -91,6 +96,7 @@ class Plan:
     def __str__(self) -> str:
         footer = f"{self.num_replicates} run(s) per estimate, {self.num_terms} additive terms"
         footer += f"\njumps: {self.search}" if self.search else ""
+        footer += f"\nstop_gradient: {self.cut}" if self.cut else ""
         title = f"{self.label}\n" if self.label else ""
         return title + table(*self._tables()) + "\n" + footer
 
@@ -99,8 +105,8 @@ def _strategy(site: SitePlan) -> str:
     return site.strategy + (" (biased)" if site.is_biased else "")
 
 
-def plan_of(program: Analysed) -> Plan:
-    """The plan of an analysed program."""
+def plan_of(program: Analysed, num_params: int) -> Plan:
+    """The plan of an analysed program, whose first `num_params` inputs are parameters."""
     rows = []
     for index, site in program.sites.items():
         uses = [r[index] for r in program.relations if index in r]
@@ -144,4 +150,19 @@ def plan_of(program: Analysed) -> Plan:
                 strategy.is_biased,
             )
         )
-    return Plan(tuple(rows), program.num_replicates, len(program.terms))
+    return Plan(
+        tuple(rows), program.num_replicates, len(program.terms), cut=_cut(program, num_params)
+    )
+
+
+def _cut(program: Analysed, num_params: int) -> str:
+    """See `Plan.cut`."""
+    found = half_cut(program.closed.jaxpr, num_params)
+    if not found:
+        return ""
+    names = ", ".join(dict.fromkeys(f"'{program.sites[i].name}'" for i in sorted(found)))
+    places = ", ".join(dict.fromkeys(line for lines in found.values() for line in lines))
+    return (
+        f"taken at its word. {places} cuts a number computed from draws of {names}, and they still move in what it is multiplied "
+        "by. Draws that are to be fixed come from ppl.draw(ppl.detached(guide), ...)"
+    )

@@ -83,7 +83,7 @@ class Expectation:
     def plan(self, params: PyTree, *args: PyTree, **kwargs: PyTree) -> Plan:
         """What each site will get, why, and what it costs; printing it shows a table. Runs every check."""
         args = joined(args, kwargs)
-        plan = plan_of(self.ready(params, *args))
+        plan = plan_of(self.ready(params, *args), len(jax.tree.leaves(params)))
         return dataclasses.replace(plan, search=self.programs.outcome(as_arrays(params), args))
 
     def ready(self, params: PyTree, *args: PyTree, **kwargs: PyTree) -> Analysed:

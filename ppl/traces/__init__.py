@@ -45,6 +45,7 @@ from ._runner import (
     LOOK as LOOK,
     EngineRecorder as EngineRecorder,
     Runner as Runner,
+    StatementLook as StatementLook,
     compiled as compiled,
     guarded_log_prob as guarded_log_prob,
     init_params as init_params,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,19 @@ from ._sites import PROPOSED, log_prob_of
 Array = jax.Array
 
 
-# Of whoever looks at the statements of a run as they are met.
-LOOK: contextvars.ContextVar[Callable[[Message], None] | None] = contextvars.ContextVar(
-    "look", default=None
-)
+class StatementLook(NamedTuple):
+    """Who looks at the sample statements of a run.
+
+    Attributes:
+        met: of a statement, before it has its value -> numbers to keep of it (`Trace.seen`), or None.
+        drawn: of a statement and its draw -> the draw.
+    """
+
+    met: Callable[[Message], PyTree | None]
+    drawn: Callable[[Message, Array], Array] = lambda _, value: value
+
+
+LOOK: contextvars.ContextVar[StatementLook | None] = contextvars.ContextVar("look", default=None)
 
 
 class Runner(Recorder):
@@ -76,7 +85,7 @@ class Runner(Recorder):
 
     def visit(self, msg: Message) -> None:
         if (look := LOOK.get()) is not None:
-            look(msg)
+            msg["_seen"] = look.met(msg)
         # No handler outside of the run gives this site a value.
         msg["stop"] = True
         name = msg["name"]
@@ -103,7 +112,8 @@ class Runner(Recorder):
         elif self.frame.key is not None:
             if not (msg["is_observed"] and _is_unit(msg["fn"])):
                 msg["intermediates"] = []
-                msg["value"] = self._held(msg, self._draw(msg))
+                drawn = self._draw(msg)
+                msg["value"] = self._held(msg, drawn if look is None else look.drawn(msg, drawn))
         else:
             # Scored without a value: one of the support stands in until `missing` is reported, all names at once.
             self.missing.append(name)
@@ -205,6 +215,8 @@ class EngineRecorder(Recorder):
 
 def numbers_for_trace(msg: Message, log_prob: Array) -> dict[str, PyTree]:
     more = {"cells": msg["infer"]["cells"]} if "cells" in msg["infer"] else {}
+    if msg.get("_seen") is not None:
+        more["seen"] = msg["_seen"]
     if not msg["is_observed"] and not isinstance(msg["scale"], int | float | None):
         more["scale"] = msg["scale"]
     if not msg["is_observed"] and "cells" not in more and is_masked(msg["fn"]):

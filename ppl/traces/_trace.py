@@ -50,6 +50,8 @@ class Trace:
 
     # Latent site -> `_reach.reach_of` its law, where that is not empty; it stays with the object and leaves no transformation.
     reach: ClassVar[Mapping[str, Reach]] = {}
+    # Site -> what a look at the run (`_runner.LOOK`) has kept of it; likewise.
+    seen: ClassVar[Mapping[str, Any]] = {}
     # The model's side of a joint run (`_inline_guide`), set on the one object that it belongs to.
     scored: ClassVar[Any] = None
 
@@ -107,6 +109,8 @@ def trace_of(recorder: Recorder, retval: ArrayLike | None) -> Trace:
         scales,
         masks,
     )
+    if seen := {name: n["seen"] for name, n in numbers.items() if "seen" in n}:
+        object.__setattr__(trace, "seen", seen)
     return with_reach(trace, {name: n["reach"] for name, n in numbers.items() if n.get("reach")})
 
 

@@ -1,5 +1,6 @@
 """How results print: ten lines at most, names in them, nothing computed, HTML escaped."""
 
+import copy
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -273,3 +274,31 @@ def test_traces_and_series_print_shapes():
     cells = np.ones((3, 4, 2), bool)
     series = imputation.Series(np.zeros((3, 4, 2)), cells, np.zeros((3, 4)), np.ones((3, 4), bool))
     assert repr(series).splitlines()[:2] == ["Series", "  values    float64[3, 4, 2]"]
+
+
+@pytest.mark.parametrize("kind", ["dataclass", "named tuple"])
+def test_what_a_result_lacks_is_told_with_what_it_has(kind):
+    @shown
+    @dataclasses.dataclass(frozen=True)
+    class Found:
+        choices: int
+
+        @property
+        def broken(self):
+            return {}["key"].value
+
+    @shown
+    class Drawn(NamedTuple):
+        choices: int
+
+    result = Found(1) if kind == "dataclass" else Drawn(1)
+    with pytest.raises(
+        AttributeError, match="has no 'choises'. Did you mean 'choices'\\? Take one of"
+    ):
+        _ = result.choises
+    with pytest.raises(AttributeError, match="has no 'save'.*to_arviz"):
+        result.save("file")
+    assert not hasattr(result, "_tables") and copy.deepcopy(result) == result
+    if kind == "dataclass":
+        with pytest.raises(KeyError, match="key"):
+            _ = result.broken

@@ -16,9 +16,11 @@ from ._saved import (
     kept_arguments as kept_arguments,
     kept_labels as kept_labels,
     load_fit as load_fit,
+    packed_fit as packed_fit,
     save_fit as save_fit,
+    unpacked_fit as unpacked_fit,
 )
-from ._skeleton import from_skeleton as from_skeleton
-from ._structure import structure_of as structure_of, versions as versions
+from ._skeleton import as_skeleton as as_skeleton, from_skeleton as from_skeleton
+from ._structure import hashed as hashed, structure_of as structure_of, versions as versions
 
 __all__: list[str] = []

@@ -27,8 +27,12 @@ _AVERAGING = ("start", "count", "spread", "error", "r_hat")
 
 def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
     """See `Fit.save`."""
-    if jax.process_index() != 0:
-        return
+    if jax.process_index() == 0:
+        write(path, *packed_fit(fit, data=data))
+
+
+def packed_fit(fit: Any, *, data: bool) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
+    """The header and the arrays of its file."""
     has_data = data and fit.args is not None
     arrays: dict[str, np.ndarray] = {}
     trees = {"params": fit.params, "state": fit.state, "history": fit.history}
@@ -55,7 +59,7 @@ def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
     }
     if example is not None:
         header["structure"] = structure(fit.objective, _first_seed(fit), example)
-    write(path, header, arrays)
+    return header, arrays
 
 
 def load_fit(
@@ -67,7 +71,19 @@ def load_fit(
 ) -> Any:
     """See `Fit.load`; `make` is `Fit`, and `choose` makes the objective of a model alone."""
     header, arrays = read(path, "file of Fit.save", _FORMAT)
-    name = os.fspath(path)
+    return unpacked_fit(make, "Fit.load", os.fspath(path), header, arrays, objective, args)
+
+
+def unpacked_fit(
+    make: Callable[..., PyTree],
+    method: str,
+    name: str,
+    header: Mapping[str, PyTree],
+    arrays: Mapping[str, np.ndarray],
+    objective: AbstractObjective,
+    args: PyTree,
+) -> Any:
+    """The inverse of `packed_fit`; `method` and `name`, of the file, are for messages."""
     if args is None and header["args"] is None:
         raise ValueError(
             f"Fit.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
@@ -81,9 +97,9 @@ def load_fit(
     has_data = header["has_data"] or args is not None
     own = _own_params(objective, example, has_data)
     if "structure" in header:
-        check_same("Fit.load", name, header, structure(objective, own, example), "objective")
+        check_same(method, name, header, structure(objective, own, example), "objective")
     num_seeds = header["num_seeds"]
-    restored = lambda part, like: _restored(name, part, like, num_seeds, arrays)
+    restored = lambda part, like: _restored(f"{method}: '{name}'", part, like, num_seeds, arrays)
     params, state = restored("params", own), restored("state", _state(objective, own, example))
     num_skipped = header["num_skipped"]
     return make(
@@ -178,7 +194,7 @@ def _restored(
         elif not _is_key(leaf) and raw.dtype.itemsize != jnp.result_type(leaf).itemsize:
             lines.append(f"{leaf_name}: {raw.dtype} in the file, {jnp.result_type(leaf)} now")
     if lines:
-        raise ValueError(f"Fit.load: '{name}' belongs to another objective:\n" + "\n".join(lines))
+        raise ValueError(f"{name} belongs to another objective:\n" + "\n".join(lines))
     leaves = [jnp.asarray(from_raw(found[n], jnp.result_type(x))) for n, x in needed.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 

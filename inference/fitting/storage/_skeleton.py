@@ -1,8 +1,8 @@
-"""Arguments of a program as JSON, their arrays apart."""
+"""Arguments of a program and records of results as JSON, their arrays apart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,24 @@ _PLAIN = bool | int | float | str | None
 
 
 def as_skeleton(
-    args: PyTree, arrays: dict[str, np.ndarray] | None, path: str = "args"
+    args: PyTree,
+    arrays: dict[str, np.ndarray] | None,
+    path: str = "args",
+    records: Sequence[type] = (),
 ) -> dict[str, PyTree]:
     """Containers, plain values, and of arrays their dtypes and shapes; `arrays`, if given, receives them by path.
+
+    `records`: dataclasses and named tuples that may be met, which are stored field by field.
 
     Raises:
         ValueError: something is neither; with its path.
     """
-    within = lambda items: {str(k): as_skeleton(x, arrays, f"{path}/{k}") for k, x in items}
+    within = lambda items: {
+        str(k): as_skeleton(x, arrays, f"{path}/{k}", records) for k, x in items
+    }
+    if type(args) in records:
+        fields = args._asdict() if isinstance(args, tuple) else vars(args)
+        return {"record": {"name": type(args).__name__, "fields": within(fields.items())}}
     if isinstance(args, Keywords):
         return {"keywords": within(args.values.items())}
     if isinstance(args, Masked):
@@ -47,10 +57,17 @@ def as_skeleton(
     )
 
 
-def from_skeleton(skeleton: Mapping[str, PyTree], arrays: Mapping[str, np.ndarray]) -> PyTree:
+def from_skeleton(
+    skeleton: Mapping[str, PyTree],
+    arrays: Mapping[str, np.ndarray],
+    records: Sequence[type] = (),
+) -> PyTree:
     """The inverse; what has no array becomes a `jax.ShapeDtypeStruct`."""
     kind, inside = next(iter(skeleton.items()))
-    again = lambda x: from_skeleton(x, arrays)
+    again = lambda x: from_skeleton(x, arrays, records)
+    if kind == "record":
+        made = {record.__name__: record for record in records}[inside["name"]]
+        return made(**{name: again(x) for name, x in inside["fields"].items()})
     if kind in ("keywords", "dict", "masked"):
         values = {name: again(x) for name, x in inside.items()}
         if kind == "masked":
