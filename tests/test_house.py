@@ -11,11 +11,11 @@ HOUSE = Path(__file__).resolve().parents[1] / ".ci" / "house.py"
 # Seven functions of more than ten parameters: `fit`, `smc`, `tempered_smc`, `islands`, `to_arviz`, whose options are chosen one
 # by one; `imputation.programs`, switches of a family; the constructor of an estimator (the others are fields of dataclasses).
 AT_MOST = {
-    "Any per 1,000 lines": 7.0,
+    "Any per 1,000 lines": 6.9,
     "class names in two files": 0,
     "import circles": 0,
     "functions of more than ten parameters": 7,
-    "folders of more than sixteen files": 2,
+    "folders of more than sixteen files": 0,
     "public names": 498,
 }
 AT_LEAST = {
