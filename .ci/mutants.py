@@ -76,7 +76,7 @@ MUTANTS = (
         "steps taken for smooth", "ppl/jaxprs/_continuity.py",
         "    if name in STEPS or (",
         "    if name == 'ceil':\n        return swallowed\n    if name in STEPS or (",
-        "ppl/jaxprs/test_continuity.py",
+        "ppl/checks/test_jumps.py",
     ),
     Mutant(
         "unknown supports taken for equal", "ppl/distributions/_supports.py",
