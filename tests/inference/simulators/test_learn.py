@@ -50,10 +50,10 @@ def learned(num, noise):
 
     net = eqx.nn.MLP(5, "scalar", 16, 1, jax.nn.silu, key=KEY)
     arrays, static = eqx.partition(net, eqx.is_array)
-    return _learn.learn(
-        "learn", lambda key: {"net": arrays}, loss, rows(0, num, noise), rows(1, 400, noise), KEY,
-        num_steps=400, progress=False,
-    )  # fmt: skip
+    problem = _learn.RowProblem(
+        "learn", lambda key: {"net": arrays}, loss, rows(0, num, noise), rows(1, 400, noise)
+    )
+    return _learn.learn(problem, KEY, num_steps=400, progress=False)
 
 
 def test_rows_that_are_learned_by_heart_make_weights_decay_for_as_long_as_validation_rows_gain(
