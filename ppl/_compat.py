@@ -80,6 +80,7 @@ give_each_thread_its_own(_primitives._PYRO_STACK)
 # NumPyro: statements and handlers
 
 apply_stack: Callable[[dict[str, PyTree]], dict[str, PyTree]] = _primitives.apply_stack
+lazy_property: Any = _dist.util.lazy_property  # what a law computes at the first question and keeps
 
 
 def handler_stack() -> list[Any]:

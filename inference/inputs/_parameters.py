@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, PyTree
 from numpyro.distributions import constraints
 
-from ...ppl._compat import ClosedJaxpr, Tracer, is_concrete
+from ...ppl._compat import ClosedJaxpr, Tracer, Var, is_concrete
 from ...ppl._shared_jit import shared_jit
 from ...ppl._types import Key, Message
 from ...ppl.distributions import base_of, is_masked
@@ -147,7 +147,8 @@ class _Parameter(NamedTuple):
         if _plain(law.support) is self.constraint:
             return True
         found = range_of_support(law.support)
-        return _is_within(found, *_ends(self.constraint)) if _ends(self.constraint) else False
+        ends = _ends(self.constraint)
+        return ends is not None and _is_within(found, *ends)
 
     def breaks(self, *, is_strict: bool) -> Any:
         """Which of its entries are not where they may be: ends included, or beyond the ends alone."""
@@ -200,8 +201,8 @@ def _parameters(fn: dist.Distribution) -> Iterator[_Parameter]:
         own, value = _plain(constraint), vars(law).get(name)
         if value is not None and (_ends(own) or any(own is c for c in _OTHERS)):
             yield _Parameter(type(law).__name__, name, own, value)
-    parts = [getattr(law, n, None) for n in ("base_dist", "_mixing_distribution", "_component_distribution")]  # fmt: skip
-    for part in [*parts, *(getattr(law, "_component_distributions", None) or ())]:
+    parts = [getattr(law, n, None) for n in ("base_dist", "mixing_distribution", "component_distribution")]  # fmt: skip
+    for part in [*parts, *(getattr(law, "component_distributions", None) or ())]:
         if isinstance(part, dist.Distribution):
             yield from _parameters(part)
 
@@ -354,7 +355,7 @@ class _MarkedRun(NamedTuple):
     def _numbers(
         self, sites: Sequence[_Site], key: Key, arrays: list[Array]
     ) -> list[ParameterNumbers]:
-        read = [x for site in sites for x in site.numbers]
+        read = cast("list[Var]", [x for site in sites for x in site.numbers])
         found = evaluate(self.closed, [key, *arrays], {}, read)
         return [ParameterNumbers(*found[i : i + 4]) for i in range(0, len(found), 4)]
 

@@ -135,6 +135,7 @@ class Amortised:
         choices, log_weights = jax.device_get(run(keys))
         return Posterior(dict(choices), np.asarray(log_weights))
 
+    @checked_call
     def save(self, path: str | os.PathLike) -> None:
         """Write the guide's parameters, the rows and the report to one file, whole or not at all.
 
@@ -151,6 +152,7 @@ class Amortised:
         save_learned(path, "Amortised", self.table, self.training, given, facts, _RECORDS)
 
     @classmethod
+    @checked_call
     def load(
         cls,
         path: str | os.PathLike,

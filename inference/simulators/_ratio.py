@@ -131,6 +131,7 @@ class Ratio:
         values = np.asarray(self.log_ratio(*self.table.rows("held out")), float)
         return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
+    @checked_call
     def save(self, path: str | os.PathLike) -> None:
         """Write the critic's parameters and the rows to one file, whole or not at all; what is code is given again to `load`.
 
@@ -145,6 +146,7 @@ class Ratio:
         save_learned(path, "Ratio", self.table, self.training, given, facts)
 
     @classmethod
+    @checked_call
     def load(
         cls,
         path: str | os.PathLike,

@@ -57,6 +57,7 @@ class Surrogate:
     table: ReferenceTable
     laws: Mapping[str, _LearnedLaw]
 
+    @checked_call
     def save(self, path: str | os.PathLike) -> None:
         """Write the laws' parameters and the rows to one file, whole or not at all; what is code is given again to `load`.
 
@@ -71,6 +72,7 @@ class Surrogate:
         save_learned(path, "Surrogate", self.table, self.training, _structure(self), facts)
 
     @classmethod
+    @checked_call
     def load(
         cls,
         path: str | os.PathLike,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +138,7 @@ def _union(facts: Sequence[Cut]) -> Cut:
 
 def _stopped(eqn: Equation, fact: Cut) -> Cut:
     """A function that is cut here: by the program's author, or by a library, which knows what it does."""
-    if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.inexact):
+    if not jnp.issubdtype(getattr(eqn.invars[0].aval, "dtype", None), jnp.inexact):
         return fact  # whole numbers have no derivative that it could cut
     line = _author(eqn)
     own = set() if line is None else {(s, line) for s in fact.moving if s != _PARAMETERS}
@@ -170,7 +170,7 @@ def _scan(eqn: Equation, facts: list[Cut]) -> list[Cut]:
 
 def _while(eqn: Equation, facts: list[Cut]) -> list[Cut]:
     num_cond, num_body = while_counts(eqn.params)
-    body, carry = inner_jaxpr(eqn.params["body_jaxpr"]), facts[num_cond + num_body :]
+    body, carry = cast("Jaxpr", inner_jaxpr(eqn.params["body_jaxpr"])), facts[num_cond + num_body :]
     while True:
         outs = _walk(body, [*facts[num_cond : num_cond + num_body], *carry])
         joined = [_union(pair) for pair in zip(carry, outs, strict=True)]

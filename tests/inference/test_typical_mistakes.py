@@ -404,8 +404,8 @@ MISTAKES = {
     ),
     "a scale without a positive law": (
         lambda _: alone(of_slope(lambda slope, x: dist.Normal(x, slope).to_event(1))),
-        "scale parameter",
-        "Correct the arguments",
+        "scale of Normal (positive)",
+        "jax.nn.softplus",
     ),
     # Samplers and programs.
     "a missing cell under tempering": (

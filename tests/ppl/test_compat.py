@@ -85,6 +85,18 @@ def _():
     assert c.handler_stack() == []
 
 
+@row("lazy_property")
+def _():
+    class Once:
+        @c.lazy_property
+        def x(self):
+            return [3.0]
+
+    assert vars(Once)["x"].wrapped(Once()) == [3.0]
+    once = Once()
+    assert once.x is once.x and vars(once) == {"x": [3.0]}
+
+
 @row("numpyro_stack")
 def _():
     with handlers.block() as _, handlers.seed(rng_seed=0):

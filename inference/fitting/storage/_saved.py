@@ -71,7 +71,11 @@ def load_fit(
 ) -> Any:
     """See `Fit.load`; `make` is `Fit`, and `choose` makes the objective of a model alone."""
     header, arrays = read(path, "file of Fit.save", _FORMAT)
-    return unpacked_fit(make, "Fit.load", os.fspath(path), header, arrays, objective, args)
+    name = os.fspath(path)
+    if not isinstance(objective, AbstractObjective):
+        program = as_program(objective)
+        objective = choose(program, _example(name, header, arrays, program, args))
+    return unpacked_fit(make, "Fit.load", name, header, arrays, objective, args)
 
 
 def unpacked_fit(
@@ -84,16 +88,7 @@ def unpacked_fit(
     args: PyTree,
 ) -> Any:
     """The inverse of `packed_fit`; `method` and `name`, of the file, are for messages."""
-    if args is None and header["args"] is None:
-        raise ValueError(
-            f"Fit.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
-        )
-    is_model = not isinstance(objective, AbstractObjective)
-    program = as_program(objective) if is_model else objective.model
-    given = None if args is None else as_arguments(args, program)
-    example = from_skeleton(header["args"], arrays) if given is None else given
-    if is_model:
-        objective = choose(program, example)
+    example = _example(name, header, arrays, objective.model, args)
     has_data = header["has_data"] or args is not None
     own = _own_params(objective, example, has_data)
     if "structure" in header:
@@ -117,6 +112,23 @@ def unpacked_fit(
         example=None if has_data else example,
         labels={name: tuple(x) for name, x in header.get("labels", {}).items()},
     )
+
+
+def _example(
+    name: str,
+    header: Mapping[str, PyTree],
+    arrays: Mapping[str, np.ndarray],
+    program: Program | None,
+    args: PyTree,
+) -> tuple:
+    """The arguments that are given, else those of the file."""
+    if args is not None:
+        return as_arguments(args, program)
+    if header["args"] is None:
+        raise ValueError(
+            f"Fit.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
+        )
+    return from_skeleton(header["args"], arrays)
 
 
 def kept_labels(labels: Mapping[str, PyTree]) -> dict[str, list[PyTree]]:
@@ -194,7 +206,10 @@ def _restored(
         elif not _is_key(leaf) and raw.dtype.itemsize != jnp.result_type(leaf).itemsize:
             lines.append(f"{leaf_name}: {raw.dtype} in the file, {jnp.result_type(leaf)} now")
     if lines:
-        raise ValueError(f"{name} belongs to another objective:\n" + "\n".join(lines))
+        differences = "\n".join(lines)
+        raise ValueError(
+            f"{name} belongs to another objective:\n{differences}\nPass the programs that it was saved with."
+        )
     leaves = [jnp.asarray(from_raw(found[n], jnp.result_type(x))) for n, x in needed.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 

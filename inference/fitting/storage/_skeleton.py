@@ -34,8 +34,9 @@ def as_skeleton(
         str(k): as_skeleton(x, arrays, f"{path}/{k}", records) for k, x in items
     }
     if type(args) in records:
-        fields = args._asdict() if isinstance(args, tuple) else vars(args)
-        return {"record": {"name": type(args).__name__, "fields": within(fields.items())}}
+        names = args._fields if hasattr(args, "_fields") else vars(args)
+        fields = [(field, getattr(args, field)) for field in names]
+        return {"record": {"name": type(args).__name__, "fields": within(fields)}}
     if isinstance(args, Keywords):
         return {"keywords": within(args.values.items())}
     if isinstance(args, Masked):

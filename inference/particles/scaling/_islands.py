@@ -232,7 +232,11 @@ def _check_exchange(exchange: str, num_islands: int) -> None:
 
 
 def _inner_placement(
-    num_islands: int, num_particles: int, mesh: object, mesh_axes: Axes, key: Array
+    num_islands: int,
+    num_particles: int,
+    mesh: jax.sharding.Mesh | None,
+    mesh_axes: Axes,
+    key: Array,
 ) -> tuple[Placement, tuple[str, ...] | None]:
     """The placement inside an island, and the axes over which islands are split."""
     outer = as_placement("islands", "islands", num_islands, mesh, mesh_axes, key)

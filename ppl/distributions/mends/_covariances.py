@@ -18,9 +18,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions.kl import kl_divergence
-from numpyro.distributions.util import lazy_property
 
-from ..._compat import validate_sample
+from ..._compat import lazy_property, validate_sample
 from ..._precision import full_precision
 
 Array = jax.Array
