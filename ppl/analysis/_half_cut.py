@@ -138,7 +138,7 @@ def _union(facts: Sequence[Cut]) -> Cut:
 
 def _stopped(eqn: Equation, fact: Cut) -> Cut:
     """A function that is cut here: by the program's author, or by a library, which knows what it does."""
-    if not jnp.issubdtype(getattr(eqn.invars[0].aval, "dtype", None), jnp.inexact):
+    if not jnp.issubdtype(getattr(eqn.invars[0].aval, "dtype", bool), jnp.inexact):
         return fact  # whole numbers have no derivative that it could cut
     line = _author(eqn)
     own = set() if line is None else {(s, line) for s in fact.moving if s != _PARAMETERS}

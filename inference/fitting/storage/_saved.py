@@ -208,7 +208,7 @@ def _restored(
     if lines:
         differences = "\n".join(lines)
         raise ValueError(
-            f"{name} belongs to another objective:\n{differences}\nPass the programs that it was saved with."
+            f"{name} belongs to another objective. Pass the programs that it was saved with; what differs:\n{differences}"
         )
     leaves = [jnp.asarray(from_raw(found[n], jnp.result_type(x))) for n, x in needed.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
