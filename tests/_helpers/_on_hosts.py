@@ -291,6 +291,13 @@ def parts(rank, num, folder):
     weight = network.params["net"].layers[1].weight
     assert weight.addressable_shards[0].data.size == weight.size // DEVICES
     print(f"about network: {np.asarray(network.history['value']).tolist()}", flush=True)
+    os.makedirs(folder, exist_ok=True)
+    try:
+        network.save(f"{folder}/network.npz")
+    except ValueError as err:
+        print(f"saving: {err}", flush=True)
+    gather = lambda params: multihost_utils.process_allgather(params, tiled=True)
+    network.with_params(gather(network.params)).save(f"{folder}/whole.npz")
     try:
         split_fit(f"{folder}/parts", callbacks=[preempt], callback_every=7)
     except Preempted:

@@ -127,6 +127,7 @@ def test_parameters_in_parts_lie_on_devices_of_several_processes(tmp_path):
     """The numbers of one process of as many devices; a folder of two goes on in one, two and four, to the bit in two."""
     one, *others = [lines("parts", num, tmp_path / str(num)) for num in (1, 2, 4)]
     assert len(one) == 10
+    assert all("lies in parts over several processes" in other["saving"] for other in others)
     numbers = lambda text: np.array(json.loads(text))
     for name, value in one.items():
         for other in others:

@@ -306,6 +306,22 @@ def test_what_is_no_saved_fit_is_refused(saved, tmp_path):
         inference.Fit.load(tmp_path / "old.npz", bound())
 
 
+class Apart(np.ndarray):
+    """An array of which this process holds a part, as far as a file asks."""
+
+    is_fully_addressable = is_fully_replicated = False
+
+
+@pytest.mark.parametrize("part", ["params", "state"])
+def test_parameters_in_parts_over_processes_are_refused(saved, part, tmp_path):
+    fit = saved[0]
+    held = jax.tree.map(lambda x: np.asarray(x).view(Apart), dict(getattr(fit, part)))
+    apart = dataclasses.replace(fit, **{part: held})
+    with pytest.raises(ValueError, match=rf"Fit.save: '{part}/.* in parts.*process_allgather"):
+        apart.save(tmp_path / "fit.npz")
+    assert not (tmp_path / "fit.npz").exists()
+
+
 def test_an_argument_that_no_file_holds_is_refused(tmp_path):
     model, guide = (ppl.model(lambda x, y, fn, of=of: of.fn(fn(x), y)) for of in programs())
     objective = inference.elbo(model, guide, strategies={"kind": "enum"})
