@@ -29,7 +29,7 @@ def save_fit(fit: Any, path: str | os.PathLike, *, data: bool) -> None:
     """See `Fit.save`."""
     for part in ("params", "last_params", "state"):
         for name, leaf in _named(part, getattr(fit, part)).items():
-            if not getattr(leaf, "is_fully_addressable", True) and not leaf.is_fully_replicated:
+            if not any(getattr(leaf, f"is_fully_{n}", True) for n in ("addressable", "replicated")):
                 raise ValueError(
                     f"Fit.save: '{name}' lies in parts over several processes, and one of them writes the file. Gather first, "
                     "by jax.experimental.multihost_utils: fit.with_params(process_allgather(fit.params, tiled=True))."
