@@ -204,9 +204,8 @@ def _in_blocks(
 ) -> xarray.DataTree:
     """The tree in a Zarr folder, of which some batches of draws are in memory at a time."""
     size = _BATCHES * asked.batch_size * (1 if asked.mesh is None else asked.mesh.size)
-    first = read(slice(0, size))
-    whole = first if first.is_whole else read(slice(None)) if is_resampled else None
-    whole = None if whole is None else _weighed(whole, asked, is_resampled)
+    first = read(slice(None) if is_resampled else slice(0, size))
+    whole = _weighed(first, asked, is_resampled) if is_resampled or first.is_whole else None
     num_draws = asked.num_samples if whole is None else whole.num_draws
     weights: list[np.ndarray] = []
 

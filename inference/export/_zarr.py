@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 _FORMAT = 2  # the third has no type yet for labels that are words
 
 
-def is_zarr(path: str | os.PathLike | None) -> bool:
+def is_zarr(path: str | os.PathLike) -> bool:
     """Whether a path names a Zarr folder."""
-    return path is not None and Path(path).suffix == ".zarr"
+    return Path(path).suffix == ".zarr"
 
 
 def check_zarr(path: str | os.PathLike) -> None:
