@@ -5,10 +5,11 @@ Invariant: what is reported absent is absent. A loop with a traced end, and a br
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Sequence
 
 from ..ppl._compat import CALLS, Equation, Jaxpr, Literal, Var, scan_counts
-from ..ppl.jaxprs import inner_jaxpr
+from ..ppl.jaxprs import inner_jaxpr, settled
 
 
 def depends(jaxpr: Jaxpr, marks: Sequence[bool]) -> list[bool]:
@@ -42,19 +43,10 @@ def _outputs(eqn: Equation, marks: list[bool]) -> list[bool]:
         num_consts, num_carry = scan_counts(eqn.params)
         body = eqn.params["jaxpr"].jaxpr
         consts, xs = marks[:num_consts], marks[num_consts + num_carry :]
-        outs = lambda carry: depends(body, [*consts, *carry, *xs])
-        carry = closure(lambda c: outs(c)[:num_carry], marks[num_consts : num_consts + num_carry])
-        return [*carry, *outs(carry)[num_carry:]]
+        step = lambda carry: depends(body, [*consts, *carry, *xs])
+        carry, outs = settled(step, marks[num_consts : num_consts + num_carry], operator.or_)
+        return [*carry, *outs[num_carry:]]
     if name == "cond" and not marks[0]:
         branches = [depends(b.jaxpr, marks[1:]) for b in eqn.params["branches"]]
         return [any(b) for b in zip(*branches, strict=True)]
     return everything
-
-
-def closure(step: Callable[[list[bool]], list[bool]], marks: list[bool]) -> list[bool]:
-    """The least marks that contain `marks` and their own image."""
-    while True:
-        new = [a or b for a, b in zip(marks, step(marks), strict=True)]
-        if new == marks:
-            return marks
-        marks = new

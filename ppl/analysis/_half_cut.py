@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from .._compat import (
     scan_counts,
     while_counts,
 )
-from ..jaxprs import inner_jaxpr, inner_jaxprs, site_p, stabilisers
+from ..jaxprs import inner_jaxpr, inner_jaxprs, settled, site_p, stabilisers
 
 _PARAMETERS = -1  # a source of its own beside the draws
 _folder = lambda file: os.path.dirname(os.path.abspath(file))
@@ -136,6 +136,10 @@ def _union(facts: Sequence[Cut]) -> Cut:
     return Cut(*(frozenset().union(*parts) for parts in zip(*facts, strict=True)))
 
 
+def _either(a: Cut, b: Cut) -> Cut:
+    return _union([a, b])
+
+
 def _stopped(eqn: Equation, fact: Cut) -> Cut:
     """A function that is cut here: by the program's author, or by a library, which knows what it does."""
     if not jnp.issubdtype(getattr(eqn.invars[0].aval, "dtype", bool), jnp.inexact):
@@ -159,21 +163,14 @@ def _author(eqn: Equation) -> str | None:
 def _scan(eqn: Equation, facts: list[Cut]) -> list[Cut]:
     num_consts, num_carry = scan_counts(eqn.params)
     inner = next(inner_jaxprs(eqn))
-    carry = facts[num_consts : num_consts + num_carry]
-    while True:
-        outs = _walk(inner, [*facts[:num_consts], *carry, *facts[num_consts + num_carry :]])
-        joined = [_union(pair) for pair in zip(carry, outs[:num_carry], strict=True)]
-        if joined == carry:
-            return [*carry, *outs[num_carry:]]
-        carry = joined
+    consts, xs = facts[:num_consts], facts[num_consts + num_carry :]
+    step = lambda carry: _walk(inner, [*consts, *carry, *xs])
+    carry, outs = settled(step, facts[num_consts : num_consts + num_carry], _either)
+    return [*carry, *outs[num_carry:]]
 
 
 def _while(eqn: Equation, facts: list[Cut]) -> list[Cut]:
     num_cond, num_body = while_counts(eqn.params)
-    body, carry = cast("Jaxpr", inner_jaxpr(eqn.params["body_jaxpr"])), facts[num_cond + num_body :]
-    while True:
-        outs = _walk(body, [*facts[num_cond : num_cond + num_body], *carry])
-        joined = [_union(pair) for pair in zip(carry, outs, strict=True)]
-        if joined == carry:
-            return carry
-        carry = joined
+    body, consts = eqn.params["body_jaxpr"].jaxpr, facts[num_cond : num_cond + num_body]
+    step = lambda carry: _walk(body, [*consts, *carry])
+    return settled(step, facts[num_cond + num_body :], _either)[0]

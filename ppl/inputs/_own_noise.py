@@ -10,6 +10,7 @@ Numbers of NumPy's and Python's generators are constants of a trace, other ones 
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from .._compat import (
     scan_counts,
     without_dead_code,
 )
-from ..jaxprs import inner_jaxpr, inner_jaxprs
+from ..jaxprs import inner_jaxpr, inner_jaxprs, settled
 
 _OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _LIBRARY = tuple(os.path.join(_OWN, name) for name in ("ppl", "inference"))
@@ -114,8 +115,7 @@ def _results(eqn: Equation, marked: list[bool], found: list[PyTree], outer: Equa
         outs = lambda carry, found: _follow(
             body, [*marked[:num_consts], *carry, *marked[num_consts + num_carry :]], found
         )
-        for _ in range(num_carry + 1):  # until nothing is added
-            carry = [a or b for a, b in zip(carry, outs(carry, [])[:num_carry], strict=True)]
+        carry, _ = settled(lambda carry: outs(carry, []), carry, operator.or_)
         return outs(carry, found)
     if name == "cond":
         for branch in eqn.params["branches"]:

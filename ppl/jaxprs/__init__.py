@@ -42,6 +42,7 @@ from ._interpreter import (
     inner_jaxprs as inner_jaxprs,
     needed as needed,
     scan_again as scan_again,
+    settled as settled,
 )
 from ._lines import (
     KnownValue as KnownValue,

@@ -23,7 +23,7 @@ from .._compat import CALLS, ClosedJaxpr, Equation, Jaxpr, Literal, Var, scan_co
 from ._axis_rules import relations_of_axes, shape_of
 from ._continuity import NOTHING, Fact, constant, facts_of, join_facts, merged, silent
 from ._continuous import is_continuous_call
-from ._interpreter import called
+from ._interpreter import called, settled
 from ._primitive import key_p, site_p
 from ._ranges import REALS, Range, widened
 from ._relation import PARAMS, Time, aligned, close_time, join, move
@@ -142,16 +142,16 @@ class Analysis:
         )
         if eqn.params["reverse"]:  # "causal" would run backwards: mix time instead
             xs = [closed(f, None) for f in xs]
+
         # A fixed point over the steps: a carry also holds what the step before has made, seen one step later ("causal"). Facts
         # only grow, and ranges are widened, so that it ends.
-        self._scans.append(scan)
-        while True:
+        def step(carry: list[Fact]) -> list[Fact]:
             outs = self._call(eqn.params["jaxpr"], [*consts, *carry, *xs])
-            later = [closed(f, None, later=True) for f in outs[:num_carry]]
-            joined = [_next(a, b) for a, b in zip(carry, later, strict=True)]
-            if joined == carry:
-                break
-            carry = joined
+            return [*(closed(f, None, later=True) for f in outs[:num_carry]), *outs]
+
+        self._scans.append(scan)
+        carry, outs = settled(step, carry, _next)
+        outs = outs[num_carry:]
         self._scans.pop()
         carry = [closed(f, None) for f in carry]
         # A carry that leaves after the last step also holds that step's own values.
@@ -177,12 +177,8 @@ class Analysis:
             facts[num_cond : num_cond + num_body],
             _unnamed(facts[num_cond + num_body :]),
         )
-        while True:
-            outs = self._call(eqn.params["body_jaxpr"], [*body, *carry])
-            joined = [_next(a, b) for a, b in zip(carry, outs, strict=True)]
-            if joined == carry:
-                break
-            carry = joined
+        step = lambda carry: self._call(eqn.params["body_jaxpr"], [*body, *carry])
+        carry, _ = settled(step, carry, _next)
         # How many rounds there are depends on the condition: all axes mix, and its sources are sources of the result.
         stop = self._call(eqn.params["cond_jaxpr"], [*cond, *carry])[0]
         relations = [move(f.relations, lambda _: None, "while") for f in carry]

@@ -68,6 +68,24 @@ def needed(
     return found[::-1], live
 
 
+def settled[F](
+    step: Callable[[list[F]], list[F]], carry: list[F], join: Callable[[F, F], F]
+) -> tuple[list[F], list[F]]:
+    """Facts of what a loop carries, to which one more round adds none, and what that round returns.
+
+    Args:
+        step: facts before a round -> facts after it; what it returns beside those of the carry is handed on.
+        carry: facts before the first round.
+        join: the fact of a value that is one of two.
+    """
+    while True:
+        outs = step(carry)
+        joined = list(map(join, carry, outs))
+        if joined == carry:
+            return carry, outs
+        carry = joined
+
+
 class Interpreter:
     """One run of a program, equation by equation.
 

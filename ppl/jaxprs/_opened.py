@@ -10,6 +10,7 @@ they are true, and numerically better than what would be derived.
 from __future__ import annotations
 
 import functools
+import operator
 import os
 from collections.abc import Callable, Collection
 from typing import Any
@@ -32,7 +33,7 @@ from .._compat import (
     scan_counts,
     while_counts,
 )
-from ._interpreter import inner_jaxpr, inner_jaxprs, needed
+from ._interpreter import inner_jaxpr, inner_jaxprs, needed, settled
 from ._primitive import site_p
 from ._stabilisers import stabilisers
 
@@ -191,12 +192,9 @@ def _outputs(
         # Of what leaves step by step, that which somebody reads: not the numbers that strategies keep.
         inside = inner[0].outvars
         read = [v for i, v in enumerate(inside) if i < num_carry or eqn.outvars[i] in live]
-        while True:
-            outs = _follow(inner[0], flags, read, starts, found)
-            carry = [a or b for a, b in zip(flags[num_consts:], outs[:num_carry], strict=False)]
-            if carry == flags[num_consts : num_consts + num_carry]:
-                return outs
-            flags = [*flags[:num_consts], *carry, *flags[num_consts + num_carry :]]
+        consts, xs = flags[:num_consts], flags[num_consts + num_carry :]
+        step = lambda carry: _follow(inner[0], [*consts, *carry, *xs], read, starts, found)
+        return settled(step, flags[num_consts : num_consts + num_carry], operator.or_)[1]
     if name == "cond":
         branches = [follow(jaxpr, flags[1:]) for jaxpr in inner]
         return [flags[0] or any(outs) for outs in zip(*branches, strict=True)]
@@ -204,10 +202,7 @@ def _outputs(
         return follow(inner[0], flags)
     if name == "while":
         num_cond, num_body = while_counts(eqn.params)
-        body, carry = inner_jaxpr(eqn.params["body_jaxpr"]), flags[num_cond + num_body :]
-        while True:
-            outs = follow(body, [*flags[num_cond : num_cond + num_body], *carry])
-            if (joined := [a or b for a, b in zip(carry, outs, strict=True)]) == carry:
-                return carry
-            carry = joined
+        body, consts = inner_jaxpr(eqn.params["body_jaxpr"]), flags[num_cond : num_cond + num_body]
+        step = lambda carry: follow(body, [*consts, *carry])
+        return settled(step, flags[num_cond + num_body :], operator.or_)[0]
     return [any(flags)] * len(eqn.outvars)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Sequence
 
 import jax
@@ -24,7 +25,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ....ppl._compat import Literal
-from ..._depends import closure, depends, walk
+from ....ppl.jaxprs import settled
+from ..._depends import depends, walk
 from ..population import Batch
 from ._interpreter import PARTICLE
 from ._machine import Loop
@@ -129,7 +131,7 @@ def _memory(loop: Loop, terms: list[int]) -> tuple[int, list[int], list[bool]]:
     # Carries that differ between particles at all (a counter does not).
     carry = [values.kind(v) == PARTICLE for v in loop.init]
     either = [a or b for a, b in zip(own, drawn, strict=True)]
-    carry = closure(lambda c: depends(body, [*consts, *c, *either])[: loop.num_carry], carry)
+    carry, _ = settled(lambda c: depends(body, [*consts, *c, *either]), carry, operator.or_)
     felt, after = terms, carry
     for memory in range(loop.length):
         outs = depends(body, [*consts, *carry, *own])
