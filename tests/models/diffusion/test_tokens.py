@@ -63,9 +63,7 @@ def exact(kind):
 def test_the_estimate_has_the_chains_law_as_its_mean(kind, key):
     """All nine rows, 20,000 estimates each; and draws have these shares, and the inverse density."""
     law = diffusion.token_law(lambda: network, D, K, N, kind=kind)
-    one = lambda k: jax.jit(jax.vmap(lambda x: law.estimate_log_density(k, {"x": x})))(
-        jnp.asarray(ROWS)
-    )
+    one = lambda k: jax.vmap(lambda x: law.estimate_log_density(k, {"x": x}))(jnp.asarray(ROWS))
     log_weights = jax.jit(jax.vmap(one))(jax.random.split(key, 20_000))
     truth = exact(kind)
     assert_unbiased(np.exp(np.asarray(log_weights, float)), truth)

@@ -32,11 +32,8 @@ def test_fitted_paths_have_the_least_kinetic_energy(tmp_path):
 
 def test_every_noise_carries_one_law_to_the_other(tmp_path):
     found = metrics("interpolants", tmp_path)
-    for noise in (
-        "0",
-        "0.5",
-        "2",
-    ):  # two sets of 4,000 exact draws: 0.007, standard deviation 0.005
+    # Two sets of 4,000 exact draws: 0.007, standard deviation 0.005.
+    for noise in ("0", "0.5", "2"):
         assert found[f"exact, eps = {noise}"] < 0.06 + 0.01
     errors = [found[f"log density, nats, eps = {noise}"] for noise in ("0", "0.5")]
     assert errors[0] < 0.1 and errors[1] < 0.3
