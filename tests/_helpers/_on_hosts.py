@@ -7,7 +7,6 @@
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
-from _on_mesh import environment
+from _on_mesh import free_port, python
 from jax.experimental import multihost_utils
 
 from lapilli import inference, ppl
@@ -37,19 +36,11 @@ def start(mode, num_processes, folder=""):
 
 def started(mode, num_processes, folder=""):
     """The processes."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port, options = free_port(), {"devices": DEVICES // num_processes, "stderr": subprocess.STDOUT}
     return [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, *map(str, (port, rank, num_processes, mode, folder))],
-            env=environment(DEVICES // num_processes),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        python(__file__, port, rank, num_processes, mode, folder, **options)
         for rank in range(num_processes)
-    ]  # fmt: skip
+    ]
 
 
 def exact():

@@ -3,10 +3,11 @@
     python tests/_helpers/_on_mesh.py quick | thorough            with XLA_FLAGS=--xla_force_host_platform_device_count=8
     python tests/_helpers/_on_mesh.py processes PORT RANK         one of two processes of four devices each
 
-`start` runs it with the right environment. It prints one line for each check that holds.
+`python` runs it, and others like it, with the right environment. It prints one line for each check that holds.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,15 +35,30 @@ def environment(devices):
     }
 
 
-def start(*args, devices=8):
-    """The script in a process of its own, with forced host devices."""
+def python(*command, devices=8, stderr=subprocess.PIPE):
+    """Python in a process of its own, with forced host devices, where a warning is an error."""
     return subprocess.Popen(
-        [sys.executable, "-W", "error", __file__, *map(str, args)],
+        [sys.executable, "-W", "error", *map(str, command)],
         env=environment(devices),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
+
+
+def finished(*processes):
+    """What each of them has printed; all have to end well."""
+    outputs = [p.communicate(timeout=500) for p in processes]
+    for process, (out, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, out + err
+    return [out for out, _ in outputs]
+
+
+def free_port():
+    """For processes that meet there."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 MODEL = inference.FeynmanKac(

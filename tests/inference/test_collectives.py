@@ -1,14 +1,11 @@
 """What is communicated, read off programs compiled for eight devices: collectives of a step, their bytes, memory of a device."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import _counted
 import pytest
 from _collectives import collectives, has_host_transfers, sizes
-from _on_mesh import environment
+from _on_mesh import finished, python
 
 TEXT = """
   %all-gather-start.1 = f32[4096]{0} all-gather-start(%x), channel_id=2
@@ -28,14 +25,8 @@ def test_collectives_are_counted_and_weighed():
 
 @pytest.mark.slow  # some twenty programs are compiled
 def test_what_eight_devices_say_to_each_other():
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(Path(_counted.__file__)), "1", "4", "8"],
-        env=environment(8),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    (out,) = finished(python(_counted.__file__, 1, 4, 8))
+    rows = {row["name"]: row for row in map(json.loads, out.splitlines())}
     assert not any(row["host"] for row in rows.values())
     data, batch = (n * (_counted.DIM + 1) * 4 for n in (_counted.ROWS, _counted.BATCH))
     for name in ("fit", "minibatches", "odd rows"):

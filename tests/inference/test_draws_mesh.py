@@ -1,15 +1,11 @@
 """Draws, predictions and chains over devices: the numbers of one device, no word between devices."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import _draws_on_mesh
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _on_mesh import environment
+from _on_mesh import finished, python
 
 from lapilli import inference
 from lapilli.inference import _mapped, _meshes, _processes
@@ -70,13 +66,7 @@ def test_other_keys_in_another_process_are_refused(monkeypatch):
 
 @pytest.mark.slow  # some twenty programs are compiled for eight devices
 def test_eight_devices_draw_what_one_draws():
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(Path(_draws_on_mesh.__file__))],
-        env=environment(8),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    (out,) = finished(python(_draws_on_mesh.__file__))
+    told = dict(line.split(": ", 1) for line in out.splitlines())
     assert told.pop("chains") == "the same"
     assert len(told) == 7, told

@@ -3,16 +3,12 @@
 Parameters, optimiser and state are whole on every device, so that one file written by one process holds all of them.
 """
 
-import socket
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import optax
 import pytest
 from _fit_fakes import Objective
-from _on_mesh import environment
+from _on_mesh import finished, free_port, python
 
 from lapilli.inference.fitting._fit import fit
 
@@ -78,19 +74,13 @@ assert draws.log_weights.shape == (4,)
 
 @pytest.mark.slow
 def test_two_devices_give_the_numbers_of_one():
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM],
-        env=environment(2),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    (out,) = finished(python("-c", PROGRAM, devices=2))
     for name in ("full", "minibatches", "many rows", "batches", "seeds"):
-        assert f"same {name}" in done.stdout
-    assert "split seeds" in done.stdout
-    assert "rows (2,)" in done.stdout  # each device computed on half of the minibatch
-    assert "12 rows, held by a device: 6" in done.stdout
-    assert "13 rows, held by a device: 7" in done.stdout
+        assert f"same {name}" in out
+    assert "split seeds" in out
+    assert "rows (2,)" in out  # each device computed on half of the minibatch
+    assert "12 rows, held by a device: 6" in out
+    assert "13 rows, held by a device: 7" in out
 
 
 RESUME = """
@@ -135,33 +125,22 @@ print("same", resumed.steps)
 
 
 def start(*args, devices):
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", RESUME, *map(str, args)],
-        env=environment(devices),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def assert_resumed(*processes):
-    for process in processes:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, out + err
-        assert "same 20" in out
+    return python("-c", RESUME, *args, devices=devices)
 
 
 @pytest.mark.slow
 def test_a_checkpoint_of_two_devices_resumes_to_the_bit(tmp_path):
-    assert_resumed(start(tmp_path / "run.ckpt", "", 0, devices=2))
+    (out,) = finished(start(tmp_path / "run.ckpt", "", 0, devices=2))
+    assert "same 20" in out
 
 
 @pytest.mark.slow  # two processes compile
 def test_a_checkpoint_of_two_processes_resumes_to_the_bit(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    assert_resumed(*(start(tmp_path / "run.ckpt", port, rank, devices=1) for rank in range(2)))
+    port = free_port()
+    for out in finished(
+        *(start(tmp_path / "run.ckpt", port, rank, devices=1) for rank in range(2))
+    ):
+        assert "same 20" in out
     assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"]
 
 

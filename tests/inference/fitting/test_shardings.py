@@ -1,15 +1,12 @@
 """Parameters split over devices: numbers of one device, a share of the memory each, refusals."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import _sharded_fit
 import jax
 import jax.numpy as jnp
 import pytest
-from _on_mesh import environment
+from _on_mesh import finished, python
 
 from lapilli import inference
 from lapilli.inference.fitting.training._shardings import leaf_specs, shardings_of
@@ -85,17 +82,11 @@ def test_no_devices_to_split_over_are_refused():
 
 @pytest.mark.slow  # four programs are compiled for eight devices
 def test_a_network_of_eight_shares_trains_on_eight_devices():
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(Path(_sharded_fit.__file__))],
-        env=environment(8),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    (out,) = finished(python(_sharded_fit.__file__))
     for text in ("same", "seeds", "goes on"):
-        assert text in done.stdout, (text, done.stdout)
-    whole, split = map(int, re.findall(r"parameters on a device (\d+) (\d+)", done.stdout)[0])
+        assert text in out, (text, out)
+    whole, split = map(int, re.findall(r"parameters on a device (\d+) (\d+)", out)[0])
     assert split < 1.05 * whole / 8
-    needs = {name: int(size) for name, size in re.findall(r"(\w+) arguments (\d+)", done.stdout)}
+    needs = {name: int(size) for name, size in re.findall(r"(\w+) arguments (\d+)", out)}
     # Parameters, two moments and the average, against parameters and two moments.
     assert needs["split"] < 0.2 * needs["whole"], needs

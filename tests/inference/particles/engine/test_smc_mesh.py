@@ -1,42 +1,36 @@
 """Particles over several devices: the numbers of one device, and refusals."""
 
-import socket
-
 import _on_mesh
 import jax
 import numpy as np
 import pytest
+from _on_mesh import finished, free_port, python
 
 from lapilli import inference
 
 
-def finished(*processes):
-    outputs = [p.communicate(timeout=500) for p in processes]
-    for process, (out, err) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, out + err
-    return [out for out, _ in outputs]
+def start(*args, devices=8):
+    return python(_on_mesh.__file__, *args, devices=devices)
 
 
 @pytest.mark.slow  # seconds of compilation
 def test_eight_devices_give_the_numbers_of_one():
     """One process for all: it has to start anew with eight forced devices. Some 20 s, nearly all of them compilation."""
-    (out,) = finished(_on_mesh.start("quick"))
+    (out,) = finished(start("quick"))
     for name in ("same feynman-kac", "same program", "same islands", "memory"):
         assert name in out
 
 
 @pytest.mark.slow  # twenty programs are compiled for eight devices
 def test_eight_devices_give_the_numbers_of_one_for_all_options():
-    (out,) = finished(_on_mesh.start("thorough"))
+    (out,) = finished(start("thorough"))
     assert out.count("same") == 19
 
 
 @pytest.mark.slow  # two processes compile for four devices each
 def test_two_processes_give_the_numbers_of_one_device():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    for out in finished(*(_on_mesh.start("processes", port, r, devices=4) for r in range(2))):
+    port = free_port()
+    for out in finished(*(start("processes", port, r, devices=4) for r in range(2))):
         assert "same program" in out and "same islands" in out and "same butterfly" in out
 
 
