@@ -14,7 +14,6 @@ import base64
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -28,6 +27,7 @@ from ..data import LoaderState
 from ._archive import from_raw, read, to_raw, write
 from ._replacing import check_writable
 from ._run import changes
+from ._structure import warn_of_versions
 
 # 2: the run knows the values of its data; 3: callbacks have states; 4: where the loader's state is from; 5: its programs;
 # 6: the loaders of all processes
@@ -261,10 +261,9 @@ def check_fits(
             "the same, with parameters and states of these names and shapes, say resume='changed'."
         )
     if others:
-        warnings.warn(
+        warn_of_versions(
             f"Checkpoint '{os.fspath(path)}' was written by {'; '.join(others)}. Sites, shapes and options are the same; whether "
-            "the computations are, was not compared.",
-            stacklevel=5,
+            "the computations are, was not compared."
         )
 
 

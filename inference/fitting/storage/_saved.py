@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..._arguments import Arguments, outcome
 from ..stationarity import Averaging
 from ._archive import from_raw, read, to_raw, write
 from ._skeleton import as_skeleton, from_skeleton
-from ._structure import differences, structure, versions
+from ._structure import differences, structure, versions, warn_of_versions
 
 _FORMAT = "fit 2"
 _AVERAGING = ("start", "count", "spread", "error", "r_hat")
@@ -189,10 +188,9 @@ def check_same(
             + f"\nLoad it with the programs that it was fitted with{' (' + '; '.join(others) + ')' if others else ''}."
         )
     if others:
-        warnings.warn(
+        warn_of_versions(
             f"{method}: '{name}' was written by {'; '.join(others)}. Sites, shapes and options are the same; whether the "
-            "log-densities are, was not compared.",
-            stacklevel=4,
+            "log-densities are, was not compared."
         )
 
 

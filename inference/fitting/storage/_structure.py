@@ -8,8 +8,11 @@ other operations.
 from __future__ import annotations
 
 import dataclasses
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +29,8 @@ from ._digest import digests
 _LIBRARIES = "lapilli", "jax", "numpyro"
 _HASHES = "2"  # 2: of what is computed, not of how it is written down
 _PLAIN = bool | int | float | str | None
+_ROOT = Path(__file__).parents[3]
+_OWN = tuple(f"{_ROOT / part}{os.sep}" for part in ("ppl", "inference", "models"))
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -37,6 +42,11 @@ def versions(*more: str) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+def warn_of_versions(text: str) -> None:
+    """Warn at the line of the caller's own code, whichever decorators and modules of lapilli lie between."""
+    warnings.warn(text, skip_file_prefixes=_OWN)
 
 
 def structure(

@@ -267,8 +267,9 @@ def test_other_versions_are_warned_of(saved, tmp_path):
         tmp_path / "old.npz",
         versions={"lapilli": "0.1.0", "jax": "0.1", "numpyro": "0.2"},
     )
-    with pytest.warns(UserWarning, match="written by.*jax 0.1, now.*was not compared"):
+    with pytest.warns(UserWarning, match="written by.*jax 0.1, now.*was not compared") as told:
         inference.Fit.load(tmp_path / "old.npz", bound(prior_scale=2.0))
+    assert told[0].filename == __file__  # the line that called
     with (
         pytest.raises(ValueError, match="(?s)latent Laplace.*jax 0.1, now"),
         warnings.catch_warnings(),
