@@ -23,7 +23,7 @@ from numpyro.distributions import constraints
 from ...ppl._compat import ClosedJaxpr, Tracer, Var, is_concrete
 from ...ppl._shared_jit import shared_jit
 from ...ppl._types import Key, Message
-from ...ppl.distributions import base_of, is_masked
+from ...ppl.distributions import base_of, is_masked, of_elements
 from ...ppl.evaluation import evaluate
 from ...ppl.jaxprs import Analysis, Range, mark, range_of_support
 from ...ppl.language import Program
@@ -144,11 +144,10 @@ class _Parameter(NamedTuple):
 
     def holds(self, law: dist.Distribution) -> bool:
         """Whether the draws of a law are all where the parameter may be."""
-        if _plain(law.support) is self.constraint:
+        if of_elements(law.support) is self.constraint:
             return True
-        found = range_of_support(law.support)
-        ends = _ends(self.constraint)
-        return ends is not None and _is_within(found, *ends)
+        found, ends = range_of_support(law.support), _ends(self.constraint)
+        return ends is not None and ends[0] <= found.low and found.high <= ends[1]
 
     def breaks(self, *, is_strict: bool) -> Any:
         """Which of its entries are not where they may be: ends included, or beyond the ends alone."""
@@ -198,19 +197,13 @@ def _parameters(fn: dist.Distribution) -> Iterator[_Parameter]:
     if isinstance(law, dist.Uniform):
         yield _Parameter("Uniform", "low", _Below(law.high), law.low)
     for name, constraint in law.arg_constraints.items():
-        own, value = _plain(constraint), vars(law).get(name)
+        own, value = of_elements(constraint), vars(law).get(name)
         if value is not None and (_ends(own) or any(own is c for c in _OTHERS)):
             yield _Parameter(type(law).__name__, name, own, value)
     parts = [getattr(law, n, None) for n in ("base_dist", "mixing_distribution", "component_distribution")]  # fmt: skip
     for part in [*parts, *(getattr(law, "component_distributions", None) or ())]:
         if isinstance(part, dist.Distribution):
             yield from _parameters(part)
-
-
-def _plain(constraint: Any) -> Any:
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return constraint
 
 
 def _ends(constraint: Any) -> tuple[float, float] | None:
@@ -224,10 +217,6 @@ def _ends(constraint: Any) -> tuple[float, float] | None:
     if isinstance(low, Tracer) or isinstance(high, Tracer) or np.ndim(low) or np.ndim(high):
         return None
     return float(low), float(high)
-
-
-def _is_within(found: Range, low: float, high: float) -> bool:
-    return found.low >= low and found.high <= high
 
 
 def _allowed(constraint: Any) -> str:
@@ -312,7 +301,7 @@ class _MarkedRun(NamedTuple):
 
         def drawn(msg: Message, value: Array) -> Array:
             nonlocal has_simplex
-            has_simplex |= _plain(msg["fn"].support) is constraints.simplex
+            has_simplex |= of_elements(msg["fn"].support) is constraints.simplex
             number = len(ranges)
             ranges[number] = (range_of_support(msg["fn"].support), frozenset([number]))
             return mark(value, [], [], index=number)

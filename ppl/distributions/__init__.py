@@ -45,6 +45,7 @@ from ._laws import (
     is_one_way as is_one_way,
     is_unbounded as is_unbounded,
     log_prob_at as log_prob_at,
+    of_elements as of_elements,
 )
 from ._missing import NormalCells as NormalCells, law_of_cells as law_of_cells
 from ._null_values import (

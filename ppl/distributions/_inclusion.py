@@ -19,6 +19,7 @@ from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints, transforms
 
 from .._compat import is_concrete
+from ._laws import of_elements
 
 REAL, INTEGER, UNKNOWN = "real", "integer", "unknown"
 _WRAPPERS = dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution
@@ -172,8 +173,7 @@ def _is_exact(fn: PyTree) -> bool:
 
 
 def _set_of(constraint: PyTree) -> Extent:
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
+    constraint = of_elements(constraint)
     if type(constraint) in _NAMED:
         return Extent(_NAMED[type(constraint)])
     everywhere = (-math.inf, math.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,13 @@ def at_own_draw(fn: PyTree, value: ArrayLike) -> PyTree:
     if isinstance(base, dist.Delta) and jnp.shape(base.v) == jnp.shape(value):
         base.v = value  # it compares the value with its own
     return fn
+
+
+def of_elements(constraint: Any) -> Any:
+    """The constraint of single elements, of one whose last axes belong together."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint
 
 
 def is_boolean(support: object) -> bool:

@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from numpyro.distributions import constraints
 
 from .._compat import Equation, Tracer
+from ..distributions import of_elements
 from ._axis_rules import shape_of
 
 MAX_SIZE = 1_000_000  # of a constant whose smallest and largest element are looked up
@@ -105,8 +106,7 @@ def range_of_constant(value: PyTree) -> Range:
 
 def range_of_support(support: PyTree) -> Range:
     """The range of the draws of a law with density on `support`, whose edges have no mass."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    support = of_elements(support)
     if support is constraints.simplex:
         return Range(0.0, 1.0, True, False)  # one component alone is 1
     if any(support is c for c in (constraints.positive, constraints.softplus_positive)):
