@@ -13,7 +13,6 @@ text returns them from `_tables`, rows of cells with a header first; a notebook 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ._calls import did_you_mean
 from ._compat import is_concrete
 
 MAX_LINES, MAX_WIDTH = 10, 100
@@ -53,13 +53,11 @@ def _lacking(result: Any, name: str) -> Any:
     fields = getattr(cls, "__dataclass_fields__", {})
     own = set(dir(cls)) - set(dir(tuple) if issubclass(cls, tuple) else ())
     public = [n for n in dict.fromkeys([*fields, *sorted(own)]) if not n.startswith("_")]
-    near = difflib.get_close_matches(name, public, 1)
-    meant = f" Did you mean '{near[0]}'?" if near else ""
     kept = (
         " Keep it in a file by inference.to_arviz(result, path=...), or its arrays by numpy.savez."
     )
     raise AttributeError(
-        f"{cls.__name__} has no '{name}'.{meant} Take one of {', '.join(public)}.{kept * (name in _FILES)}",
+        f"{cls.__name__} has no '{name}'.{did_you_mean(name, public)} Take one of {', '.join(public)}.{kept * (name in _FILES)}",
         name=name,
         obj=result,
     )
