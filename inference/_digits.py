@@ -27,3 +27,9 @@ def unknown_digits(log_weights: PyTree) -> str | None:
         "draws are worth cannot be told. A log-density that grows without bound has no posterior: look at its factors. Else turn "
         "on double precision, jax.config.update('jax_enable_x64', True)."
     )
+
+
+def told_digits(log_weights: PyTree) -> list[str]:
+    """`unknown_digits` as one of several things that are wrong, told behind another and before a full stop."""
+    text = unknown_digits(log_weights)
+    return [] if text is None else [text[0].lower() + text[1:].rstrip(".")]

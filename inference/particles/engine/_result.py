@@ -9,12 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
-from ..._digits import unknown_digits
+from ..._digits import told_digits
 from ..population import facts_with_error, family_error, weighted_mean, worst_shape
 from ..resampling import equally_weighted
 
@@ -129,8 +128,7 @@ def warn_of_degeneracy(result: SMCResult, has_memory: bool) -> None:
         return
     size, k_hat, num = len(result.log_weights), float(result.k_hat), int(result.num_ancestors)
     worst = worst_shape(size)
-    digits = unknown_digits(np.asarray(result.increments))
-    told = [] if digits is None else [digits[0].lower() + digits[1:].rstrip(".")]
+    told = told_digits(result.increments)
     if has_memory and size >= LEAST_PARTICLES and num <= max(1, FEW * size):
         told.append(
             f"all particles descend from {num} of {size} at the start and are near copies (num_ancestors)"

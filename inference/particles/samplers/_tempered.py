@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
-from ..._digits import unknown_digits
+from ..._digits import told_digits
 from ...inputs import UNNORMALISED
 from ..population import facts_with_error, family_error, weighted_mean
 from ..resampling import equally_weighted
@@ -123,10 +123,7 @@ class TemperedResult:
             )
         z = np.asarray(self.island_log_evidence, float)
         found = problems(self.r_hat, z, float(self.drift), float(self.lag), self.dimension)
-        digits = unknown_digits(np.asarray(self.island_log_evidence))
-        return tuple(
-            found if digits is None else [*found, digits[0].lower() + digits[1:].rstrip(".")]
-        )
+        return (*found, *told_digits(self.island_log_evidence))
 
     @property
     def _remedy(self) -> str:
