@@ -100,7 +100,7 @@ def state_space(self: PyTree, value: ArrayLike) -> Array:
     law = self.base_dist
     while not isinstance(law, dist.MultivariateNormal):
         law = law.base_dist
-    nats = jnp.sqrt((lost(law) ** 2).sum(-1)) if lost(law).ndim else 0.0
+    nats = jnp.sqrt((jnp.atleast_1d(lost(law)) ** 2).sum(-1))
     return jnp.where(nats <= _MAX_LOST, _of_steps(self, value), jnp.nan)
 
 
