@@ -56,16 +56,15 @@ def abstract_run(program: Program, args: tuple) -> TracedRun:
     arrays = split.arrays(args)
 
     names, outside = array_names(program, args), {}
-
     suspected: set[str] = set()
 
     def run(key: Key, traced: list[Array]) -> Trace:
         def met(msg: Message) -> None:
             outside.update(_outside(msg, known))
-            suspects.met(msg)
+            parameters.met(msg)
 
         known = {id(t): (n, x) for t, n, x in zip(traced, names, arrays, strict=True)}
-        suspects = Suspects(known, suspected)
+        parameters = Suspects(known, suspected)
         token = LOOK.set(StatementLook(met))
         try:
             return program.simulate(key, *split.join(traced))
