@@ -65,6 +65,11 @@ def digests_of(source: str, first: Collection[int] | None = None) -> str:
     )
 
 
+def joined(texts: Iterable[str]) -> str:
+    """Each digest of these texts once."""
+    return "".join(sorted(set().union(*map(_split, texts))))
+
+
 def is_older(digests: str, path: Path) -> bool:
     """Whether one of the pieces that have run is no more in that file or folder."""
     return not _split(digests) <= _present(path)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _ran import ran, watch
+from _ran import joined, ran, watch
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "_data" / "figures"
@@ -34,11 +34,16 @@ def parsed(
     options = parser.parse_args(arguments)
     if options.record and getattr(options, "smoke", False):
         parser.error("--record is for the full size, without --smoke")
-    if options.record and not _lines:
+    if (options.record or getattr(options, "kept", None)) and not _lines:
         watch(_lines)
     if "out" in options:
         options.out.mkdir(parents=True, exist_ok=True)
     return options
+
+
+def ran_so_far(paths: Sequence[str]) -> dict[str, str]:
+    """Of files and folders from the root the digests of what this process has run of them, where options are `parsed`."""
+    return {path: digests for path in paths if (digests := ran(_lines, ROOT / path))}
 
 
 def keep(out: Path, text: str, metrics: Any) -> None:
@@ -56,7 +61,7 @@ def record_figure(
     measures: Sequence[str],
     packages: Sequence[str] = (),
     folder: Path = FOLDER,
-    is_kept: bool = False,
+    before: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Path:
     """Write or replace one record, with command, commit, date, processor and versions of this process.
@@ -68,8 +73,7 @@ def record_figure(
         measures: files and folders, from the root, whose change makes the figure an old one; the script is one of them.
         packages: whose versions count besides jax, numpyro and lapilli, e.g. a peer.
         folder: of the files.
-        is_kept: some of it was measured by processes before this one, which it is resumed from: all that it measures counts as
-            having run, and no time is told.
+        before: what ran of these paths, by `ran_so_far`, in the processes that this one goes on from; then no time is told.
         more: `spread`, `interval`, `seeds`, `claim`, `claimed_by`, `note`, `digits`, and `time` where it is not what this
             process has taken of processors.
 
@@ -83,11 +87,11 @@ def record_figure(
     paths = [*([str(script.relative_to(ROOT))] if script.is_relative_to(ROOT) else []), *measures]
     digits = more.get("digits", 3)
     given = {"what": what, "value": value, **more}
-    given.setdefault("time", None if is_kept else processor_time())
+    given.setdefault("time", processor_time() if before is None else None)
     record = (
         {"name": name}
         | {k: _rounded(v, digits) for k, v in given.items() if v is not None}
-        | provenance(paths, packages, is_kept=is_kept)
+        | provenance(paths, packages, before)
     )
     place = [r["name"] for r in part["figures"]]
     if name in place:
@@ -99,14 +103,16 @@ def record_figure(
 
 
 def provenance(
-    measures: Sequence[str], packages: Sequence[str] = (), *, is_kept: bool = False
+    measures: Sequence[str], packages: Sequence[str] = (), before: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """What a record says of how it came about."""
     changes = _git("status", "--porcelain", "--", *measures)
     import lapilli
 
     found = {p: importlib.metadata.version(p) for p in ("jax", "numpyro", *packages)}
-    lines = {} if is_kept else _lines
+    paths, earlier = list(dict.fromkeys(measures)), before or {}
+    now = ran_so_far(paths)
+    together = {p: joined([earlier.get(p, ""), now.get(p, "")]) for p in paths}
     return {
         "command": command(),
         "commit": commit(),
@@ -114,8 +120,8 @@ def provenance(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": processor(),
         "versions": found | {"lapilli": lapilli.__version__},
-        "measures": (paths := list(dict.fromkeys(measures))),
-        "ran": {p: found for p in paths if (found := ran(lines, ROOT / p))},
+        "measures": paths,
+        "ran": {p: digests for p, digests in together.items() if digests},
     }
 
 

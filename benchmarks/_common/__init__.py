@@ -1,8 +1,10 @@
 """What benchmarks share: how times are taken and compared, and records for the page of figures."""
 
 from .records import (  # fmt: skip
-    digests_of as digests_of,
+    is_older as is_older,
+    joined as joined,
     parsed as parsed,
+    ran_so_far as ran_so_far,
     record_figure as record_figure,
     with_intervals as with_intervals,
 )

@@ -1,4 +1,4 @@
-"""Records for the page of figures, written as examples write theirs, and digests of code."""
+"""Records for the page of figures, written as examples write theirs, and what has run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from .timing import Ratio
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
-from _ran import digests_of as digests_of
-from _record import parsed as parsed, record_figure as record_figure
+from _ran import is_older as is_older, joined as joined
+from _record import parsed as parsed, ran_so_far as ran_so_far, record_figure as record_figure
 
 
 def with_intervals(found: Mapping[str, Ratio]) -> dict[str, Any]:

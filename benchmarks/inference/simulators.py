@@ -29,8 +29,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from _common import parsed, record_figure
-from _sbibm import METHODS, REFERENCES, TASKS, measured
+from _common import joined, parsed, record_figure
+from _sbibm import MADE_BY, METHODS, PACKAGES, REFERENCES, TASKS, measured
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     print(
         f"{'task':<25}{'method':<7}{'N':>7}  {'C2ST':<24}{'NPE':>6}{'SNPE-C':>8}{'nats':>8}{'s':>6}  objections"
     )
-    found = {}
+    found, behind = {}, []
     if len(options.observations) not in (1, len(options.tasks)):
         parser.error("--observations wants one number, or one of each task")
     numbers = dict(zip(options.tasks, options.observations * len(options.tasks), strict=False))
@@ -70,6 +70,7 @@ def main() -> None:
                 continue
             for budget in options.budgets:
                 rows = list(measured(task, method, budget, numbers[task], options))
+                behind += rows
                 scores, seconds = [row.score for row in rows], rows[0].seconds
                 objections = sorted({name for row in rows for name in row.objections})
                 each = f"{np.mean(scores):.3f} ({', '.join(f'{s:.3f}' for s in scores)})"
@@ -88,8 +89,8 @@ def main() -> None:
             value={name: score for name, (score, _) in found.items()},
             claim={name: claim for name, (_, claim) in found.items() if np.isfinite(claim)},
             claimed_by="SNPE-C over ten observations, arXiv:2101.04653", seeds=str(options.seed),
-            measures=["inference/simulators", "inference/flows", "inference/fitting", "benchmarks/inference/_sbibm"],
-            is_kept=options.kept is not None,
+            measures=MADE_BY, packages=PACKAGES,
+            before={path: joined(row.ran.get(path, "") for row in behind) for path in MADE_BY},
         )  # fmt: skip
 
 

@@ -58,24 +58,15 @@ def test_what_was_measured_is_kept_for_the_same_run_alone(run, monkeypatch, tmp_
     reference = runs.REFERENCES["gaussian_mixture"]
     monkeypatch.setitem(runs.REFERENCES, "gaussian_mixture", lambda *args: reference(*args) + 1e-3)
     assert run() == 1 and run() == 0
-    monkeypatch.setattr(runs, "code", lambda: "of another commit")
+    monkeypatch.setattr(runs, "PACKAGES", ("jax",))
     assert run() == 1 and run() == 0
     rows = [json.loads(row) for row in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert len({tuple(row["of"]) for row in rows}) == len(rows) == 12
 
 
-def test_the_digest_of_the_code_is_that_of_its_settings(monkeypatch, tmp_path):
-    """A number that is another, not a word of a docstring."""
-    file = tmp_path / "learner.py"
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "MADE_BY", (".",))
-
-    def digest(text):
-        file.write_text(text)
-        runs.code.cache_clear()
-        return runs.code()
-
-    one = digest('"""A learner."""\nRATE = 3e-3\n')
-    assert digest('"""One of rows."""\nRATE = 3e-3\n') == one
-    assert digest('"""A learner."""\nRATE = 1e-3\n') != one
-    runs.code.cache_clear()
+def test_what_a_changed_function_has_measured_is_measured_again(run, monkeypatch):
+    """Another function beside those that had run changes nothing."""
+    monkeypatch.setattr(runs, "ran_so_far", lambda paths: {"inference/simulators": "0" * 8})
+    assert run() == 1 and run() == 1
+    monkeypatch.setattr(runs, "is_older", lambda digests, path: "1" in digests)
+    assert run() == 0

@@ -308,17 +308,21 @@ def test_scripts_write_records_that_the_page_reads(writer, tmp_path):
     assert figures.beside(record) == "exact: a 1.20"
 
 
-def test_a_record_of_runs_before_says_neither_time_nor_what_ran(writer, tmp_path, monkeypatch):
-    """This process has run other functions, or none: any change of what is measured makes such a figure an old one."""
+def test_a_record_of_runs_before_has_what_they_ran_and_no_time(writer, tmp_path, monkeypatch):
+    """This process has run other functions, or none."""
     file = tmp_path / "things.json"
     file.write_text(json.dumps({"title": "Things", "order": 0, "figures": []}))
     source = faces.ROOT / "ppl" / "_show.py"
     monkeypatch.setattr(writer, "_lines", {str(source): set(range(10_000))})
     options = {"what": "a thing", "value": "1", "measures": ["ppl"], "folder": tmp_path}
-    for is_kept in (False, True):
-        writer.record_figure("things/one", is_kept=is_kept, **options)
+    own = writer.ran_so_far(["ppl"])["ppl"]
+    gone = "0" * 8  # a function that was changed since
+    for before in (None, {"ppl": gone + own}):
+        writer.record_figure("things/one", before=before, **options)
         (record,) = json.loads(file.read_text())["figures"]
-        assert ("ppl" in record["ran"]) is ("time" in record) is not is_kept
+        found = {record["ran"]["ppl"][i : i + 8] for i in range(0, len(record["ran"]["ppl"]), 8)}
+        assert (gone in found) is ("time" not in record) is (figures.older(record) == ["ppl"])
+        assert (gone in found) is (before is not None) and own[:8] in found
 
 
 def test_a_record_says_what_its_run_took_of_processors(writer, tmp_path, monkeypatch):

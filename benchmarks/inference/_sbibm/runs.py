@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _common import digests_of
+from _common import is_older, ran_so_far
 from scipy.special import logsumexp
 
 from lapilli import inference
@@ -109,13 +109,22 @@ def nats(task, found, x, reference):
 
 
 class Measured(NamedTuple):
-    """Of one observation: C2ST, nats or None, the mean of log q on held-out pairs or None, seconds of learning, objections."""
+    """Of one observation: C2ST, nats or None, the mean of log q on held-out pairs or None, seconds of learning, objections.
+
+    And what had run: MADE_BY, path -> digests.
+    """
 
     score: float
     nats: float | None
     held_out: float | None
     seconds: float
     objections: list[str]
+    ran: dict[str, str]
+
+    @property
+    def is_current(self):
+        """Whether all that it was made by is as it was."""
+        return not any(is_older(digests, ROOT / path) for path, digests in self.ran.items())
 
 
 def learned(task, method, budget, options):
@@ -131,14 +140,6 @@ def learned(task, method, budget, options):
     return key, draw, found, time.perf_counter() - began
 
 
-@functools.cache
-def code():
-    """A digest of what a number is made by: functions and settings of the library's learners and of this folder, and packages."""
-    files = [f for place in MADE_BY for f in sorted((ROOT / place).rglob("*.py"))]
-    text = "".join(digests_of(f.read_text()) for f in files)
-    return _digest(text, *map(importlib.metadata.version, PACKAGES))
-
-
 def _digest(*parts):
     found = hashlib.sha256()
     for part in parts:
@@ -149,18 +150,19 @@ def _digest(*parts):
 def measured(task, method, budget, observations, options):
     """Each of the first observations, those that are kept first; what is learned is learned only for others.
 
-    A kept one is the same if its task, method, sizes and seed are, the data and the draws that it is scored against, and `code`.
+    A kept one is the same if its task, method, sizes and seed are, the data and the draws that it is scored against, packages,
+    and each function that had run.
     """
-    known = {} if options.kept is None or not options.kept.exists() else {
-        tuple(row["of"]): Measured(**row["found"])
-        for row in map(json.loads, options.kept.read_text().splitlines())
-    }  # fmt: skip
-    own = None
+    is_new = options.kept is None or not options.kept.exists()
+    rows = [] if is_new else map(json.loads, options.kept.read_text().splitlines())
+    kept = [(tuple(row["of"]), Measured(**row["found"])) for row in rows]
+    known = {of: found for of, found in kept if found.is_current}
+    own, packages = None, _digest(*map(importlib.metadata.version, PACKAGES))
     rounds = options.rounds if method == "tsnpe" else None
     for number in range(1, observations + 1):
         x, reference = observed(task, number, options.data, options.draws)
         against = _digest(x, reference)
-        of = (task, method, budget, number, options.seed, options.draws, rounds, against, code())
+        of = (task, method, budget, number, options.seed, options.draws, rounds, against, packages)
         if of not in known:
             own = learned(task, method, budget, options) if own is None else own
             key, draw, found, seconds = own
@@ -168,7 +170,9 @@ def measured(task, method, budget, observations, options):
             at, score = found(x), c2st(reference, draws.reshape(len(draws), -1))
             objections = list(at.report.objections) if hasattr(at, "report") else []
             held_out = at.held_out[0] if hasattr(at, "held_out") else None
-            known[of] = Measured(score, nats(task, at, x, reference), held_out, seconds, objections)
+            known[of] = Measured(
+                score, nats(task, at, x, reference), held_out, seconds, objections, ran_so_far(MADE_BY)
+            )  # fmt: skip
             if options.kept is not None:
                 with options.kept.open("a") as file:
                     file.write(json.dumps({"of": of, "found": known[of]._asdict()}) + "\n")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lapilli.inference.simulators._soft_box import SoftBoxTransform
+from lapilli.inference.simulators._coordinates import SoftBoxTransform
 
 CASES = [(-1.0, 1.0, 10.0), (0.0, 1.0, 10.0), (-3.0, 5.0, 2.0), (100.0, 100.5, 40.0)]
 
