@@ -92,7 +92,7 @@ def _sentence(err: BaseException) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _first(err: BaseException) -> str:
+def first_sentence(err: BaseException) -> str:
     """What an error says before it goes on to explain."""
     return f"{str(err).strip().splitlines()[0].rstrip('.')}."
 
@@ -180,7 +180,7 @@ def _told(err: BaseException, recorder: Recorder, program: ModelFn) -> str | Non
     if is_of_arrays:
         frame = list(traceback.walk_tb(err.__traceback__))[number_of[-1]][0]
         return (
-            f"{f"Site '{name}': " if name else ''}{where}: `{line}` cannot be computed: {_first(err)}"
+            f"{f"Site '{name}': " if name else ''}{where}: `{line}` cannot be computed: {first_sentence(err)}"
             f"{_shapes_in(line, frame.f_locals)}{_remedy(str(err))}"
         )
     if _is_of_reparam(err):

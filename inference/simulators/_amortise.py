@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Mapping
 
 import jax
@@ -19,6 +20,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import Tracer, typed_key
 from ...ppl._shared_jit import shared_jit
 from ...ppl._show import shown
+from ...ppl._single import checked
 from ...ppl._types import Choices, Key, ModelFn, ParamMap
 from ...ppl.language import ChoiceMismatch, Keywords, matched
 from ..fitting import Posterior
@@ -36,10 +38,12 @@ from ._normal_scores import NormalScores
 from ._region import scored
 from ._rounds import Round, Rounds, in_rounds
 from ._saved import LearnedFile, save_learned
+from ._simulators import numbers_of
 from ._table import Part, ReferenceTable
 
 _CHECKED, _DRAWS = 400, 99  # held-out data sets that the report is on, and draws for each
 _BATCH = 500
+_PRIOR, _SURE = 10_000, 1e-7  # draws that given rows are compared with, and p-values of no chance
 _RECORDS = (PosteriorReport, Simulations, RankCheck, LocalCoverage, ZScores, Round, Rounds)
 _LEAST_EPSILON = 1e-5  # a threshold needs ten draws beyond it, out of a million
 
@@ -187,6 +191,7 @@ class Amortised:
     def _checked(self, data: Mapping[str, PyTree]) -> dict[str, ArrayLike]:
         arrays = _checked_data(self.table, data)
         if self.rounds is None:
+            _tell_far(self.table, arrays)
             return arrays
         own = self.rounds.data
         same = lambda n, x: not isinstance(x, Tracer) and np.array_equal(x, own[n])
@@ -311,6 +316,8 @@ def _learned(
     net_key, learn_key, draw_key, check_key = jax.random.split(key, 4)
     own = _default_guide(table, net_key) if guide is None else ppl.as_program(guide)
     _check_guide(table, own)
+    if table.simulate is None and table.region is None:
+        _check_prior(table, check_key)
     problem = _problem(table, own)
     learned = learn(problem, learn_key, num_steps=num_steps, progress=progress)
     bound = own.bind(learned.params)
@@ -356,8 +363,13 @@ def _structure(table: ReferenceTable, guide: ppl.Program) -> dict[str, PyTree]:
 
 def _checked_data(table: ReferenceTable, data: Mapping[str, PyTree]) -> dict[str, ArrayLike]:
     """One observation, of the simulations' shapes and finite."""
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"Amortised: the data are {type(data).__name__}, and the sites {list(table.data)} are observed. Give each by name, "
+            f"{{{next(iter(table.data))!r}: ...}}."
+        )
     arrays: dict[str, ArrayLike] = {
-        name: x if isinstance(x, Tracer) else _on_host(x) for name, x in data.items()
+        name: x if isinstance(x, Tracer) else _on_host(name, x) for name, x in data.items()
     }
     wanted = {name: x.shape[1:] for name, x in table.data.items()}
     given = {name: np.shape(x) for name, x in arrays.items()}
@@ -376,10 +388,53 @@ def _checked_data(table: ReferenceTable, data: Mapping[str, PyTree]) -> dict[str
     return arrays
 
 
-def _on_host(value: PyTree) -> np.ndarray:
+def _check_prior(table: ReferenceTable, key: Key) -> None:
+    """Refuse rows, of a file or given, whose parameters are no draws of the prior: of each number the largest gap of ranks."""
+    from scipy.stats import ks_2samp  # on use: a fifth of a second
+
+    draw = lambda key: dict(table.model.simulate(key, *table.args).choices)
+    drawn = shared_jit(jax.vmap(draw))(jax.random.split(key, _PRIOR))
+    for name, rows in table.parameters.items():
+        # Where simulations failed the prior of the others is cut.
+        every = np.concatenate([rows, table.failed[name]]) if table.failed else rows
+        of_rows, of_prior = (
+            np.asarray(x, float).reshape(len(x), -1).T for x in (every, drawn[name])
+        )
+        for one, other in zip(of_rows, of_prior, strict=True):
+            found = ks_2samp(one, other)
+            if found.pvalue < _SURE:
+                raise ValueError(
+                    f"amortise: the table's parameters of site '{name}' are no draws of its prior: distribution functions of "
+                    f"{len(one)} rows and of {_PRIOR} draws are up to {found.statistic:.2g} apart, p {found.pvalue:.1g}. What "
+                    "would be learned is a posterior under the law that they come from. Give the model that law, or draw from "
+                    "the prior (and give parameters of simulations that failed as failed=); a likelihood may be learned from "
+                    "any parameters, by surrogate."
+                )
+
+
+def _on_host(name: str, value: PyTree) -> np.ndarray:
     """The numbers that a device would have, where the checks need no device."""
-    found = np.asarray(value)
+    label = f"Amortised: data '{name}'"
+    found = checked(label, numbers_of(label, value))
     return found.astype(jax.dtypes.canonicalize_dtype(found.dtype))
+
+
+def _tell_far(table: ReferenceTable, data: Mapping[str, ArrayLike]) -> None:
+    """Say of data that lie further beyond all simulations than these lie apart."""
+    for name, x in data.items():
+        if isinstance(x, Tracer):
+            continue
+        rows = np.asarray(table.data[name], float)
+        low, high = rows.min(0), rows.max(0)
+        beyond = np.maximum(low - x, x - high)
+        if np.any((beyond > 0) & (beyond >= high - low)):
+            warnings.warn(
+                f"Amortised: data of site '{name}' lie further beyond all {table.num_simulations} simulations than these lie "
+                "apart. Posteriors there are a guess of the networks that no simulation has shown to be right, and no check of "
+                "the report is about them. Look at posterior_checks.misspecification, or simulate from a prior under which such "
+                "data can be.",
+                stacklevel=4,
+            )
 
 
 def _named(row: Mapping[str, Array], group: str) -> dict[str, Array]:

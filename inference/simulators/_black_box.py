@@ -25,6 +25,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...ppl._types import Key
+from ...ppl.language import name_of
 from ..fitting.storage._archive import digest_of, read, write
 from ..fitting.storage._replacing import check_writable
 from ._simulators import SimulatedRows, SimulatorFn, Values, named
@@ -68,10 +69,13 @@ class BlackBox(NamedTuple):
             ValueError: data of two simulations have other names or shapes; all fail.
             OSError: a batch cannot be written; those before it stay.
         """
+        if self.num_workers:
+            _check_can_be_sent(self.simulator)
         size = len(next(iter(parameters.values())))
         entropy = np.asarray(jax.random.key_data(key)).ravel().tolist()
         prefix = None if self.folder is None else f"{_identity(self.simulator)} {entropy}"
-        row = lambda i: {n: x[i] for n, x in parameters.items()}
+        # Copies, which the simulator may change.
+        row = lambda i: {n: x[i].copy() for n, x in parameters.items()}
         batches: list[_Calls] = []
         with (
             _calls(self.num_workers) as calls,
@@ -99,6 +103,17 @@ class BlackBox(NamedTuple):
         path = Path(self.folder) / f"{digest}.npz"
         check_writable(path)
         return path
+
+
+def _check_can_be_sent(simulator: SimulatorFn) -> None:
+    """Refuse a function that worker processes cannot import."""
+    try:
+        pickle.dumps(simulator)
+    except Exception as err:  # of whatever kind the objects are
+        raise ValueError(
+            f"reference_table: workers import the simulator {name_of(simulator)}, which cannot be pickled. Let it stand in a "
+            "module by its name, with what it needs as arguments of functools.partial, or pass num_workers=0."
+        ) from err
 
 
 def _identity(simulator: SimulatorFn) -> str:
@@ -157,10 +172,11 @@ def _counted(answers: Iterable[Answer], bar: tqdm) -> Iterator[Answer]:
 def _job(job: Job) -> Answer:
     simulator, entropy, parameters = job
     try:
-        data = named(simulator(np.random.default_rng(entropy), parameters))
-        return {name: np.asarray(x) for name, x in data.items()}, None
+        data = simulator(np.random.default_rng(entropy), parameters)
     except Exception as err:  # a failure is counted, and the first one told
         return None, f"{type(err).__name__}: {err}"
+    # A simulator may return one array again and again, and write into it.
+    return {name: np.array(x) for name, x in named(data, parameters).items()}, None
 
 
 def _batch(answers: Iterable[Answer], start: int) -> _Calls:

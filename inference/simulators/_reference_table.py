@@ -20,6 +20,7 @@ from ._simulators import (
     SimulatorFn,
     called,
     carrier,
+    check_traced,
     data_by,
     data_of,
     drawn_by,
@@ -108,6 +109,7 @@ def reference_table(
         return _table(program, args, drawn, data_of(program, args, batch_size))
     prior = lambda key: dict(program.simulate(key, *args).choices)
     if loop == "compiled":
+        check_traced(simulator, prior)
         drawn = drawn_by(lambda k: called(simulator, prior, k), key, num_simulations, batch_size)
         again = data_by(lambda key, values: named(simulator(key, values)), batch_size)
     else:

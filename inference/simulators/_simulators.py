@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ... import ppl
+from ...ppl._compat import Tracer
+from ...ppl._data import Masked, as_array, as_numbers
+from ...ppl._foreign import first_sentence
 from ...ppl._shared_jit import shared_jit
 from ...ppl._types import Key
+from ...ppl.inputs import same_numbers
+from ...ppl.language import name_of
+
+# Reading values of what is traced, or using a key as NumPy's generator.
+_READ = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    AttributeError,
+)
+_DATA = "reference_table: the simulator's data"
 
 type Values = Mapping[str, np.ndarray]
 # (key, or NumPy's generator; parameters by name) -> data by name, or one array
@@ -58,13 +72,79 @@ def called(
     prior_key, data_key = jax.random.split(key)
     parameters = prior(prior_key)
     return parameters, {
-        n: jnp.asarray(x) for n, x in named(simulator(data_key, parameters)).items()
+        n: jnp.asarray(x) for n, x in named(simulator(data_key, parameters), parameters).items()
     }
 
 
-def named(data: PyTree) -> dict[str, PyTree]:
-    """What a simulator returned, by site; one array is "x"."""
-    return dict(data) if isinstance(data, Mapping) else {"x": data}
+def check_traced(simulator: SimulatorFn, prior: Callable[[Key], dict[str, Array]]) -> None:
+    """Refuse a plain function that JAX cannot trace, or that draws numbers of its own when it does: all rows would share them.
+
+    Raises:
+        ValueError: it is such a function.
+    """
+    key = jax.random.key(0)
+    # A function of its own each time: JAX keeps the trace of one that it knows.
+    traced = lambda: jax.make_jaxpr(lambda key: called(simulator, prior, key))(key)
+    try:
+        one, other = traced(), traced()
+    except _READ as err:
+        if isinstance(err, AttributeError) and not isinstance(err.obj, Tracer):
+            raise
+        raise ValueError(
+            f"reference_table: the simulator {name_of(simulator)} computes with numbers, and JAX traces it: "
+            f"{first_sentence(err)} Pass loop='python', which calls it with numpy.random.Generator and NumPy's numbers, or write "
+            "it with jax.numpy."
+        ) from err
+    if not same_numbers(one, other):
+        raise ValueError(
+            f"reference_table: the simulator {name_of(simulator)} draws random numbers that do not come from its key, as "
+            "np.random does. They are drawn once, when it is traced, so that all simulations would share them. Draw by "
+            "jax.random from the key, or pass loop='python', whose first argument is a numpy.random.Generator."
+        )
+
+
+def named(data: PyTree, known: Collection[str] = ()) -> dict[str, ArrayLike]:
+    """What a simulator returned, by site; one array is "x".
+
+    Args:
+        data: what it returned.
+        known: names of the parameters.
+
+    Raises:
+        TypeError: there are no numbers in it.
+        ValueError: it is empty, or has a parameter's name.
+    """
+    one = {} if data is None else {"x": data}
+    sites = dict(data) if isinstance(data, Mapping) else one
+    found = {n: numbers_of(f"{_DATA} '{n}'", x) for n, x in sites.items()}
+    if empty := [n for n, x in found.items() if not np.size(x)] if found else ["all of it"]:
+        raise ValueError(
+            f"reference_table: the simulator returned no number, {empty} empty. Let it return an array, or arrays by name."
+        )
+    if double := sorted(set(found) & set(known)):
+        raise ValueError(
+            f"reference_table: {double} are the names of parameters and of data. Return the data under names of their own."
+        )
+    return found
+
+
+def numbers_of(label: str, x: PyTree) -> ArrayLike:
+    """An array of numbers in a type of their own, integers and truth values included: of a list, a frame, a series.
+
+    Also of what is traced.
+
+    Raises:
+        TypeError: it holds text, dates or complex numbers.
+        ValueError: cells are missing, or parts have different shapes.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x)):
+        traced = jnp.asarray(x)
+        numbers_of(label, np.zeros(traced.shape, traced.dtype))
+        return traced
+    found = as_array(label, x)
+    if isinstance(found, Masked) or np.asarray(found).dtype.kind not in "biuf":
+        return as_numbers(label, x)  # which says why there are none
+    return np.asarray(found)
 
 
 def data_by(draw: Callable[[Key, dict[str, Array]], dict[str, PyTree]], batch_size: int) -> DataFn:

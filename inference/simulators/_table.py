@@ -25,6 +25,7 @@ from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
+from ...ppl._single import checked
 from ...ppl._types import Key, ModelFn
 from .._supports import supports_of
 from ..fitting.storage import (
@@ -46,6 +47,7 @@ from ._simulators import (
     carrier,
     data_of,
     is_carrier,
+    numbers_of,
     zeros_of,
 )
 
@@ -87,6 +89,10 @@ class ReferenceTable:
     region: TruncatedPrior | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", ppl.as_program(self.model))
+        for group in _GROUPS:
+            own = {n: _rows(group, n, x) for n, x in dict(getattr(self, group)).items()}
+            object.__setattr__(self, group, own)
         _check_rows(self)
 
     @property
@@ -240,7 +246,9 @@ def sorted_rows(
     size = len(drawn.failed)
     finite = np.ones(size, bool)
     for x in [*drawn.parameters.values(), *drawn.data.values()]:
-        finite &= np.isfinite(np.asarray(x, float).reshape(size, -1)).all(1)
+        with np.errstate(over="ignore"):  # what a device makes infinite is not finite
+            known = np.asarray(x).astype(jnp.result_type(float))
+        finite &= np.isfinite(known.reshape(size, -1)).all(1)
     fine = finite & ~drawn.failed
     reason = drawn.reason or ("" if finite.all() else "data that are not finite")
     # JAX sorts names; what follows reads them in the order of the program.
@@ -263,6 +271,12 @@ def check_continuous(caller: str, name: str, values: np.ndarray) -> None:
             )
 
 
+def _rows(group: str, name: str, x: PyTree) -> np.ndarray:
+    """Rows as an array whose numbers a device keeps apart."""
+    label = f"ReferenceTable: {group} '{name}'"
+    return checked(label, numbers_of(label, x))
+
+
 def _check_rows(table: ReferenceTable) -> None:
     values: list[ArrayLike] = [*table.parameters.values(), *table.data.values()]
     sizes = {np.shape(x)[:1] for x in values}
@@ -271,6 +285,25 @@ def _check_rows(table: ReferenceTable) -> None:
             f"ReferenceTable: parameters {list(table.parameters)} and data {list(table.data)} have {sorted(sizes)} rows. Give "
             f"one number of rows to all, at least {FEWEST} that did not fail."
         )
+    trace = jax.eval_shape(lambda: _shapes_of(table.model, table.args))
+    own = [{n: x.shape for n, x in values.items()} for values in trace]
+    given = [{n: np.shape(x)[1:] for n, x in v.items()} for v in (table.parameters, table.data)]
+    if own != given:
+        raise ValueError(
+            f"ReferenceTable: each row has parameters {given[0]} and data {given[1]}, and {table.model!r} has {own[0]} and "
+            f"{own[1]}. Give the program's sites by name, in their shapes, with one more axis in front."
+        )
+    not_finite = sum(~np.isfinite(x.reshape(len(x), -1)).all(1) for x in values)
+    if np.any(not_finite):
+        raise ValueError(
+            f"ReferenceTable: {int(np.sum(not_finite > 0))} rows are not finite. Leave them out, and give their parameters as "
+            "failed=."
+        )
+
+
+def _shapes_of(program: ppl.Program, args: tuple) -> tuple[dict, dict]:
+    trace = program.simulate(jax.random.key(0), *args)
+    return dict(trace.choices), dict(trace.observed)
 
 
 def packed_table(table: ReferenceTable) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:

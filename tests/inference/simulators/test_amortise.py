@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from lapilli import inference, ppl
-from lapilli.inference.simulators import reference_table
+from lapilli.inference.simulators import ReferenceTable, _amortise, reference_table
 
 KEY = jax.random.key(0)
 SD = np.array([1.0, 0.5])  # of the noise; the priors have 1
@@ -172,3 +172,27 @@ def test_what_cannot_be_learned_is_refused(table, found):
         found.draws(KEY, {"x": np.zeros(3)})
     with pytest.raises(ValueError, match="data of \\['x'\\] are not finite"):
         found.draws(KEY, {"x": np.array([np.nan, 0.0])})
+    with pytest.raises(TypeError, match="Give each by name, {'x'"):
+        found.draws(KEY, np.zeros(2))
+    with pytest.raises(TypeError, match="no real number"):
+        found.draws(KEY, {"x": ["0.5", "0.1"]})
+
+
+def test_data_beyond_all_simulations_are_told(found):
+    """Twice as far as the simulations reach; within their range nothing is."""
+    with pytest.warns(UserWarning, match="site 'x' lie further beyond all 4000 simulations"):
+        found.draws(KEY, {"x": np.array([0.0, 1e3])}, 10)
+    found.draws(KEY, {"x": np.array([6.0, 0.0])}, 10)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_given_rows_are_draws_of_the_prior(scale):
+    """Of half as wide again what is learned would be another posterior, and nothing in the table's own checks sees it."""
+    rng = np.random.default_rng(0)
+    theta = scale * rng.normal(size=(1_000, 1))
+    x = theta * DESIGN[:, 0] + SD * rng.normal(size=(1_000, 2))
+    table = ReferenceTable(simulated(1), (np.zeros(2),), {"theta": theta}, {"x": x}, {})
+    if scale == 1.0:
+        return _amortise._check_prior(table, KEY)
+    with pytest.raises(ValueError, match="of site 'theta' are no draws of its prior"):
+        inference.amortise(table, progress=False)

@@ -40,6 +40,10 @@ def black_box(simulator, num=100, **options):
     return reference_table(prior, simulator=simulator, **options)
 
 
+def compiled(simulator):
+    return reference_table(prior, simulator=simulator, num_simulations=100, key=KEY)
+
+
 @pytest.fixture(scope="module")
 def table():
     return reference_table(model, (0.0,), num_simulations=500, batch_size=300, key=KEY)
@@ -250,6 +254,47 @@ def test_a_worker_that_dies_is_told():
         black_box(dies, num_workers=1)
 
 
+def two_places():
+    ppl.sample("t", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+
+def test_what_a_simulator_does_to_its_arrays_changes_no_row():
+    """It writes into its parameters, and returns one array again and again."""
+    kept = np.zeros(2)
+
+    def simulator(rng, parameters):
+        parameters["t"] += 100.0
+        kept[:] = parameters["t"] + rng.normal(size=2)
+        return kept
+
+    run = lambda: reference_table(
+        two_places, simulator=simulator, loop="python", num_simulations=100, key=KEY, progress=False
+    )
+    found, again = run(), run()
+    plain = reference_table(
+        two_places, simulator=lambda key, p: p["t"], num_simulations=100, key=KEY, batch_size=100
+    )
+    assert np.abs(found.parameters["t"]).max() < 10 and len(np.unique(found.data["x"])) == 200
+    noise = found.data["x"] - 100 - found.parameters["t"]
+    assert 0.8 < noise.std() < 1.2 and np.array_equal(again.data["x"], found.data["x"])
+    assert plain.parameters["t"].shape == found.parameters["t"].shape
+
+
+def test_frames_and_lists_of_numbers_are_data():
+    pd = pytest.importorskip("pandas")
+    made = lambda rng: rng.normal(size=3)
+    frame = black_box(lambda rng, p: pd.DataFrame({"a": made(rng), "b": made(rng)}))
+    pair = black_box(lambda rng, p: (p["m"], rng.normal()))
+    assert frame.data["x"].shape == (100, 3, 2) and pair.data["x"].shape == (100, 2)
+    rows = np.random.default_rng(0).normal(size=100)
+    columns = pd.DataFrame({"m": rows, "x": rows + 1})
+    for given in ({"m": list(rows)}, {"x": list(rows + 1)}), (columns[["m"]], columns[["x"]]):
+        table = ReferenceTable(model, (0.0,), *given, {})
+        assert np.array_equal(table.parameters["m"], rows)
+    half = ReferenceTable(model, (0.0,), {"m": rows.astype(np.float16)}, {"x": rows}, {})
+    assert half.parameters["m"].dtype == np.float32
+
+
 def with_factor(x):
     model(x)
     ppl.factor("f", 1.0)
@@ -276,6 +321,47 @@ REFUSED = {
     "always raises": (lambda: black_box(lambda rng, p: 1 / 0), "all 100 calls.*ZeroDivisionError"),
     "never a number": (lambda: black_box(lambda rng, p: np.inf), "all 100 simulations failed"),
     "other shapes": (lambda: black_box(lambda rng, p: np.zeros(rng.integers(1, 4))), "of one shape"),
+    "nothing": (lambda: black_box(lambda rng, p: None), "returned no number"),
+    "no entry": (lambda: black_box(lambda rng, p: np.zeros(0)), "\\['x'\\] empty"),
+    "text": (lambda: black_box(lambda rng, p: "a"), "no real number"),
+    "complex": (lambda: compiled(lambda key, p: p["m"] + 1j), "no real number"),
+    "a name twice": (lambda: black_box(lambda rng, p: dict(p)), "names of parameters and of data"),
+    "whole numbers that do not fit": (
+        lambda: black_box(lambda rng, p: np.int64(2) ** 33 + rng.integers(99)), "does not fit into int32",
+    ),
+    "a local function for workers": (
+        lambda: black_box(lambda rng, p: p["m"], num_workers=1), "cannot be pickled.*num_workers=0",
+    ),
+    "NumPy in a compiled loop": (
+        lambda: compiled(lambda key, p: np.sin(float(p["m"]))), "JAX traces it.*loop='python'",
+    ),
+    "a branch in a compiled loop": (lambda: compiled(lambda key, p: p["m"] or 1), "JAX traces it"),
+    "a generator in a compiled loop": (
+        lambda: compiled(lambda key, p: key.normal() + p["m"]), "has no attribute normal. Pass loop",
+    ),
+    "noise of NumPy's in a compiled loop": (
+        lambda: compiled(lambda key, p: p["m"] + np.random.default_rng().normal()), "would share them",
+    ),
+    "noise of another generator": (
+        lambda: compiled(lambda key, p: p["m"] + np.random.normal()), "would share them",
+    ),
+    "other names": (
+        lambda: ReferenceTable(model, (0.0,), {"mu": np.zeros(99)}, {"x": np.zeros(99)}, {}), "sites by name",
+    ),
+    "other data": (
+        lambda: ReferenceTable(model, (0.0,), {"m": np.zeros(99)}, {"y": np.zeros(99)}, {}), "sites by name",
+    ),
+    "other shapes of rows": (
+        lambda: ReferenceTable(model, (0.0,), {"m": np.zeros((99, 3))}, {"x": np.zeros(99)}, {}), "in their shapes",
+    ),
+    "rows that are not finite": (
+        lambda: ReferenceTable(model, (0.0,), {"m": np.zeros(99)}, {"x": np.full(99, np.nan)}, {}),
+        "99 rows are not finite",
+    ),
+    "rows that single precision makes the same": (
+        lambda: ReferenceTable(model, (0.0,), {"m": np.zeros(99)}, {"x": 1e9 + np.linspace(0, 50, 99)}, {}),
+        "data 'x'.*float32",
+    ),
     "other lengths": (
         lambda: ReferenceTable(ppl.as_program(model), (0.0,), {"m": np.zeros(99)}, {"x": np.zeros(98)}, {}),
         "one number of rows",
@@ -286,8 +372,16 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_table_is_refused(case):
     run, message = REFUSED[case]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         run()
+
+
+def test_a_function_of_ones_own_error_is_that_error():
+    def broken(key, parameters):
+        return parameters["rate"]
+
+    with pytest.raises(KeyError, match="rate"):
+        compiled(broken)
 
 
 def test_parameters_beyond_their_prior_are_refused():
