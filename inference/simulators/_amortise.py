@@ -401,11 +401,11 @@ def _check_prior(table: ReferenceTable, key: Key) -> None:
             np.asarray(x, float).reshape(len(x), -1).T for x in (every, drawn[name])
         )
         for one, other in zip(of_rows, of_prior, strict=True):
-            found = ks_2samp(one, other)
-            if found.pvalue < _SURE:
+            apart, p_value = ks_2samp(one, other)
+            if p_value < _SURE:
                 raise ValueError(
                     f"amortise: the table's parameters of site '{name}' are no draws of its prior: distribution functions of "
-                    f"{len(one)} rows and of {_PRIOR} draws are up to {found.statistic:.2g} apart, p {found.pvalue:.1g}. What "
+                    f"{len(one)} rows and of {_PRIOR} draws are up to {apart:.2g} apart, p {p_value:.1g}. What "
                     "would be learned is a posterior under the law that they come from. Give the model that law, or draw from "
                     "the prior (and give parameters of simulations that failed as failed=); a likelihood may be learned from "
                     "any parameters, by surrogate."
@@ -415,7 +415,7 @@ def _check_prior(table: ReferenceTable, key: Key) -> None:
 def _on_host(name: str, value: PyTree) -> np.ndarray:
     """The numbers that a device would have, where the checks need no device."""
     label = f"Amortised: data '{name}'"
-    found = checked(label, numbers_of(label, value))
+    found = checked(label, np.asarray(numbers_of(label, value)))
     return found.astype(jax.dtypes.canonicalize_dtype(found.dtype))
 
 

@@ -23,7 +23,6 @@ from numpyro.distributions.constraints import Constraint
 
 from ... import ppl
 from ...ppl._calls import checked_call
-from ...ppl._compat import ArrayLike
 from ...ppl._show import shown
 from ...ppl._single import checked
 from ...ppl._types import Key, ModelFn
@@ -274,11 +273,11 @@ def check_continuous(caller: str, name: str, values: np.ndarray) -> None:
 def _rows(group: str, name: str, x: PyTree) -> np.ndarray:
     """Rows as an array whose numbers a device keeps apart."""
     label = f"ReferenceTable: {group} '{name}'"
-    return checked(label, numbers_of(label, x))
+    return checked(label, np.asarray(numbers_of(label, x)))
 
 
 def _check_rows(table: ReferenceTable) -> None:
-    values: list[ArrayLike] = [*table.parameters.values(), *table.data.values()]
+    values = [*table.parameters.values(), *table.data.values()]
     sizes = {np.shape(x)[:1] for x in values}
     if not table.parameters or not table.data or len(sizes) != 1 or next(iter(sizes)) < (FEWEST,):
         raise ValueError(
