@@ -401,7 +401,7 @@ def _check_prior(table: ReferenceTable, key: Key) -> None:
             np.asarray(x, float).reshape(len(x), -1).T for x in (every, drawn[name])
         )
         for one, other in zip(of_rows, of_prior, strict=True):
-            apart, p_value = ks_2samp(one, other)
+            apart, p_value = np.asarray(ks_2samp(one, other), float)
             if p_value < _SURE:
                 raise ValueError(
                     f"amortise: the table's parameters of site '{name}' are no draws of its prior: distribution functions of "
