@@ -1,11 +1,16 @@
 """Training on stored rows: minibatches, a cosine of Adam, and the parameters that the validation rows like best.
 
+Parameters far from the end of the cosine are noisy, and where rows are few the best ones are there. So each look is also at the
+mean of the last few (Polyak and Juditsky 1992; Izmailov et al. 2018, arXiv:1803.05407).
+
 Rows that are few for what they tell are learned by heart: the validation loss is least long before the end. Then the weights of
 networks decay (Loshchilov and Hutter 2019, arXiv:1711.05101), and more so for as long as the validation rows gain by it.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 _RATE, _NORM = 3e-3, 5.0
 _STEPS_PER_ROOT = 120.0  # 12,000 steps for 10,000 rows, since larger data sets need fewer epochs
 _LOOKS = 40  # at the validation rows
+_AVERAGED = 8  # looks whose parameters are averaged
 _PATIENCE = 1 / 3  # of all steps
 # Standard errors by which the best of many looks must beat the start on the validation rows: where it does not, networks have
 # learned noise, and errors of a likelihood grow with the number of rows that it is asked about.
@@ -101,7 +107,7 @@ class Learned(NamedTuple):
     Attributes:
         params: those with the least validation loss; those of the start, unless that is worse by two standard errors.
         fit: the run, at these parameters.
-        validation: step and loss of each look, the start first.
+        validation: step and loss of each look, the start first; each later step has that of its parameters, then of the mean.
         kept: step of the parameters; 0 is the start.
         decay: of networks' weights, in units of the rate.
     """
@@ -139,6 +145,16 @@ def learn(problem: RowProblem, key: Key, *, num_steps: int | None, progress: boo
         )
         # The start may be the best: least squares on normal data.
         best(FitInfo(0, 0, start, None, np.zeros(0), 0, "min", 0.0))
+        last: collections.deque[ParamMap] = collections.deque(maxlen=_AVERAGED)
+
+        def looked(info: FitInfo) -> bool:
+            last.append(
+                jax.tree.map(np.array, info.params)
+            )  # whose buffers the next step writes into
+            mean = jax.tree.map(lambda *x: np.mean(np.stack(x), 0, dtype=x[0].dtype), *last)
+            ended = best(info)
+            return best(dataclasses.replace(info, params=mean)) if len(last) > 1 else ended
+
         run = fit(
             objective,
             _optimizer(num_steps, decay),
@@ -147,7 +163,7 @@ def learn(problem: RowProblem, key: Key, *, num_steps: int | None, progress: boo
             key=fit_key,
             params=start,
             subsample={"simulations": int(np.clip(size // 40, min(32, size), 256))},
-            callbacks=[best],
+            callbacks=[looked],
             callback_every=max(1, num_steps // _LOOKS),
             progress=progress,
         )
