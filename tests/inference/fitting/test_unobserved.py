@@ -12,7 +12,8 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting._choose import choose_objective
-from lapilli.inference.inputs._observed import check_none, readers, tells
+from lapilli.inference.inputs._observed import check_none, tells
+from lapilli.inference.inputs._readers import Readers
 from lapilli.inference.inputs._runs import abstract_run, whole
 from lapilli.ppl.language import as_arguments
 
@@ -217,5 +218,6 @@ def test_gaps_under_scales_that_are_drawn_are_no_wrong_scales():
     y = np.ma.masked_array(X, [False, True, False, False, True])
     program, args = ppl.model(spread_in_steps), as_arguments((y,), spread_in_steps)
     run = abstract_run(program, args)
-    assert set(readers(program, "y_unobserved", run.trace, args)) == {"y_unobserved"}
-    assert {"level"} < set(readers(program, "drift", run.trace, args))
+    readers = Readers(program, args, run.trace)
+    assert set(readers("y_unobserved")) == {"y_unobserved"}
+    assert {"level"} < set(readers("drift"))
