@@ -152,8 +152,11 @@ def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
 
 
 def tells(sites: Mapping[str, SiteInfo]) -> bool:
-    """Whether one of the sites gives a program a density that its draws do not have."""
-    return any(s.kind in ("observed", "factor") and s.alters_law for s in sites.values())
+    """Whether one of the sites gives a program a density that its draws do not have; no data do not, but as those of a scan."""
+    # The event of a factor is empty.
+    shape = lambda s: s.batch_shape if s.kind == "factor" else (*s.batch_shape, *s.event_shape)
+    told = [s for s in sites.values() if s.kind in ("observed", "factor") and s.alters_law]
+    return any(s.regions or 0 not in shape(s) for s in told)
 
 
 def check_none(method: str, program: Program, trace: Trace, args: tuple, remedy: str) -> None:

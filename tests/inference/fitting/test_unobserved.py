@@ -58,6 +58,11 @@ def masked(x, y=None):
         ppl.sample("y", dist.Normal(slope, 1.0), obs=x, obs_mask=y)
 
 
+def without_rows(x):
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    ppl.sample("y", dist.Normal(slope, 1.0).expand([0]).to_event(1), obs=x[:0])
+
+
 def fit(objective, args, **options):
     options = {"num_steps": 1, "key": KEY, "progress": False, "k_hat": "skip"} | options
     return inference.fit(objective, optax.adam(0.1), args, **options)
@@ -74,6 +79,7 @@ def named(x, y=None, z=None):
         (apart, False),
         (weighted, True),
         (masked, True),
+        (without_rows, False),
         (ppl.condition(forgotten, {"y": X}), True),
         (ppl.intervene(forgotten, {"y": X}), False),
         (ppl.eliminate(forgotten, ["slope"]), False),
