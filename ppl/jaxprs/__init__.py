@@ -83,3 +83,4 @@ from ._relation import (
     mixed as mixed,
 )
 from ._stabilisers import stabilisers as stabilisers
+from ._work import work_of as work_of
