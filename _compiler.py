@@ -1,4 +1,4 @@
-"""Keep XLA's CPU compiler from returning wrong sums.
+"""Keep XLA's CPU compiler from returning wrong sums, and tell where it folds constants wrongly.
 
 From jaxlib 0.10.2 on, XLA:CPU fuses reductions through YNNPACK. Two of its rewrites are wrong:
 - a folded `iota` is cached without its length, so that a sum over `arange(3) * x` may read past the buffer of
@@ -8,6 +8,8 @@ an earlier `arange(2)` (from jaxlib 0.12 on);
 Any program may meet them. Switching the fusions off is the only remedy that reaches every compiled program,
 and it must happen before JAX starts its backend: too early to see whether the fault is there, so that the release decides.
 tests/test_compiler.py holds both programs and fails in a release whose sums are right; drop this module when all are.
+
+Its folding of constants mixes up axes (`constants_are_right`). Sums over states hide these from it (`ppl/estimation/_sweep.py`).
 """
 
 from __future__ import annotations
@@ -87,8 +89,37 @@ def warn_of_wrong_fusions() -> None:
         )
 
 
+def constants_are_right() -> bool:
+    """Whether the compiler folds gamma functions of a constant that `vmap` has transposed as it should: a small compilation."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    table = np.arange(1, 9, dtype=np.float32).reshape(2, 4)
+
+    def column(x: jax.Array) -> jax.Array:
+        return jax.lax.lgamma(jnp.where(x >= 8, 1.0, x))
+
+    columns = jax.vmap(column, in_axes=1)
+    folded = jax.jit(lambda: columns(jnp.asarray(table)))()
+    return bool(np.allclose(folded, jax.jit(columns)(table), atol=1e-4))
+
+
+def records() -> tuple[Workaround, ...]:
+    """What was found and done, after two compilations or three."""
+    found = "The fault does not show here" if constants_are_right() else "The fault shows here"
+    folding = Workaround(
+        "xla-folded-constants",
+        f"jaxlib {version('jaxlib')}",
+        "XLA folds gamma functions of constants that vmap has transposed wrongly: columns get each other's values.",
+        True,
+        f"{found}; the states that are summed are no constants to it in any release.",
+    )
+    return record(), folding
+
+
 def record() -> Workaround:
-    """What was found and done, after one compilation or two."""
+    """What was found of the sums, after one compilation or two."""
     is_applied = False
     if not _is_concerned():
         reason = "This release is not concerned."

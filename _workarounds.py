@@ -61,7 +61,7 @@ def workarounds() -> Workarounds:
         _validation.record(),
         _lazy_modules(_compat.torn_modules),
     )
-    return Workarounds((_compiler.record(), *mends.records(), *numpyro))
+    return Workarounds((*_compiler.records(), *mends.records(), *numpyro))
 
 
 def _lazy_modules(torn: list[str]) -> Workaround:

@@ -58,15 +58,16 @@ Sub-namespaces, each with a list like this one
     search                              for what a verifier likes: samples of no law
 """
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from . import (
     diagnostics as diagnostics,
-    diffusion as diffusion,
-    evaluation as evaluation,
     fitting as fitting,
     local as local,
     particles as particles,
     posterior_checks as posterior_checks,
-    search as search,
     simulators as simulators,
     tilts as tilts,
 )
@@ -173,3 +174,16 @@ __all__ = [
     "tilts",
     "search",
 ]
+
+if TYPE_CHECKING:
+    from . import diffusion as diffusion, evaluation as evaluation, search as search
+else:  # on first use: nothing else of the library needs them
+    _ON_USE = ("diffusion", "evaluation", "search")
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in _ON_USE:
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_ON_USE})

@@ -198,7 +198,12 @@ def as_one_array(name: str, leaf: PyTree) -> np.ndarray:
 def _is_known(leaf: ArrayLike) -> bool:
     if isinstance(leaf, jax.Array | Tracer | jax.ShapeDtypeStruct | Masked):
         return True
-    return not hasattr(leaf, "__array__")
+    return not hasattr(leaf, "__array__") and not _is_sparse(leaf)
+
+
+def _is_sparse(leaf: object) -> bool:
+    """Whether it is a matrix of SciPy's that is kept by its entries."""
+    return hasattr(leaf, "tocsr") and hasattr(leaf, "toarray")
 
 
 def _converted(name: str, leaf: PyTree) -> PyTree:
@@ -219,6 +224,10 @@ def as_array(name: str, leaf: PyTree, check: Callable[..., PyTree] = lambda _, x
         leaf: what holds the numbers.
         check: what is to be said of the values of a frame's columns, by name.
     """
+    if _is_sparse(leaf):
+        raise TypeError(
+            f"{name} is a sparse matrix ({type(leaf).__name__}), with which programs do not compute. Pass x.toarray()."
+        )
     if isinstance(leaf, np.ma.MaskedArray):
         values, missing = leaf.data, np.ma.getmaskarray(leaf)
         values = as_array(name, values)

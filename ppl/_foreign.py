@@ -12,7 +12,7 @@ import linecache
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -209,7 +209,7 @@ def _told_of_object(err: AttributeError, entry: traceback.FrameSummary) -> str:
             f"`{entry.line}` asks None for its {err.name}. An argument that may be None, to be drawn, does not say how many rows "
             "there are: take their number from one that is always given, or pass the data."
         )
-    if isinstance(given, tuple | list | dict):
+    if isinstance(given, Iterable) and type(given).__module__ == "builtins":
         return (
             f"`{entry.line}` asks a {type(given).__name__} for its {err.name}. Pass an array for it, each argument of the "
             "program by itself: (x, y) in args=, and one after the other in predict."

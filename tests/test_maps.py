@@ -45,7 +45,7 @@ def listed(docstring):
 def exported(module):
     """Names that a package's __init__ re-exports, `name as name`."""
     tree = ast.parse(Path(module.__file__).read_text())
-    aliases = [a for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names]
+    aliases = [a for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names]
     return [a.name for a in aliases if a.asname == a.name]
 
 

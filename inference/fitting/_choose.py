@@ -22,6 +22,7 @@ from .._arguments import simulated
 from .._host_keys import default_key
 from .._processes import check_same
 from ..inputs import (
+    Readers,
     abstract_run,
     categories_of,
     check_branches,
@@ -31,7 +32,6 @@ from ..inputs import (
     check_numbers,
     check_observed,
     check_run,
-    readers,
     tells,
     tried_run,
     warn_of_unread,
@@ -227,8 +227,9 @@ def check_programs(
 
 def _refuse_read_cells(program: Program, missing: list[str], trace: ppl.Trace, args: tuple) -> None:
     """Refuse to leave to their prior missing cells of which other statements tell."""
+    readers = Readers(program, args, trace)
     for name in missing:
-        if heard := [n for n in readers(program, name, trace, args) if n not in missing]:
+        if heard := [n for n in readers(name) if n not in missing]:
             raise ValueError(
                 f"fit: {heard} depend on the missing cells '{name}', and the default guide proposes no missing cells: they "
                 f"would be drawn from their prior, which hears nothing of {heard}. Write a guide that proposes them, "

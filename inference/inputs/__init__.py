@@ -5,7 +5,7 @@ fitting, particles and posteriors need. One abstract run tells of indices out of
 (`_runs.py`, with `_noise.py` and, for what a program holds without its arguments, `_held.py`) and of flat laws without a total
 (`_improper.py`); parameters at which a law is none are computed, or tried on draws (`_parameters.py`); runs with more rows tell
 what belongs to rows (`_rows.py`), the traced program whether an array is matched to them by position (`_positions.py`), and runs
-with an array in the place of a None whether anything is observed (`_observed.py`).
+with an array in the place of a None whether anything is observed (`_observed.py`); what reads a site is in `_readers.py`.
 """
 
 from ._improper import (
@@ -22,11 +22,11 @@ from ._observed import (
     check_none as check_none,
     check_numbers as check_numbers,
     check_observed as check_observed,
-    readers as readers,
     tells as tells,
     warn_of_unread as warn_of_unread,
 )
 from ._positions import by_position as by_position
+from ._readers import Readers as Readers
 from ._rows import (
     Axis as Axis,
     Met as Met,

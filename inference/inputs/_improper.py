@@ -19,7 +19,7 @@ from ...ppl._types import Key
 from ...ppl.language import Program
 from ...ppl.traces import SiteInfo, Trace, stand_ins
 from .._arguments import Arguments
-from .._depends import depends
+from ._readers import Readers
 
 NUM_POINTS = 8
 UNNORMALISED = "not normalised: up to the constant of its improper priors"
@@ -44,9 +44,9 @@ def check_proper(method: str, program: Program, args: tuple, trace: Trace) -> No
     Raises:
         ValueError: an improper site, or some of its elements, that no observation or factor depends on.
     """
-    improper = improper_sites(trace.sites)
+    improper, readers = improper_sites(trace.sites), Readers(program, args, trace)
     for name in improper:
-        if not _reaches_data(program, name, trace, args):
+        if not readers.is_heard(name):
             raise ValueError(
                 f"{method}: site '{name}' has an improper law, and no observation or factor depends on it, so that there is no "
                 "posterior. Give it a proper prior, or leave it out."
@@ -61,34 +61,6 @@ def check_proper(method: str, program: Program, args: tuple, trace: Trace) -> No
                 f"its {flat.size} elements (at {where}), so that there is no posterior. Give them a proper prior, or leave them "
                 "out (a column of zeros, a group without rows)."
             )
-
-
-def _reaches_data(program: Program, name: str, trace: Trace, args: tuple) -> bool:
-    """Whether an observation or a factor depends on the site, or on a latent site whose law does, and so on."""
-    seen, ahead = {name}, [name]
-    while ahead:
-        for reader in _readers(program, ahead.pop(), trace, args):
-            if trace.sites[reader].kind in ("observed", "factor"):
-                return True
-            if reader not in seen:
-                seen.add(reader)
-                ahead.append(reader)
-    return False
-
-
-def _readers(program: Program, site: str, trace: Trace, args: tuple) -> list[str]:
-    """Sites whose log-probs depend on the value of a site."""
-    split = Arguments(args)
-    arrays = split.arrays(args)
-
-    def log_probs(own: Array, rest: Mapping[str, Array], arrays: list[Array]) -> dict[str, PyTree]:
-        return program.trace({**rest, site: own}, *split.join(arrays)).log_probs
-
-    rest = {n: x for n, x in trace.choices.items() if n != site}
-    inputs = trace.choices[site], rest, arrays
-    closed, shapes = jax.make_jaxpr(log_probs, return_shape=True)(*inputs)
-    marks = depends(closed.jaxpr, [i == 0 for i in range(len(closed.jaxpr.invars))])
-    return [name for name, mark in zip(sorted(shapes), marks, strict=True) if mark]
 
 
 def _slopes(program: Program, args: tuple, names: list[str]) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from ...ppl.traces import SiteInfo, Trace, stand_ins
 from .._arguments import Arguments, array_names, leaf_names, simulated
 from .._depends import depends
 from ._held import has_nan, is_real
+from ._readers import Readers
 from ._runs import TracedRun
 
 
@@ -151,21 +152,11 @@ def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
 
 
 def tells(sites: Mapping[str, SiteInfo]) -> bool:
-    """Whether one of the sites gives a program a density that its draws do not have."""
-    return any(s.kind in ("observed", "factor") and s.alters_law for s in sites.values())
-
-
-def readers(program: Program, site: str, trace: Trace, args: tuple) -> list[str]:
-    """Sites whose log-probs depend on the value of a latent site, itself included."""
-    # All values are inputs: as constants they would be checked, and no scale is 0.
-    choices = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in trace.choices.items()}
-
-    def log_probs(choices: dict[str, Array]) -> dict[str, PyTree]:
-        return program.trace(choices, *args).log_probs
-
-    closed, shapes = jax.make_jaxpr(log_probs, return_shape=True)(choices)
-    marks = depends(closed.jaxpr, [name == site for name in sorted(choices)])
-    return [name for name, mark in zip(sorted(shapes), marks, strict=True) if mark]
+    """Whether one of the sites gives a program a density that its draws do not have; no data do not, but as those of a scan."""
+    # The event of a factor is empty.
+    shape = lambda s: s.batch_shape if s.kind == "factor" else (*s.batch_shape, *s.event_shape)
+    told = [s for s in sites.values() if s.kind in ("observed", "factor") and s.alters_law]
+    return any(s.regions or 0 not in shape(s) for s in told)
 
 
 def check_none(method: str, program: Program, trace: Trace, args: tuple, remedy: str) -> None:
@@ -177,8 +168,9 @@ def check_none(method: str, program: Program, trace: Trace, args: tuple, remedy:
     Raises:
         ValueError: with the argument's and the site's name.
     """
+    readers = Readers(program, args, trace)
     for argument, sites in _stand_ins(program, trace, args):
-        if idle := [n for n in sites if not _is_heard(program, n, trace, args)]:
+        if idle := [n for n in sites if not readers.is_heard(n)]:
             raise ValueError(
                 f"{method}: argument {argument} of {program!r} is None, so that site '{idle[0]}' is drawn, and no observation "
                 f"depends on it: it would be fitted to its prior. Pass the data, if they were forgotten. {remedy}"
@@ -192,13 +184,14 @@ def warn_of_unread(method: str, run: TracedRun) -> None:
     """
     variables = [v for eqn in run.closed.jaxpr.eqns for v in eqn.invars]
     read = {id(v) for v in (*variables, *run.closed.jaxpr.outvars)}
+    readers = Readers(run.program, run.args, run.trace)
     for var, name in _inputs(run).items():
         shape = getattr(var.aval, "shape", ())
         if id(var) in read or not shape:
             continue
         for site, x in run.trace.choices.items():
             is_like = x.shape == shape and not run.trace.sites[site].is_imputed
-            if is_like and not _is_heard(run.program, site, run.trace, run.args):
+            if is_like and not readers.is_heard(site):
                 warnings.warn(
                     f"{method}: no statement of {run.program!r} reads the argument '{name}', and site '{site}', of its shape "
                     f"{list(x.shape)}, is drawn, though no observation depends on it. If it was to be observed, write obs={name} "
@@ -210,18 +203,6 @@ def warn_of_unread(method: str, run: TracedRun) -> None:
 def _inputs(run: TracedRun) -> dict[Var, str]:
     """The variables that stand for arguments, each with its name."""
     return dict(zip(run.closed.jaxpr.invars[1:], array_names(run.program, run.args), strict=True))
-
-
-def _is_heard(program: Program, site: str, trace: Trace, args: tuple) -> bool:
-    """Whether an observation or factor depends on a latent site, by itself or through other latent sites."""
-    found, to_do = {site}, [site]
-    while to_do:
-        new = set(readers(program, to_do.pop(), trace, args)) - found
-        if any(n not in trace.choices for n in new):
-            return True
-        found |= new
-        to_do += new
-    return False
 
 
 def _stand_ins(program: Program, trace: Trace, args: tuple) -> Iterable[tuple[str, list[str]]]:

@@ -69,17 +69,19 @@ class Suspects:
 
     known: Collection[int]
     names: set[str] = dataclasses.field(default_factory=set)
-    _met: list[Message] = dataclasses.field(default_factory=list)
+    _drawn: dict[int, Message] = dataclasses.field(default_factory=dict)
+    _last: Message | None = None
 
     def met(self, msg: Message) -> None:
-        """StatementLook at one statement; what was drawn before has its value by now."""
-        drawn = {id(m["value"]): m["fn"] for m in self._met if m["value"] is not None}
+        """StatementLook at one statement; the one before has its value by now."""
+        if (last := self._last) is not None:
+            self._drawn[id(last["value"])] = last  # keeps the value, so that no other has its id
+        self._last = msg
         for p in _parameters(msg["fn"]):
-            law = drawn.get(id(p.value))
-            is_known = id(p.value) in self.known or (law is not None and p.holds(law))
+            law = self._drawn.get(id(p.value))
+            is_known = id(p.value) in self.known or (law is not None and p.holds(law["fn"]))
             if p.is_open and not is_known:
                 self.names.add(msg["name"])
-        self._met.append(msg)
 
 
 def check_parameters(method: str, program: Program, args: tuple, suspects: Collection[str]) -> None:

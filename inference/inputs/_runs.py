@@ -17,7 +17,7 @@ from ...ppl._compat import ClosedJaxpr, is_concrete
 from ...ppl._types import Args, Key, Message, ModelFn
 from ...ppl.densities import Eliminated
 from ...ppl.distributions import base_of, is_masked
-from ...ppl.inputs import Cast, Lookup, heard, same_numbers, suspects
+from ...ppl.inputs import Cast, Suspect, Wrap, heard, same_numbers, suspects
 from ...ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
 from ...ppl.traces import LOOK, StatementLook, Trace, stand_ins
 from .._arguments import Arguments, array_names
@@ -151,7 +151,9 @@ def _is_key(x: PyTree) -> bool:
 
 
 def check_indices(method: str, run: TracedRun) -> None:
-    """Refuse indices that are known and lie outside of what they index, and NaN as a whole number, where something depends on it.
+    """Refuse what is known and changes silently, where something depends on it.
+
+    Indices outside of what they index, NaN as a whole number, whole numbers that wrap round.
 
     Raises:
         ValueError: with argument, value and range.
@@ -185,7 +187,7 @@ def _where_it_counts(trace: Trace, name: str) -> Array:
     return x
 
 
-def _refuse(method: str, program: Program, found: Lookup | Cast, names: list[str]) -> None:
+def _refuse(method: str, program: Program, found: Suspect, names: list[str]) -> None:
     told = " and ".join(f"'{name}'" for name in names)
     where = f" at {list(found.place)}" if found.place else ""
     if isinstance(found, Cast):
@@ -194,6 +196,13 @@ def _refuse(method: str, program: Program, found: Lookup | Cast, names: list[str
             f"{method}: {what} in {program!r} holds NaN{where} ({found.count} such), and becomes whole numbers there, of which "
             "NaN is none: 0 would be read in its place. Leave such rows out, or make what is missing a code of its own before: "
             "jnp.where(jnp.isnan(g), code, g).astype(int)."
+        )
+    if isinstance(found, Wrap):
+        what = f"what is made of {told}" if names else "a constant"
+        raise ValueError(
+            f"{method}: {what} in {program!r} comes to {found.value:.6g}{where} ({found.count} such), which does not fit into "
+            f"{found.dtype}: it wraps round, and becomes another number. Compute in real numbers, e.g. x.astype(float) ** 2, or "
+            "in 64 bits: jax.config.update('jax_enable_x64', True)."
         )
     given = f"argument {told}" if found.is_given else f"an index made of {told}"
     what = given if names else "an index of constants"

@@ -93,7 +93,8 @@ def make_draws(
         text = f"draws of {', '.join(lost)} are no numbers: the precision does not tell them"
         verdict = verdict._replace(problems=(text, *verdict.problems))
     elif verdict.is_certified and found.method != "exact":
-        text = lost_draws({n: x for n, x in choices.items() if n not in found.form.eliminated})
+        sampled = {n: x for n, x in choices.items() if n not in found.form.eliminated}
+        text = lost_draws(sampled, target)
         if text is None and is_in_doubt(problem.trace):
             text = endless(target(), choices)
         verdict = verdict if text is None else verdict._replace(problems=(text,))

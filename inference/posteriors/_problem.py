@@ -20,6 +20,7 @@ from .._abstract_objective import AbstractObjective
 from .._arguments import simulated
 from .._mapped import map_keys
 from ..inputs import (
+    Readers,
     abstract_run,
     check_categories,
     check_free,
@@ -28,7 +29,6 @@ from ..inputs import (
     check_observed,
     check_run,
     met,
-    readers,
     tells,
     tried_run,
     unbound,
@@ -109,10 +109,11 @@ def posed(method: str, model: ModelFn, args: PyTree) -> Problem:
 
 def idle_cells(program: Program, trace: ppl.Trace, args: tuple) -> dict[str, jax.Array]:
     """Missing cells that no other statement reads, by name, filled with zeros."""
+    readers = Readers(program, args, trace)
     return {
         n: jnp.zeros(x.shape, x.dtype)
         for n, x in trace.choices.items()
-        if trace.sites[n].is_imputed and set(readers(program, n, trace, args)) <= {n}
+        if trace.sites[n].is_imputed and set(readers(n)) <= {n}
     }
 
 

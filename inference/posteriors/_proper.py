@@ -10,7 +10,7 @@ M being the log-mass of distances of one order, s the spread of the draws; at dr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +38,31 @@ def is_in_doubt(trace: Trace) -> bool:
     )
 
 
-def lost_draws(choices: Mapping[str, np.ndarray]) -> str | None:
-    """What is wrong with draws of sampled sites themselves, in words: values at the limits of their type, or all the same."""
+def lost_draws(choices: Mapping[str, np.ndarray], target: Callable[[], Target]) -> str | None:
+    """What is wrong with draws of sampled sites themselves, in words: values at the limits of their type, or all the same.
+
+    Entries that the support holds (zeros above the diagonal of a Cholesky factor) are to be the same; `target` is asked for
+    them where there are such draws.
+    """
     for name, draws in choices.items():
         x = draws.reshape(len(draws), -1)
         if not np.issubdtype(x.dtype, np.floating) or not x.size:
             continue
         if np.abs(x).max() > _LARGEST:
             return f"draws of {name} are as large as {np.abs(x).max():.1g}, at the limits of {x.dtype}. Give it a proper prior"
-        if len(x) > 1 and (np.ptp(x, axis=0) == 0).any():
+        is_still = np.ptp(x, axis=0) == 0
+        if len(x) > 1 and is_still.any() and (is_still & _moves(target(), name)).any():
             return f"draws of {name} are all the same. Look at its law and its unit"
     return None
+
+
+def _moves(target: Target, name: str) -> np.ndarray:
+    """Which entries of a site's value, in a row, its coordinates move; all of a site that has none."""
+    u = jnp.asarray(np.random.default_rng(0).normal(size=(3, target.dimension)), float)
+    values = jax.vmap(target.choices)(u)
+    if name not in values:
+        return np.array(True)
+    return np.ptp(np.asarray(values[name]).reshape(len(u), -1), axis=0) > 0
 
 
 def endless(target: Target, choices: Mapping[str, np.ndarray]) -> str | None:

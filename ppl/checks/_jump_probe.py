@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._compat import ClosedJaxpr, Jaxpr
+from .._compat import ClosedJaxpr
 from ..analysis import Analysed
-from ..jaxprs import inner_jaxprs, shape_of
+from ..jaxprs import work_of
 from ._jump_paths import Job, Paths, has_loop, is_far, is_short, leaves_data
 from ._jump_search import JumpSearch
 from ._probe_inputs import COMPILER_OPTIONS, Inputs
@@ -29,7 +29,6 @@ BATCH = 8
 SHARE_OF_SET = 3  # a set of numbers gets a third of the paths that a source of its size gets
 MOST_OTHERS = 4  # paths that are tried to see whether anything is sure
 DEFAULT = JumpSearch()
-_TURNS = 8  # of a `while` loop where parameters are like those given; elsewhere they are many
 
 
 class LargestJumps(NamedTuple):
@@ -207,14 +206,3 @@ def batch_of(has_loop: bool) -> int:
     the time.
     """
     return 1 if jax.default_backend() == "cpu" and not has_loop else BATCH
-
-
-def work_of(jaxpr: Jaxpr) -> float:
-    """How many numbers one evaluation computes, `while` loops taken to turn 8 times."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        times = _TURNS if eqn.primitive.name == "while" else times
-        inner = sum(work_of(j) for j in inner_jaxprs(eqn))
-        total += times * inner or sum(math.prod(shape_of(v)) for v in eqn.outvars)
-    return total

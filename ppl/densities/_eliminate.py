@@ -11,7 +11,7 @@ The pipeline, from the arguments of a run on:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from .._types import ModelFn
 from ..gaussian import APPROXIMATIONS
@@ -130,8 +130,12 @@ def eliminate(
     at a time); Murray et al. 2018, arXiv:1708.07787 (conditioning in program order); Sarkka
     and Garcia-Fernandez 2021, arXiv:1905.13002, and Yaghoobi et al. 2022, arXiv:2207.00426 (parallel filters, with roots).
     """
-    sites = (sites,) if isinstance(sites, str) else tuple(sites)
-    if not sites or len(set(sites)) != len(sites):
+    sites = (sites,) if isinstance(sites, str) or not isinstance(sites, Iterable) else tuple(sites)
+    if (
+        not sites
+        or not all(isinstance(site, str) for site in sites)
+        or len(set(sites)) != len(sites)
+    ):
         raise ValueError(f"ppl.eliminate: name distinct latent sites, got {list(sites)}.")
     if approximation is not None and approximation not in APPROXIMATIONS:
         raise ValueError(

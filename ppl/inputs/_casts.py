@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from .._compat import Equation, aval_of
 from ._known import Known
@@ -43,6 +44,11 @@ class Cast(NamedTuple):
     def others(self) -> tuple[int, ...]:
         """Whole numbers to try in its place: those beside it, and their neighbours."""
         return (self.lowest, self.lowest + 1, self.highest, self.highest + 1)
+
+    def where(self, args: Sequence[Array], made: Array) -> Array:
+        """Which results are made of NaN, in a run."""
+        is_nan = jnp.isnan(args[0])
+        return is_nan if is_nan.shape == made.shape else is_nan.any(self.eqn.params["axes"])
 
 
 def nan_as_whole(eqn: Equation, operands: Sequence[Known | None]) -> Iterator[Cast]:

@@ -1,4 +1,4 @@
-"""Whether indices out of range, and NaN that becomes a whole number, count: the program is run with others in their places."""
+"""Whether indices out of range, and whole numbers of NaN or that wrap, count: the program is run with others there."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from ..jaxprs import Interpreter, called, inner_jaxpr, scan_again
 from ._casts import Cast, nan_as_whole
 from ._known import walk
 from ._lookups import Lookup, out_of_range
+from ._wraps import Wrap, wrapped
+
+Suspect = Lookup | Cast | Wrap
 
 
 def suspects(
     closed: ClosedJaxpr, values: Sequence[Array | Key | np.ndarray | None]
-) -> list[Lookup | Cast]:
-    """Indices out of range, and NaN that becomes a whole number.
+) -> list[Suspect]:
+    """Indices out of range, NaN that becomes a whole number, whole numbers that wrap round.
 
     Args:
         closed: the program.
@@ -29,7 +32,7 @@ def suspects(
     return [
         suspect
         for eqn, operands in walk(closed, values)
-        for find in (out_of_range, nan_as_whole)
+        for find in (out_of_range, nan_as_whole, wrapped)
         for suspect in find(eqn, operands)
     ]
 
@@ -38,7 +41,7 @@ def heard(
     closed: ClosedJaxpr,
     inputs: Sequence[Array | Key | np.ndarray],
     values: Sequence[Array | np.ndarray | None],
-) -> list[Lookup | Cast]:
+) -> list[Suspect]:
     """Those of `suspects` on which the outputs depend: they differ where other elements, or other whole numbers, are read.
 
     Args:
@@ -51,10 +54,10 @@ def heard(
 
 
 def _counts(
-    flat: ClosedJaxpr, suspect: Lookup | Cast, inputs: Sequence[Array | Key | np.ndarray]
+    flat: ClosedJaxpr, suspect: Suspect, inputs: Sequence[Array | Key | np.ndarray]
 ) -> bool:
-    if isinstance(suspect, Cast):
-        run = jax.jit(lambda other, *xs: _CastRead(flat, xs, suspect, other).outputs())
+    if not isinstance(suspect, Lookup):
+        run = jax.jit(lambda other, *xs: _OtherMade(flat, xs, suspect, other).outputs())
         first, *rest = (run(other, *inputs) for other in suspect.others)
         return not all(all(map(_equal, first, one)) for one in rest)
     one, other = (jax.jit(_read_at(flat, suspect, i))(*inputs) for i in (False, True))
@@ -147,25 +150,25 @@ class _LookupRead(_Nested):
         return [args[0], args[1].at[..., place].set(self._moved(index, index)), *args[2:]]
 
 
-class _CastRead(_Nested):
-    """One equation makes another whole number of NaN; of truth values both are tried."""
+class _OtherMade(_Nested):
+    """One equation makes another whole number of NaN, or where it wraps; of truth values both are tried."""
 
-    def __init__(self, closed: ClosedJaxpr, inputs: PyTree, cast: Cast, other: Array) -> None:
+    def __init__(
+        self, closed: ClosedJaxpr, inputs: PyTree, suspect: Cast | Wrap, other: Array
+    ) -> None:
         super().__init__(closed, inputs)
-        self.cast, self.other = cast, other
+        self.suspect, self.other = suspect, other
 
     def within(self, closed: ClosedJaxpr, inputs: Sequence[Array]) -> Interpreter:
-        return _CastRead(closed, inputs, self.cast, self.other)
+        return _OtherMade(closed, inputs, self.suspect, self.other)
 
     def results(self, eqn: Equation, args: list[PyTree]) -> list[PyTree]:
         found = super().results(eqn, args)
-        if eqn is not self.cast.eqn:
+        if eqn is not self.suspect.eqn:
             return found
-        is_nan, (made,) = jnp.isnan(args[0]), found
-        if is_nan.shape != made.shape:
-            is_nan = is_nan.any(eqn.params["axes"])
+        (made,) = found
         other = self.other % 2 == 1 if made.dtype == bool else jnp.asarray(self.other, made.dtype)
-        return [jnp.where(is_nan, other, made)]
+        return [jnp.where(self.suspect.where(args, made), other, made)]
 
 
 def _told_apart(x: Array) -> Array:

@@ -43,6 +43,7 @@ from ._interpreter import (
     needed as needed,
     scan_again as scan_again,
     settled as settled,
+    work_of as work_of,
 )
 from ._lines import (
     KnownValue as KnownValue,

@@ -20,12 +20,12 @@ ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt
     ceil clamp
-    clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp
-    exp2 expm1
-    floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p logistic lt max
-    min mul ne neg
-    nextafter not optimization_barrier or polygamma population_count pow random_gamma_grad real
-    reduce_precision
+    clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq eq_to erf erf_inv erfc
+    exp exp2 expm1
+    floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p log2 logistic
+    lt lt_to max min mul mulhi ne neg
+    nextafter not one_minus_square optimization_barrier or polygamma population_count pow random_gamma_grad real
+    reciprocal reduce_precision
     regularized_incomplete_beta rem round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic
     shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
     """.split()
@@ -127,6 +127,27 @@ def _concatenate(eqn: Equation, operands: list[Relations]) -> list[Relations]:
 def _stack(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     new = eqn.params["axis"]
     return [join(move(r, lambda a: a + (a >= new), "stack") for r in operands)]
+
+
+def _unstack(eqn: Equation, operands: list[Relations]) -> list[Relations]:
+    return _without(eqn, operands, [eqn.params["axis"]])
+
+
+def _tile(eqn: Equation, operands: list[Relations]) -> list[Relations]:
+    return _along(eqn, operands, *(a for a, reps in enumerate(eqn.params["reps"]) if reps != 1))
+
+
+def _window(eqn: Equation, operands: list[Relations]) -> list[Relations]:
+    """An axis whose windows hold one element each keeps its elements in place if it keeps its size."""
+    out, wide = shape_of(eqn.outvars[0]), eqn.params["window_dimensions"]
+    moved = {a for a, n in enumerate(shape_of(eqn.invars[0])) if wide[a] != 1 or out[a] != n}
+    padding = eqn.params["padding"]
+    return _along(eqn, operands, *moved, *(a for a, pair in enumerate(padding) if any(pair)))
+
+
+def _fft(eqn: Equation, operands: list[Relations]) -> list[Relations]:
+    ndim = len(shape_of(eqn.invars[0]))
+    return _along(eqn, operands, *range(ndim - len(eqn.params["fft_lengths"]), ndim))
 
 
 def _sort(eqn: Equation, operands: list[Relations]) -> list[Relations]:
@@ -231,6 +252,40 @@ def _gather(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     ]
 
 
+def _scatter(eqn: Equation, operands: list[Relations]) -> list[Relations]:
+    numbers = eqn.params["dimension_numbers"]
+    target, _, updates = map(shape_of, eqn.invars)
+    batched = list(numbers.operand_batching_dims)
+    in_window = [
+        a for a in range(len(target)) if a not in {*numbers.inserted_window_dims, *batched}
+    ]
+    outside = [a for a in range(len(updates)) if a not in numbers.update_window_dims]
+
+    def index_axis(a: int) -> int | None:
+        if a not in numbers.scatter_indices_batching_dims:
+            return None
+        return batched[numbers.scatter_indices_batching_dims.index(a)]
+
+    def update_axis(a: int) -> int | None:
+        if a in outside:
+            return index_axis(outside.index(a))
+        to = in_window[list(numbers.update_window_dims).index(a)]
+        # A window as long as the axis can stand at its start only.
+        return to if updates[a] == target[to] else None
+
+    moved = [operands[0], move(operands[1], index_axis, "scatter")]
+    return [join([*moved, move(operands[2], update_axis, "scatter")])]
+
+
+def _defined_above(eqn: Equation, operands: list[Relations]) -> list[Relations]:
+    """Primitives that JAX defines in its own terms; known is searchsorted: queries apart, in one table or that of their batch."""
+    what = eqn.params["_prim"]
+    if type(what).__name__ != "SearchSorted":
+        return mix(eqn, operands)
+    table = move(operands[0], lambda a: a if a < what.batch_dims else None, "searchsorted")
+    return [join([table, operands[1]])]
+
+
 def _convolution(eqn: Equation, operands: list[Relations]) -> list[Relations]:
     numbers = eqn.params["dimension_numbers"]
     lhs, out = numbers.lhs_spec[0], numbers.out_spec[0]
@@ -246,15 +301,21 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(BATCHED_MATRIX, _batched_matrix),
     **dict.fromkeys(
-        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split(),
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin".split(),
         _reduce,
     ),
     **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), _cumulative),
+    **dict.fromkeys(
+        "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split(), _scatter
+    ),
+    **dict.fromkeys("reduce_window_sum reduce_window_max reduce_window_min".split(), _window),
     **dict.fromkeys("dynamic_slice dynamic_update_slice".split(), _same_size),
     "broadcast_in_dim": _broadcast,
+    "call_hi_primitive": _defined_above,
     "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
     "dot_general": _dot_general,
+    "fft": _fft,
     "gather": _gather,
     "pad": _pad,
     "reshape": _reshape,
@@ -264,8 +325,10 @@ RULES: dict[str, Rule] = {
     "split": _split,
     "squeeze": _squeeze,
     "stack": _stack,
+    "tile": _tile,
     "top_k": _top_k,
     "transpose": _transpose,
+    "unstack": _unstack,
 }
 
 

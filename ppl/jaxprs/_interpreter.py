@@ -6,6 +6,7 @@ Input: a closed jaxpr, and the values of its inputs. Output: the values of some 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
@@ -24,6 +25,8 @@ from .._compat import (
 )
 from .._types import Key
 from ._primitive import MARKERS
+
+_TURNS = 8  # of a `while` loop where parameters are like those given; elsewhere they are many
 
 
 def inner_jaxpr(value: object) -> Jaxpr | None:
@@ -164,3 +167,14 @@ def scan_again(
     how = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
     carry, ys = jax.lax.scan(step, list(init), (list(xs), more), **how)
     return [*carry, *ys]
+
+
+def work_of(jaxpr: Jaxpr) -> float:
+    """How many numbers one evaluation computes, `while` loops taken to turn 8 times."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        times = _TURNS if eqn.primitive.name == "while" else times
+        inner = sum(work_of(j) for j in inner_jaxprs(eqn))
+        total += times * inner or sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
+    return total

@@ -57,8 +57,25 @@ def joined(args: Args, kwargs: Mapping[str, PyTree], program: object = None) -> 
     """
     args, before = parted(args)
     both = {**before, **kwargs}
+    _refuse_misaligned(
+        [*args, *both.values()], [*told(args, program), *map("Argument '{}'".format, both)]
+    )
     args = tuple(as_data(x, name) for x, name in zip(args, told(args, program), strict=True))
     return (*args, Keywords(named_data(both, "Argument '{}'"))) if both else args
+
+
+def _refuse_misaligned(args: list[PyTree], names: list[str]) -> None:
+    """Refuse series and frames of pandas that have the same rows in another order: pandas would match them by their labels."""
+    leaves = [(n, x) for n, arg in zip(names, args, strict=True) for x in jax.tree.leaves(arg)]
+    labelled = [(n, x.index) for n, x in leaves if hasattr(x, "reindex") and hasattr(x, "index")]
+    for name, index in labelled[1:]:
+        first, other = labelled[0]
+        is_same = len(index) != len(other) or index.equals(other)
+        if not is_same and index.is_unique and set(index) == set(other):
+            raise ValueError(
+                f"{name} has the rows of {first} in another order: the first is {index[0]!r}, and there {other[0]!r}. A program "
+                "matches rows by position. Put them in one order, e.g. y.loc[x.index]; if positions are meant, pass y.to_numpy()."
+            )
 
 
 def told(args: Args, program: object) -> list[str]:

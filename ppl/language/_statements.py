@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints
 
-from .._calls import checked_call
+from .._calls import checked_call, in_words
 from .._checks import is_integer
 from .._compat import handler_stack, is_concrete
 from .._data import Masked, as_value
@@ -211,7 +211,7 @@ def _plates() -> dict[str, int]:
 
 
 def plate(
-    name: str, size: int, *, subsample_size: int | None = None, dim: int | None = None
+    name: str, size: int | None = None, *, subsample_size: int | None = None, dim: int | None = None
 ) -> numpyro.plate:
     """Declare conditionally independent rows, as `numpyro.plate`; entering it yields the row indices.
 
@@ -227,29 +227,40 @@ def plate(
 
     Args:
         name: name of the plate; it becomes a named dimension in ArviZ.
-        size: number of rows.
+        size: number of rows, which must be given.
         subsample_size: rows used in one run.
         dim: negative batch axis; the rightmost free one when None.
 
     Raises:
+        TypeError: a size is missing, or no integer.
         ValueError: the sizes do not fit, or `size` is infinite.
     """
-    if not is_integer(size) and jnp.ndim(size):
-        raise TypeError(
-            f"Plate '{name}': its size is an array of shape {jnp.shape(size)}; it is the number of rows. Pass x.shape[0]."
-        )
     if isinstance(size, float) and math.isinf(size):
         raise ValueError(
             f"Plate '{name}': with infinitely many rows the program has no density, only a density per row. Give the plate the "
             f"rows of one batch and declare the population where rows are averaged: fit(..., plate_sizes={{'{name}': "
             f"math.inf}}) or objective.with_plate_sizes({{'{name}': math.inf}})."
         )
+    size = _number_of_rows(name, "size", size)
+    if subsample_size is not None:
+        subsample_size = _number_of_rows(name, "subsample_size", subsample_size)
     if size < 1 or (subsample_size is not None and not 1 <= subsample_size <= size):
         raise ValueError(
             f"Plate '{name}': size {size} and subsample_size {subsample_size} do not fit; a plate has at "
             "least one row, and a subsample at most as many rows as the plate. Give a size >= 1, and 1 <= subsample_size <= size."
         )
     return numpyro.plate(name, size, subsample_size=subsample_size, dim=dim)
+
+
+def _number_of_rows(name: str, what: str, given: int | None) -> int:
+    # What a single number of an array is, is read later, or told as what cannot be read.
+    is_number = isinstance(given, Array | np.ndarray) and given.ndim == 0
+    if given is not None and (is_integer(given) or is_number):
+        return given
+    raise TypeError(
+        f"Plate '{name}': its {what} is {'missing' if given is None else in_words(given)}; it is a number of rows, an integer. "
+        "Pass x.shape[0]."
+    )
 
 
 def subsample(data: Any, event_dim: int) -> Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
+from .._compat import is_concrete
 from .._show import shown
 from ._reach import Reach
 from ._recorder import Recorder
@@ -29,7 +30,7 @@ class Trace:
             a leading particle axis.
         log_probs: site -> log-density in nats per batch element, scaled by subsampling and masked; every site
             counts, observations and factors too.
-        retval: what the program returned.
+        retval: what the program returned; within a transformation of JAX None in the place of what is no array.
         observed: observed site -> value.
         deterministic: deterministic site -> value.
         sites: site -> `SiteInfo` in program order (static): kind, names of the batch axes, shapes.
@@ -101,7 +102,7 @@ def trace_of(recorder: Recorder, retval: ArrayLike | None) -> Trace:
     trace = Trace(
         values("latent"),
         log_probs,
-        retval,
+        retval if is_concrete(log_probs) else jax.tree.map(_array_of, retval),
         values("observed"),
         values("deterministic"),
         SiteInfos(infos),
@@ -112,6 +113,14 @@ def trace_of(recorder: Recorder, retval: ArrayLike | None) -> Trace:
     if seen := {name: n["seen"] for name, n in numbers.items() if "seen" in n}:
         object.__setattr__(trace, "seen", seen)
     return with_reach(trace, {name: n["reach"] for name, n in numbers.items() if n.get("reach")})
+
+
+def _array_of(leaf: PyTree) -> PyTree:
+    """The leaf, or None where it is no number and no array: text, a plate, a function."""
+    is_number = isinstance(leaf, jax.Array | bool | int | float | complex)
+    return (
+        leaf if is_number or getattr(getattr(leaf, "dtype", None), "kind", "O") in "biufc" else None
+    )
 
 
 def with_reach(trace: Trace, reach: Mapping[str, Reach]) -> Trace:

@@ -366,3 +366,29 @@ def test_double_precision_is_a_limit_of_samples():
         as_numbers("f: x", keys)
     assert as_numbers("f: x", [1, BIG]).tolist() == [1.0, BIG]
     assert isinstance(as_data(MASKED), Masked) and re.match(r"Masked\(", repr(as_data(MASKED)))
+
+
+def shifted(x, y=None):
+    with ppl.plate("rows", len(x)):
+        ppl.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("labels", [[3, 2, 1, 0], ["a", "b", "c", "d"]])
+def test_rows_of_pandas_in_another_order_are_refused(labels):
+    """Pandas would match them by their labels, a program by position."""
+    x = pd.Series([1.0, 2.0, 3.0, 4.0], index=labels)
+    y = pd.DataFrame({"y": 2 * x}).loc[labels[::-1], "y"]
+    program = ppl.model(shifted)
+    for other in (y, y.to_frame()):
+        with pytest.raises(
+            ValueError, match=r"'y' has the rows of Argument 'x' in another order.*loc\[x.index\]"
+        ):
+            program.log_density({}, x, y=other)
+    right = program.log_density({}, x.to_numpy(), 2 * x.to_numpy())
+    wrong = program.log_density({}, x.to_numpy(), y.to_numpy())
+    assert program.log_density({}, x, y.loc[x.index]) == right != wrong
+    # Rows of their own, and labels that say nothing.
+    elsewhere = pd.Series(y.to_numpy(), index=range(10, 14))
+    twice = pd.Series(y.to_numpy(), index=[labels[0]] * 4)
+    for other in (y.to_numpy(), elsewhere, twice):
+        assert program.log_density({}, x, other) == wrong

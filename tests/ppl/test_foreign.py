@@ -220,6 +220,9 @@ CALLS = {
     "number": (lambda: ppl.sample("b", 1.0), "^Site 'b': a law of numpyro.distributions is needed, got 1.0"),
     "two plates": (twice, "^Site 'b': two plates around it are named 'rows', one inside"),
     "plate": (lambda: ppl.plate("rows", X).__enter__(), r"^Plate 'rows': its size is an array .*Pass x.shape"),
+    "no size": (lambda: ppl.plate("rows").__enter__(), r"^Plate 'rows': its size is missing; .* integer. Pass x.shape"),
+    "text": (lambda: ppl.plate("rows", "3").__enter__(), r"^Plate 'rows': its size is '3'; .* integer. Pass x.shape"),
+    "share": (lambda: ppl.plate("rows", 3, subsample_size=0.5).__enter__(), r"^Plate 'rows': its subsample_size is 0.5; "),
     "step of one": (lambda: ppl.scan(ONCE, 0.0, X), "^ppl.scan: the step returned .*Write return carry, y"),
     "carry": (lambda: ppl.scan(WIDER, 0.0, X), r"^ppl.scan: the step hands on something else.*float32\[3\].*jnp.zeros"),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from ....ppl.traces import SiteInfo
 from ..._mapped import Parts, map_keys
 from ._forward import check_given, forward_program, in_scan
 from ._new_rows import of_any_rows, of_other_rows, sites_of
+from ._other_arguments import check_axes
 
 _KEEP = "keep=[...] with what all rows share"
 
@@ -66,6 +67,8 @@ def predicted(
         parts: how they are made.
     """
     before, remedy = origin.args, origin.remedy
+    if before is not None:
+        check_axes(method, program, args, before)
     sites = sites_of(program, args)
     _check_eliminated_chain(method, program, args, sites, num_seen)
     if not isinstance(program, Eliminated):

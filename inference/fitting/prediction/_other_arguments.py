@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
 from ....ppl._foreign import CORRECT
+from ....ppl._types import ModelFn
 from ....ppl.language import Program
 from ..._arguments import is_array, leaves_of, named_leaves
 from ...inputs import met
@@ -25,6 +26,7 @@ def check_runs(
     """Refuse arguments of other columns than the fit's at which the model cannot be run, or not with the fit's draws."""
     if fit_args is None:
         return
+    check_axes(method, model, args, fit_args)
     before, now = named_leaves(model, fit_args), named_leaves(model, args)
     olds = {n: before[n] if _are_arrays(x, before.get(n)) else x for n, x in now.items()}
     other = [
@@ -56,6 +58,22 @@ def check_runs(
         if shape != x.shape and new[1:] != old[1:]:
             reason = f"site '{site}' has the shape {shape} there, its draws {x.shape}"
             raise _other_shape(method, other[0], reason)
+
+
+def check_axes(method: str, model: ModelFn, args: tuple, before: tuple) -> None:
+    """Refuse one row without its axis, whose columns a program would take for rows.
+
+    Raises:
+        ValueError: with the argument's name and shapes.
+    """
+    olds = named_leaves(model, before)
+    for name, x in named_leaves(model, args).items():
+        shape, old = np.shape(x), np.shape(olds.get(name)) if _are_arrays(x, olds.get(name)) else ()
+        if shape and shape == old[1:]:
+            raise ValueError(
+                f"{method}: argument '{name}' has the shape {shape}, and {old} before: it is one row without the axis of rows. "
+                f"Pass {name}[None], of shape {(1, *shape)}."
+            )
 
 
 def _other_shape(method: str, argument: tuple, reason: str) -> ValueError:

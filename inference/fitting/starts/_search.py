@@ -27,7 +27,6 @@ _NATURAL_WORK = 2e9  # numbers that the Hessians of all of them may touch
 _MOST_BROKEN = 0.05  # of the draws of a Normal
 _IMPROVED = 3  # Normals, those with the largest evidence
 _RIVAL = 3.0  # nats below the best bound
-_WORK = 3e7  # numbers that the Hessians of all paths may touch at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +102,7 @@ def find_starts(
         key: PRNG key.
         num_paths: dispersed points to begin at: the median of prior draws, the likeliest of them, points uniform on (-2, 2).
             Half as many again begin where these ended: at the best mode with its labels permuted, and at points that have each
-            coordinate from one or another. Fewer where data and coordinates are many.
+            coordinate from one or another. Fewer where data and coordinates are many, or the program computes much.
         max_steps: of each path.
         blocks: as of `Landscape`.
 
@@ -124,7 +123,7 @@ def start_without_search(
     Raises:
         ValueError: as `find_starts`.
     """
-    landscape = Landscape(space, args, 4 * _PRIOR_DRAWS, 1, _size(args, blocks), blocks)
+    landscape = Landscape(space, args, 1, lambda _: 4 * _PRIOR_DRAWS, _size(args, blocks), blocks)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     return landscape, _dispersed(landscape, args, key, rng, 1)[1][0]
 
@@ -139,10 +138,9 @@ def _size(args: tuple, blocks: RowBlocks | None) -> int:
 def _found(
     space: Space, args: tuple, key: Key, num_paths: int, max_steps: int, blocks: RowBlocks | None
 ) -> Starts:
-    size = _size(args, blocks)
-    num_paths = int(np.clip(_WORK / (size * space.dimension**2), min(2, num_paths), num_paths))
-    rows = max(TRIED * num_paths, 4 * _PRIOR_DRAWS)
-    landscape = Landscape(space, args, rows, num_paths, size, blocks)
+    rows = lambda num_paths: max(TRIED * num_paths, 4 * _PRIOR_DRAWS)
+    landscape = Landscape(space, args, num_paths, rows, _size(args, blocks), blocks)
+    num_paths = landscape.num_paths
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     names, points = _dispersed(landscape, args, key, rng, num_paths)
     normals = climbed(landscape, names, points, rng, max_steps)
@@ -262,8 +260,7 @@ def _improved(landscape: Landscape, start: Start, rng: np.random.Generator) -> S
     if start.log_evidence - start.elbo < _NEAR:
         return start
     center, factor, d = start.center, start.factor, len(start.center)
-    work = landscape.size * d**2
-    for number in range(int(np.clip(_NATURAL_WORK / work, *_NATURAL_STEPS))):
+    for number in range(int(np.clip(_NATURAL_WORK / landscape.work, *_NATURAL_STEPS))):
         rate = 0.3 / (1 + number / 40)
         half = rng.standard_normal((max(landscape.num_paths // 2, 1), d))
         noise = np.concatenate([half, -half])

@@ -22,6 +22,7 @@ from ....ppl._shared_jit import shared_jit
 from ....ppl._types import Key
 from ....ppl.densities import lost_digits
 from ....ppl.evaluation import stacked
+from ....ppl.jaxprs import work_of
 from ....ppl.language import what_is_not_finite
 from ....ppl.traces import stand_ins
 from ..._arguments import Arguments, simulated
@@ -34,6 +35,8 @@ _MOST_LABELS = 5  # that are permuted
 _MANY = 1000  # points whose values are taken at once
 _SMALL = 30_000  # numbers of data times points: of fewer, all calls together take less time than compiling well
 _AT_ONCE = 8_000_000  # numbers of data times points that a compiled call holds
+_WORK = 3e7  # numbers that the Hessians of all paths may touch at once
+_USUAL = 30  # numbers that a density computes of each of its data, at most; programs that compute more count by what they do
 
 
 class SiteLaw(NamedTuple):
@@ -178,8 +181,8 @@ class Landscape:
     Args:
         space: the coordinates.
         args: the arguments.
-        rows: points in a call of `values`.
-        num_paths: points in one of `derivatives`.
+        num_paths: points in a call of `derivatives`, at most; fewer where the Hessians of all would touch too many numbers.
+        rows: of as many paths -> points in a call of `values`.
         size: numbers in the largest argument; of many, points come one after the other.
         blocks: of the rows that stand for all, if the arguments are not held as a whole: `args` are those of the first, and
             the space's program is scaled to all rows.
@@ -189,24 +192,29 @@ class Landscape:
         self,
         space: Space,
         args: tuple,
-        rows: int,
         num_paths: int,
+        rows: Callable[[int], int],
         size: int,
         blocks: RowBlocks | None = None,
     ) -> None:
-        self.space, self.rows, self.num_paths, self.size = space, rows, num_paths, size
-        self._blocks = blocks
+        self.space, self._blocks = space, blocks
         split = Arguments(args)
         self._arrays = list(map(jax.device_put, split.arrays(args)))
         at_once = max(1, _AT_ONCE // max([100, *(x.size for x in self._arrays)]))
         template = np.zeros(space.dimension, jnp.result_type(float))
-        is_small = rows * size <= _SMALL
 
         def of_program(fn: Callable[..., Array]) -> Callable[..., Array]:
             short = stacked(lambda x, *arrays: [fn(x, *split.join(list(arrays)))])
             return lambda x, arrays: short(x, *arrays)[0]
 
         density, draw = of_program(space.log_prob), of_program(space.draw)
+        work = work_of(jax.make_jaxpr(density)(template, self._arrays).jaxpr)
+        blocks_of_rows = size / max([100, *(x.size for x in self._arrays)]) if blocks else 1
+        # What is touched by a Hessian in each pair of coordinates.
+        self.work = max(size, work * blocks_of_rows / _USUAL) * space.dimension**2
+        self.num_paths = int(np.clip(_WORK / self.work, min(2, num_paths), num_paths))
+        self.rows = rows(self.num_paths)
+        is_small = self.rows * size <= _SMALL
 
         def derivatives(
             hessian: Callable[..., Array], center: Array, factor: Array, arrays: list[Array]

@@ -475,6 +475,24 @@ def test_other_columns_are_told_by_the_name_of_the_argument(model):
             call()
 
 
+@pytest.mark.parametrize("model", [line, line_of_any])
+def test_one_row_without_its_axis_is_told(model):
+    """Two columns would be taken for two rows of the same mean."""
+    x = np.ones((8, 2), np.float32)
+    fit = quick_fit(model, coefficients, (x, Y))
+    draws = inference.Draws({"beta": np.ones((4, 2))}, None, 1, {}, ppl.model(model), (x, Y))
+    for call in (
+        lambda: fit.predict(KEY, x[0], num_samples=2),
+        lambda: list(fit.predict_batches(KEY, [(x[0],)], num_samples=2)),
+        lambda: draws.predict(KEY, x[0]),
+    ):
+        with pytest.raises(
+            ValueError, match=r"'x' has the shape \(2,\), .*\(8, 2\).*Pass x\[None\]"
+        ):
+            call()
+    assert fit.predict(KEY, x[:1], num_samples=2)["y"].shape == (2, 1)
+
+
 def test_arguments_in_a_tuple_and_numbers_that_are_none_are_told():
     fit = quick_fit(line, coefficients, (np.ones((8, 2), np.float32), Y))
     with pytest.raises(ValueError, match=r"argument 'x' is a list or tuple, .*predict\(key, x\)"):

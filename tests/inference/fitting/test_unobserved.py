@@ -12,7 +12,8 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.inference.fitting._choose import choose_objective
-from lapilli.inference.inputs._observed import check_none, readers, tells
+from lapilli.inference.inputs._observed import check_none, tells
+from lapilli.inference.inputs._readers import Readers
 from lapilli.inference.inputs._runs import abstract_run, whole
 from lapilli.ppl.language import as_arguments
 
@@ -57,6 +58,11 @@ def masked(x, y=None):
         ppl.sample("y", dist.Normal(slope, 1.0), obs=x, obs_mask=y)
 
 
+def without_rows(x):
+    slope = ppl.sample("slope", dist.Normal(0.0, 1.0))
+    ppl.sample("y", dist.Normal(slope, 1.0).expand([0]).to_event(1), obs=x[:0])
+
+
 def fit(objective, args, **options):
     options = {"num_steps": 1, "key": KEY, "progress": False, "k_hat": "skip"} | options
     return inference.fit(objective, optax.adam(0.1), args, **options)
@@ -73,6 +79,7 @@ def named(x, y=None, z=None):
         (apart, False),
         (weighted, True),
         (masked, True),
+        (without_rows, False),
         (ppl.condition(forgotten, {"y": X}), True),
         (ppl.intervene(forgotten, {"y": X}), False),
         (ppl.eliminate(forgotten, ["slope"]), False),
@@ -217,5 +224,6 @@ def test_gaps_under_scales_that_are_drawn_are_no_wrong_scales():
     y = np.ma.masked_array(X, [False, True, False, False, True])
     program, args = ppl.model(spread_in_steps), as_arguments((y,), spread_in_steps)
     run = abstract_run(program, args)
-    assert set(readers(program, "y_unobserved", run.trace, args)) == {"y_unobserved"}
-    assert {"level"} < set(readers(program, "drift", run.trace, args))
+    readers = Readers(program, args, run.trace)
+    assert set(readers("y_unobserved")) == {"y_unobserved"}
+    assert {"level"} < set(readers("drift"))

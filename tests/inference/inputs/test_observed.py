@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import inference, ppl
-from lapilli.inference.inputs._observed import readers
+from lapilli.inference.inputs._readers import Readers
 
 CALLS = {
     "fit": lambda model, *args: inference.fit(model, args=args, num_steps=1, progress=False),
@@ -129,6 +129,5 @@ def test_what_reads_a_site_is_told_where_zero_is_no_value_of_another(name):
         ppl.sample("y", dist.Normal(0.0, 1.0))
 
     trace = program.simulate(jax.random.key(0))
-    assert readers(program, "z", trace, ()) == ["x", "z"]
-    assert readers(program, "p", trace, ()) == ["p", "x"]
-    assert readers(program, "y", trace, ()) == ["y"]
+    readers = Readers(program, (), trace)
+    assert readers("z") == ["x", "z"] and readers("p") == ["p", "x"] and readers("y") == ["y"]

@@ -88,9 +88,38 @@ def test_double_precision_has_the_same_verdicts():
 
 
 def test_draws_at_the_limits_of_their_type_or_all_the_same_are_told():
-    assert lost_draws({"x": np.linspace(-1, 1, 9), "k": np.zeros(9, int)}) is None
-    assert "limits of float32" in lost_draws({"x": np.array([1e31, 0], np.float32)})
-    assert "all the same" in lost_draws({"x": np.ones((4, 2))})
+    def two():
+        ppl.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+    target = lambda: make_target("infer", ppl.as_program(two), ())
+    assert lost_draws({"x": np.linspace(-1, 1, 9), "k": np.zeros(9, int)}, target) is None
+    assert "limits of float32" in lost_draws({"x": np.array([1e31, 0], np.float32)}, target)
+    assert "all the same" in lost_draws({"x": np.ones((4, 2))}, target)
+    assert "draws of y are all the same" in lost_draws({"y": np.ones(4)}, target)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        dist.LKJCholesky(3, 2.0),
+        dist.LKJ(2, 2.0),
+        dist.WishartCholesky(5.0, scale_matrix=jnp.eye(2)),
+    ],
+    ids=lambda law: type(law).__name__,
+)
+def test_entries_that_a_support_holds_are_to_be_the_same(law):
+    """Zeros of a factor and ones of a diagonal are in every draw; an entry that should move and does not is told."""
+
+    def model():
+        ppl.sample("x", law)
+
+    target = lambda: make_target("infer", ppl.as_program(model), ())
+    draws = np.asarray(law.sample(jax.random.key(0), (9,)))
+    assert lost_draws({"x": draws}, target) is None
+    if draws.ndim > 1:
+        draws = draws.copy()
+        draws[:, -1, 0] = 0.25
+        assert "all the same" in lost_draws({"x": draws}, target)
 
 
 @pytest.mark.slow

@@ -226,6 +226,41 @@ def test_claims_of_sites_in_branches_hold():
     assert_claims_hold(fn, (2, 3), about="branch")
 
 
+BY_ROW = {
+    "unstack": lambda z: sum(jnp.unstack(z, axis=1)),
+    "columns in turn": lambda z: [jnp.sin(column) for column in z.T][1],
+    "stacked and taken apart": lambda z: tuple(jax.nn.softplus(jnp.stack([z, 2 * z])))[1],
+    "tile": lambda z: jnp.tile(z, (1, 2)),
+    "repeat": lambda z: jnp.repeat(z, 2, axis=1),
+    "set": lambda z: z.at[:, 0].set(z[:, 1]),
+    "add": lambda z: z.at[:, jnp.array([0, 2])].add(z[:, :2]),
+    "largest": lambda z: z.at[..., 1:].max(0.5),
+    "set by row": lambda z: jax.vmap(lambda r, i: r.at[i].set(r[0]))(z, jnp.arange(4) % 3),
+    "pool": lambda z: jax.lax.reduce_window(z, 0.0, jax.lax.add, (1, 2), (1, 1), "VALID"),
+    "fft": lambda z: jnp.fft.rfft(z, axis=1).real,
+    "log2": lambda z: jnp.log2(jnp.exp2(z)),
+    "lookup": lambda z: jnp.take_along_axis(z, (jnp.arange(4) % 3)[:, None], axis=1),
+    "interp": lambda z: jnp.interp(z, jnp.arange(3.0), jnp.arange(3.0) ** 2),
+    "digitize": lambda z: jnp.digitize(z, jnp.arange(3.0)) + 0 * z[..., :1].astype(int),
+    "outer": lambda z: jax.vmap(jnp.outer)(z, z),
+    "one hot": lambda z: jax.nn.one_hot(z[:, 0].astype(int), 3),
+    "pieces": lambda z: jnp.piecewise(z, [z > 0], [jnp.sin, jnp.cos]),
+    "select": lambda z: jnp.select([z > 1, z > 0], [z, 2 * z], 0.0),
+    "columns of a loop": lambda z: jax.lax.fori_loop(0, 3, lambda i, a: a + z[:, i], jnp.zeros(4)),
+    "quantile": lambda z: jnp.quantile(z, 0.3, axis=1),
+}
+
+
+def test_what_is_done_row_by_row_keeps_rows_apart():
+    """The other side: no operation within a row makes rows meet, so that they are summed one by one."""
+    _, relations, shapes = claims(
+        lambda x: [f(site(x)) for f in BY_ROW.values()], jnp.zeros((4, 3))
+    )
+    by_name = zip(BY_ROW, relations, shapes, strict=True)
+    joined = [f"{n}: {r[0].why}" for n, r, _ in by_name if r[0].kind != "aligned"]
+    assert not joined
+
+
 def test_the_check_finds_a_wrong_claim(monkeypatch):
     """Broken on purpose: a rule that keeps rows in place under a flip."""
     from lapilli.ppl.jaxprs import _axis_rules

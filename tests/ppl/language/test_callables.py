@@ -15,6 +15,7 @@ from numpyro.contrib.funsor import config_enumerate
 from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
+from lapilli.inference.inputs import abstract_run
 from lapilli.ppl.language import name_of
 
 KEY = jax.random.key(0)
@@ -204,3 +205,23 @@ def test_a_value_that_a_handler_has_put_in_place_of_a_draw_is_no_draw():
     ):
         with pytest.raises(ValueError, match="'mean' got its value from a handler.*ppl.condition"):
             run()
+
+
+RETURNED = {
+    "text": "done",
+    "plate": numpyro.plate("cells", 3),
+    "function": base,
+    "law": dist.Normal(0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_a_program_may_return_anything(kind):
+    """What is no array passes through no transformation; what a program returns besides does."""
+    program = ppl.as_program(lambda y: (base(y), {"what": RETURNED[kind], "two": 2.0 * y})[1])
+    assert program.simulate(KEY, Y).retval["what"] is RETURNED[kind]
+    jitted = jax.jit(program.simulate)(KEY, Y)
+    np.testing.assert_allclose(jitted.retval["two"], 2.0 * Y)
+    assert (jitted.retval["what"] is None) == (kind != "law")
+    run = abstract_run(program, (Y,))
+    assert set(run.trace.choices) == {"mean"}

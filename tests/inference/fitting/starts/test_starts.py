@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from lapilli import ppl
-from lapilli.inference.fitting.starts import Space, find_starts
+from lapilli.inference.fitting.starts import Landscape, Space, find_starts
 
 KEY = jax.random.key(0)
 
@@ -128,3 +128,33 @@ def test_a_derivative_that_has_no_derivative_itself_is_differenced():
     best = find_starts(Space(ppl.as_program(solved), args), args, jax.random.key(0)).best
     np.testing.assert_allclose(best.center, 2 * 1.5 / 5, atol=1e-3)
     np.testing.assert_allclose(best.factor, 0.2**0.5, atol=1e-3)
+
+
+def states(num_steps, y):
+    """A chain of matrices, as dear as its steps are many, of two numbers of data."""
+    w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([8, 8]).to_event(2))
+    z = jax.lax.scan(lambda z, _: (jnp.tanh(z @ w), None), jnp.eye(8), None, num_steps)[0]
+    ppl.sample("y", dist.Normal(z[0, :2], 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("num_steps, num_paths, num_hessians", [(2, 16, 10_000), (2000, 2, 500)])
+def test_the_search_is_bounded_by_what_the_program_computes(
+    num_steps, num_paths, num_hessians, monkeypatch
+):
+    """Of a density of 400,000 numbers in 64 coordinates each Hessian takes a tenth of a second, and there were 8,700 of them."""
+    seen = []
+
+    def derivatives(landscape, center, factor):
+        seen.append(landscape.num_paths)
+        turned = np.swapaxes(factor, 1, 2)
+        slope = -(turned @ center[..., None])[..., 0]
+        return -0.5 * (center**2).sum(1), slope, -turned @ factor
+
+    # Not the same function: a Normal that is improved as long as the search allows.
+    values = lambda _, u, **kw: -np.abs(u).sum(1)
+    monkeypatch.setattr(Landscape, "derivatives", derivatives)
+    monkeypatch.setattr(Landscape, "values", values)
+    args = num_steps, jnp.zeros(2)
+    starts = find_starts(Space(ppl.as_program(states), args), args, KEY)
+    assert set(seen) == {num_paths} and sum(seen) < num_hessians
+    assert starts.landscape.num_paths == num_paths

@@ -1,0 +1,101 @@
+"""Whole numbers that wrap round where a program computes with its arguments, as the square of 50,000 does in 32 bits.
+
+Input: an equation, and what is known of its operands. Output: sums, differences, products and powers that do not fit into their
+type. They may not count, as where a guard leaves them out: `heard` runs the program with other whole numbers there. Unsigned
+numbers of 32 and 64 bits are those of hashes and random bits, which wrap on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._compat import Equation, aval_of, bind
+from ._known import Known
+
+_ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "square": np.square,
+}  # fmt: skip
+_OVER_AXES: dict[str, Callable[..., np.ndarray]] = {"reduce_sum": np.sum, "reduce_prod": np.prod}
+_ALONG: dict[str, Callable[..., np.ndarray]] = {"cumsum": np.cumsum, "cumprod": np.cumprod}
+_NAMES = {*_ELEMENTWISE, *_OVER_AXES, *_ALONG, "integer_pow"}
+
+
+class Wrap(NamedTuple):
+    """Whole numbers that do not fit into their type.
+
+    Attributes:
+        value: what the first should be.
+        dtype: the type.
+        place: of the first, behind the axes of steps.
+        count: how many there are.
+        inputs: numbers of the inputs from which they are computed.
+        eqn: the equation that makes them.
+    """
+
+    value: float
+    dtype: np.dtype
+    place: tuple[int, ...]
+    count: int
+    inputs: frozenset[int]
+    eqn: Equation
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """Whole numbers to try in their place, small ones and large ones: a program may divide by a unit."""
+        most = int(np.iinfo(self.dtype).max)
+        return (0, 1, most // 2, most)
+
+    def where(self, args: Sequence[Array], _: Array) -> Array:
+        """Which results wrap, in a run."""
+        wide = bind(self.eqn, [jnp.asarray(x, float) for x in args])[0]
+        return _is_beyond(wide, self.dtype)
+
+
+def wrapped(eqn: Equation, operands: Sequence[Known | None]) -> Iterator[Wrap]:
+    """What wraps round in the result of one equation.
+
+    Args:
+        eqn: of a program.
+        operands: what is known of its operands, see `walk`.
+    """
+    known = [o for o in operands if o is not None]
+    if eqn.primitive.name not in _NAMES or len(known) < len(operands):
+        return
+    dtype = np.dtype(aval_of(eqn.outvars[0]).dtype)
+    if dtype.kind not in "iu" or dtype.kind == "u" and dtype.itemsize >= 4:
+        return
+    wide = _wide(eqn, known)
+    if wide is None or not (beyond := _is_beyond(wide, dtype)).any():
+        return
+    place = tuple(int(i) for i in np.argwhere(beyond)[0])
+    inputs = frozenset().union(*(o.inputs for o in known))
+    yield Wrap(float(wide[place]), dtype, place, int(beyond.sum()), inputs, eqn)
+
+
+def _is_beyond(wide: Array | np.ndarray, dtype: np.dtype) -> Array | np.ndarray:
+    ends = np.iinfo(dtype)
+    return (wide < ends.min) | (wide > ends.max)
+
+
+def _wide(eqn: Equation, operands: Sequence[Known]) -> np.ndarray | None:
+    """The result in double precision; None where steps of several scans meet."""
+    name, depths = eqn.primitive.name, {o.depth for o in operands} - {0}
+    if len(depths) > 1:
+        return None
+    values, depth = [o.value().astype(float) for o in operands], max(depths, default=0)
+    if name in _ELEMENTWISE:
+        return np.asarray(_ELEMENTWISE[name](*values))
+    (x,) = values
+    if name == "integer_pow":
+        return x ** float(eqn.params["y"])
+    if name in _OVER_AXES:
+        return np.asarray(_OVER_AXES[name](x, tuple(a + depth for a in eqn.params["axes"])))
+    axis = eqn.params["axis"] + depth
+    x = np.flip(x, axis) if eqn.params["reverse"] else x
+    found = _ALONG[name](x, axis)
+    return np.flip(found, axis) if eqn.params["reverse"] else found
