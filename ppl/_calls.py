@@ -236,7 +236,7 @@ def _words(hint: object) -> list[str]:
     return [word for one in typing.get_args(hint) for word in _words(one)]
 
 
-def in_words(value: Array) -> str:
+def in_words(value: object) -> str:
     """What was given, in a few words: an array by dtype and shape."""
     if isinstance(value, jax.Array | np.ndarray) and value.ndim:
         return f"an array of {value.dtype}, shape {value.shape}"

@@ -16,13 +16,13 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
 from ...ppl._types import Key, ModelFn
-from ...ppl.language import joined
+from ...ppl.language import arguments, joined
 from .._mapped import Parts
 from .._meshes import over_auto_axes
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
 from ..fitting.prediction import DrawsOrigin, predicted, thinned
-from ..inputs import checked
+from ..inputs import check_new
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
 from ._arviz_source import PARTICLES, is_mcmc
@@ -97,11 +97,12 @@ def predict(
         >>> {name: draws.shape for name, draws in ahead.items()}  # the first six of z are the particles'
         {'y': (50, 10), 'z': (50, 10)}
     """
-    args = checked(predict, model, args, kwargs)
+    args = arguments(predict, model, args, kwargs)
+    program = ppl.as_program(model)
+    check_new("predict", program, args)
     check_counts("predict", num_samples=num_samples, batch_size=batch_size)
     if num_seen is not None:
         check_counts("predict", 0, num_seen=num_seen)
-    program = ppl.as_program(model)
     draw_key, key = jax.random.split(typed_key(key))
     choices = _draws(result, draw_key, num_samples)
     origin = DrawsOrigin(has_auxiliary=isinstance(result, Posterior))

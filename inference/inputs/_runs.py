@@ -131,6 +131,17 @@ def check_run(method: str, run: TracedRun) -> None:
     Raises:
         ValueError: with argument, value and range.
     """
+    _check_values(method, run)
+    check_proper(method, run.program, run.args, run.trace)
+    check_noise(method, run.program, run.args, run.closed, [True, *[False] * len(run.arrays)])
+    arrays = [x for x in run.closed.consts if np.ndim(x) and not _is_key(x)]
+    if arrays and not same_numbers(run.closed, abstract_run(run.program, run.args).closed):
+        positional, keywords = parted(run.args)
+        refuse_unrepeatable(run.program, positional, keywords)
+
+
+def _check_values(method: str, run: TracedRun) -> None:
+    """Refuse indices out of range, and parameters at which a law is none."""
     check_indices(method, run)
     for site, what in run.outside.items():
         raise ValueError(
@@ -138,12 +149,6 @@ def check_run(method: str, run: TracedRun) -> None:
             "from 0 to 1, scales and rates are positive), or leave such rows out."
         )
     check_parameters(method, run.program, run.args, run.suspected)
-    check_proper(method, run.program, run.args, run.trace)
-    check_noise(method, run.program, run.args, run.closed, [True, *[False] * len(run.arrays)])
-    arrays = [x for x in run.closed.consts if np.ndim(x) and not _is_key(x)]
-    if arrays and not same_numbers(run.closed, abstract_run(run.program, run.args).closed):
-        positional, keywords = parted(run.args)
-        refuse_unrepeatable(run.program, positional, keywords)
 
 
 def _is_key(x: PyTree) -> bool:
@@ -245,10 +250,11 @@ def later_indices(
 def checked(
     caller: Callable[..., PyTree], model: object, args: Args, kwargs: Mapping[str, PyTree]
 ) -> tuple[Array | Key | float | np.ndarray, ...]:
-    """`arguments` of a call, its indices checked."""
+    """`arguments` of a call, its indices and the parameters of its laws checked."""
     args = arguments(caller, model, args, kwargs)
-    if isinstance(model, Program) or callable(model):
-        check_new(caller.__name__, as_program(model), args)
+    if (isinstance(model, Program) or callable(model)) and is_concrete(args):
+        if (run := tried_run(as_program(model), args)) is not None:
+            _check_values(caller.__name__, run)
     return args
 
 

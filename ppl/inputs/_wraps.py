@@ -53,7 +53,8 @@ class Wrap(NamedTuple):
     def where(self, args: Sequence[Array], _: Array) -> Array:
         """Which results wrap, in a run."""
         wide = bind(self.eqn, [jnp.asarray(x, float) for x in args])[0]
-        return _is_beyond(wide, self.dtype)
+        ends = np.iinfo(self.dtype)
+        return (wide < ends.min) | (wide > ends.max)
 
 
 def wrapped(eqn: Equation, operands: Sequence[Known | None]) -> Iterator[Wrap]:
@@ -69,17 +70,12 @@ def wrapped(eqn: Equation, operands: Sequence[Known | None]) -> Iterator[Wrap]:
     dtype = np.dtype(aval_of(eqn.outvars[0]).dtype)
     if dtype.kind not in "iu" or dtype.kind == "u" and dtype.itemsize >= 4:
         return
-    wide = _wide(eqn, known)
-    if wide is None or not (beyond := _is_beyond(wide, dtype)).any():
+    wide, ends = _wide(eqn, known), np.iinfo(dtype)
+    if wide is None or not (beyond := (wide < ends.min) | (wide > ends.max)).any():
         return
     place = tuple(int(i) for i in np.argwhere(beyond)[0])
     inputs = frozenset().union(*(o.inputs for o in known))
     yield Wrap(float(wide[place]), dtype, place, int(beyond.sum()), inputs, eqn)
-
-
-def _is_beyond(wide: Array | np.ndarray, dtype: np.dtype) -> Array | np.ndarray:
-    ends = np.iinfo(dtype)
-    return (wide < ends.min) | (wide > ends.max)
 
 
 def _wide(eqn: Equation, operands: Sequence[Known]) -> np.ndarray | None:

@@ -254,8 +254,7 @@ def plate(
 
 def _number_of_rows(name: str, what: str, given: int | None) -> int:
     # What a single number of an array is, is read later, or told as what cannot be read.
-    is_number = isinstance(given, Array | np.ndarray) and given.ndim == 0
-    if given is not None and (is_integer(given) or is_number):
+    if given is not None and (is_integer(given) or getattr(given, "shape", None) == ()):
         return given
     raise TypeError(
         f"Plate '{name}': its {what} is {'missing' if given is None else in_words(given)}; it is a number of rows, an integer. "

@@ -66,9 +66,9 @@ def check_axes(method: str, model: ModelFn, args: tuple, before: tuple) -> None:
     Raises:
         ValueError: with the argument's name and shapes.
     """
-    olds = named_leaves(model, before)
+    olds = {name: np.shape(x) for name, x in named_leaves(model, before).items() if is_array(x)}
     for name, x in named_leaves(model, args).items():
-        shape, old = np.shape(x), np.shape(olds.get(name)) if _are_arrays(x, olds.get(name)) else ()
+        shape, old = np.shape(x) if is_array(x) else (), olds.get(name, ())
         if shape and shape == old[1:]:
             raise ValueError(
                 f"{method}: argument '{name}' has the shape {shape}, and {old} before: it is one row without the axis of rows. "

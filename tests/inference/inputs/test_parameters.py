@@ -185,3 +185,44 @@ def test_infer_and_fit_refuse_it(call):
     }
     with pytest.raises(ValueError, match=f"{call}: site 'y'.*is not so in"):
         calls[call]()
+
+
+def coins(ys, probs):
+    def step(z, row):
+        z = ppl.sample("z", dist.Normal(z, 1.0))
+        ppl.sample("y", dist.Bernoulli(row[1] / 10), obs=row[0])
+        return z, None
+
+    ppl.scan(step, 0.0, (ys, probs))
+
+
+def coin(y, prob):
+    ppl.sample("z", dist.Normal(0.0, 1.0))
+    ppl.sample("y", dist.Bernoulli(prob / 10), obs=y)
+
+
+TENTHS = np.array([5.0, 13.0, 5.0], np.float32)
+RUNS = {
+    "smc": lambda: inference.smc(coins, KEY, np.zeros(3, int), TENTHS, num_particles=4),
+    "smooth": lambda: inference.smooth(coins, KEY, np.zeros(3, int), TENTHS, num_particles=4),
+    "tempered_smc": lambda: inference.tempered_smc(coin, KEY, 1, TENTHS[1], num_particles=16),
+    "reference_table": lambda: inference.simulators.reference_table(
+        coin, args=(1, TENTHS[1]), num_simulations=100, progress=False
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", RUNS)
+def test_whatever_runs_a_program_looks_at_its_parameters(call):
+    """A particle's weight by a probability of 1.3 is a number as others are."""
+    with pytest.raises(ValueError, match=f"^{call}: site 'y' of .*from 0 to 1.* is 1.3"):
+        RUNS[call]()
+
+
+def test_particles_tell_of_parameters_that_draws_make():
+    def model(y):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Bernoulli(z), obs=y)
+
+    with pytest.raises(ValueError, match="smc: site 'y' of .* is not so in .*% of 200 draws"):
+        inference.smc(model, KEY, 1, num_particles=4)
