@@ -83,8 +83,9 @@ def main() -> None:
                 name = f"{task}, {method}, {budget}, of {len(rows)}"
                 found[name] = float(np.mean(scores)), claims[1]
     if options.record:
+        which = *options.methods, *map(str, options.budgets)
         record_figure(
-            "posteriors/simulators",
+            " ".join(["posteriors/simulators", *(() if which == ("npe", "10000") else which)]),
             what=f"C2ST of {options.draws} draws: task, method, simulations, over how many observations of the benchmark",
             value={name: score for name, (score, _) in found.items()},
             claim={name: claim for name, (_, claim) in found.items() if np.isfinite(claim)},
