@@ -55,7 +55,7 @@ MUTANTS = (
     Mutant(
         "a recursion without late factors", "ppl/enumeration/_forward.py",
         "jnp.expand_dims(left, self.oldest), *late)", "jnp.expand_dims(left, self.oldest))",
-        "ppl/evaluation/test_chain.py",
+        "ppl/densities/test_eliminate.py",
     ),
     Mutant(
         "draws without noise of their own step", "ppl/enumeration/_semirings.py",
