@@ -9,10 +9,10 @@ The three packages are imported on first use, so that `import lapilli` costs nex
 `lapilli.workarounds()` lists the faults of other packages that are mended here.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._compiler import switch_off_wrong_fusions
+from ._on_use import on_use
 from ._workarounds import Workaround as Workaround, workarounds as workarounds
 
 if TYPE_CHECKING:
@@ -23,15 +23,4 @@ switch_off_wrong_fusions()
 __version__ = "0.2.0"
 __all__ = ["Workaround", "__version__", "inference", "models", "ppl", "workarounds"]
 
-_PACKAGES = ("inference", "models", "ppl")
-
-
-def __getattr__(name: str) -> Any:
-    # PEP 562; the import machinery binds the package here, so this runs once per package.
-    if name in _PACKAGES:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PACKAGES})
+__getattr__, __dir__ = on_use(__name__, ("inference", "models", "ppl"), globals())

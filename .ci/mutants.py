@@ -55,7 +55,7 @@ MUTANTS = (
     Mutant(
         "a recursion without late factors", "ppl/enumeration/_forward.py",
         "jnp.expand_dims(left, self.oldest), *late)", "jnp.expand_dims(left, self.oldest))",
-        "ppl/evaluation/test_chain.py",
+        "ppl/densities/test_eliminate.py",
     ),
     Mutant(
         "draws without noise of their own step", "ppl/enumeration/_semirings.py",
@@ -65,7 +65,7 @@ MUTANTS = (
     Mutant(
         "masked replacements everywhere", "ppl/evaluation/_evaluate.py",
         "return jnp.where(mask, value, draw)", "return jnp.where(mask | True, value, draw)",
-        "ppl/densities/test_eliminate_masks.py",
+        "ppl/estimation/test_unbiased_mixed.py",
     ),
     Mutant(
         "a sum of weights for their mean", "ppl/densities/_marginal.py",
@@ -96,7 +96,7 @@ MUTANTS = (
     Mutant(
         "what stands beside a site counted in its coefficients", "ppl/gaussian/_forms.py",
         "jnp.zeros_like(x) if i in together and i not in uncertain else x", "x",
-        "ppl/gaussian/test_structures.py",
+        "ppl/gaussian/test_edges.py",
     ),
     Mutant(
         "rows of a minibatch unscaled", "inference/objectives/_bounds.py",

@@ -58,8 +58,6 @@ Sub-namespaces, each with a list like this one
     search                              for what a verifier likes: samples of no law
 """
 
-from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import (
@@ -177,13 +175,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import diffusion as diffusion, evaluation as evaluation, search as search
-else:  # on first use: nothing else of the library needs them
-    _ON_USE = ("diffusion", "evaluation", "search")
+else:
+    from .._on_use import on_use
 
-    def __getattr__(name: str) -> ModuleType:
-        if name in _ON_USE:
-            return import_module(f".{name}", __name__)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *_ON_USE})
+    __getattr__, __dir__ = on_use(__name__, ("diffusion", "evaluation", "search"), globals())

@@ -13,6 +13,7 @@ not shared. Where JAX traces, checks for NaN or keeps constants out of the text,
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
@@ -95,18 +96,30 @@ def shared_scan(
     **options: PyTree,
 ) -> PyTree:
     """`jax.lax.scan`, compiled once for all steps that are the same program."""
-    return _shared(lambda init, xs: jax.lax.scan(step, init, xs, **options), init, xs)
+    return shared_call(lambda init, xs: jax.lax.scan(step, init, xs, **options), init, xs)
 
 
 def shared_while_loop(
     go_on: Callable[..., PyTree], step: Callable[..., PyTree], start: PyTree
 ) -> PyTree:
     """`jax.lax.while_loop`, compiled once for all loops that are the same program."""
-    return _shared(lambda start: jax.lax.while_loop(go_on, step, start), start)
+    return shared_call(lambda start: jax.lax.while_loop(go_on, step, start), start)
 
 
-def _shared(run: Callable[..., PyTree], *args: PyTree) -> PyTree:
+def shared_call(run: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """`run(*args)` of arrays, compiled as a whole, once for all that are the same program; inside of a trace part of it."""
     return (run if _is_for_jax(jax.tree.leaves(args)) else shared_jit(run))(*args)
+
+
+def compiled_alone[**P, R](fn: Callable[P, R]) -> Callable[P, R]:
+    """`fn` of arrays: one compiled program outside of a trace, where its operations would be one each; inside part of it."""
+    whole = jax.jit(fn)
+
+    @functools.wraps(fn)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (fn if _is_for_jax(jax.tree.leaves((args, kwargs))) else whole)(*args, **kwargs)
+
+    return run
 
 
 _executables: collections.OrderedDict[Any, Any] = collections.OrderedDict()

@@ -18,6 +18,7 @@ import numpyro.distributions as dist
 from jaxtyping import ArrayLike, PyTree
 
 from .._compat import handler_stack, typed_key
+from .._shared_jit import shared_call
 from .._types import Choices, Key
 from ..gaussian import BESIDE, BESIDE_SCALE, Emit, SmoothingRequest, integrate
 from ..language import Program
@@ -152,7 +153,7 @@ class _Moments:
             if name.endswith((BESIDE, BESIDE_SCALE)) and name not in given
         }
         log_density = lambda beside: asked.log_density({**given, **beside}, *args, **kwargs)
-        self.found: dict[str, Array] = jax.grad(log_density)(beside)
+        self.found: dict[str, Array] = shared_call(jax.grad(log_density), beside)
 
     @property
     def means(self) -> dict[str, Array]:

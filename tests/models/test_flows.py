@@ -78,18 +78,21 @@ def test_the_density_of_a_single_coordinate_integrates_to_one():
 def test_draws_have_the_density_that_the_map_gives_them(kind, size, context):
     flow = stirred(kind, size, 0 if context is None else 2)
     law = flow.law(None if context is None else jnp.asarray(context))
-    map_of = lambda x: jax.tree_util.Partial(law.transforms[0])(x)
-    for transform in law.transforms:
-        x = jax.random.normal(KEY, (*law.batch_shape, size))
-        np.testing.assert_allclose(transform.inv(transform(x)), x, rtol=1e-4, atol=1e-5)
+    x = jax.random.normal(KEY, (*law.batch_shape, size))
+    back = jax.jit(lambda x: [transform.inv(transform(x)) for transform in law.transforms])(x)
+    np.testing.assert_allclose(jnp.stack(back), jnp.stack([x] * len(back)), rtol=1e-4, atol=1e-5)
     if context is None:
-        x = jax.random.normal(KEY, (size,))
-        jacobian = jax.jacfwd(map_of)(x)
-        want = jnp.linalg.slogdet(jacobian)[1]
-        found = law.transforms[0].log_abs_det_jacobian(x, map_of(x))
-        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
-    assert law.sample(KEY, (3,)).shape == (3, *law.batch_shape, size)
-    assert law.log_prob(law.sample(KEY)).shape == law.batch_shape
+
+        @jax.jit
+        def volumes(x):
+            first = law.transforms[0]
+            jacobian = jax.jacfwd(lambda x: first(x))(x)
+            return first.log_abs_det_jacobian(x, first(x)), jnp.linalg.slogdet(jacobian)[1]
+
+        np.testing.assert_allclose(*volumes(x), rtol=1e-4, atol=1e-5)
+    draws, density = jax.jit(lambda: (law.sample(KEY, (3,)), law.log_prob(law.sample(KEY))))()
+    assert draws.shape == (3, *law.batch_shape, size)
+    assert density.shape == law.batch_shape
 
 
 @pytest.mark.slow
@@ -103,24 +106,30 @@ def test_the_context_moves_the_law_row_by_row(kind):
     assert abs(both[0] - both[1]) > 1e-3
 
 
+@jax.jit
+def splined(numbers, x):
+    """Values, what they came from, the logarithm of the derivative, and the derivative by JAX."""
+    spline = _splines.Knots.of(numbers)
+    y = spline.value(x)
+    slope = jax.grad(lambda x, n: _splines.Knots.of(n).value(x))
+    slopes = jax.vmap(jax.vmap(slope, (0, None)), (None, 0))(x, numbers[:, 0])
+    return y, spline.inverse(y), spline.log_derivative(x), slopes
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.5, 4.0])
 def test_splines_are_increasing_inverse_and_smooth(scale):
     with jax.enable_x64(True):
         numbers = scale * jax.random.normal(jax.random.key(3), (6, 1, 3 * 8 - 1), float)
-        spline = _splines.Knots.of(numbers)
-        x = (
-            jnp.linspace(-7.0, 7.0, 1401) + 0.00314
-        )  # none is at a knot, where autodiff takes half of both sides
-        y = spline.value(x)
-        assert (jnp.diff(y) > 0).all()
-        np.testing.assert_allclose(spline.inverse(y), x + 0 * y, atol=1e-8)
-        slope = jax.grad(lambda x, n: _splines.Knots.of(n).value(x))
-        slopes = jax.vmap(jax.vmap(slope, (0, None)), (None, 0))(x, numbers[:, 0])
-        np.testing.assert_allclose(spline.log_derivative(x), jnp.log(slopes), atol=1e-8)
-        outside = abs(x) >= 5.0
-        np.testing.assert_allclose(y[:, outside], (x + 0 * y)[:, outside], atol=1e-12)
-        if scale == 0.0:
-            np.testing.assert_allclose(y, x + 0 * y, atol=1e-12)
+        # None is at a knot, where autodiff takes half of both sides.
+        x = np.linspace(-7.0, 7.0, 1401) + 0.00314
+        y, back, log_slope, slopes = map(np.asarray, splined(numbers, x))
+    assert (np.diff(y) > 0).all()
+    np.testing.assert_allclose(back, x + 0 * y, atol=1e-8)
+    np.testing.assert_allclose(log_slope, np.log(slopes), atol=1e-8)
+    outside = abs(x) >= 5.0
+    np.testing.assert_allclose(y[:, outside], (x + 0 * y)[:, outside], atol=1e-12)
+    if scale == 0.0:
+        np.testing.assert_allclose(y, x + 0 * y, atol=1e-12)
 
 
 def test_splines_have_the_values_of_the_paper():

@@ -10,7 +10,7 @@ import pytest
 from _compilations import compilations
 
 from lapilli.ppl import _shared_jit
-from lapilli.ppl._shared_jit import shared_jit
+from lapilli.ppl._shared_jit import compiled_alone, shared_call, shared_jit
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +115,20 @@ def test_under_a_transformation_it_is_traced():
         return shared_jit(lambda y: x * y)(2.0)  # closes over a tracer
 
     assert float(outer(3.0)) == 6.0
+
+
+WHOLE = compiled_alone(lambda x: jnp.cumsum(jnp.sinh(x)) ** 3 - x.min())
+
+
+@pytest.mark.parametrize("run", [WHOLE, lambda x: shared_call(lambda x: jnp.cosh(x).sum() / x, x)])
+def test_a_function_is_one_program_outside_of_a_trace_and_part_of_what_is_traced(run):
+    x = jnp.arange(1.0, 8.0)
+    with compilations() as num_compiled:
+        found = run(x)
+    assert num_compiled() == 1
+    traced = {eqn.primitive.name for eqn in jax.make_jaxpr(run)(x).eqns}
+    assert {"sinh", "cosh"} & traced
+    np.testing.assert_allclose(jax.jit(run)(x), found, rtol=1e-6)
 
 
 def test_nothing_of_a_program_is_kept():

@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._precision import full_precision
+from ....ppl._shared_jit import compiled_alone
 from ....ppl._show import is_readable
 
 Array = jax.Array
@@ -38,6 +39,7 @@ Array = jax.Array
 FORMS = {"unbiased": ("multinomial",), "upper": ("multinomial", "negative")}
 
 
+@compiled_alone
 @full_precision
 def log_apart(families: Array, log_weights: Array) -> Array:
     """log(1 - sum_e W_e^2), the log-weight of the pairs of particles of different families, given by a number each."""

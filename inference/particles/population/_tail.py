@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ....ppl._precision import full_precision
+from ....ppl._shared_jit import compiled_alone
 
 Array = jax.Array
 LEAST_TAIL = 5  # weights in a tail that can be fitted
@@ -18,6 +19,7 @@ def worst_shape(size: int) -> float:
     return 0.7 + max(_tail_size(size), 1) ** -0.5
 
 
+@compiled_alone
 @full_precision
 def pareto_shape(log_weights: Array) -> Array:
     """k-hat: shape of the generalised Pareto law fitted to the largest min(K / 5, 3 sqrt(K)) of K weights.

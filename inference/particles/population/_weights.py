@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ....ppl._precision import full_precision
+from ....ppl._shared_jit import compiled_alone
 
 Array = jax.Array
 
@@ -48,6 +49,7 @@ def weighted_mean(log_weights: Array, values: Array) -> PyTree:
     return jax.tree.map(lambda x: jnp.tensordot(weights, x, weights.ndim), values)
 
 
+@compiled_alone
 @full_precision
 def reweight(log_weights: Array, log_potentials: Array) -> StepWeights:
     """Multiply weights by potentials G_k.
@@ -67,6 +69,7 @@ def reweight(log_weights: Array, log_potentials: Array) -> StepWeights:
     return StepWeights(normalised, jnp.where(is_lost, nothing, increment), ess)
 
 
+@compiled_alone
 def evidence(increments: Array) -> tuple[Array, Array]:
     """(log evidence, number of the first weighing after which no particle had positive weight or one was NaN; -1 without).
 

@@ -12,12 +12,14 @@ Invariant: particles of level 0 are draws from the prior, so that the mixture co
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ....ppl._shared_jit import shared_call
 from ..population import StepWeights, evidence, reweight
 from ..resampling import resample
 from ._mixing import lags
@@ -82,8 +84,11 @@ def run_persistent(run: SamplerSettings, key: Array) -> dict[str, PyTree]:
     """The fields of a `TemperedResult`; particles of all levels, empty ones with log-weight -inf."""
     init_key, loop_key = jax.random.split(key)
     size = run.max_steps
-    pool = begin(run, *run.start(init_key))
-    record = run.record(pool.points[0]) | {"increments": jnp.zeros(size)}
+
+    def begun(points: Array, terms: Array) -> tuple[PyTree, ...]:
+        scale = jnp.asarray(run.kernel.init_scale(run.target.dimension), float)
+        record = run.record(points) | {"increments": jnp.zeros(size)}
+        return begin(run, points, terms), scale, record
 
     def go_on(state: PyTree) -> Array:
         pool = state[0]
@@ -112,9 +117,15 @@ def run_persistent(run: SamplerSettings, key: Array) -> dict[str, PyTree]:
             record,
         )
 
-    scale = jnp.asarray(run.kernel.init_scale(run.target.dimension), float)
-    pool, _, record = run.through(go_on, step, (pool, scale, record))
-    n = pool.last
+    start = shared_call(begun, *run.start(init_key))
+    pool, _, record = run.through(go_on, step, start)
+    told = shared_call(functools.partial(_told, run), pool, record)
+    return told | {"dimension": run.target.dimension}
+
+
+def _told(run: SamplerSettings, pool: Pool, record: dict[str, Array]) -> dict[str, PyTree]:
+    """Fields of a `TemperedResult` from the state after all temperatures."""
+    n, size = pool.last, run.max_steps
     last = pool.temperatures[n]
     weights = weigh(run, pool, jnp.ones(()))  # the last level's particles tell about Z, too
     increments = record["increments"].at[n - 1].add(weights.increment - pool.log_z[n])
@@ -131,7 +142,6 @@ def run_persistent(run: SamplerSettings, key: Array) -> dict[str, PyTree]:
         "ess": record["ess"],
         "acceptance": record["acceptance"],
         "num_steps": n,
-        "dimension": run.target.dimension,
         "num_moves": record["num_moves"],
         "correlation": record["correlation"],
         "drift": drift,

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ....ppl._compat import is_concrete
-from ....ppl._shared_jit import shared_jit, shared_while_loop
+from ....ppl._shared_jit import shared_call, shared_jit, shared_while_loop
 from ..moves import Kernel, Standing
 from ..population import evidence, log_apart, reweight, uniform
 from ..programs import map_particles
@@ -81,15 +81,9 @@ class SamplerSettings:
 
     def __call__(self, key: Array) -> TemperedResult:
         init_key, loop_key = jax.random.split(key)
-        size, count, islands = self.max_steps, self.num_particles, self.num_islands
         points, likelihoods = self.start(init_key)
-        record = self.record(points) | {
-            "temperatures": jnp.ones(size), "log_z": jnp.zeros((size, islands)),
-            "log_apart": jnp.zeros((size, islands)),
-        }  # fmt: skip
-        scale = jnp.asarray(self.kernel.init_scale(self.target.dimension), float)
-        eves = jnp.arange(count, dtype=jnp.int32) % (count // islands) // self.chain_length
-        start = (jnp.int32(0), jnp.zeros(()), points, likelihoods, eves, scale, record)
+        start = shared_call(self._begun, points, likelihoods)
+        size = self.max_steps
 
         def go_on(state: tuple[Array, ...]) -> Array:
             return (state[1] < 1) & (state[0] < size)
@@ -98,6 +92,25 @@ class SamplerSettings:
             return self._step(jax.random.fold_in(loop_key, state[0]), *state)
 
         n, beta, points, _, _, _, record = self.through(go_on, step, start)
+        told = shared_call(self._told, n, beta, points, record)
+        return TemperedResult(dimension=self.target.dimension, **told)
+
+    def _begun(self, points: Array, likelihoods: Array) -> tuple[PyTree, ...]:
+        """The state before the first temperature."""
+        size, count, islands = self.max_steps, self.num_particles, self.num_islands
+        record = self.record(points) | {
+            "temperatures": jnp.ones(size), "log_z": jnp.zeros((size, islands)),
+            "log_apart": jnp.zeros((size, islands)),
+        }  # fmt: skip
+        scale = jnp.asarray(self.kernel.init_scale(self.target.dimension), float)
+        eves = jnp.arange(count, dtype=jnp.int32) % (count // islands) // self.chain_length
+        return jnp.int32(0), jnp.zeros(()), points, likelihoods, eves, scale, record
+
+    def _told(
+        self, n: Array, beta: Array, points: Array, record: dict[str, Array]
+    ) -> dict[str, PyTree]:
+        """Fields of a `TemperedResult` from the state after all temperatures."""
+        size, count, islands = self.max_steps, self.num_particles, self.num_islands
         record["temperatures"] = jnp.where(jnp.arange(size) < n, record["temperatures"], beta)
         log_z = jnp.cumsum(record.pop("log_z"), 0)
         totals = jax.nn.logsumexp(log_z, axis=1) - jnp.log(islands)
@@ -107,19 +120,18 @@ class SamplerSettings:
         shares = jnp.where(failed_at >= 0, uniform(islands), shares)
         record["island_log_apart"] = record.pop("log_apart")[n - 1]
         record["drift"], record["lag"] = lags(record.pop("z"), record.pop("is_mixed"), n)
-        return TemperedResult(
-            particles=jax.vmap(self.target.choices)(points),
-            log_weights=jnp.repeat(shares, count // islands) - jnp.log(count // islands),
-            log_evidence=log_evidence,
-            increments=increments,
-            num_steps=n,
-            dimension=self.target.dimension,
-            failed_at=failed_at,
-            island_log_evidence=log_z[-1],
-            tuning={name: record.pop(name) for name in ("scale", "spread")}
+        return {
+            "particles": jax.vmap(self.target.choices)(points),
+            "log_weights": jnp.repeat(shares, count // islands) - jnp.log(count // islands),
+            "log_evidence": log_evidence,
+            "increments": increments,
+            "num_steps": n,
+            "failed_at": failed_at,
+            "island_log_evidence": log_z[-1],
+            "tuning": {name: record.pop(name) for name in ("scale", "spread")}
             | {"num_moves": record["num_moves"]},
             **record,
-        )
+        }
 
     def through(
         self, go_on: Callable[[PyTree], Array], step: Callable[[PyTree], PyTree], state: PyTree
@@ -156,10 +168,11 @@ class SamplerSettings:
 
     def start(self, key: Array) -> tuple[Array, Array]:
         """Draws from the law at temperature 0 and the terms of their log-likelihoods."""
-        points = map_particles(self.target.draw, self.num_particles, self.batch_size)(key)
+        draw = map_particles(self.target.draw, self.num_particles, self.batch_size)
+        points = shared_call(draw, key)
         if self.target.owners and is_concrete(points):
             self._check_finite(np.asarray(points))
-        return points, self.likelihoods(points)
+        return points, shared_call(self.likelihoods, points)
 
     def _check_finite(self, points: np.ndarray) -> None:
         if (is_out := ~np.isfinite(points)).any():

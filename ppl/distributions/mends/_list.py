@@ -231,14 +231,12 @@ MENDS = (
         "Censored Beta laws with several parameters are not made: the Dirichlet law within has an axis more.",
         order=0,
     ),
-    *(
-        Mend(
-            "truncated-gamma", *first,
-            lambda f, x, zero, one: f(dist.TruncatedGamma(one, one + x, low=100 * one, validate_args=False), 101 * one),
-            (-1, 4.662937e-13), "Where the retained probability underflows the density is 0.",
-            order=0, tolerance=1e-3, also=_truncated_gamma.OURS[1:],
-        )
-        for first in _truncated_gamma.OURS[:1]
+    Mend(
+        "truncated-gamma",
+        *_truncated_gamma.OURS[0],
+        lambda f, x, zero, one: f(dist.TruncatedGamma(one, one + x, low=100 * one, validate_args=False), 101 * one),
+        (-1, 4.662937e-13), "Where the retained probability underflows the density is 0.",
+        order=0, tolerance=1e-3, also=_truncated_gamma.OURS[1:],
     ),
     *(Mend(*law, order=0, tolerance=1e-3) for law in _LAWS),
     Mend(

@@ -25,7 +25,7 @@ def regression(x, y, width):
 LEFT = ppl.eliminate(regression, "beta")
 
 
-def alike(size, rows=12):
+def alike(size, rows=4):
     """Two columns that are one but for a share, under a prior that says nothing."""
     x = RNG.normal(size=(rows, 2))
     x[:, 1] = x[:, 0] + size * x[:, 1]
