@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -74,6 +75,13 @@ class Arguments:
             for leaf, array in zip(self.static, self.is_array, strict=True)
         ]
         return jax.tree.unflatten(self.treedef, leaves)
+
+
+def in_jax(args: tuple) -> tuple:
+    """The arguments with their arrays as those of JAX, which traced indices can index: `obs=y[rows]`, rows drawn by a plate."""
+    split = Arguments(args)
+    arrays = split.arrays(args)
+    return split.join([jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in arrays])
 
 
 def shapes(arrays: list[PyTree]) -> list[str]:

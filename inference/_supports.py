@@ -14,6 +14,7 @@ from .. import ppl
 from ..ppl._compat import fresh_caches
 from ..ppl._types import Args, Message
 from ..ppl.traces import compiled
+from ._arguments import in_jax
 from ._depends import depends
 from ._host_keys import default_key
 
@@ -47,6 +48,7 @@ def supports_of(
         ppl.as_program(watched).generate(key, values, *args)
         return met.supports
 
+    args = in_jax(args)
     inputs = default_key(), dict(template)
     closed, shapes = jax.make_jaxpr(meet, return_shape=True)(*inputs)
     moves = depends(closed.jaxpr, [True] * len(closed.jaxpr.invars))

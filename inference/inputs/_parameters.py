@@ -259,8 +259,9 @@ def _numbers(msg: Message, has_simplex: bool) -> ParameterNumbers:
             bad = jnp.asarray(p.breaks(is_strict=True))
             entries = jnp.asarray(p.value, float)
             # Of a vector or a matrix its first entry stands for it.
-            entries = jnp.broadcast_to(entries, np.broadcast_shapes(entries.shape, bad.shape))
-            entries = entries.reshape(*bad.shape, -1)[..., 0]
+            for _ in range(getattr(p.constraint, "event_dim", 0)):
+                entries = entries[..., 0]
+            entries = jnp.broadcast_to(entries, bad.shape)
             wrong = jnp.maximum(wrong, number * jnp.asarray(bad, int).max(initial=0))
             first = entries.ravel()[jnp.argmax(bad.ravel())]
             value = jnp.where(bad.any(), first, value)

@@ -244,14 +244,14 @@ NAMED = {"leave-one-out": LeaveOneOut, "moving-average": MovingAverage}
 
 def as_baseline(baseline: object) -> Baseline | None:
     """A baseline from itself, its name, or a number or array; None stays None."""
-    if isinstance(baseline, str):
-        if baseline not in NAMED:
+    if baseline is None or isinstance(baseline, Baseline):
+        return baseline
+    if isinstance(baseline, str) or callable(baseline):  # a function is neither a number nor a name
+        if str(baseline) not in NAMED:
             raise ValueError(
                 f"Reinforce: no baseline named '{baseline}'; choose from {sorted(NAMED)} or pass a Baseline."
             )
-        return NAMED[baseline]()
-    if baseline is None or isinstance(baseline, Baseline):
-        return baseline
+        return NAMED[str(baseline)]()
     return GivenBaseline(baseline)
 
 

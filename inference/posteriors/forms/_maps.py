@@ -18,6 +18,7 @@ from .... import ppl
 from ....ppl._compat import fresh_caches
 from ....ppl._quiet import quiet
 from ....ppl._types import Message
+from ..._arguments import in_jax
 from ..._depends import depends
 from ..._host_keys import default_key
 from ..._supports import transforms_of
@@ -70,6 +71,7 @@ def _moving(
             ppl.as_program(watched).generate(key, values, *args)
         return met.supports
 
+    args = in_jax(args)
     key, values = default_key(), dict(template)
     closed, out = jax.make_jaxpr(supports, return_shape=True)(key, values)
     marks = lambda of: depends(closed.jaxpr, of)

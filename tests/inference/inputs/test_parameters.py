@@ -1,5 +1,6 @@
 """Parameters of laws that are none: numbers of the program, what is computed of arguments, what draws make of them."""
 
+import contextlib
 import warnings
 
 import jax
@@ -89,6 +90,41 @@ RIGHT = {
 @pytest.mark.parametrize("law, y", RIGHT.values(), ids=RIGHT)
 def test_what_is_right_or_right_to_rounding_passes(law, y):
     check(observed(law, y))
+
+
+def powers(z):
+    return jnp.exp(z[..., None] * jnp.arange(5.0))
+
+
+def spread(z):
+    return (1 + z**2)[..., None, None]
+
+
+OFF = 1.0 - jnp.eye(2)
+BY_ROW = {
+    "simplex": (lambda z, c: dist.Categorical(c * powers(z) / powers(z).sum(-1, keepdims=True)), 1.3, "with the sum 1"),
+    "in order": (lambda z, c: dist.OrderedLogistic(z, c * jnp.cumsum(powers(z), -1)), -1.0, "in order"),
+    "matrix": (lambda z, c: dist.MultivariateNormal(jnp.zeros(2), spread(z) * (jnp.eye(2) + 0.1 * c * OFF)), None, ""),
+    "root": (lambda z, c: dist.MultivariateNormal(jnp.zeros(2), scale_tril=c * spread(z) * jnp.eye(2)), None, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(2,), (4, 3)], ids=str)
+@pytest.mark.parametrize("law, broken, match", BY_ROW.values(), ids=BY_ROW)
+def test_each_row_may_have_a_vector_or_a_matrix_of_its_own(law, broken, match, shape):
+    """Laws made of draws, one a row, in plates of one and two axes: right ones pass, wrong ones are named."""
+
+    def model(c):
+        with contextlib.ExitStack() as plates:
+            for axis, size in enumerate(reversed(shape)):
+                plates.enter_context(ppl.plate(f"plate {axis}", size))
+            rows = law(ppl.sample("z", dist.Normal(0.0, 0.3)), c)
+            ppl.sample("y", rows, obs=jnp.zeros((*shape, *rows.event_shape), int))
+
+    check(model, jnp.array(1.0))
+    if broken is not None:  # a matrix of draws is NaN where it is needed
+        with pytest.raises(ValueError, match=match):
+            check(model, jnp.array(broken))
 
 
 def test_draws_that_make_a_law_none_are_refused_with_their_share():

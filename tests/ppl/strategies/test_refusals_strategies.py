@@ -186,6 +186,10 @@ def test_strategies_that_are_no_mapping_are_refused(strategies):
 def test_wrong_options_of_strategies_are_refused():
     for make, message in (
         (lambda: ppl.Reinforce(baseline="mean"), "no baseline named 'mean'"),
+        (
+            lambda: ppl.Reinforce(baseline=max),
+            "no baseline named '<built-in function max>'; .*pass a Baseline",
+        ),
         (lambda: ppl.strategies.LeaveOneOut(1), "num_samples must be at least 2, got 1"),
         (lambda: ppl.strategies.MovingAverage(1.0), r"decay must lie in \[0, 1\), got 1.0"),
     ):
