@@ -73,8 +73,9 @@ def _refuse_misaligned(args: list[PyTree], names: list[str]) -> None:
         is_same = len(index) != len(other) or index.equals(other)
         if not is_same and index.is_unique and set(index) == set(other):
             raise ValueError(
-                f"{name} has the rows of {first} in another order: the first is {index[0]!r}, and there {other[0]!r}. A program "
-                "matches rows by position. Put them in one order, e.g. y.loc[x.index]; if positions are meant, pass y.to_numpy()."
+                f"{name} has the rows of {first[0].lower() + first[1:]} in another order: the first is {index[0]!r}, and there "
+                f"{other[0]!r}. A program matches rows by position. Put them in one order, e.g. y.loc[x.index]; if positions are "
+                "meant, pass y.to_numpy()."
             )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jax.export import is_symbolic_dim
 from jaxtyping import ArrayLike, PyTree
 from numpyro.distributions import constraints
 
@@ -253,8 +254,9 @@ def plate(
 
 
 def _number_of_rows(name: str, what: str, given: int | None) -> int:
-    # What a single number of an array is, is read later, or told as what cannot be read.
-    if given is not None and (is_integer(given) or getattr(given, "shape", None) == ()):
+    # What a single number of an array is, is read later, or told as what cannot be read. A symbolic size is any number of rows.
+    is_number = is_integer(given) or getattr(given, "shape", None) == () or is_symbolic_dim(given)
+    if given is not None and is_number:
         return given
     raise TypeError(
         f"Plate '{name}': its {what} is {'missing' if given is None else in_words(given)}; it is a number of rows, an integer. "

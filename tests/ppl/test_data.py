@@ -381,7 +381,7 @@ def test_rows_of_pandas_in_another_order_are_refused(labels):
     program = ppl.model(shifted)
     for other in (y, y.to_frame()):
         with pytest.raises(
-            ValueError, match=r"'y' has the rows of Argument 'x' in another order.*loc\[x.index\]"
+            ValueError, match=r"'y' has the rows of argument 'x' in another order.*loc\[x.index\]"
         ):
             program.log_density({}, x, y=other)
     right = program.log_density({}, x.to_numpy(), 2 * x.to_numpy())

@@ -487,3 +487,12 @@ def test_edge_shapes_of_plates(size):
     trace = conjugate.simulate(jax.random.key(0), x)
     assert trace.log_probs["x"].shape == (size,)
     close(trace.log_density, conjugate_density(trace.choices["z"], x))
+
+
+def test_a_plate_of_any_number_of_rows_is_traced():
+    """As `Fit.export` does: the size is a symbol."""
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("rows"), jnp.float32)
+    traced = jax.export.export(jax.jit(lambda x: conjugate.log_density({"z": 0.3}, x)))(shape)
+    for size in (2, 5):
+        x = jnp.arange(float(size))
+        close(traced.call(x), conjugate_density(0.3, x))
