@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -255,8 +255,10 @@ def plate(
 
 def _number_of_rows(name: str, what: str, given: int | None) -> int:
     # What a single number of an array is, is read later, or told as what cannot be read. A symbolic size is any number of rows.
-    is_number = is_integer(given) or getattr(given, "shape", None) == () or is_symbolic_dim(given)
-    if given is not None and is_number:
+    is_symbol = is_symbolic_dim(cast("int", given))
+    if given is not None and (
+        is_integer(given) or getattr(given, "shape", None) == () or is_symbol
+    ):
         return given
     raise TypeError(
         f"Plate '{name}': its {what} is {'missing' if given is None else in_words(given)}; it is a number of rows, an integer. "
