@@ -96,6 +96,8 @@ def check_parameters(method: str, program: Program, args: tuple, suspects: Colle
     if not suspects or not is_small or not is_concrete(arrays) or not all(map(_is_near, arrays)):
         return
     run = _MarkedRun.of(program, split, arrays, suspects)
+    if not is_concrete(run.closed.consts):  # of a trace around the call
+        return
     unproved = lambda atom: run.facts[atom].range != Range(0.0, 0.0, False, False)
     known = [s for s in run.sites if not s.moves and unproved(s.numbers.wrong)]
     drawn = [s for s in run.sites if s.moves and unproved(s.numbers.beyond)]
@@ -330,19 +332,22 @@ class _MarkedRun(NamedTuple):
         if not sites:
             return []
         run = shared_jit(lambda arrays: self._numbers(sites, default_key(), arrays))
-        return list(zip(sites, jax.device_get(run(self.arrays)), strict=True))
+        with jax.ensure_compile_time_eval():  # within a trace, too
+            return list(zip(sites, jax.device_get(run(self.arrays)), strict=True))
 
     def on_draws(self, sites: Sequence[_Site]) -> list[tuple[_Site, ParameterNumbers]]:
         """Their numbers [draws, ...] at draws of the prior."""
         size = max(1, sum(int(np.size(x)) for x in self.arrays))
-        keys = jax.random.split(default_key(), int(np.clip(_WORK / size, _FEWEST, _DRAWS)))
+        with jax.ensure_compile_time_eval():
+            keys = jax.random.split(default_key(), int(np.clip(_WORK / size, _FEWEST, _DRAWS)))
         batch = int(np.clip(1e6 / size, 1, len(keys)))
         run = shared_jit(
             lambda keys, arrays: jax.lax.map(
                 lambda key: self._numbers(sites, key, arrays), keys, batch_size=batch
             )
         )
-        return list(zip(sites, jax.device_get(run(keys, self.arrays)), strict=True))
+        with jax.ensure_compile_time_eval():
+            return list(zip(sites, jax.device_get(run(keys, self.arrays)), strict=True))
 
     def _numbers(
         self, sites: Sequence[_Site], key: Key, arrays: list[Array]

@@ -262,3 +262,19 @@ def test_particles_tell_of_parameters_that_draws_make():
 
     with pytest.raises(ValueError, match="smc: site 'y' of .* is not so in .*% of 200 draws"):
         inference.smc(model, KEY, 1, num_particles=4)
+
+
+def test_within_a_trace_parameters_are_looked_at_where_they_are_known():
+    def model(y, unit=1.0):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(0.0, unit * jnp.log1p(z**2) + 0.1), obs=y)
+
+    def evidence(model):
+        return lambda key: inference.smc(model, key, 1.0, num_particles=4).log_evidence
+
+    keys = jax.random.split(KEY, 3)
+    assert jax.eval_shape(jax.vmap(evidence(model)), keys).shape == (3,)
+    with pytest.raises(ValueError, match="smc: site 'y' of .* is not so in .*% of 200 draws"):
+        jax.eval_shape(jax.vmap(evidence(lambda y: model(y, -1.0))), keys)
+    own = lambda unit: evidence(lambda y: model(y, unit))(KEY)
+    assert jax.eval_shape(own, -1.0).shape == ()  # nobody knows the unit
