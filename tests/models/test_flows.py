@@ -171,18 +171,18 @@ def normal_guide():
     ppl.sample("z", dist.Normal(ppl.param("loc", jnp.zeros(2)), scale).to_event(1))
 
 
-@pytest.mark.slow  # 2,000 steps of a flow
+@pytest.mark.slow  # 4,000 steps of a flow
 def test_a_flow_reaches_a_posterior_that_a_normal_cannot():
     rates = {"flow": 0.003, "spline": 0.003, "auto": 0.0, "normal": 0.02}
     guides = {"flow": flow_guide, "spline": spline_guide, "normal": normal_guide}
     bound = {}
     for name, guide in (guides | {"auto": flows.AutoSpline(banana(), width=16)}).items():
-        adam = lambda rate: optax.adam(optax.cosine_decay_schedule(rate, 2000))
+        adam = lambda rate: optax.adam(optax.cosine_decay_schedule(rate, 4000))
         schedule = adam(rates[name])
         if name == "auto":
             schedule = {"auto_nets": adam(0.003), "auto_[ls]*": adam(0.02)}
         objective = inference.elbo(banana(), guide, num_replicates=16)
-        settings = {"num_steps": 2000, "progress": False, "k_hat": "skip"}
+        settings = {"num_steps": 4000, "progress": False, "k_hat": "skip"}
         fit = inference.fit(objective, schedule, (), **settings)
         worth = inference.diagnostics.importance_diagnostics(
             fit.posterior(jax.random.key(1), 2000).log_weights
