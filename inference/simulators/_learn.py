@@ -148,9 +148,8 @@ def learn(problem: RowProblem, key: Key, *, num_steps: int | None, progress: boo
         last: collections.deque[ParamMap] = collections.deque(maxlen=_AVERAGED)
 
         def looked(info: FitInfo) -> bool:
-            last.append(
-                jax.tree.map(np.array, info.params)
-            )  # whose buffers the next step writes into
+            # Copies: the next step writes into these buffers.
+            last.append(jax.tree.map(np.array, info.params))
             mean = jax.tree.map(lambda *x: np.mean(np.stack(x), 0, dtype=x[0].dtype), *last)
             ended = best(info)
             return best(dataclasses.replace(info, params=mean)) if len(last) > 1 else ended
