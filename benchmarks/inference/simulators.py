@@ -21,8 +21,8 @@ scikit-learn's own, on one observation of each of six tasks, before it was adopt
 0.576, gaussian_mixture 0.586 and 0.586, lotka_volterra 0.879 and 0.878, slcp 0.894 and 0.894, bernoulli_glm 0.681 and 0.681;
 single seeds of either differ by up to 0.017.
 
-    python benchmarks/inference/simulators.py [--tasks NAME ...] [--methods npe tsnpe nle nre program] [--budgets 1000 10000]
-        [--observations 3 ...] [--rounds 5] [--data FOLDER] [--kept FILE] [--seed 0] [--smoke] [--record]
+    python benchmarks/inference/simulators.py [--tasks NAME ...] [--methods npe ensemble tsnpe nle nre program]
+        [--budgets 1000 10000] [--observations 3 ...] [--rounds 5] [--data FOLDER] [--kept FILE] [--seed 0] [--smoke] [--record]
 
 Without --data observations are drawn from the task's program, by their number as seed, and the references are our own: closed
 forms, rejection and grids; tasks without one are left out. FOLDER is `sbibm/tasks` of an unpacked wheel of `sbibm` 1.1.0: its
@@ -64,7 +64,7 @@ def main() -> None:
         options.tasks, options.methods, options.budgets = ["two_moons"], ["npe"], [600]
         options.observations, options.draws = [1], 300
     print(
-        f"{'task':<25}{'method':<7}{'N':>7}  {'C2ST':<24}{'NPE':>6}{'SNPE-C':>8}{'nats':>8}{'s':>6}  objections"
+        f"{'task':<25}{'method':<10}{'N':>7}  {'C2ST':<24}{'NPE':>6}{'SNPE-C':>8}{'nats':>8}{'s':>6}  objections"
     )
     found, behind = {}, []
     if len(options.observations) not in (1, len(options.tasks)):
@@ -86,7 +86,7 @@ def main() -> None:
                 known = [row.nats for row in rows if row.nats is not None]
                 told = f"{np.mean(known):8.4f}" if known else " " * 8
                 cells = "".join(f"{c:>7.3f}" for c in claims)
-                row = f"{task:<25}{method:<7}{budget:>7}  {each:<24}{cells}{told}{seconds:6.0f}"
+                row = f"{task:<25}{method:<10}{budget:>7}  {each:<24}{cells}{told}{seconds:6.0f}"
                 print(f"{row}  {', '.join(objections)}", flush=True)
                 name = f"{task}, {method}, {budget}, of {len(rows)}"
                 found[name] = float(np.mean(scores)), claims[1]

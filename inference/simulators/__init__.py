@@ -14,11 +14,11 @@ rows: q(theta | x), p(x | theta) and p(x | theta) / p(x). Invariants: rows are s
 both.
 """
 
-from ._amortise import Amortised as Amortised, amortise as amortise
 from ._ratio import Ratio as Ratio, ratio as ratio
 from ._reference_table import reference_table as reference_table
 from ._surrogate import Surrogate as Surrogate, surrogate as surrogate
 from ._table import ReferenceTable as ReferenceTable
+from .amortised import Amortised as Amortised, amortise as amortise
 
 __all__ = [
     "reference_table",

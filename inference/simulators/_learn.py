@@ -128,8 +128,18 @@ class Learned(NamedTuple):
         return f"{self.fit.steps} steps, {kept}{decay}"
 
 
-def learn(problem: RowProblem, key: Key, *, num_steps: int | None, progress: bool) -> Learned:
-    """Train on rows, and stop when the validation loss has not fallen for a third of the steps."""
+def learn(
+    problem: RowProblem,
+    key: Key,
+    *,
+    num_steps: int | None,
+    progress: bool,
+    decay: float | None = None,
+) -> Learned:
+    """Train on rows, and stop when the validation loss has not fallen for a third of the steps.
+
+    Weights decay as they are told to, as in an earlier training on the same rows; None: as the validation rows like best.
+    """
     objective = RowLoss(problem)
     size = len(objective.args[0])
     num_steps = int(_STEPS_PER_ROOT * size**0.5) if num_steps is None else num_steps
@@ -168,8 +178,9 @@ def learn(problem: RowProblem, key: Key, *, num_steps: int | None, progress: boo
         )
         return best, run
 
-    decay, (best, found) = _DECAYS[0], trained(_DECAYS[0])
-    for stronger in _DECAYS[1:]:
+    tried = _DECAYS if decay is None else (decay,)
+    decay, (best, found) = tried[0], trained(tried[0])
+    for stronger in tried[1:]:
         if _least(best)[0] > _EARLY * num_steps:
             break
         other, run = trained(stronger)

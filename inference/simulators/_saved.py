@@ -6,6 +6,7 @@ are code and are given again; they are made anew from the stored rows by the fun
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -35,25 +36,26 @@ def save_learned(
     path: str | os.PathLike,
     what: What,
     table: ReferenceTable,
-    training: Learned,
+    training: Learned | Sequence[Learned],
     given: Mapping[str, PyTree],
     facts: PyTree,
     records: Sequence[type] = (),
 ) -> None:
-    """Write one file; `given` is the structure of what was given beside the table, `facts` what else comes back."""
+    """Write one file; `given` is the structure of what was given beside the table, `facts` what else comes back.
+
+    Of several trainings those after the first stand under names with their number.
+    """
     if jax.process_index() != 0:
         return
     header, arrays = packed_table(table)
-    of_fit, fit_arrays = packed_fit(training.fit, data=False)
-    arrays |= {f"fit/{name}": x for name, x in fit_arrays.items()}
     header["structure"] |= given
-    looks = [(int(step), float(loss)) for step, loss in training.validation]
-    header |= {
-        "format": f"{what} 1",
-        "fit": of_fit,
-        "training": {"validation": looks, "kept": training.kept, "decay": training.decay},
-        "facts": as_skeleton(facts, arrays, "facts", records),
-    }
+    header |= {"format": f"{what} 1", "facts": as_skeleton(facts, arrays, "facts", records)}
+    for number, learned in enumerate([training] if isinstance(training, Learned) else training):
+        own, of_fit, of_training = _names(number)
+        header[of_fit], fit_arrays = packed_fit(learned.fit, data=False)
+        arrays |= {f"{own}{name}": x for name, x in fit_arrays.items()}
+        looks = [(int(step), float(loss)) for step, loss in learned.validation]
+        header[of_training] = {"validation": looks, "kept": learned.kept, "decay": learned.decay}
     write(path, header, arrays)
 
 
@@ -99,19 +101,31 @@ class LearnedFile(NamedTuple):
         was, given = words(was), words(given)
         check_same(f"{self.what}.load", self.name, {**self.header, "structure": was}, given, "run")
 
-    def training(self, problem: RowProblem) -> Learned:
-        """The run, of the loss that was made anew."""
+    def trainings(self, problem: RowProblem) -> tuple[Learned, ...]:
+        """The runs, of one loss, in their order."""
+        numbers = itertools.takewhile(lambda i: _names(i)[1] in self.header, itertools.count())
+        return tuple(self.training(problem, number) for number in numbers)
+
+    def training(self, problem: RowProblem, number: int = 0) -> Learned:
+        """One run, of the loss that was made anew."""
         objective = RowLoss(problem)
-        own = {n[4:]: x for n, x in self.arrays.items() if n.startswith("fit/")}
-        method, header = f"{self.what}.load", self.header["fit"]
-        fit = unpacked_fit(Fit, method, self.name, header, own, objective, objective.args)
-        kept = self.header["training"]
+        prefix, of_fit, of_training = _names(number)
+        arrays = {n.removeprefix(prefix): x for n, x in self.arrays.items() if n.startswith(prefix)}
+        method, header = f"{self.what}.load", self.header[of_fit]
+        fit = unpacked_fit(Fit, method, self.name, header, arrays, objective, objective.args)
+        kept = self.header[of_training]
         looks = [(step, loss) for step, loss in kept["validation"]]
         return Learned(fit.params, fit, looks, kept["kept"], kept["decay"])
 
     def facts(self, records: Sequence[type] = ()) -> Any:
         """What else was stored."""
         return from_skeleton(self.header["facts"], self.arrays, records)
+
+
+def _names(number: int) -> tuple[str, str, str]:
+    """What one training's arrays begin with, and where its run and its looks stand in the header."""
+    own = f" {number}" if number else ""
+    return f"fit{own}/", f"fit{own}", f"training{own}"
 
 
 def _words(part: Mapping[str, PyTree]) -> dict[str, PyTree]:

@@ -17,6 +17,7 @@ from ...ppl._compat import Tracer
 from ...ppl._data import Masked, as_array, as_numbers
 from ...ppl._foreign import first_sentence
 from ...ppl._shared_jit import shared_jit
+from ...ppl._single import checked
 from ...ppl._types import Key
 from ...ppl.inputs import same_numbers
 from ...ppl.language import name_of
@@ -145,6 +146,15 @@ def numbers_of(label: str, x: PyTree) -> ArrayLike:
     if isinstance(found, Masked) or np.asarray(found).dtype.kind not in "biuf":
         return as_numbers(label, x)  # which says why there are none
     return np.asarray(found)
+
+
+def on_host(label: str, x: PyTree) -> np.ndarray:
+    """Numbers as an array of NumPy, each of which a device keeps apart.
+
+    Raises:
+        TypeError, ValueError: as of `numbers_of`, or they are not what a device would have.
+    """
+    return checked(label, np.asarray(numbers_of(label, x)))
 
 
 def data_by(draw: Callable[[Key, dict[str, Array]], dict[str, PyTree]], batch_size: int) -> DataFn:

@@ -24,7 +24,6 @@ from numpyro.distributions.constraints import Constraint
 from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._show import shown
-from ...ppl._single import checked
 from ...ppl._types import Key, ModelFn
 from .._supports import supports_of
 from ..fitting.storage import (
@@ -46,7 +45,7 @@ from ._simulators import (
     carrier,
     data_of,
     is_carrier,
-    numbers_of,
+    on_host,
     zeros_of,
 )
 
@@ -90,7 +89,8 @@ class ReferenceTable:
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", ppl.as_program(self.model))
         for group in _GROUPS:
-            own = {n: _rows(group, n, x) for n, x in dict(getattr(self, group)).items()}
+            rows = dict(getattr(self, group))
+            own = {n: on_host(f"ReferenceTable: {group} '{n}'", x) for n, x in rows.items()}
             object.__setattr__(self, group, own)
         _check_rows(self)
 
@@ -137,6 +137,12 @@ class ReferenceTable:
             free = np.asarray(found[0].part(name, parameters[name]))
             check_continuous("ReferenceTable", name, free)
         return found
+
+    @functools.cached_property
+    def ends(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Observed site -> the least and the largest of each number of its data in all rows."""
+        of = lambda x: (np.asarray(x.min(0), float), np.asarray(x.max(0), float))
+        return {name: of(x) for name, x in self.data.items()}
 
     def supports(self, caller: str, names: Sequence[str]) -> dict[str, Constraint]:
         """The supports of latent sites, the same at every draw.
@@ -268,12 +274,6 @@ def check_continuous(caller: str, name: str, values: np.ndarray) -> None:
                 f"{caller}: site '{name}' is continuous and takes only {num} values in {len(column)} simulations, so that it has "
                 "no density to learn. Give whole numbers as integers at a discrete site of their own, or add what rounding took."
             )
-
-
-def _rows(group: str, name: str, x: PyTree) -> np.ndarray:
-    """Rows as an array whose numbers a device keeps apart."""
-    label = f"ReferenceTable: {group} '{name}'"
-    return checked(label, np.asarray(numbers_of(label, x)))
 
 
 def _check_rows(table: ReferenceTable) -> None:

@@ -47,6 +47,11 @@ def npe(task, table, key, options):
     return (lambda key, x, size: found.draws(key, {"x": x}, size)["theta"]), lambda x: found
 
 
+def ensemble(task, table, key, options):
+    found = inference.amortise(table, num_seeds=3, key=key, progress=False)
+    return (lambda key, x, size: found.draws(key, {"x": x}, size)["theta"]), lambda x: found
+
+
 def tsnpe(task, table, key, options):
     """Rounds for each observation anew; the table is the first."""
 
@@ -98,7 +103,14 @@ def program(task, table, key, options):
     return draws, lambda x: None
 
 
-METHODS = {"npe": npe, "tsnpe": tsnpe, "nle": nle, "nre": nre, "program": program}
+METHODS = {
+    "npe": npe,
+    "ensemble": ensemble,
+    "tsnpe": tsnpe,
+    "nle": nle,
+    "nre": nre,
+    "program": program,
+}
 
 
 def nats(task, found, x, reference):

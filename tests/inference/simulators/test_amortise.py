@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from lapilli import inference, ppl
-from lapilli.inference.simulators import ReferenceTable, _amortise, reference_table
+from lapilli.inference.simulators import ReferenceTable, reference_table
+from lapilli.inference.simulators.amortised._given import check_prior
 
 KEY = jax.random.key(0)
 SD = np.array([1.0, 0.5])  # of the noise; the priors have 1
@@ -106,10 +107,27 @@ def test_a_guide_of_ones_own_may_make_its_network_from_a_key(table):
 
     found = inference.amortise(table, guide=own, num_steps=20, progress=False)
     choices = {"theta": np.zeros(size_of(table))}
-    exact = dist.Normal(found.training.fit.params["net"].bias, 1.0).log_prob(0.0).sum()
+    exact = dist.Normal(found.training[0].fit.params["net"].bias, 1.0).log_prob(0.0).sum()
     assert float(found.log_density(choices, {"x": np.zeros(2)})) == pytest.approx(
         float(exact), abs=1e-5
     )
+
+
+def test_a_guide_with_noise_beside_its_draws_is_refused(table):
+    """At one noise it would be trained and weighed, at others drawn."""
+
+    def shaken(x):
+        noise = jax.random.normal(ppl.rng_key("noise"), (size_of(table),))
+        ppl.sample("theta", dist.Normal(ppl.param("a", 0.3) + noise, 1.0).to_event(1))
+
+    def auxiliary(x):
+        noise = ppl.sample("n", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        law = dist.Normal(ppl.param("a", 0.3) + noise, 1.0)
+        ppl.sample("theta", law.expand([size_of(table)]).to_event(1))
+
+    for guide in (shaken, auxiliary):
+        with pytest.raises(ValueError, match="has noise beside its draws of \\['theta'\\]"):
+            inference.amortise(table, guide=guide, progress=False)
 
 
 @pytest.mark.slow(reason="two flows to compile")
@@ -193,6 +211,6 @@ def test_given_rows_are_draws_of_the_prior(scale):
     x = theta * DESIGN[:, 0] + SD * rng.normal(size=(1_000, 2))
     table = ReferenceTable(simulated(1), (np.zeros(2),), {"theta": theta}, {"x": x}, {})
     if scale == 1.0:
-        return _amortise._check_prior(table, KEY)
+        return check_prior(table, KEY)
     with pytest.raises(ValueError, match="of site 'theta' are no draws of its prior"):
         inference.amortise(table, progress=False)

@@ -115,7 +115,7 @@ def test_a_learned_posterior_comes_back_with_its_report_and_run(learned):
     assert str(again) == str(found) and again.held_out == found.held_out
     assert again.report.p_values == found.report.p_values and again.rounds is None
     assert str(again.training) == str(found.training)
-    values = (x.training.fit.history["value"] for x in (again, found))
+    values = (x.training[0].fit.history["value"] for x in (again, found))
     np.testing.assert_array_equal(*values)
     draws = (x.draws(KEY, {"x": 1.0}, 50)["m"] for x in (again, found))
     np.testing.assert_array_equal(*draws)

@@ -1,6 +1,6 @@
 """A posterior at one observation, learned in rounds: simulations where it still can be (truncated proposals, TSNPE).
 
-Each round learns from draws of the prior cut to a region, see `_region.py`, with the loss of one round and no correction:
+Each round learns from draws of the prior cut to a region, see `../_region.py`, with the loss of one round and no correction:
 -E log q over p(theta) 1[theta in A] p(x | theta). Its optimum at the data is the posterior cut to A, of which epsilon at most
 lies outside.
 
@@ -21,10 +21,10 @@ import jax
 import numpy as np
 from jaxtyping import ArrayLike
 
-from ... import ppl
-from ...ppl._types import Key
-from ._region import TruncatedPrior, density_at, draws_at, misses
-from ._table import ReferenceTable
+from .... import ppl
+from ....ppl._types import Key
+from .._region import TruncatedPrior, density_at, draws_at, misses
+from .._table import ReferenceTable
 
 _DRAWS = 2_000  # of each posterior, behind the change between two
 
