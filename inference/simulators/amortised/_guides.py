@@ -19,7 +19,7 @@ from .._learn import Learned, RowProblem
 from .._normal_scores import NormalScores
 from .._region import scored
 from .._table import Part, ReferenceTable
-from ._mixture import Mixture
+from ._mixture import EqualMixture
 
 
 def as_rows(table: ReferenceTable, part: Part) -> dict[str, np.ndarray]:
@@ -54,12 +54,12 @@ def guide_of(guide: ppl.Program, training: Sequence[Learned]) -> ppl.Program:
     """The guide at what it has learned: of several trainings their mixture."""
     if len(training) == 1:
         return guide.bind(training[0].params)
-    return Mixture(guide, [member.params for member in training])
+    return EqualMixture(guide, [member.params for member in training])
 
 
 def structure(table: ReferenceTable, guide: ppl.Program) -> dict[str, PyTree]:
     """What a file says of the guide, whose parameters are bound; of a mixture's members, which are alike, the first."""
-    guide = guide.members[0] if isinstance(guide, Mixture) else guide
+    guide = guide.members[0] if isinstance(guide, EqualMixture) else guide
     return {"guide": structure_of(guide, (Keywords(first(table)),))["model"]}
 
 

@@ -19,10 +19,11 @@ from jaxtyping import Array, PyTree
 from .... import ppl
 from ....ppl._compat import typed_key
 from ....ppl._types import Key, ParamMap
+from ....ppl.language import name_of
 from ....ppl.traces import SiteInfo, SiteInfos, Trace, refuse_inside_engine
 
 
-class Mixture(ppl.Program):
+class EqualMixture(ppl.Program):
     """The equal mixture of a program at several parameters, which are fixed.
 
     Args:
@@ -37,13 +38,13 @@ class Mixture(ppl.Program):
     """
 
     def __init__(self, program: ppl.Program, params: Sequence[ParamMap]) -> None:
-        self.label = f"mixture of {len(params)} {program.__name__}"
+        self.label = f"mixture of {len(params)} {name_of(program)}"
         super().__init__(self._refused)
         self.__name__ = self.label
         self.program, self.members = program, tuple(map(program.bind, params))
         self._stacked = jax.tree.map(lambda *x: jnp.stack(x), *params)
 
-    def bind(self, params: ParamMap) -> Mixture:
+    def bind(self, params: ParamMap) -> EqualMixture:
         """Itself: nothing of it is free."""
         return self
 

@@ -10,7 +10,7 @@ from scipy.stats import kstest, norm
 
 from lapilli import inference, ppl
 from lapilli.inference.simulators import Amortised, reference_table
-from lapilli.inference.simulators.amortised._mixture import Mixture
+from lapilli.inference.simulators.amortised._mixture import EqualMixture
 
 KEY = jax.random.key(0)
 SHORT = {"num_steps": 30, "progress": False}
@@ -58,7 +58,7 @@ def test_the_density_is_the_mean_of_those_of_the_members():
         (line, {"m": 0.7}),
         (two_sites, {"m": -0.3, "k": jnp.array([0, 1, 1])}),
     ):
-        mixed = Mixture(program, PLANTED)
+        mixed = EqualMixture(program, PLANTED)
         each = [float(program.bind(p).log_density(choices, x=1.3)) for p in PLANTED]
         exact = logsumexp(each) - np.log(2)
         assert float(mixed.log_density(choices, x=1.3)) == pytest.approx(exact, abs=1e-6)
@@ -69,14 +69,14 @@ def test_the_density_is_the_mean_of_those_of_the_members():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_draws_are_those_of_the_mixture_and_so_is_their_density(seed):
     """Of two Normals apart, N(0.4, 1) and N(2, e^-2): by Kolmogorov and Smirnov, false alarm 1e-5; each member has half."""
-    mixed, x = Mixture(line, PLANTED), 2.0
+    mixed, x = EqualMixture(line, PLANTED), 2.0
     draw = lambda key: (lambda t: (t.choices["m"], t.log_density))(mixed.simulate(key, x=x))
     m, logs = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), 20_000))
     laws = norm(0.4, 1.0), norm(2.0, np.exp(-2.0))
     assert kstest(np.asarray(m), lambda m: sum(law.cdf(m) for law in laws) / 2).pvalue > 1e-5
     exact = np.log(sum(law.pdf(np.asarray(m, float)) for law in laws) / 2)
     np.testing.assert_allclose(logs, exact, atol=1e-4)
-    alone = Mixture(line, PLANTED[:1]).simulate(KEY, x=x).choices["m"]
+    alone = EqualMixture(line, PLANTED[:1]).simulate(KEY, x=x).choices["m"]
     assert kstest(np.asarray(m), laws[0].cdf).pvalue < 1e-5 and jnp.isfinite(alone)
 
 
