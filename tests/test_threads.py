@@ -1,6 +1,7 @@
 """Calls from several threads give the numbers of one, and whatever ends a call, it leaves no handler behind."""
 
 import functools
+import pathlib
 import random
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from numpyro.infer import Predictive
 from numpyro.infer.autoguide import AutoNormal
 
 from lapilli import inference, ppl
+from lapilli.inference.posteriors._clock import Clock
+from lapilli.inference.posteriors.weighted import _weighted
 from lapilli.ppl._compat import handler_stack
 from lapilli.ppl._handler_stack import HandlerStack, give_each_thread_its_own
 from lapilli.ppl._quiet import quiet
@@ -264,6 +267,29 @@ def test_a_list_of_filters_that_comes_back_keeps_nothing_back():
         warnings.filters[:] = old
         with pytest.raises(UserWarning, match="loud"):
             warnings.warn("loud", UserWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize(("way", "engine"), [("run_fit", "fit"), ("run_tempered", "tempered_smc")])
+def test_what_infer_tries_keeps_no_warning_of_another_thread_back(way, engine, monkeypatch):
+    def warns(*args, **kwargs):
+        warnings.warn("mine", UserWarning, stacklevel=1)
+        in_thread(lambda: warnings.warn("theirs", UserWarning, stacklevel=1))
+        raise ValueError("no")
+
+    monkeypatch.setattr(_weighted, engine, warns)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        found = getattr(_weighted, way)(ppl.model(line), (X,), jax.random.key(0), 10, Clock(None))
+    assert [str(w.message) for w in heard] == ["theirs"]
+    assert found.choices is None
+
+
+def test_filters_for_all_threads_are_put_in_place_by_nothing():
+    """`warnings.catch_warnings` is for all threads; `quiet` for its own."""
+    root = pathlib.Path(ppl.__file__).parents[1]
+    files = [f for name in ("ppl", "inference", "models") for f in (root / name).rglob("*.py")]
+    users = [f.name for f in files if "catch_warnings()" in f.read_text()]
+    assert users == ["_quiet.py"]
 
 
 # All kinds of calls.

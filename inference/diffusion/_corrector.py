@@ -168,7 +168,7 @@ class Corrector:
         """The state at step n, without divergences."""
         t = self.grid.times[n]
         models, reward = self.composition.models, self.composition.reward
-        scores = [points.checked("a score", m.score(x, t), x) for m in models]
+        scores = [m.score_at(x, t) for m in models]
         tilt = None
         if reward is not None:
             value, gradient = jax.value_and_grad(reward)(x, t)
@@ -204,7 +204,7 @@ class Corrector:
             if model.log_density is None:
                 total = total + w * points.log_prob(model.prior(), state.x)
             else:
-                total = total + w * model.log_density(state.x, self.grid.times[0])
+                total = total + w * model.log_density_at(state.x, self.grid.times[0])
         total = total + penalty(self.unseen, self.composition, self.known, state.x)
         return total if state.tilt is None else total + state.tilt.value
 
@@ -291,7 +291,7 @@ class Corrector:
             if not (is_exact or is_metropolis or self.composition.varies):
                 values.append(None)
             elif model.log_density is not None:
-                values.append(model.log_density(state.x, self.grid.times[n]))
+                values.append(model.log_density_at(state.x, self.grid.times[n]))
             elif previous is None:
                 values.append(points.log_prob(model.prior(), state.x))
             else:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
-from ._points import normal_law, total
+from ._points import checked, is_shape, normal_law, total
 
 Time = Float[Array, ""] | float
 
@@ -136,17 +136,32 @@ class Diffusion:
             )
         return normal_law(self.shape, scale)
 
+    def score_at(self, x: PyTree, t: Time) -> PyTree:
+        """What `score` returns; refuses what has another structure or shape than x, which sums would broadcast."""
+        return checked("a score", self.score(x, jnp.asarray(t, float)), x)
+
+    def log_density_at(self, x: PyTree, t: Time) -> Float[Array, ""]:
+        """What `log_density` returns; refuses what is not one number."""
+        assert self.log_density is not None
+        found = jnp.asarray(self.log_density(x, jnp.asarray(t, float)))
+        if found.shape != ():
+            raise ValueError(
+                f"Diffusion: log_density returned shape {found.shape} for one point. Return one number, log q_t(x) in nats: a "
+                "sum over coordinates, of one point without a leading axis."
+            )
+        return found
+
     def denoise(self, x: Array, t: Time) -> Array:
         """E[x_0 | x_t = x] = (x + variance(t) score(x, t)) / alpha(t) (Tweedie's formula)."""
         variance, alpha = self.noising.variance(t), self.noising.alpha(t)
-        score = self.score(x, jnp.asarray(t, float))
+        score = self.score_at(x, t)
         return jax.tree.map(lambda x, s: (x + variance * s) / alpha, x, score)
 
     def with_clipped_score(self, max_norm: float) -> Diffusion:
         """The model with scores no longer than `max_norm`: in `fkc` they are cut in drift and weight alike."""
 
         def clipped(x: PyTree, t: Array) -> PyTree:
-            score = self.score(x, t)
+            score = self.score_at(x, t)
             norm = jnp.sqrt(total(jnp.square, score))
             factor = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-30))
             return jax.tree.map(lambda s: s * factor, score)
@@ -181,6 +196,16 @@ def check_noise(name: str, diffusion: Diffusion) -> None:
             f"{name}: the model's noise is {type(diffusion.noise).__name__}, for which there is no reverse process with noise of "
             "its own, only a flow. Use diffusion.flow_sample, or heun or ddim without noise."
         )
+
+
+def check_array(name: str, diffusion: Diffusion) -> tuple[int, ...]:
+    """The shape of a point that is one array; refuses trees."""
+    if not is_shape(diffusion.shape):
+        raise ValueError(
+            f"{name}: points are one array, and the model's are a tree of shapes {diffusion.shape}. Flatten them into one array, "
+            "e.g. by jax.flatten_util.ravel_pytree."
+        )
+    return diffusion.shape
 
 
 def check_times(name: str, noising: Noising, times: Array) -> Array:

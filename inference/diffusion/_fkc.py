@@ -195,6 +195,7 @@ def fkc(
         given = as_number(reward, "fkc")
     composition = _compose(diffusions, exponents, given, times)
     times = check_times("fkc", composition.models[0].noising, times)
+    _check_ends(diffusions, times)
     if isinstance(reward, TiltedProgram):
         given = reward_of_tilt(reward, composition, np.asarray(times))
         composition = dataclasses.replace(composition, reward=given)
@@ -263,6 +264,19 @@ def _check_langevin(langevin: Langevin, corrector: Corrector) -> None:
             "fkc: exponents that vary with time weigh log q, which is followed along the path where it is not known, and not "
             "along Langevin moves. Give the log_density of every model, or leave out langevin=."
         )
+
+
+def _check_ends(diffusions: object, times: Array) -> None:
+    """Refuse a factor whose reward is whole at another time than the last of these."""
+    for m in diffusions if isinstance(diffusions, Sequence) else [diffusions]:
+        if not isinstance(m, CorrectedDiffusion) or m.composition.reward is None:
+            continue
+        own, last = (float(np.asarray(x)[-1]) for x in (m.times, times))
+        if abs(own - last) > 1e-5 * max(own, last):
+            raise ValueError(
+                f"fkc: the reward of a factor that fkc has made is that of its own last time {own:g}, and these times end at "
+                f"{last:g}, where it has another value. End both grids at one time."
+            )
 
 
 def _compose(

@@ -88,8 +88,8 @@ def checked(what: str, value: Array | dict[str, Array], x: ArrayLike) -> PyTree:
     have, want = (jax.tree.map(jnp.shape, tree) for tree in (value, x))
     if have != want:
         raise ValueError(
-            f"fkc: {what} has shape {have} at a point of shape {want}. Return a vector for one point (a score is the gradient of "
-            "log q_t), with the point's own structure; nothing is broadcast."
+            f"Diffusion: {what} has shape {have} at a point of shape {want}. Return a vector for one point (a score is the "
+            "gradient of log q_t), with the point's own structure; nothing is broadcast."
         )
     return value
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PyTree
 from ...ppl._show import shown
 from ...ppl.language import name_of
 from ..particles.engine import FeynmanKac
-from ._diffusion import Diffusion, check_noise, check_times, reverse_step
+from ._diffusion import Diffusion, check_array, check_noise, check_times, reverse_step
 from ._rewards import NUM_TRIED, as_number, try_at_start
 
 Potential = Literal["difference", "max", "sum"]
@@ -92,7 +92,7 @@ def twisted_diffusion(
 
     def at(x: Array, n: PyTree, previous: Twisted | None) -> Twisted:
         def ahead(x: Array) -> tuple[Array, Array]:
-            score = diffusion.score(x, times[n])
+            score = diffusion.score_at(x, times[n])
             noising, t = diffusion.noising, times[n]
             return log_likelihood((x + noising.variance(t) * score) / noising.alpha(t)), score
 
@@ -171,7 +171,7 @@ def fk_steering(
     reward = _tried("fk_steering", reward, diffusion, times)
 
     def at(x: Array, n: PyTree, previous: Steered | None) -> Steered:
-        score, t = diffusion.score(x, times[n]), times[n]
+        score, t = diffusion.score_at(x, times[n]), times[n]
         ahead = reward((x + noising.variance(t) * score) / noising.alpha(t))
         nothing = jnp.zeros_like(ahead)
         before = nothing if previous is None or potential == "sum" else previous.reward
@@ -227,6 +227,7 @@ def _tried(
 
 def _checked(name: str, diffusion: Diffusion, times: Array) -> Array:
     check_noise(name, diffusion)
+    check_array(name, diffusion)
     times = check_times(name, diffusion.noising, times)
     with jax.ensure_compile_time_eval():  # known times stay known within jit
         last = float(times[-1])

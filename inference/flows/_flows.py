@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
+from ...ppl._checks import check_counts
 from ...ppl._types import Key
 from ._couplings import AffineCoupling, Coupling, SplineCoupling
 from ._splines import MOST_BINS
@@ -28,10 +29,11 @@ def with_zeros_last(net: eqx.nn.MLP) -> eqx.nn.MLP:
 
 def check_context(flow: PyTree, context: PyTree) -> None:
     """Refuse a context of another length than the flow's `context_size`."""
-    length = 0 if context is None else jnp.shape(context)[-1]
-    if length != flow.context_size:
+    shape = (0,) if context is None else jnp.shape(context)
+    if shape[-1:] != (flow.context_size,):
+        found = f"length {shape[-1]}" if shape else "no axis"
         raise ValueError(
-            f"{type(flow).__name__}: the context has length {length}, and the flow was made for "
+            f"{type(flow).__name__}: the context has {found}, and the flow was made for "
             f"context_size={flow.context_size}. Pass what it was made for."
         )
 
@@ -62,6 +64,9 @@ class Flow(eqx.Module):
         width: int,
         depth: int,
     ) -> None:
+        who = type(self).__name__
+        check_counts(who, size=size, width=width)
+        check_counts(who, 0, context_size=context_size, num_layers=num_layers, depth=depth)
         self.size, self.context_size = size, context_size
         self.loc, self.log_scale = jnp.zeros(size), jnp.zeros(size)
         keys = jax.random.split(key, num_layers)

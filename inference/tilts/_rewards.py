@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 
 import jax
@@ -66,6 +67,7 @@ def as_reals(fn: Callable[..., PyTree], retval: PyTree, *others: Array | float, 
             f"{name} reads what the model returns, and the model returns nothing. Let it end with what is needed: return x, or "
             'return {"z": z, "x": x}.'
         )
+    _check_takes(fn, 1 + len(others), name)
     try:
         value = fn(retval, *others)
     except jax.errors.TracerArrayConversionError as err:
@@ -75,7 +77,7 @@ def as_reals(fn: Callable[..., PyTree], retval: PyTree, *others: Array | float, 
         ) from err
     try:
         value = jnp.asarray(value)
-    except TypeError as err:
+    except (TypeError, ValueError) as err:
         raise TypeError(
             f"{name} returned {type(value).__name__}, which is no number. Let it return real numbers: one in nats, or a boolean "
             "for a constraint."
@@ -85,6 +87,25 @@ def as_reals(fn: Callable[..., PyTree], retval: PyTree, *others: Array | float, 
             f"{name} returned {value.dtype}. Let it return a real number, e.g. its real part."
         )
     return value
+
+
+def _check_takes(fn: Callable[..., PyTree], num: int, name: str) -> None:
+    """Refuse a function that cannot be called with as many arguments by position.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return  # some of C tell nothing
+    try:
+        signature.bind(*range(num))
+    except TypeError as err:
+        wanted = "one value, reward(x)" if num == 1 else "a value and a time, reward(x, t)"
+        raise TypeError(
+            f"{name} takes {signature}, and is called with {num} by position. Write it for {wanted}."
+        ) from err
 
 
 def refuse_rewards(

@@ -219,7 +219,7 @@ def squared_errors(
 
     def one(t: Array, eps: Array) -> Array:
         std = noising.std(t)
-        return jnp.square(eps + std * diffusion.score(noising.alpha(t) * x + std * eps, t))
+        return jnp.square(eps + std * diffusion.score_at(noising.alpha(t) * x + std * eps, t))
 
     return jax.vmap(one)(t, eps), jnp.square(eps)
 

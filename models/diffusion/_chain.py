@@ -251,7 +251,7 @@ def kernel(
     diffusion: Diffusion, x: Array, t: Array, s: Array, data_variance: object
 ) -> tuple[Array, Array]:
     """Mean and variance of the chain's step from x at t to s."""
-    mean, _ = reverse_step(diffusion.noising, x, diffusion.score(x, t), t, s)
+    mean, _ = reverse_step(diffusion.noising, x, diffusion.score_at(x, t), t, s)
     return mean, reverse_variance(diffusion.noising, t, s, data_variance)[2]
 
 

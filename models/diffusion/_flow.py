@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...inference.diffusion import Diffusion
-from ...ppl._compat import typed_key
+from ...inference.diffusion._diffusion import check_array
+from ...ppl._compat import is_concrete, typed_key
 from .._ode import Tolerance, followed, solve
 
 
@@ -37,9 +38,12 @@ def flow_sample(
 
     Raises:
         ImportError: without diffrax (`pip install lapilli[ode]`).
+        ValueError: a time outside of the process, a model of trees, or a score of another shape than its point.
 
     Reference: Song et al. 2021, arXiv:2011.13456, equation 13.
     """
+    check_array("flow_sample", diffusion)
+    _check_time("flow_sample", diffusion, until=until)
     start = diffusion.prior().sample(typed_key(key), (num_samples,))
     span, tolerance = (diffusion.noising.end, until), Tolerance(rtol, atol, max_steps)
     return jax.vmap(lambda x: solve(_velocity(diffusion), x, span, tolerance))(start)
@@ -75,7 +79,7 @@ def flow_log_likelihood(
 
     Raises:
         ImportError: without diffrax (`pip install lapilli[ode]`).
-        ValueError: an unknown divergence; "hutchinson" without a key.
+        ValueError: an unknown divergence; "hutchinson" without a key; a time outside of the process; x that is no rows of points.
 
     Validity: "exact": up to the solver's tolerance the density of what `flow_sample` draws, which is that of the model at
     `at` if the score is true and the marginal at the end is Normal. "hutchinson": unbiased for this log-density, not for
@@ -89,7 +93,8 @@ def flow_log_likelihood(
         )
     if divergence == "hutchinson" and key is None:
         raise ValueError("flow_log_likelihood: divergence='hutchinson' is random. Give a key.")
-    x = jnp.asarray(x, float)
+    x = _rows(diffusion, x)
+    _check_time("flow_log_likelihood", diffusion, at=at)
     span, tolerance = (at, diffusion.noising.end), Tolerance(rtol, atol, max_steps)
 
     def one(x: Array, probes: Array | None) -> Array:
@@ -102,7 +107,28 @@ def flow_log_likelihood(
     return jax.vmap(one)(x, jax.random.rademacher(typed_key(key), shape, x.dtype))
 
 
+def _check_time(name: str, diffusion: Diffusion, **times: float) -> None:
+    """Refuse a known time outside of the process, where no score was learned."""
+    for option, t in times.items():
+        end = diffusion.noising.end
+        if is_concrete((t, end)) and not 0 <= t <= end:
+            raise ValueError(
+                f"{name}: {option}={t:g} must lie in [0, {end:g}], the times of the process. Use a small time, e.g. 1e-3."
+            )
+
+
+def _rows(diffusion: Diffusion, x: Array) -> Array:
+    """The points, [samples, *shape]."""
+    shape, found = check_array("flow_log_likelihood", diffusion), jnp.shape(x)
+    if found[1:] != shape or not found:
+        raise ValueError(
+            f"flow_log_likelihood: x has shape {found}, and rows of points of shape {shape} are wanted. Reshape x to "
+            f"[samples, *{shape}], one point to x[None]."
+        )
+    return jnp.asarray(x, float)
+
+
 def _velocity(diffusion: Diffusion) -> Callable[[Array, Array], Array]:
     """`(t, x) -> dx/dt` of the flow."""
     noising = diffusion.noising
-    return lambda t, x: noising.drift(t) * x - 0.5 * noising.g2(t) * diffusion.score(x, t)
+    return lambda t, x: noising.drift(t) * x - 0.5 * noising.g2(t) * diffusion.score_at(x, t)

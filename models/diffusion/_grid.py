@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ...inference.diffusion import Diffusion, Noising
-from ...inference.diffusion._diffusion import check_noise, check_times, reverse_step
-from ...inference.diffusion._points import is_shape
+from ...inference.diffusion._diffusion import check_array, check_noise, check_times, reverse_step
 from ...ppl._calls import checked_call
 from ...ppl._compat import is_concrete
 
@@ -47,12 +46,7 @@ def check_chain(name: str, noising: Noising, times: Array) -> Array:
 def point_shape(name: str, diffusion: Diffusion) -> tuple[int, ...]:
     """The shape of a point that is one array; refuses trees and noise that is not Normal."""
     check_noise(name, diffusion)
-    if not is_shape(diffusion.shape):
-        raise ValueError(
-            f"{name}: points are one array, and the model's are a tree of shapes {diffusion.shape}. Flatten them into one array, "
-            "e.g. by jax.flatten_util.ravel_pytree."
-        )
-    return diffusion.shape
+    return check_array(name, diffusion)
 
 
 @checked_call

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from ...inference.diffusion import Diffusion, Noising
+from ...ppl._compat import is_concrete
 
 
 def gaussian_mixture(
@@ -30,7 +32,7 @@ def gaussian_mixture(
         A `Diffusion` with its log-density; points have the shape of one mean.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit; weights of which one is negative or none positive, or a negative variance.
 
     Example:
         >>> from lapilli.models import diffusion
@@ -51,6 +53,7 @@ def gaussian_mixture(
             f"gaussian_mixture: variances {variances.shape} do not broadcast to the means {means.shape}. Give "
             "one variance, or one for each entry of the means."
         ) from err
+    _refuse_signs(weights, variances)
     log_weights = jnp.log(weights / weights.sum())
 
     def log_density(x: Array, t: Array) -> Array:
@@ -63,3 +66,15 @@ def gaussian_mixture(
         return jax.grad(log_density)(jnp.asarray(x, float), t)
 
     return Diffusion(noising, score, means.shape[1:], log_density)
+
+
+def _refuse_signs(weights: Array, variances: Array) -> None:
+    """Refuse numbers of no mixture, where they are known: noise added to a negative variance would hide it."""
+    if not is_concrete((weights, variances)):
+        return
+    w, v = np.asarray(weights), np.asarray(variances)
+    if not (np.all(w >= 0) and w.sum() > 0 and np.all(v >= 0)):
+        raise ValueError(
+            f"gaussian_mixture: weights {w} and variances between {v.min():g} and {v.max():g} are those of no mixture. Give "
+            "weights of at least 0, one of them positive, and variances (no logarithms) of at least 0."
+        )

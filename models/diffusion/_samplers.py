@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...inference.diffusion import Diffusion, Noising
-from ...inference.diffusion._diffusion import check_noise, check_times, reverse_step
+from ...inference.diffusion._diffusion import check_array, check_noise, check_times, reverse_step
 from ...ppl._compat import typed_key
 
 Step = Callable[[Array, Array, Array, Array], Array]  # (key, points, from time, to time) -> points
@@ -185,7 +185,7 @@ def time_of(noising: Noising, sigma: Array) -> Array:
 
 
 def _scores(diffusion: Diffusion, x: Array, t: Array) -> Array:
-    return jax.vmap(diffusion.score, (0, None))(x, t)
+    return jax.vmap(diffusion.score_at, (0, None))(x, t)
 
 
 def _run(
@@ -200,7 +200,7 @@ def _run(
     key = typed_key(key)
     times = check_times(name, diffusion.noising, times)
     start_key, loop_key = jax.random.split(key)
-    shape = (num_samples, *diffusion.shape)
+    shape = (num_samples, *check_array(name, diffusion))
     x = jnp.asarray(diffusion.prior().sample(start_key, (num_samples,)) if start is None else start)
     if x.shape != shape:
         raise ValueError(f"{name}: start has shape {x.shape}, and {shape} are wanted.")

@@ -81,9 +81,14 @@ class Cosine(Noising):
         return self.last
 
     def log_alpha(self, t: Time) -> Float[Array, ""]:
-        """Log cos(u(t)) - log cos(u(0))."""
-        u = lambda t: 0.5 * math.pi * (t + self.offset) / (1 + self.offset)
-        return jnp.log(jnp.cos(u(t))) - math.log(math.cos(u(0.0)))
+        """Log cos(u(t)) - log cos(u(0)), as the logarithm of cos(d) - tan(u(0)) sin(d), d = u(t) - u(0).
+
+        It is 0 at t = 0, and loses no digits beside it, where two logarithms would differ by their rounding.
+        """
+        scale = 0.5 * math.pi / (1 + self.offset)
+        d = scale * jnp.asarray(t, float)
+        lost = 2 * jnp.square(jnp.sin(0.5 * d)) + math.tan(scale * self.offset) * jnp.sin(d)
+        return jnp.log1p(-lost)
 
     def variance(self, t: Time) -> Float[Array, ""]:
         """1 - alpha^2."""

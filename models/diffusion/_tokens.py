@@ -17,7 +17,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ...inference.diffusion.tokens import Kind, Network, log_ratios, log_reference, noised
+from ...inference.diffusion.tokens import (
+    Kind,
+    Network,
+    asked,
+    log_ratios,
+    log_reference,
+    noised,
+    refuse_logits,
+)
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl.densities import StochasticProgram
@@ -90,7 +98,10 @@ class TokenLaw(OneSiteLaw):
 
     def _network(self, args: PyTree, kwargs: PyTree) -> Network:
         with BoundParams(self.params or {}):
-            return self.network(*args, **kwargs)
+            network = self.network(*args, **kwargs)
+        size, num_values = self.shape
+        refuse_logits(self.label, network, size, self.kind, num_values)
+        return lambda tokens, t: asked(self.label, network, tokens, t, self.kind, num_values)
 
     def _grid(self) -> Array:
         return jnp.arange(self.num_steps, -1, -1) / self.num_steps
@@ -182,6 +193,9 @@ def masked_bound(
     check_counts("masked_bound", num_times=num_times)
     x = jnp.asarray(x)
     batch, size = x.shape[:-1], x.shape[-1]
+    found = jax.eval_shape(network, jnp.zeros(size, int), jnp.ones(()))
+    num_values = found.shape[-1] if found.ndim else 0
+    refuse_logits("masked_bound", network, size, "masked", num_values)
 
     def one(x: Array, key: Array) -> Array:
         time_key, mask_key = jax.random.split(key)
@@ -190,7 +204,8 @@ def masked_bound(
         is_masked = jax.random.uniform(mask_key, (num_times, size)) < t[:, None]
 
         def at(t: Array, is_masked: Array) -> Array:
-            log_probs = network(jnp.where(is_masked, 0, x + 1), t)
+            tokens = jnp.where(is_masked, 0, x + 1)
+            log_probs = asked("masked_bound", network, tokens, t, "masked", num_values)
             chosen = jnp.take_along_axis(log_probs, x[:, None], 1)[:, 0]
             return jnp.sum(jnp.where(is_masked, chosen, 0.0)) / t
 

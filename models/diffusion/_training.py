@@ -142,7 +142,9 @@ def guided(unconditional: Diffusion, conditional: Diffusion, scale: float) -> Di
 
     Reference: Ho and Salimans 2022, arXiv:2207.12598, equation 6.
     """
-    score = lambda x, t: (1 - scale) * unconditional.score(x, t) + scale * conditional.score(x, t)
+    score = lambda x, t: (
+        (1 - scale) * unconditional.score_at(x, t) + scale * conditional.score_at(x, t)
+    )
     return Diffusion(conditional.noising, score, conditional.shape, noise=conditional.noise)
 
 
@@ -160,7 +162,7 @@ def classifier_guided(diffusion: Diffusion, log_prob: Any, scale: float = 1.0) -
     Reference: Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 1.
     """
     check_noise("classifier_guided", diffusion)
-    score = lambda x, t: diffusion.score(x, t) + scale * jax.grad(log_prob)(x, t)
+    score = lambda x, t: diffusion.score_at(x, t) + scale * jax.grad(log_prob)(x, t)
     return Diffusion(diffusion.noising, score, diffusion.shape)
 
 

@@ -150,12 +150,19 @@ def widened(msg: Message) -> dist.Distribution:
 
 
 def check_kind(msg: Message) -> None:
-    """Refuse truth values observed under a law of numbers: they would be taken for 0 and 1.
+    """Refuse truth values observed under a law of numbers, or in place of a log-weight: they would be taken for 0 and 1.
 
     Raises:
         TypeError: with site and law.
     """
     fn, value = msg["fn"], msg["value"]
+    if isinstance(unit := base_of(fn), dist.Unit):
+        dtype = jnp.result_type(unit.log_factor)
+        if not jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(
+                f"Site '{msg['name']}': a factor is a log-weight in nats, and this one is of type {dtype}; True and False would "
+                "count as 1 and 0 nats. For a constraint write jnp.where(holds, 0.0, -jnp.inf)."
+            )
     if (
         msg["is_observed"]
         and jnp.issubdtype(jnp.result_type(value), jnp.bool_)

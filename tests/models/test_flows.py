@@ -234,3 +234,9 @@ def test_sizes_that_do_not_fit_are_refused():
         flows.RealNVP(1, key=KEY)
     with pytest.raises(ValueError, match="context has length 3.*context_size=2"):
         flows.RealNVP(2, key=KEY, context_size=2).law(jnp.zeros(3))
+    with pytest.raises(ValueError, match="context has no axis.*context_size=1"):
+        flows.RealNVP(2, key=KEY, context_size=1).law(0.5)
+    with pytest.raises(ValueError, match="RealNVP: num_layers must be an integer >= 0, got -1"):
+        flows.RealNVP(2, key=KEY, num_layers=-1)
+    with pytest.raises(ValueError, match="NeuralSplineFlow: size must be an integer >= 1, got 1.5"):
+        flows.NeuralSplineFlow(1.5, key=KEY)

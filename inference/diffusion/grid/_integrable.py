@@ -142,7 +142,7 @@ def _rises(composition: Composition, known: Coefficients) -> ArrayLike:
     far = FAR * max(1.0, float(known.variance[0]) ** 0.5)
 
     def log_target(x: Array, t: Array, w: Float[Array, " models"]) -> Array:
-        parts = [m.log_density(x, t) for m in models if m.log_density is not None]
+        parts = [m.log_density_at(x, t) for m in models if m.log_density is not None]
         return (w * jnp.stack(parts)).sum() + (0.0 if reward is None else reward(x, t))
 
     def one(direction: PyTree, t: Array, w: Array) -> Array:

@@ -89,6 +89,9 @@ def given(zeta: object, times: Array) -> Array:
         raise ValueError(
             f"fkc: zeta must be one number for one time, got shape {values.shape[1:]}."
         )
-    if is_concrete(values) and not bool(jnp.all(values >= 0)):
-        raise ValueError(f"fkc: zeta is a scale and must be >= 0, got {float(values.min()):g}.")
+    if is_concrete(values) and not bool(jnp.all((values >= 0) & jnp.isfinite(values))):
+        wrong = values[jnp.argmin((values >= 0) & jnp.isfinite(values))]
+        raise ValueError(
+            f"fkc: zeta is a scale and must be >= 0 and finite, got {float(wrong):g}. Use zeta='auto', or a number of about 1."
+        )
     return values

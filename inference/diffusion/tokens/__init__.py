@@ -8,8 +8,10 @@ from ._fkc_tokens import TokenParticle as TokenParticle, fkc_tokens as fkc_token
 from ._kernels import (
     Kind as Kind,
     Network as Network,
+    asked as asked,
     log_ratios as log_ratios,
     log_reference as log_reference,
     noised as noised,
+    refuse_logits as refuse_logits,
 )
 from ._model import TokenDiffusion as TokenDiffusion

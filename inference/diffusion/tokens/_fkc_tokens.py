@@ -34,7 +34,7 @@ from ...particles.engine import FeynmanKac
 from .._composition import Composition, Exponent
 from .._rewards import as_number
 from ..grid import as_exponents
-from ._kernels import log_ratios, log_reference
+from ._kernels import log_ratios, log_reference, refuse_logits
 from ._model import TokenDiffusion
 
 Ratio = Literal["exact", "path"]
@@ -256,5 +256,9 @@ def _checked(diffusions: Any, num_steps: int | None) -> tuple[TokenDiffusion, ..
         raise ValueError(
             "fkc_tokens: one variable a step (num_steps=None) is for masked diffusion; uniform noise has no first and last "
             "variable. Give num_steps."
+        )
+    for model in models:
+        refuse_logits(
+            "fkc_tokens", model.network, model.num_variables, model.kind, model.num_values
         )
     return models

@@ -22,12 +22,71 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
+from ....ppl._compat import is_concrete
 from ....ppl._precision import full_precision
 
 Kind = Literal["masked", "uniform"]
+NORMALISED = 1e-3  # nats by which probabilities may miss the sum 1: roundings of float32 leave 1e-5
 Network = Callable[[Array, Array], Array]  # (tokens [D], t) -> log p(x_i = k | tokens), [D, K]
+
+
+def asked(
+    who: str,
+    network: Network,
+    tokens: Int[Array, " variables"],
+    t: Array,
+    kind: Kind,
+    num_values: int,
+) -> Float[Array, "variables values"]:
+    """What the network says, NaN for a variable whose probabilities do not add up to 1.
+
+    Where a value is shown nobody looks, and the network may say anything.
+
+    Raises:
+        ValueError: another shape.
+    """
+    found = _said(who, network, tokens, t, num_values)
+    is_wrong = _is_off(jax.nn.logsumexp(found, -1)) & ((tokens == 0) | (kind == "uniform"))
+    return jnp.where(is_wrong[:, None], jnp.nan, found)
+
+
+def refuse_logits(who: str, network: Network, size: int, kind: Kind, num_values: int) -> None:
+    """Refuse a network whose probabilities do not add up to 1 where nothing is known yet, if its numbers are known.
+
+    Raises:
+        ValueError: they do not, or it returns another shape.
+    """
+    with jax.ensure_compile_time_eval():
+        tokens, t = jnp.full(size, 0 if kind == "masked" else 1), jnp.ones(())
+        total = jax.nn.logsumexp(_said(who, network, tokens, t, num_values), -1)
+        is_off = _is_off(total).any()
+    if is_concrete(is_off) and bool(is_off):
+        worst = np.asarray(total)[np.argmax(np.abs(np.asarray(total)))]
+        raise ValueError(
+            f"{who}: the network's probabilities of a variable add up to exp({worst:.3g}), not to 1, and densities made of them "
+            "would be off by as much. Return log-probabilities: jax.nn.log_softmax(logits) in float32, or the log of "
+            "probabilities."
+        )
+
+
+def _said(
+    who: str, network: Network, tokens: Int[Array, " variables"], t: Array, num_values: int
+) -> Float[Array, "variables values"]:
+    found, size = jnp.asarray(network(tokens, t)), len(tokens)
+    if found.shape != (size, num_values):
+        raise ValueError(
+            f"{who}: the network returned shape {found.shape} for a row of {size} variables of {num_values} values. Return "
+            f"log p(x_i = k | tokens) for one row, as [{size}, {num_values}]."
+        )
+    return found
+
+
+def _is_off(total: Float[Array, " variables"]) -> Bool[Array, " variables"]:
+    # Minus infinity, all values being ruled out, is no law either, but nothing that is drawn.
+    return (jnp.abs(total) > NORMALISED) & (total > -jnp.inf)
 
 
 def log_reference(

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from ....ppl._checks import check_counts
 from ....ppl._show import shown
-from ._kernels import Kind, Network
+from ._kernels import Kind, Network, asked
 
 
 @shown
@@ -50,14 +50,7 @@ class TokenDiffusion:
 
     def log_probs(self, tokens: Array, t: Array) -> Array:
         """What the network says, [D, K]."""
-        found = jnp.asarray(self.network(tokens, t))
-        if found.shape != (self.num_variables, self.num_values):
-            raise ValueError(
-                f"TokenDiffusion: the network returned shape {found.shape} for a row of {self.num_variables} variables of "
-                f"{self.num_values} values. Return log p(x_i = k | tokens) for one row, as [{self.num_variables}, "
-                f"{self.num_values}]."
-            )
-        return found
+        return asked("TokenDiffusion", self.network, tokens, t, self.kind, self.num_values)
 
     def log_density(self, tokens: Array, t: Array) -> Array:
         """The log-probability of tokens relative to rows that know nothing: `log_marginal`, plus D log K where noise is even."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
+from ....ppl._checks import check_counts
 from ....ppl._shared_jit import shared_scan
 from ..._depends import is_used
 from ..population import is_key
@@ -44,7 +45,7 @@ class FeynmanKac:
             then warns where hardly any of the first particles has descendants.
 
     Raises:
-        ValueError: `num_steps` is negative.
+        ValueError: `num_steps` is no integer of at least 0.
 
     Reference: Del Moral 2004, Feynman-Kac Formulae; Chopin and Papaspiliopoulos 2020, chapter 5.
     """
@@ -57,8 +58,7 @@ class FeynmanKac:
     has_memory: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.num_steps < 0:
-            raise ValueError(f"FeynmanKac: num_steps must be >= 0, got {self.num_steps}.")
+        check_counts("FeynmanKac", 0, num_steps=self.num_steps)
 
 
 def run_chain(
@@ -177,7 +177,16 @@ def _check_retained(model: FeynmanKac, key: Array, retained: ArrayLike) -> None:
 
 
 def _scalar(log_value: Array, name: str) -> Array:
-    value = jnp.asarray(log_value)
+    value = jnp.asarray(jnp.nan if log_value is None else log_value)
+    is_number = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(
+        value.dtype, jnp.integer
+    )
+    if log_value is None or not is_number:
+        kind = "nothing" if log_value is None else str(value.dtype)
+        raise TypeError(
+            f"FeynmanKac.{name} must return a log-weight in nats, got {kind}; True and False would count as 1 and 0 nats. For a "
+            "constraint return jnp.where(holds, 0.0, -jnp.inf)."
+        )
     if value.shape != ():
         raise ValueError(
             f"FeynmanKac.{name} must return one number per particle, got shape {value.shape}. Sum over the "

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
 from ....ppl._shared_jit import shared_scan
@@ -44,10 +45,36 @@ class Offspring(NamedTuple):
     log_weights: Array | None = None
 
 
-def drawn_by(scheme: Drawing, key: Array, log_weights: Array) -> Offspring:
-    """What a scheme drew, whether or not it says something of weights."""
+def drawn_by(scheme: Drawing, key: Array, log_weights: Array, num: int | None = None) -> Offspring:
+    """What a scheme drew, whether or not it says something of weights; `num` offspring, by default as many as particles.
+
+    Raises:
+        TypeError: other than a whole number for each of them.
+    """
     drawn = scheme(key, log_weights)
-    return drawn if isinstance(drawn, Offspring) else Offspring(drawn)
+    drawn = drawn if isinstance(drawn, Offspring) else Offspring(drawn)
+    shape, dtype = np.shape(drawn.ancestors), getattr(drawn.ancestors, "dtype", None)
+    num = len(log_weights) if num is None else num
+    if dtype is None or shape != (num,) or not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"Resampling: the scheme returned ancestors of shape {shape} and type {dtype}, and {num} are wanted. Return a "
+            f"vector of integers from 0 to {len(log_weights) - 1}, for each slot the particle that it descends from."
+        )
+    return drawn
+
+
+def _is_time(decision: Any) -> bool | Array:
+    """What a policy has said, as Python's boolean or an array of one."""
+    if isinstance(decision, bool | np.bool_):
+        return bool(decision)
+    shape, dtype = np.shape(decision), getattr(decision, "dtype", type(decision).__name__)
+    is_truth = hasattr(decision, "dtype") and decision.dtype == bool
+    if shape != () or not is_truth:
+        raise TypeError(
+            f"Resampling: the policy returned shape {shape} and type {dtype}. It is asked whether to resample, and says True or "
+            "False: ess < 0.5 * num_particles, or jnp.any of several."
+        )
+    return decision
 
 
 def take(particles: PyTree, ancestors: Array) -> PyTree:
@@ -63,18 +90,19 @@ def resample(
     decision: ArrayLike,
     offspring: Callable[..., PyTree] | None = None,
     move: Callable[[PyTree, Array], PyTree] = take,
+    num: int | None = None,
 ) -> Resampled:
     """Replace particles by offspring where `decision` (a Python or traced boolean) says so.
 
     `offspring(key, particles, log_weights)` makes them where derivatives are wanted; without it, by `scheme`, a derivative
-    with respect to the weights is refused. `move` is another `take`, over several devices.
+    with respect to the weights is refused. `move` is another `take`, over several devices; `num` another number of offspring.
     """
     num_particles = len(log_weights)
     identity = jnp.arange(num_particles, dtype=jnp.int32)
 
     def by_scheme(key: Array, particles: PyTree, log_weights: Array) -> Resampled:
         known = log_weights if num_particles == 1 else underived(NO_GRADIENT, log_weights)
-        drawn = drawn_by(scheme, key, known)
+        drawn = drawn_by(scheme, key, known, num)
         ancestors, weights = drawn.ancestors.astype(jnp.int32), drawn.log_weights
         weights = uniform(num_particles) if weights is None else weights
         return Resampled(move(particles, ancestors), weights, ancestors, jnp.asarray(True))
@@ -85,6 +113,7 @@ def resample(
     def unchanged() -> Resampled:
         return Resampled(particles, log_weights, identity, jnp.asarray(False))
 
+    decision = _is_time(decision)
     if isinstance(decision, bool):
         return chosen() if decision else unchanged()
     return jax.lax.cond(decision, chosen, unchanged)

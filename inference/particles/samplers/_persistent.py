@@ -107,7 +107,9 @@ def run_persistent(run: SamplerSettings, key: Array) -> dict[str, PyTree]:
         weights = weigh(run, pool, new_beta)
         points = pool.points.reshape(-1, pool.points.shape[-1])
         scheme = lambda key, log_weights: run.scheme(key, log_weights, run.num_particles)
-        chosen = resample(resample_key, points, weights.log_weights, scheme, True)
+        chosen = resample(
+            resample_key, points, weights.log_weights, scheme, True, num=run.num_particles
+        )
         moved, spread = run.moved(move_key, n, chosen.particles, new_beta, scale)
         new = {"increments": weights.increment - pool.log_z[n], "ess": weights.ess}
         record = run.recorded(record, n, moved, spread, new)

@@ -213,7 +213,7 @@ class SamplerSettings:
             key: Array, ratios: Array, points: Array, eves: Array
         ) -> tuple[Array, Array, Array, tuple[Array, Array]]:
             weights = reweight(uniform(len(ratios)), ratios)
-            chosen = resample(key, (points, eves), weights.log_weights, scheme, True)
+            chosen = resample(key, (points, eves), weights.log_weights, scheme, True, num=chains)
             return (
                 weights.increment,
                 weights.ess,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .... import ppl
+from ....ppl._quiet import quiet
 from ....ppl._shared_jit import shared_jit
 from ....ppl._types import Key
 from ..._arguments import simulated
@@ -81,8 +81,7 @@ def run_fit(
     began = time.perf_counter()
     fit_key, draw_key, keep_key = jax.random.split(key, 3)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it finds is told here
+        with quiet():  # what it finds is told here
             fitted = fit(
                 program, args=args, key=fit_key, progress=False, callback_every=_STEPS,
                 callbacks=[lambda info: _watched(clock, info.step)],
@@ -245,8 +244,7 @@ def run_tempered(
     run_key, keep_key = jax.random.split(key)
     choices, name = None, "tempered" if start is None else "tempered from the fit"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it finds is told here
+        with quiet():  # what it finds is told here
             run = tempered_smc(
                 program, run_key, *args, start=start, num_particles=num_samples,
                 max_seconds=None if np.isinf(clock.left) else clock.left,

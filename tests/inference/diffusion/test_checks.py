@@ -41,6 +41,11 @@ SHARP = diffusion.gaussian_mixture(NOISING, [1.0], [0.0], 0.1)
 BLIND = Diffusion(NOISING, Q.score)
 POISSON = Diffusion(NOISING, PLANE.score, (2,), noise=diffusion.PoissonNoise((2,), 4))
 BROKEN = Diffusion(NOISING, lambda x, t: jnp.ones(2))
+SUM = Diffusion(NOISING, lambda x, t: -x.sum(), (2,))
+SHORT = Diffusion(NOISING, lambda x, t: -x[:1], (2,))
+APART = Diffusion(NOISING, PLANE.score, (2,), lambda x, t: -(x**2) / 2)
+TREE = Diffusion(NOISING, lambda x, t: x, {"a": (1,)})
+SUMMED = r"Diffusion: a score has shape \(\) at a point of shape \(2,\)"
 LARGE = diffusion.gaussian_mixture(NOISING, [1.0], np.zeros((1, 65)), 1.0)
 NAN = Diffusion(NOISING, lambda x, t: jnp.nan * x)
 PILOT = DriftControl(KEY, 2)
@@ -106,11 +111,17 @@ def with_context(context):
 
 
 def tokens(row, t):
+    return jnp.full((2, 3), -jnp.log(3.0))
+
+
+def logits(row, t):
     return jnp.zeros((2, 3))
 
 
 ROW = TokenDiffusion(tokens, 2, 3)
 UNSUMMED = TokenDiffusion(tokens, 2, 3, log_marginal=lambda row, t: jnp.zeros(2))
+rows = lambda row, t: tokens(row, t)[None]
+logit_law = diffusion.token_law(lambda: logits, 2, 3, 4)
 row_law = diffusion.token_law(lambda: tokens, 2, 3, 4)
 
 
@@ -131,7 +142,19 @@ CASES = {
     "process": Case("one noising process", lambda one: fkc([Q, OTHER], TIMES)),
     "shape": Case("points of one shape", lambda one: fkc([Q, PLANE], TIMES)),
     "noise": Case("no reverse process", lambda one: fkc(POISSON, TIMES)),
-    "score": other(r"a score has shape \(2,\)", lambda one: fkc(BROKEN, SOME).init(KEY)),
+    "score": other(r"Diffusion: a score has shape \(2,\)", lambda one: fkc(BROKEN, SOME).init(KEY)),
+    "score of steering": other(SUMMED, lambda one: fk_steering(SUM, SOME, jnp.sum).init(KEY)),
+    "score of twists": other(SUMMED, lambda one: twisted_diffusion(SUM, SOME, jnp.sum).init(KEY)),
+    "score of a sampler": other(r"shape \(1,\) at", lambda one: diffusion.ancestral(SHORT, KEY, SOME, num_samples=2)),
+    "score of Euler": other(r"shape \(1,\) at", lambda one: diffusion.euler_maruyama(SHORT, KEY, SOME, num_samples=2)),
+    "score of a flow": other(SUMMED, lambda one: diffusion.flow_sample(SUM, KEY, num_samples=2)),
+    "score of a flow's density": other(SUMMED, lambda one: diffusion.flow_log_likelihood(SUM, jnp.zeros((2, 2)))),
+    "score of a bound": other(SUMMED, lambda one: diffusion.bound(SUM, jnp.zeros(2), KEY)),
+    "score of a law": other(SUMMED, lambda one: diffusion.law(SUM, SOME).estimate_log_density(KEY, {"x": jnp.zeros(2)})),
+    "score of guidance": other(SUMMED, lambda one: diffusion.guided(SUM, PLANE, 2.0).score_at(jnp.zeros(2), 0.5)),
+    "density": other(r"log_density returned shape \(2,\)", lambda one: fkc(APART, SOME).init(KEY)),
+    "density, tails": other(r"log_density returned shape", lambda one: fkc([APART, PLANE], SOME, exponents=[2.0, -1.0])),
+    "reward of another end": Case("of its own last time 0,", lambda one: fkc(fkc(Q, TIMES, reward=tilted(Q)), SOME)),
     "times descend": Case("must descend", lambda one: fkc(Q, TIMES[::-1])),
     "times within": Case(r"lie in \[0, 1\]", lambda one: fkc(Q, TIMES * 2)),
     "times vector": Case("vector of two or more", lambda one: fkc(Q, TIMES[:1])),
@@ -143,6 +166,7 @@ CASES = {
     "rates, exponential": Case("makes long steps", lambda one: fkc(Q, SOME, zeta=0.0, integrator="exponential")),
     "zeta name": Case("zeta must be a number", lambda one: fkc(Q, TIMES, zeta="big")),
     "zeta negative": Case("zeta is a scale", lambda one: fkc(Q, TIMES, zeta=-1.0)),
+    "zeta infinite": Case("and finite, got inf", lambda one: fkc(Q, TIMES, zeta=np.inf)),
     "zeta NaN": Case("zeta is a scale", lambda one: fkc(Q, TIMES, zeta=np.nan)),
     "zeta shape": Case("zeta must be one number for one time", lambda one: fkc(Q, TIMES, zeta=lambda t: jnp.ones(2))),
     "zeta 0": Case("zeta is 0", lambda one: fkc(Q, TIMES, zeta=0.0, weights="rne")),
@@ -155,6 +179,9 @@ CASES = {
     "W negative at the data": Case("add up to -0.5 at time 0", lambda one: fkc(Q, TIMES, exponents=lambda t: 2 * t - 0.5)),
     "W 0 with a law alone": Case("not integrable", lambda one: fkc(Q, TIMES, exponents=falling, start=NORMAL)),
     "reward": Case("does not vanish at the first time", lambda one: fkc(Q, TIMES, reward=lambda x, t: -(x**2))),
+    "reward of no time": Case(r"takes \(x\), and is called with 2", lambda one: fkc(Q, TIMES, reward=lambda x: x), TypeError),
+    "reward of nothing": Case("returned NoneType", lambda one: fkc(Q, TIMES, reward=lambda x, t: None), TypeError),
+    "reward of a time": other("called with 1 by position", lambda one: fk_steering(Q, SOME, ramped), TypeError),
     "reward under EDM": Case("does not vanish at the first time", lambda one: fkc(WIDE, EDM.times(60), reward=ramped)),
     "reward NaN": Case("is NaN at 32 of 32 first points", lambda one: fkc(Q, TIMES, reward=lambda x, t: jnp.nan * x)),
     "reward jumps": Case("jumps, and weights='euler'", lambda one: fkc(Q, TIMES, reward=steps, weights="euler", zeta=1.0)),
@@ -193,6 +220,8 @@ CASES = {
     "tokens weights": other("weights must be 'auto', 'exact' or 'path'", lambda one: fkc_tokens(ROW, weights="rne")),
     "tokens marginal": other("model 0 has none", lambda one: fkc_tokens(ROW, weights="exact")),
     "tokens network": other("the network returned shape", lambda one: fkc_tokens(TokenDiffusion(tokens, 2, 4)).init(KEY)),
+    "tokens logits": other(r"add up to exp\(1.1\)", lambda one: fkc_tokens(TokenDiffusion(logits, 2, 3))),
+    "tokens logits, uniform": other(r"exp\(1.1\)", lambda one: fkc_tokens(TokenDiffusion(logits, 2, 3, "uniform"), 3)),
     "tokens marginal shape": other("log_marginal returned shape", lambda one: fkc_tokens(UNSUMMED).init(KEY)),
     "steering": other("potential must be", lambda one: fk_steering(Q, SOME, lambda x: x, potential="min")),
     "steering noise": other("last step has no density", lambda one: fk_steering(Q, TIMES, lambda x: x)),
@@ -203,6 +232,9 @@ CASES = {
     "sampler start": other("start has shape", lambda one: sample(SOME, start=jnp.zeros(3))),
     "mixture": other("must agree in their leading axis", lambda one: diffusion.gaussian_mixture(NOISING, [1.0], [0.0, 1.0], 1.0)),
     "mixture variances": other("do not broadcast", lambda one: diffusion.gaussian_mixture(NOISING, [1.0], [0.0], [1.0, 2.0])),
+    "mixture of signs": other("of no mixture", lambda one: diffusion.gaussian_mixture(NOISING, [1.0, -0.5], [0.0, 1.0], 1.0)),
+    "mixture of none": other("of no mixture", lambda one: diffusion.gaussian_mixture(NOISING, [0.0], [0.0], 1.0)),
+    "mixture of logs": other("variances between -0.1", lambda one: diffusion.gaussian_mixture(NOISING, [1.0], [0.0], -0.1)),
     "parametrisation": other("unknown parametrisation", lambda one: diffusion.convert(1.0, 1.0, 0.5, NOISING, "score", "x")),
     "predicts": other("predicts must be one of", run_network),
     "labels": other("num_classes=0", labelled),
@@ -223,10 +255,20 @@ CASES = {
     "law site": other("missing", lambda one: diffusion.law(Q, SOME).estimate_log_density(KEY, {"z": 0.0})),
     "law shape": other("a point has", lambda one: diffusion.law(Q, SOME).estimate_log_density(KEY, {"x": jnp.zeros(2)})),
     "token kind": other("'masked' or 'uniform'", lambda one: diffusion.token_law(lambda: tokens, 2, 3, 4, kind="blurred")),
+    "token logits": other(r"add up to exp\(1.1\)", lambda one: logit_law.estimate_log_density(KEY, {"x": jnp.zeros(2, int)})),
+    "token draws of logits": other(r"add up to exp\(1.1\)", lambda one: logit_law.simulate(KEY)),
+    "masked bound of logits": other(r"add up to exp", lambda one: diffusion.masked_bound(logits, jnp.zeros(2, int), KEY)),
+    "masked bound of rows": other("network returned shape", lambda one: diffusion.masked_bound(rows, jnp.zeros(2, int), KEY)),
     "token shape": other("a row has", lambda one: row_law.estimate_log_density(KEY, {"x": DATA})),
     "classify": other("'bound' or 'error'", lambda one: diffusion.classify(lambda c: Q, SOME, 0.0, KEY, weighting="all")),
     "classified labels": other("one is needed for each", lambda one: SCORED.with_temperature(jnp.zeros(2, int))),
     "flow divergence": other("'exact' or 'hutchinson'", lambda one: diffusion.flow_log_likelihood(Q, DATA, divergence="no")),
+    "flow before": other("until=-0.5 must lie in", lambda one: diffusion.flow_sample(Q, KEY, num_samples=1, until=-0.5)),
+    "flow beyond": other(r"at=2 must lie in \[0, 1\]", lambda one: diffusion.flow_log_likelihood(Q, DATA, at=2.0)),
+    "flow rows": other("rows of points of shape", lambda one: diffusion.flow_log_likelihood(PLANE, jnp.zeros(2))),
+    "flow trees": other("a tree of shapes", lambda one: diffusion.flow_sample(TREE, KEY, num_samples=1)),
+    "sampler trees": other("a tree of shapes", lambda one: diffusion.ddim(TREE, KEY, SOME, num_samples=1)),
+    "steering trees": other("a tree of shapes", lambda one: fk_steering(TREE, SOME, lambda x: 0.0)),
     "flow key": other("Give a key", lambda one: diffusion.flow_log_likelihood(Q, DATA, divergence="hutchinson")),
 }  # fmt: skip
 IN_PROGRAMS_ONLY = ("diffuse model", "diffuse zeta", "diffuse langevin")

@@ -331,3 +331,18 @@ def test_a_row_can_be_kept_and_given_other_ancestors(key):
 
     rows = jax.jit(jax.vmap(one))(jax.random.split(key, 4000))
     assert_unbiased((np.asarray(rows)[:, None] == STATES[WHOLE]).all(-1).astype(float), p)
+
+
+def test_what_a_network_says_adds_up_to_one_or_the_evidence_is_nan(key):
+    """Known numbers are refused (`test_checks.py`); traced ones make NaN, but where a value is shown and nobody looks."""
+
+    def run(logits, of_shown):
+        network = lambda tokens, t: jnp.where((tokens == 0)[:, None], logits, of_shown)
+        alone = fkc_tokens(TokenDiffusion(network, SIZE, K))
+        return inference.smc(alone, key, num_particles=4, history="none").log_evidence
+
+    run = jax.jit(run)
+    for seed in range(3):
+        logits = jax.random.normal(jax.random.key(seed), (SIZE, K))
+        assert jnp.isnan(run(logits, 0.0))
+        np.testing.assert_allclose(run(jax.nn.log_softmax(logits), 7.0), 0.0, atol=1e-5)

@@ -108,6 +108,27 @@ def test_truth_values_are_no_numbers():
         CALLS["infer"](line, np.ones(5), np.arange(5) < 3)
 
 
+@pytest.mark.parametrize("statement", [ppl.factor, numpyro.factor], ids=["lapilli", "numpyro"])
+def test_truth_values_are_no_log_weights(statement):
+    """A constraint counted as e to 1, so that Normal(0, 1) kept (1 + e) / 2 in place of 1 / 2."""
+
+    def program(kind):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        statement(
+            "above", {"truth": z > 0, "weight": jnp.where(z > 0, 0.0, -jnp.inf), "count": 0}[kind]
+        )
+
+    run = lambda kind: (
+        inference.smc(program, jax.random.key(0), kind, num_particles=1000).log_evidence
+    )
+    with pytest.raises(
+        TypeError, match="'above'.*True and False would count as 1 and 0 nats.*jnp.where"
+    ):
+        run("truth")
+    np.testing.assert_allclose(jnp.exp(run("weight")), 0.5, atol=4.5 * 0.5 / np.sqrt(1000))
+    assert run("count") == 0
+
+
 SUPPORTS = {
     "simplex": (dist.Dirichlet(jnp.ones(3)), lambda p, z: dist.Categorical(p + jax.nn.sigmoid(z) * (1 / 3 - p))),
     "positive": (dist.LogNormal(0.0, 1.0), lambda p, z: dist.Normal(z, p)),

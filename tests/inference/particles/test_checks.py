@@ -95,6 +95,11 @@ def hierarchical(ys):
     ppl.scan(lambda x, y: (a * x, ppl.sample("y", dist.Normal(a * x, 1.0), obs=y)), 1.0, ys)
 
 
+def own(ancestors):
+    return resampling.Scheme("own", lambda key, log_weights, num=None: ancestors, None, True)
+
+
+PARTS, EVERY = (WALK.init, WALK.kernel, WALK.log_potential), resampling.every()
 HALF, PARTIAL = resampling.ess_below(0.5), resampling.partial_resampling(0.5)
 few = {"num_particles": 4}
 METROPOLIS = particles.FilterOptions(resampling="metropolis")
@@ -136,7 +141,19 @@ STRUCTURE = {
     "twist must return one number": lambda key, ys: chain(key, twist=lambda x, t: jnp.zeros(2)),
     "order must return a number or a vector": lambda key, ys: chain(key, order=lambda x, t: jnp.zeros((2, 2))),
     "coordinates, and a curve": lambda key, ys: chain(key, order=lambda x, t: jnp.zeros(16)),
-    "num_steps must be >= 0": lambda key, ys: inference.FeynmanKac(WALK.init, WALK.kernel, WALK.log_potential, -1),
+    "num_steps must be an integer >= 0, got -1": lambda key, ys: inference.FeynmanKac(*PARTS, -1),
+    "num_steps must be an integer >= 0, got 2.5": lambda key, ys: inference.FeynmanKac(*PARTS, 2.5),
+    "log-weight in nats, got bool": lambda key, ys: smc(inference.FeynmanKac(*PARTS[:2], lambda _, x, t: x > 0, 2), key),
+    "log-weight in nats, got nothing": lambda key, ys: smc(inference.FeynmanKac(*PARTS[:2], lambda _, x, t: None, 2), key),
+    "log-weight in nats, got complex64": lambda key, ys: smc(inference.FeynmanKac(*PARTS[:2], lambda _, x, t: x + 1j, 2), key),
+    r"ancestors of shape \(3,\)": lambda key, ys: chain(key, resampling=own(jnp.arange(3)), policy=EVERY),
+    r"ancestors of shape \(4, 1\)": lambda key, ys: chain(key, resampling=own(jnp.zeros((4, 1), int))),
+    "type float32, and 4 are wanted": lambda key, ys: chain(key, resampling=own(jnp.zeros(4))),
+    "type None, and 4 are wanted": lambda key, ys: chain(key, resampling=own(None)),
+    r"policy returned shape \(4,\)": lambda key, ys: chain(key, policy=lambda t, log_weights: log_weights > 0),
+    "policy returned .* float32": lambda key, ys: chain(key, policy=lambda t, log_weights: 1 / jnp.exp(2 * log_weights).sum()),
+    "policy returned .* NoneType": lambda key, ys: chain(key, policy=lambda t, log_weights: None),
+    "says True or False": lambda key, ys: chain(key, policy=lambda t, log_weights: 1),
     "nothing": lambda key, ys: smc(unseen, key, ys),
     "uses the stacked values of a scan": lambda key, ys: smc(summarised, key, ys, history="none"),
     "scan with sites runs backwards": lambda key, ys: smc(backwards, key, ys),

@@ -42,6 +42,16 @@ def test_data_are_left_alone_at_first_and_drowned_at_last(noising):
     np.testing.assert_allclose(times[0], noising.end, rtol=1e-5)
 
 
+def test_the_cosine_loses_no_digits_beside_the_data():
+    """Against the two logarithms of its definition in double precision, and no noise at all at 0."""
+    noising = diffusion.Cosine()
+    u = lambda t: 0.5 * np.pi * (t + noising.offset) / (1 + noising.offset)
+    t = np.concatenate([np.geomspace(1e-6, 0.1, 20), np.linspace(0.2, noising.end, 5)])
+    exact = np.log(np.cos(u(t))) - np.log(np.cos(u(0.0)))
+    np.testing.assert_allclose(jax.vmap(noising.log_alpha)(jnp.asarray(t)), exact, rtol=1e-5)
+    assert noising.variance(0.0) == 0 and noising.alpha(0.0) == 1
+
+
 def test_published_formulas():
     t = 0.3
     np.testing.assert_allclose(diffusion.VP().g2(t), 0.1 + 19.9 * t, rtol=1e-4)
