@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from ...inference.diffusion import Diffusion, Noising
 from ...ppl._compat import is_concrete
@@ -40,6 +40,7 @@ def gaussian_mixture(
         >>> round(float(model.score(1.0, 0.0)), 3)
         -0.0
     """
+    _refuse_signs(weights, variances)
     weights, means = jnp.asarray(weights, float), jnp.asarray(means, float)
     if means.ndim < 1 or weights.shape != means.shape[:1]:
         raise ValueError(
@@ -53,7 +54,6 @@ def gaussian_mixture(
             f"gaussian_mixture: variances {variances.shape} do not broadcast to the means {means.shape}. Give "
             "one variance, or one for each entry of the means."
         ) from err
-    _refuse_signs(weights, variances)
     log_weights = jnp.log(weights / weights.sum())
 
     def log_density(x: Array, t: Array) -> Array:
@@ -68,11 +68,11 @@ def gaussian_mixture(
     return Diffusion(noising, score, means.shape[1:], log_density)
 
 
-def _refuse_signs(weights: Array, variances: Array) -> None:
+def _refuse_signs(weights: ArrayLike, variances: ArrayLike) -> None:
     """Refuse numbers of no mixture, where they are known: noise added to a negative variance would hide it."""
     if not is_concrete((weights, variances)):
         return
-    w, v = np.asarray(weights), np.asarray(variances)
+    w, v = np.asarray(weights, float), np.asarray(variances, float)
     if not (np.all(w >= 0) and w.sum() > 0 and np.all(v >= 0)):
         raise ValueError(
             f"gaussian_mixture: weights {w} and variances between {v.min():g} and {v.max():g} are those of no mixture. Give "
