@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -101,10 +101,10 @@ class LearnedFile(NamedTuple):
         was, given = words(was), words(given)
         check_same(f"{self.what}.load", self.name, {**self.header, "structure": was}, given, "run")
 
-    def trainings(self, problem: RowProblem) -> tuple[Learned, ...]:
-        """The runs, of one loss, in their order."""
+    def trainings(self, problem_of: Callable[[int], RowProblem]) -> tuple[Learned, ...]:
+        """The runs in their order, of the loss of each number."""
         numbers = itertools.takewhile(lambda i: _names(i)[1] in self.header, itertools.count())
-        return tuple(self.training(problem, number) for number in numbers)
+        return tuple(self.training(problem_of(number), number) for number in numbers)
 
     def training(self, problem: RowProblem, number: int = 0) -> Learned:
         """One run, of the loss that was made anew."""

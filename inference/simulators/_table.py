@@ -116,13 +116,22 @@ class ReferenceTable:
             "training": order[2 * few :],
         }
 
-    def rows(self, part: Part) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def rows(
+        self, part: Part, turn: int = 0
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Parameters and data of one part.
 
         Args:
             part: "training", "validation" or "held out".
+            turn: of several trainings which: rows that are not held out take turns at validating, as many at a time.
         """
-        take = lambda values: {name: x[self.parts[part]] for name, x in values.items()}
+        few = len(self.parts["validation"])
+        numbers = self.parts[part]
+        if turn and part != "held out":
+            taken = np.concatenate([self.parts["validation"], self.parts["training"]])
+            turned = np.roll(taken, -turn * few)
+            numbers = turned[:few] if part == "validation" else turned[few:]
+        take = lambda values: {name: x[numbers] for name, x in values.items()}
         return take(self.parameters), take(self.data)
 
     @functools.cached_property

@@ -61,8 +61,9 @@ def amortise(
         tolerance: rounds end when the posterior at the data moves by less than so many nats, the mean of both KL divergences.
         key: PRNG key; default `jax.random.key(0)`.
         num_steps: as for `ratio`, in each round and of each member.
-        num_seeds: members of an ensemble: the guide is trained so often, of other first networks and minibatches, and the
-            posterior is the equal mixture of what came out, which takes so many times as long to train and is compiled once.
+        num_seeds: members of an ensemble: the guide is trained so often, from other networks, in other minibatches and judged by
+            other validation rows, which take turns, and the posterior is the equal mixture of what came out. It takes so many
+            times as long; compiling and the search for a decay are done once.
         progress: show a bar.
 
     Returns:
@@ -137,20 +138,20 @@ def _learned(
 ) -> Amortised:
     """The posterior that one table tells."""
     net_key, learn_key, draw_key, check_key = jax.random.split(key, 4)
-    begun = lambda key: default_guide(table, key) if guide is None else ppl.as_program(guide)
-    own = begun(net_key)
+    own = default_guide(table, net_key) if guide is None else ppl.as_program(guide)
     check_guide(table, own)
     if guide is not None:
         check_density(table, own)
     if table.simulate is None and table.region is None:
         check_prior(table, check_key)
-    problem = problem_of(table, own)
     run = functools.partial(learn, num_steps=num_steps, progress=progress)
+    problem = problem_of(table, own)
     training = [run(problem, learn_key)]
-    for number in range(1, num_seeds):
-        # Another start of the same program on the same rows: nothing is compiled anew, and its decay is known.
-        net_key, again = jax.random.split(jax.random.fold_in(learn_key, number))
-        other = problem._replace(init=problem_of(table, begun(net_key)).init)
+    for turn in range(1, num_seeds):
+        # The same program from another start on other rows of the same number: nothing is compiled anew.
+        net_key, again = jax.random.split(jax.random.fold_in(learn_key, turn))
+        begun = own if guide is not None else default_guide(table, net_key, turn)
+        other = problem_of(table, own, turn)._replace(init=problem_of(table, begun, turn).init)
         training.append(run(other, again, decay=training[0].decay))
     held = losses_on(as_rows(table, "held out"), problem.loss)
     each = -np.stack([np.asarray(held(member.params, learn_key), float) for member in training])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 
@@ -171,7 +172,7 @@ class Amortised:
         table = file.table
         own = ppl.as_program(guide or default_guide(table, jax.random.key(0)))
         check_guide(table, own)
-        training = file.trainings(problem_of(table, own))
+        training = file.trainings(functools.partial(problem_of, table, own))
         bound = guide_of(own, training)
         file.check(structure(table, bound), {"guide"} if guide is None else ())
         return cls(table=table, guide=bound, training=training, **file.facts(_RECORDS))

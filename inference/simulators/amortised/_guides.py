@@ -22,9 +22,9 @@ from .._table import Part, ReferenceTable
 from ._mixture import EqualMixture
 
 
-def as_rows(table: ReferenceTable, part: Part) -> dict[str, np.ndarray]:
+def as_rows(table: ReferenceTable, part: Part, turn: int = 0) -> dict[str, np.ndarray]:
     """Parameters and data of one part in one mapping."""
-    parameters, data = table.rows(part)
+    parameters, data = table.rows(part, turn)
     return {
         **{f"parameters/{n}": x for n, x in parameters.items()},
         **{f"data/{n}": x for n, x in data.items()},
@@ -36,8 +36,8 @@ def first(table: ReferenceTable) -> dict[str, Array]:
     return {n: jnp.asarray(x[0]) for n, x in table.data.items()}
 
 
-def problem_of(table: ReferenceTable, guide: ppl.Program) -> RowProblem:
-    """What the guide is to learn from a table."""
+def problem_of(table: ReferenceTable, guide: ppl.Program, turn: int = 0) -> RowProblem:
+    """What the guide is to learn from a table, of several times the one of this number."""
 
     def loss(params: ParamMap, key: Key, rows: Mapping[str, ArrayLike]) -> Array:
         def one(row: Mapping[str, Array]) -> Array:
@@ -46,7 +46,7 @@ def problem_of(table: ReferenceTable, guide: ppl.Program) -> RowProblem:
         return -jax.vmap(one)({n: jnp.asarray(x) for n, x in rows.items()})
 
     init = lambda key: guide.init(key, **first(table))
-    parts = as_rows(table, "training"), as_rows(table, "validation")
+    parts = as_rows(table, "training", turn), as_rows(table, "validation", turn)
     return RowProblem("amortise", init, loss, *parts)
 
 
@@ -104,8 +104,11 @@ def check_density(table: ReferenceTable, guide: ppl.Program) -> None:
         )
 
 
-def default_guide(table: ReferenceTable, key: Key) -> ppl.Program:
-    """Site after site, a flow given the data and the sites before."""
+def default_guide(table: ReferenceTable, key: Key, turn: int = 0) -> ppl.Program:
+    """Site after site, a flow given the data and the sites before, which begins at the rows of one training.
+
+    The scales of its inputs are the same in all trainings, so that they are one program.
+    """
     from .._networks import ConditionalFlow
 
     discrete = [n for n, x in table.parameters.items() if not np.issubdtype(x.dtype, np.floating)]
@@ -115,9 +118,9 @@ def default_guide(table: ReferenceTable, key: Key) -> ppl.Program:
             "them out of the model by ppl.eliminate where they have densities."
         )
     of_parameters, of_data = table.coordinates
-    parameters, data = table.rows("training")
+    scores = NormalScores.of(np.asarray(of_data.flat(table.rows("training")[1], is_scaled=False)))
+    parameters, data = table.rows("training", turn)
     flows, context = {}, np.asarray(of_data.flat(data))
-    scores = NormalScores.of(np.asarray(of_data.flat(data, is_scaled=False)))
     keys = jax.random.split(key, len(of_parameters.sizes))
     for k, (name, size) in zip(keys, of_parameters.sizes.items(), strict=True):
         values = np.asarray(of_parameters.part(name, parameters[name]))

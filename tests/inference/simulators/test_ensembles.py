@@ -142,10 +142,27 @@ def test_rounds_are_of_mixtures_too(table):
     assert draws.std() == pytest.approx(0.5**0.5, abs=0.15)
 
 
-def test_members_are_compiled_once(table, monkeypatch):
-    """The second and third training compile nothing that the first has not."""
+def test_rows_take_turns_at_validating(table):
+    """Those that are held out are so in each training, and of the others each validates once before one does again."""
+    number = lambda part, turn: {float(m) for m in table.rows(part, turn)[0]["m"]}
+    held = number("held out", 0)
+    turns = range(9)
+    validate = [number("validation", turn) for turn in turns]
+    for turn in turns:
+        assert number("held out", turn) == held and not held & validate[turn]
+        assert (
+            number("training", turn) | validate[turn] | held
+            == number("training", 0) | validate[0] | held
+        )
+        assert not number("training", turn) & validate[turn]
+    assert len(set.union(*validate)) == sum(map(len, validate))
+
+
+def test_members_are_compiled_once():
+    """The second training compiles nothing that the first has not, where rows are no part of the program."""
     from lapilli.ppl import _shared_jit
 
+    table = reference_table(model, (0.0,), num_simulations=1_500, key=KEY)
     first = inference.amortise(table, guide=line, num_seeds=1, **SHORT)
     known = set(_shared_jit._executables)
     again = inference.amortise(table, guide=line, num_seeds=2, **SHORT)
