@@ -19,7 +19,7 @@ help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
 	@echo "make demo       run examples/papers/variational/demo.py"
 	@echo "make quick      the fast tests of what has changed since a commit   (SINCE=HEAD~1)"
-	@echo "make test       tests and doctests, without the slow ones and the pages   (WORKERS=2 PYTEST='-k name')"
+	@echo "make test       tests without the slow ones, the pages and the examples of docstrings   (WORKERS=2 PYTEST='-k name')"
 	@echo "make test-slow  the slow tests only"
 	@echo "make refusals   all tests, and which refusals of the library none of them provokes"
 	@echo "make test-matrix  a few tests with each Python, jax, oldest and newest dependencies"
@@ -28,7 +28,7 @@ help:
 	@echo "make mutants    break the library in some lines, one by one, and see the fast tests fail"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make format     ruff: sort imports, mend what is safe to mend, format"
-	@echo "make docs       build the site into out/docs, offline, warnings are errors; test its pages and run them"
+	@echo "make docs       build the site into out/docs, offline, warnings are errors; run its pages and docstrings"
 	@echo "make docs-outputs  run the pages in full and write the outputs that they show   (PAGES=howto/hmm)"
 	@echo "make bench      all benchmarks, one by one"
 	@echo "make lock       resolve requirements.lock anew"
@@ -119,7 +119,7 @@ format: setup
 docs: setup
 	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going -b html docs out/docs
 	@echo "docs: out/docs/index.html"
-	$(FAST) -n $(WORKERS) --dist worksteal -m "docs and not slow" tests/docs $(PYTEST)
+	$(FAST) -n $(WORKERS) --dist worksteal -m "docs and not slow" tests/docs tests/test_doctests.py tests/test_readme.py $(PYTEST)
 
 # Nothing is executed when the site is built: what pages show are files, which the tests of the pages write.
 PAGES ?=

@@ -106,6 +106,7 @@ def test_every_module_can_be_imported():
     assert len(MODULES) > 500 and not failed
 
 
+@pytest.mark.docs
 @pytest.mark.slow_for(*SLOW)
 @pytest.mark.parametrize("name", [name for name in MODULES if has_examples(name)])
 def test_examples_in_docstrings_hold(name):

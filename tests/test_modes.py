@@ -138,7 +138,7 @@ def expected():
     return bounds()
 
 
-@pytest.mark.slow_for("checking_leaks")  # ten times the other modes
+@pytest.mark.slow_for("checking_leaks", "disable_jit")  # ten and two times the other modes
 @pytest.mark.parametrize("mode", MODES | SLOWER)
 def test_bounds_and_their_gradients_in_each_mode(mode, expected):
     with (MODES | SLOWER)[mode]():

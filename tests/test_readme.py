@@ -17,6 +17,7 @@ def masked(text):
     return re.sub(r"[\d.]+", "#", told)
 
 
+@pytest.mark.docs
 @pytest.mark.filterwarnings("ignore")
 def test_the_thirty_lines_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

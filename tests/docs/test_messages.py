@@ -109,6 +109,7 @@ def test_every_message_says_what_to_do(everything):
     assert len(poor) <= WITHOUT_REMEDY, f"{len(poor)} messages name no remedy: {poor}"
 
 
+@pytest.mark.docs
 @pytest.mark.skipif(shutil.which("node") is None, reason="the page's script needs node")
 def test_a_pasted_error_is_found(everything):
     """What the programs of the catalogue print, with names and numbers, is nearly always among the first five."""

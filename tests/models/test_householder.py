@@ -71,6 +71,7 @@ def guide_of(flow):
     return ppl.model(lambda x: ppl.sample("z", ppl.module("flow", flow).law()))
 
 
+@pytest.mark.slow(reason="many sizes to compile")
 def test_one_reflection_fewer_than_coordinates_reaches_every_covariance():
     """The law is the multivariate normal, and under the posterior the bound is the evidence at every draw."""
     with jax.enable_x64(True):

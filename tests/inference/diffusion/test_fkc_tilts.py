@@ -74,6 +74,7 @@ def test_the_corrected_law_is_the_tilt(temperature):
     assert abs(mean - CENTRE) > 0.1  # of the model's own
 
 
+@pytest.mark.slow(reason="many small programs")
 @pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")
 def test_the_report_reads_the_point_alone():
     """Particles of the corrected law, which have no path of the program: log Z, rewards by both."""
@@ -91,6 +92,7 @@ def test_the_report_reads_the_point_alone():
     assert made.reward_base.value < made.reward.value
 
 
+@pytest.mark.slow_for("2.0")
 @pytest.mark.filterwarnings("ignore:fkc. .* too long for their noise")
 @pytest.mark.parametrize("least", [CENTRE, 2.0])
 def test_a_constraint_is_a_tilt_of_a_diffusion(least):
@@ -187,7 +189,7 @@ def test_a_bad_reward_of_a_tilt_is_named_before_anything_runs():
         inference.diffusion.fkc(NORMAL, GRID, reward=bad)
 
 
-@pytest.mark.slow_for("fk_steering")  # the same look-ahead
+@pytest.mark.slow(reason="runs of a corrector of its own")
 @pytest.mark.parametrize("method", ["fk_steering", "twisted_diffusion"])
 def test_a_look_ahead_that_excludes_what_the_end_allows_costs_nothing(method):
     """Of x > 1.2: the first denoised points, near .5, all break it, and what the chain ends in may keep it."""

@@ -207,6 +207,7 @@ def test_integrated_states_foretell_steps_and_have_no_likelihood_for_leave_one_o
     assert float(tree["prior"]["mu"].std()) > 1.0
 
 
+@pytest.mark.slow(reason="a fit and its labels")
 def test_labels_that_a_fit_sums_out_are_drawn_given_the_rest(key):
     """Share of label 1 in each row, averaged over the draws of mu, against Bayes' rule at these."""
     fit = inference.fit(mixture, args=(Y,), num_steps=200, progress=False, k_hat="skip")

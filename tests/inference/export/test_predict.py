@@ -372,6 +372,7 @@ def test_what_rows_share_and_is_integrated_out_is_not_drawn_from_its_prior():
     assert (np.abs(y.mean(0) - x[:3] - 5.0) < 4.5 * error + 1e-3).all()  # the prior takes off .0006
 
 
+@pytest.mark.slow(reason="many small programs")
 def test_a_chain_whose_states_are_summed_out_is_forecast_by_its_states():
     """States of the seen steps from the exact posterior, the next ones from the chain; the filter by hand is the oracle."""
     y = jnp.array([0.1, 2.7, 3.2, 0.4, 2.6])

@@ -45,6 +45,7 @@ def by_minibatches(data):
     return fitted(data, {"rows": 50})
 
 
+@pytest.mark.slow_for("all")
 @pytest.mark.parametrize("kind", ["all", "minibatches"])
 def test_data_in_memory_are_held_once(data, kind, request):
     """Single precision of all: 4 bytes a number. A second copy of either array would be seen."""
@@ -56,6 +57,7 @@ def test_data_in_memory_are_held_once(data, kind, request):
     assert result.args[0] is x and result.args[1] is y  # as they were given
 
 
+@pytest.mark.slow(reason="a file of some size")
 def test_files_that_are_mapped_are_met_in_blocks_and_their_fit_is_that_of_memory(
     data, by_minibatches, tmp_path, monkeypatch
 ):

@@ -61,6 +61,7 @@ def test_standard_errors_are_those_over_other_draws(fitted):
     np.testing.assert_allclose(fitted.standard_errors()["loc"], spread, rtol=4 / np.sqrt(2 * 23))
 
 
+@pytest.mark.slow(reason="second derivatives to compile")
 def test_linear_response_mends_the_variances_of_a_mean_field(fitted):
     found = fitted.linear_response(lambda z: z["beta"], KEY)
     own = np.exp(2 * np.asarray(fitted.params["scale"]))

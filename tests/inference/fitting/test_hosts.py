@@ -183,6 +183,7 @@ def test_the_rows_of_one_process_are_the_data(args, options):
         np.testing.assert_array_equal(found.history["value"], want.history["value"])
 
 
+@pytest.mark.slow(reason="processes of their own")
 def test_a_folder_of_checkpoints_goes_on_to_the_bit(tmp_path):
     class Stop(Exception):
         pass

@@ -178,6 +178,7 @@ def test_verdicts_over_20_keys_on_right_and_wrong_fits_are_right():
     assert len(wrong) <= 3, wrong
 
 
+@pytest.mark.slow(reason="a long fit")
 def test_minibatches_of_a_conjugate_regression_end_at_the_posterior():
     """0.05 posterior standard deviations and 5 % of a width; the run says when it is there."""
     rng = np.random.default_rng(0)

@@ -57,6 +57,7 @@ def check_normals(num, y, fit):
     assert np.abs(widths / 0.5 - 1).max() < 4.5 / 1000**0.5 + 0.15
 
 
+@pytest.mark.slow(reason="a fit of many sites")
 @pytest.mark.filterwarnings("ignore:fit. k-hat")  # many coordinates, each with some noise left
 def test_a_mean_field_fit_is_the_posterior():
     num, y = 12, jnp.linspace(-2.0, 2.0, 12)

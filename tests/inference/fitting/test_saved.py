@@ -459,6 +459,7 @@ def test_values_that_a_program_records_belong_to_it(tmp_path):
         inference.Fit.load(tmp_path / "fit.npz", bound_of(3.0))
 
 
+@pytest.mark.slow(reason="an export and what reads it")
 def test_the_guide_alone_is_exported_as_an_encoder_is_served(saved, tmp_path):
     fit, _ = saved
     with pytest.raises(

@@ -42,6 +42,7 @@ def assert_right(b, weights=None):
     np.testing.assert_allclose(np.sqrt(w @ (b - mean) ** 2), sd, rtol=0.2)
 
 
+@pytest.mark.slow(reason="a tempered run")
 def test_tempering_from_draws_finds_a_students_posterior(key):
     rng = np.random.default_rng(3)
     start = {"b": rng.normal(1.0, 0.7, (200, 2)), "s": np.exp(rng.normal(0.0, 0.5, 200))}

@@ -53,6 +53,7 @@ def test_constants_of_a_program_are_data():
         CALLS["infer"](lambda: line(x, y))
 
 
+@pytest.mark.slow_for("1", "2")
 @pytest.mark.parametrize("seed", range(3))
 def test_what_a_mask_leaves_out_may_be_anything(seed):
     """Exact posterior of the slope from the rows that count: precision 1 + sum x^2."""

@@ -21,6 +21,7 @@ def followers(model, args):
     return {name for r in rows for name in r.names("site")} - {"y"}
 
 
+@pytest.mark.slow_for("1", "2", "3")
 @pytest.mark.parametrize(
     "seed", [*range(4), *(pytest.param(s, marks=pytest.mark.slow) for s in range(4, 60))]
 )

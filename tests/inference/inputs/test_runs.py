@@ -131,6 +131,7 @@ def test_an_index_made_of_data_or_held_by_the_program_is_named_so():
         inference.fit(lambda y: model.fn(jnp.asarray(MISSING), y), args=(Y,), **OPTIONS)
 
 
+@pytest.mark.slow_for("2")
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_later_batch_is_looked_at_where_its_integers_go_further(prefetch):
     """Batch 2 has group 3 of 3. What does not count, and what stays in the range seen so far, is no matter."""
@@ -146,6 +147,7 @@ def test_a_later_batch_is_looked_at_where_its_integers_go_further(prefetch):
     train([*batches[:2], batches[0]])
 
 
+@pytest.mark.slow(reason="many small programs")
 def test_data_that_a_program_holds_is_told_from_numbers_that_are_written():
     """Codes may come once each; what is computed of no array, and a whole turn, are neighbours on a circle."""
 

@@ -27,6 +27,7 @@ def test_classifiers_are_those_of_all_squares_and_products(columns):
     np.testing.assert_allclose(found, want, atol=1e-6)
 
 
+@pytest.mark.slow(reason="many numbers")
 def test_memory_grows_with_rows_and_not_with_squares_of_columns():
     """442 numbers have 98,000 squares and products, and a classifier of these a matrix of 73 GiB."""
     rng = np.random.default_rng(0)

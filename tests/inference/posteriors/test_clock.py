@@ -73,6 +73,7 @@ def test_draws_do_not_depend_on_how_many_a_device_call_makes(target, whole):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow(reason="runs against the clock")
 def test_a_run_that_is_cut_short_has_the_first_draws_and_says_so(target, whole):
     outcomes = []
     for seconds in (2, 11, 14, 17, 200):

@@ -259,6 +259,7 @@ def test_nuts_needs_something_to_sample():
         inference.nuts(ppl.eliminate(line, "slope"), args=(X, Y), progress=False)
 
 
+@pytest.mark.slow(reason="tempered particles after chains")
 def test_modes_that_no_chain_crosses_are_weighed_by_infer():
     """Two modes of weights 1/4 and 3/4, forty standard deviations apart."""
 

@@ -79,6 +79,7 @@ def test_what_has_no_total_is_told(model, unit):
     assert "does not fall off as x" in found and "proper prior" in found
 
 
+@pytest.mark.slow(reason="a process in double precision")
 def test_double_precision_has_the_same_verdicts():
     with jax.enable_x64(True):
         assert endless(make_target("infer", heavy, ()), draws_of_heavy()) is None
@@ -98,6 +99,7 @@ def test_draws_at_the_limits_of_their_type_or_all_the_same_are_told():
     assert "draws of y are all the same" in lost_draws({"y": np.ones(4)}, target)
 
 
+@pytest.mark.slow_for("LKJ", "WishartCholesky")
 @pytest.mark.parametrize(
     "law",
     [

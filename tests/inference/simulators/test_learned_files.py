@@ -172,6 +172,7 @@ def test_a_table_belongs_to_its_prior(table, tmp_path):
         ReferenceTable.load(tmp_path / "rows.npz", lambda x: model(x, 2.0), (0.0,))
 
 
+@pytest.mark.slow(reason="trainings in rounds")
 def test_a_posterior_of_rounds_keeps_its_observation_and_its_region(table, tmp_path):
     options = {"num_rounds": 2, "tolerance": 0.0, "epsilon": 0.01}
     found = inference.amortise(table, guide=line, at={"x": 0.5}, **options, **SHORT)

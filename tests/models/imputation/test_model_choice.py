@@ -174,6 +174,7 @@ class Means:
         return np.repeat(np.nan_to_num(x)[None], number, 0)
 
 
+@pytest.mark.slow(reason="trains the deep model")
 def test_levels_are_drawn_anew_in_each_table_of_the_deep_model():
     """Two levels that nothing tells: between tables a cell changes as often as a coin does."""
     rng = np.random.default_rng(0)

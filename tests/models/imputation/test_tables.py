@@ -137,6 +137,7 @@ def monotone():
     return table, TableImputer(num_draws=800, random_state=0).fit(table)
 
 
+@pytest.mark.slow(reason="a long chain of tables")
 def test_the_chain_has_the_exact_posterior_where_holes_are_monotone(monotone):
     """Rows without y say nothing of y given the rest, so that its regression has the law of least squares over the others."""
     table, imputer = monotone
@@ -157,6 +158,7 @@ def test_the_chain_has_the_exact_posterior_where_holes_are_monotone(monotone):
     assert standard_errors(squares / L[:, 1, 1] ** 2, 32) < 4.5 * 1.5
 
 
+@pytest.mark.slow(reason="a chain of tables")
 def test_pooled_slopes_are_those_of_maximum_likelihood_with_an_honest_width(monotone):
     table, imputer = monotone
     tables = imputer.sample(table, 200)
@@ -204,6 +206,7 @@ def of_all_kinds():
     return TableImputer(num_draws=8, random_state=0).fit(mixed()[0])
 
 
+@pytest.mark.slow(reason="a chain of tables to compile")
 def test_frames_come_back_with_their_kinds(of_all_kinds):
     table, full, holes = mixed()
     for found in (of_all_kinds.transform(table), *of_all_kinds.sample(table, 2)):
@@ -240,6 +243,7 @@ def test_samples_differ_where_holes_are_and_repeat_with_their_seed(of_all_kinds)
     assert (first.x != other.x).to_numpy()[holes[:, 0]].all()
 
 
+@pytest.mark.slow(reason="a chain of tables")
 def test_single_completions_are_means_of_samples():
     """Of a table of numbers: exactly the conditional mean under each draw of the parameters."""
     rng = np.random.default_rng(5)

@@ -52,6 +52,7 @@ def test_transport_takes_batches_side_by_side_and_has_no_slope(key):
     np.testing.assert_array_equal(lost, np.arange(8))
 
 
+@pytest.mark.slow_for("2.0")
 @pytest.mark.parametrize("noise", COVARIANCES)
 def test_entropic_coupling_of_normals_has_its_covariance(key, noise):
     """Quantiles of both ends: a batch of 300 whose coupling is that of the laws up to 2 %."""

@@ -21,6 +21,7 @@ def field_between(noise):
     return paths.mixture_field(paths.linear(noise), *ENDS)
 
 
+@pytest.mark.slow(reason="ODEs of a law to compile")
 def test_a_linear_flow_is_a_normal(key):
     """Of dx = (x + 1) dt: x_1 = e x_0 + e - 1."""
     law = paths.FlowLaw(lambda t, x: x + 1, START, rtol=1e-6, atol=1e-6)

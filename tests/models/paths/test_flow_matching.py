@@ -75,6 +75,7 @@ def test_the_field_of_a_coupling_of_batches_is_learned():
     np.testing.assert_array_equal(order[which], np.arange(ROWS))
 
 
+@pytest.mark.slow(reason="a training of its own")
 def test_a_coupling_of_batches_is_drawn_within_the_step():
     """Rows of a batch that see each other do not add up to all rows: `subsample` is refused, `batch_size` is not."""
     rows = 1 + SDS[1] * jax.random.normal(jax.random.key(0), (200, 1))

@@ -84,6 +84,7 @@ CASES = [
 ]  # slow: 60 programs are compiled twice
 
 
+@pytest.mark.slow(reason="a flow to compile and to search")
 @pytest.mark.parametrize(("kind", "place", "piece"), CASES)
 def test_a_jump_in_what_a_flow_reads_is_found(kind, place, piece):
     with pytest.raises(ValueError, match=r"jumps by.*check_jumps=False"):

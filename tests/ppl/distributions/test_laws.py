@@ -237,7 +237,7 @@ LAWS = {
 }  # fmt: skip
 
 
-@pytest.mark.fast("Gamma", "StudentT", "VonMises", "OrderedLogistic")
+@pytest.mark.fast("Gamma", "OrderedLogistic")
 @pytest.mark.parametrize("name", LAWS)
 def test_the_log_density_and_score_of_a_law(name):
     report = _laws.examine(LAWS[name]())

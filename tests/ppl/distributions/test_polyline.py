@@ -52,6 +52,7 @@ def test_density_at_every_scale(scale):
     assert all(np.isfinite(part).all() for part in jax.tree.leaves(slopes))
 
 
+@pytest.mark.slow(reason="many small programs")
 def test_many_knots_leave_no_trace():
     """256 knots on a line: the density along it is flat at scales far below and above the length of a segment."""
     knots = np.stack([np.linspace(0, 1, 256), np.zeros(256)], 1)

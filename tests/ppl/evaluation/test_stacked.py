@@ -85,6 +85,7 @@ def test_a_gradient_has_few_equations_more_for_a_site_more():
         assert (size(40) - size(20)) / 20 > 50
 
 
+@pytest.mark.slow(reason="the program without the pass to compile")
 def test_the_gradient_of_many_sites_is_that_without_the_pass():
     objective, key = sites(10), jax.random.key(3)
     params = objective.init(key, 0.5)

@@ -204,6 +204,7 @@ def test_a_missing_package_is_named(monkeypatch):
         ppl.formula("y ~ x", FRAME)
 
 
+@pytest.mark.slow(reason="a posterior by chains")
 def test_infer_takes_it_and_predicts_new_groups():
     """Beside restricted maximum likelihood of statsmodels, on data that it brings."""
     import statsmodels.api as sm

@@ -87,6 +87,7 @@ def unscented(y):
     return total
 
 
+@pytest.mark.slow(reason="a filter and a smoother to compile")
 def test_the_extended_filter_and_smoother_are_the_textbooks():
     program = ppl.eliminate(system, ["first", "x"], approximation="ekf")
     total, means, variances = extended(Y)

@@ -155,6 +155,7 @@ def seasons(y, width, noise):
     ppl.scan(step, (level, x), y)
 
 
+@pytest.mark.slow(reason="two precisions of a series to compile")
 def test_a_series_is_right_or_not_a_number():
     """Widths up to 1e7 noises: what a step has rounded away is seen where later data need it (6 nats were lost at 1e6)."""
     left = ppl.eliminate(seasons, ["level", "x", "levels", "seasons"])

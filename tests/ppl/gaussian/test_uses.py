@@ -56,6 +56,7 @@ def switching_evidence():
     return float(jax.scipy.special.logsumexp(found))
 
 
+@pytest.mark.slow(reason="a sum over paths of filters to compile")
 def test_a_switching_system_is_summed_and_integrated(switching_evidence):
     both = ppl.eliminate(switching, ["s", "z"])
     np.testing.assert_allclose(jax.jit(both.log_density)({}, Y), switching_evidence, rtol=1e-5)
@@ -65,6 +66,7 @@ def test_a_switching_system_is_summed_and_integrated(switching_evidence):
     assert {name: x.shape for name, x in drawn.items()} == {"s": (3, 8), "z": (3, 8)}
 
 
+@pytest.mark.slow(reason="particles around an integral to compile")
 def test_particles_move_only_what_is_left(switching_evidence):
     keys = jax.random.split(KEY, 400)
 

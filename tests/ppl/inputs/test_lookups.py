@@ -156,6 +156,7 @@ def closed_over(codes):
     ]
 
 
+@pytest.mark.slow_for("1", "2", "3")
 @pytest.mark.parametrize("seed", range(4))
 def test_codes_that_a_program_closes_over_are_data(seed):
     """Few of them, and none twice: what is left is that one is missing beside others that are not."""

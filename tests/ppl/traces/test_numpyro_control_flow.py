@@ -35,7 +35,7 @@ def second_order(y, history):
     scan(step, (0, 0), y, history=history)
 
 
-@pytest.mark.slow_for("1", "2")
+@pytest.mark.slow(reason="a chain for each history to compile")
 @pytest.mark.parametrize("history", [0, 1, 2])
 def test_a_hidden_chain_is_summed_whatever_history_says(history):
     p = jnp.array([0.4, 0.6])

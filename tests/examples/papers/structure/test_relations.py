@@ -7,6 +7,7 @@ from _examples import load_example
 from numpyro.distributions.transforms import biject_to
 
 
+@pytest.mark.slow(reason="a real table")
 def test_no_real_row_breaks_a_relation_and_free_numbers_make_it_again():
     example = load_example("papers/structure/relations")
     table = example.load()

@@ -131,6 +131,9 @@ def test_where_nothing_is_resampled_every_scheme_will_do(key):
     assert jax.jit(lambda k: inference.smc(model, k, DATA).log_evidence_std_error)(key) is None
 
 
+@pytest.mark.slow_for(
+    "options0-None-particles that persist", "options2-2-a TemperedResult keeps no genealogy"
+)
 @pytest.mark.parametrize(
     ("options", "lag", "message"),
     [

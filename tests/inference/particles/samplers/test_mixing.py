@@ -101,6 +101,7 @@ def vague(x, y):
         ppl.sample("y", dist.Normal(x @ b, 1.0), obs=y)
 
 
+@pytest.mark.slow(reason="a tempered run")
 def test_a_vague_regression_is_right_in_silence(key):
     """Means within 0.2 posterior deviations, and deviations within 15 %: 1,000 particles are exact to 0.03 and 2 %."""
     x = X.astype(float)
@@ -125,6 +126,7 @@ class Still(moves.RandomWalk):
         return at, jnp.ones(())
 
 
+@pytest.mark.slow(reason="a tempered run of islands")
 def test_islands_whose_particles_do_not_move_are_told_of(key):
     with pytest.warns(UserWarning, match="tempered_smc: its 4 islands disagree on site 'b'.*R-hat"):
         inference.tempered_smc(vague, key, X, Y, num_particles=400, kernel=Still(), max_steps=200)

@@ -278,7 +278,7 @@ def test_too_few_temperatures_are_reported(key):
         inference.tempered_smc(regression, key, DESIGN, RESPONSE, num_particles=100, max_steps=2)
 
 
-@pytest.mark.slow_for("persistent")
+@pytest.mark.slow(reason="runs against the clock")
 @pytest.mark.parametrize("keep", ["last", "persistent"])
 def test_a_limit_of_time_is_kept_between_temperatures_or_told(keep, key, monkeypatch):
     """A second at each look: two looks, one temperature; in more time the posterior is the same one."""
