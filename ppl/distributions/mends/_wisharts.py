@@ -20,7 +20,10 @@ from ..._precision import full_precision
 from ._special import log_gamma_kernel
 
 Array = jax.Array
-_MAX_LOST = 0.1  # nats that rounding of the entries of a matrix may make
+_MAX_LOST = 0.1  # nats that rounding may make
+_FAR_OFF = (
+    1e-4  # of the log-density beside them: far from all mass it is of squares of large numbers
+)
 
 
 def _solved(triangle: Array, x: Array) -> Array:
@@ -48,12 +51,23 @@ def _log_density(concentration: Array, x: Array, root: Array, *, is_inverse: boo
     )
 
 
+@full_precision
+def _lost_by_solving(triangle: Array, x: Array) -> Array:
+    """Nats that rounding makes in X = A^-1 B: below the diagonal its entries move by eps / 2 |A^-1| |A| |X| (Higham 2002, 8.1)."""
+    triangle, x = jax.lax.stop_gradient(jnp.broadcast_arrays(triangle, x))
+    unit = jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
+    moved = jnp.abs(_solved(triangle, unit)) @ (jnp.abs(triangle) @ jnp.abs(x))
+    return jnp.finfo(x.dtype).eps / 2 * jnp.sqrt((jnp.tril(x * moved, -1) ** 2).sum((-2, -1)))
+
+
 def _of_root(law: PyTree, root: Array, *, is_inverse: bool) -> Array:
-    """Log-density of the matrix with a Cholesky factor, under a law of factors."""
-    scale = law.scale_tril
-    x = _solved(root, scale) if is_inverse else _solved(scale, root)
+    """Log-density of the matrix with a Cholesky factor, under a law of factors; NaN where rounding in it makes a tenth of a nat."""
+    triangle, other = (root, law.scale_tril) if is_inverse else (law.scale_tril, root)
+    x = _solved(triangle, other)
     concentration = jnp.asarray(law.concentration, x.dtype)
-    return _log_density(concentration, x, root, is_inverse=is_inverse)
+    found = _log_density(concentration, x, root, is_inverse=is_inverse)
+    is_known = _lost_by_solving(triangle, x) <= _MAX_LOST + _FAR_OFF * jnp.abs(found)
+    return jnp.where(is_known, found, jnp.nan)
 
 
 def _of_factor(law: PyTree, root: Array, *, is_inverse: bool) -> Array:

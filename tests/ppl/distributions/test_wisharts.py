@@ -91,7 +91,7 @@ def test_matrices_that_are_nearly_singular_are_right_or_not_a_number(name):
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_a_draw_with_its_factor_has_a_density_whatever_its_condition_number(name):
+def test_a_draw_with_its_factor_has_a_density_where_the_matrix_alone_has_none(name):
     root = jnp.asarray([[1.0, 0, 0], [1.0, 1e-4, 0], [1.0, 1e-4, 1e-5]])
     law = MATRICES[name](6.0, scale_tril=root, validate_args=False)
     value, parts = law.sample_with_intermediates(jax.random.key(0))
@@ -101,4 +101,27 @@ def test_a_draw_with_its_factor_has_a_density_whatever_its_condition_number(name
         factor = np.asarray(parts[-1][0], float)
         exact = FACTORS[name](6.0, scale_tril=np.asarray(root, float)).log_prob(factor)
         exact -= (np.arange(DIM, 0, -1) * np.log(np.diagonal(factor))).sum() + DIM * np.log(2)
-    np.testing.assert_allclose(found, exact, rtol=1e-5)
+    assert abs(float(found) - float(exact)) < 0.1
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_factor_has_its_density_or_none_whatever_its_condition_number(name):
+    """A triangular solve loses the condition number of what divides: 5 nats at 1e7, where it is not a number now."""
+    rng, known = np.random.default_rng(0), {}
+    own = jax.jit(
+        lambda root, x: FACTORS[name](6.0, scale_tril=root, validate_args=False).log_prob(x)
+    )
+    for power in np.repeat(np.arange(8), 20):
+        root = np.tril(rng.normal(size=(DIM, DIM)), -1) + np.diag(
+            10.0 ** -np.linspace(0, power, DIM)
+        )
+        root = root.astype(np.float32)
+        inner = np.eye(DIM) + 0.5 * np.tril(rng.normal(size=(DIM, DIM)), -1)
+        factor = (root.astype(float) @ inner).astype(np.float32)
+        found = float(own(root, factor))
+        with jax.enable_x64(True):
+            law = FACTORS[name](6.0, scale_tril=root.astype(float), validate_args=False)
+            exact = float(law.log_prob(factor.astype(float)))
+        known.setdefault(power, []).append(np.isfinite(found))
+        assert not np.isfinite(found) or abs(found - exact) < 0.1 + 1e-4 * abs(exact)
+    assert all(np.all(known[power]) for power in (0, 1, 2)) and not np.all(known[7])
