@@ -45,6 +45,7 @@ def test_a_fit_takes_any_mesh_under_any_other(around):
         assert leaf.sharding.mesh == AUTO
 
 
+@pytest.mark.slow_for("explicit")
 @pytest.mark.parametrize("around", AROUND)
 def test_particles_take_any_mesh_under_any_other(around):
     run = lambda key, **mesh: inference.smc(_on_mesh.MODEL, key, num_particles=8, **mesh)

@@ -325,6 +325,7 @@ def reachable():
                 yield pytest.param(name, mode, id=f"{name}-{mode}")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore:fkc")
 @pytest.mark.slow_for("exchange NaN-eagerly", "control breaks-eagerly", "steering noise-jit")
 @pytest.mark.parametrize(("name", "mode"), list(reachable()))

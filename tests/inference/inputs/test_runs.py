@@ -53,6 +53,7 @@ CALLS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     "convert", [np.asarray, jnp.asarray, pd.Series], ids=["numpy", "jax", "pandas"]

@@ -68,6 +68,7 @@ NO_FAULT = {("fk_steering", "nothing left"), ("twisted_diffusion", "nothing left
 CASES = [(t, f) for t in TAKERS for f in FAULTS if (t, f) not in NO_FAULT]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("taker", "fault"), CASES)
 def test_every_fault_is_named_by_every_taker(taker, fault):
     reward, message = FAULTS[fault]
@@ -82,6 +83,7 @@ def test_what_has_no_gradient_is_named_where_one_is_needed(taker, reward):
         TAKERS[taker](reward)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("taker", TAKERS)
 def test_a_reward_without_fault_is_taken(taker):
     TAKERS[taker](lambda x: 0.1 * x)
@@ -117,6 +119,7 @@ TAKERS_OF_TILTS = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("fault", ["NaN", "nothing left", "wrong shape"])
 @pytest.mark.parametrize("taker", TAKERS_OF_TILTS)
 def test_whatever_takes_a_tilt_names_the_reward_first(taker, fault):

@@ -81,6 +81,7 @@ def test_a_reward_is_tried_once():
     assert len(calls) == first + 1
 
 
+@pytest.mark.slow_for("<lambda>1", "<lambda>2")
 @pytest.mark.parametrize(
     "reward",
     [lambda x: jnp.where(x > 0.3, 1.0, 0.0), lambda x: jnp.round(x), lambda x: jnp.sign(x - 0.2)],

@@ -69,6 +69,7 @@ OBJECTIVES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_for("log_variance, draws of the model")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_training_a_chain_that_remembers_its_start_is_refused(name):
     reward = lambda x: A * x[0]
