@@ -53,7 +53,7 @@ def _log_density(concentration: Array, x: Array, root: Array, *, is_inverse: boo
 
 @full_precision
 def _lost_by_solving(triangle: Array, x: Array) -> Array:
-    """Nats that rounding makes in X = A^-1 B: below the diagonal its entries move by eps / 2 |A^-1| |A| |X| (Higham 2002, 8.1)."""
+    """Nats that rounding makes in X = A^-1 B: entries below the diagonal move by eps / 2 |A^-1| |A| |X| (Higham 2002, 8.1)."""
     triangle, x = jax.lax.stop_gradient(jnp.broadcast_arrays(triangle, x))
     unit = jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
     moved = jnp.abs(_solved(triangle, unit)) @ (jnp.abs(triangle) @ jnp.abs(x))
@@ -61,7 +61,7 @@ def _lost_by_solving(triangle: Array, x: Array) -> Array:
 
 
 def _of_root(law: PyTree, root: Array, *, is_inverse: bool) -> Array:
-    """Log-density of the matrix with a Cholesky factor, under a law of factors; NaN where rounding in it makes a tenth of a nat."""
+    """Log-density of the matrix with a Cholesky factor, under a law of factors; NaN where rounding makes a tenth of a nat."""
     triangle, other = (root, law.scale_tril) if is_inverse else (law.scale_tril, root)
     x = _solved(triangle, other)
     concentration = jnp.asarray(law.concentration, x.dtype)
