@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 MOST = 2**31 - 1  # of a count: beyond it, arrays have no index in 32 bits
@@ -11,6 +14,24 @@ MOST = 2**31 - 1  # of a count: beyond it, arrays have no index in 32 bits
 def is_integer(value: float) -> bool:
     """Whether it is a whole number of Python or NumPy, and no truth value."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def log_number(label: str, value: ArrayLike | None) -> Array:
+    """The value as an array; refuses what is no log-weight, truth values above all. `label` says whose it is.
+
+    Raises:
+        TypeError: with its type.
+    """
+    found = None if value is None else jnp.asarray(value)
+    if found is not None and any(
+        jnp.issubdtype(found.dtype, k) for k in (jnp.floating, jnp.integer)
+    ):
+        return found
+    kind = "nothing" if found is None else found.dtype
+    raise TypeError(
+        f"{label}: a log-weight in nats is wanted, got {kind}; True and False would count as 1 and 0 nats. For a constraint "
+        "write jnp.where(holds, 0.0, -jnp.inf)."
+    )
 
 
 def check_seconds(label: str, seconds: float | None) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
-from ...ppl._checks import check_counts
+from ...ppl._checks import check_counts, log_number
 from ...ppl._compat import is_concrete
 from ...ppl._show import shown
 from ._points import checked, is_shape, normal_law, total
 
 Time = Float[Array, ""] | float
+ROUNDING = 1e-4  # nats by which log_alpha may exceed 0, or the noise rise towards the data
 
 
 class Noising(abc.ABC):
@@ -143,7 +144,7 @@ class Diffusion:
     def log_density_at(self, x: PyTree, t: Time) -> Float[Array, ""]:
         """What `log_density` returns; refuses what is not one number."""
         assert self.log_density is not None
-        found = jnp.asarray(self.log_density(x, jnp.asarray(t, float)))
+        found = log_number("Diffusion: log_density", self.log_density(x, jnp.asarray(t, float)))
         if found.shape != ():
             raise ValueError(
                 f"Diffusion: log_density returned shape {found.shape} for one point. Return one number, log q_t(x) in nats: a "
@@ -216,6 +217,7 @@ def check_times(name: str, noising: Noising, times: Array) -> Array:
             "process could not be checked. Make them outside, or by NumPy or noising.times(num_steps), which stay known within."
         )
     _check_grid(name, noising, np.asarray(times, float))
+    _check_process(name, noising, np.asarray(times, float))
     with jax.ensure_compile_time_eval():
         return jnp.asarray(times, float)
 
@@ -234,3 +236,53 @@ def _check_grid(name: str, noising: Noising, times: np.ndarray) -> None:
         raise ValueError(
             f"{name}: times must lie in [0, {noising.end:g}], got {first:g} ... {last:g}. Use noising.times(num_steps)."
         )
+
+
+def _check_process(name: str, noising: Noising, times: np.ndarray) -> None:
+    """Refuse what is no process from data to noise on a grid, where its numbers are known."""
+    what = f"{name}: the process {type(noising).__name__}"
+    with jax.ensure_compile_time_eval():
+        at = jnp.asarray(times, float)
+        try:
+            found = [jax.vmap(fn)(at) for fn in (noising.log_alpha, noising.variance)]
+        except jax.errors.TracerArrayConversionError as err:
+            raise TypeError(
+                f"{what} makes NumPy's arrays of its times, which JAX traces. Write log_alpha and variance with jax.numpy."
+            ) from err
+    for method, values in zip(("log_alpha", "variance"), found, strict=True):
+        if values.shape != at.shape:
+            raise ValueError(
+                f"{what} returns shape {values.shape[1:]} by {method} at one time. Return one number: all coordinates have one "
+                "noise."
+            )
+    if not is_concrete(found):
+        return
+    log_alpha, variance = (np.asarray(x, float) for x in found)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        noise = np.log(variance) - 2 * log_alpha
+    rises = np.diff(noise) > ROUNDING  # towards the data
+    is_sound = np.all(variance >= 0) and np.all(log_alpha <= ROUNDING) and not np.isnan(noise).any()
+    if not is_sound or rises.any() or not noise[-1] < noise[0]:
+        raise ValueError(
+            f"{what} has log_alpha from {log_alpha[0]:g} to {log_alpha[-1]:g} and variance from {variance[0]:g} to "
+            f"{variance[-1]:g} along times that fall from {times[0]:g} to {times[-1]:g}. It goes from data (log_alpha 0, "
+            "variance 0 at t = 0) to noise: log_alpha is 0 or less, variance 0 or more, and log variance - 2 log_alpha rises "
+            "with t. Return the logarithm of alpha, and the square of the noise's scale."
+        )
+
+
+def is_one_process(one: Noising, other: Noising) -> bool:
+    """Whether two processes are equal; by their values where their fields, being arrays, cannot be compared."""
+    if one is other:
+        return True
+    try:
+        return bool(one == other)
+    except ValueError:
+        if type(one) is not type(other) or one.end != other.end:
+            return False
+    with jax.ensure_compile_time_eval():
+        at = jnp.linspace(0.0, 1.0, 33) * one.end
+        values = [jax.vmap(fn)(at) for p in (one, other) for fn in (p.log_alpha, p.variance)]
+    if not is_concrete(values):
+        return False
+    return all(np.array_equal(a, b) for a, b in zip(values[:2], values[2:], strict=True))

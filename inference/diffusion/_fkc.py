@@ -36,7 +36,7 @@ from ..particles.engine import FeynmanKac
 from ..tilts._tilt import TiltedProgram
 from ._composition import Composition, Exponent, Reward, as_composition, product
 from ._corrector import Corrector
-from ._diffusion import Diffusion, check_noise, check_times
+from ._diffusion import Diffusion, check_noise, check_times, is_one_process
 from ._drift_control import DriftControl, fitted, planned
 from ._langevin import Langevin
 from ._rewards import as_number, refuse_jumps, reward_of_tilt
@@ -295,7 +295,7 @@ def _compose(
         check_noise("fkc", model)
     first, *others = composition.models
     for other in others:
-        if other.noising != first.noising:
+        if not is_one_process(other.noising, first.noising):
             raise ValueError(
                 f"fkc: all models need one noising process, got {first.noising} and {other.noising}: the weights are those of "
                 "marginals of one process. Train them with one, or change the time of one of them."

@@ -30,7 +30,7 @@ from ..tilts._rewards import as_log_weight, refuse_rewards
 from ..tilts._tilt import TiltedProgram
 from . import _points as points
 from ._composition import Composition, Reward
-from ._diffusion import Diffusion
+from ._diffusion import Diffusion, is_one_process
 
 NUM_TRIED = 32
 BROKEN = -3.0  # nats; with 10 or more, weights at the last time vary too much
@@ -192,7 +192,7 @@ def _is_same(other: object, model: Diffusion) -> bool:
     """Whether two models are one, or have one process and equal scores where they are tried."""
     if other is model or not isinstance(other, Diffusion):
         return other is model
-    if other.noising != model.noising or other.shape != model.shape:
+    if not is_one_process(other.noising, model.noising) or other.shape != model.shape:
         return False
     x = points.draw(points.normal_law(model.shape, 1.0), jax.random.key(0))
     with jax.ensure_compile_time_eval():

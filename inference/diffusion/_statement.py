@@ -5,10 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, PyTree
 
 from ... import ppl
+from ...ppl._compat import handler_stack
 from . import _points as points
 from ._corrector import Diffused
 from ._fkc import CorrectedDiffusion
@@ -34,7 +36,7 @@ def diffuse(name: str, diffusion: CorrectedDiffusion) -> Array:
 
     Raises:
         TypeError: not the result of `fkc`.
-        ValueError: Langevin moves, or zeta = 0, which have no density.
+        ValueError: Langevin moves, or zeta = 0, which have no density; plates around it.
 
     Validity: that of the weights, see `fkc`; with "exact" ones the program's evidence is unbiased for every grid.
 
@@ -54,6 +56,11 @@ def diffuse(name: str, diffusion: CorrectedDiffusion) -> Array:
     if not isinstance(diffusion, CorrectedDiffusion):
         raise TypeError(
             f"diffuse('{name}'): needs the result of inference.diffusion.fkc, got {type(diffusion).__name__}."
+        )
+    if plates := [h.name for h in handler_stack() if isinstance(h, numpyro.plate)]:
+        raise ValueError(
+            f"diffuse('{name}'): it stands in the plates {plates}, and draws one point, not one for each row. Take it out of "
+            "them: a statement for each row, with a name of its own, or all rows as one point of more coordinates."
         )
     corrector = diffusion.corrector
     has_noise = bool(np.all(np.asarray(diffusion.zeta) > 0))

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 
 from ... import inference, ppl
 from ...inference.objectives._detached import CONSTANT
-from ...ppl._checks import check_counts
+from ...ppl._checks import check_counts, log_number
 from ...ppl._compat import is_concrete
 from ...ppl._types import ParamMap
 from ._losses import Loss
@@ -344,7 +344,8 @@ def diffusion_sampler(
             f"min_relative_scale must lie above 1 / sqrt(2) = {LEAST_SCALE:.4f}, where weights of the paths have an "
             f"infinite variance, and not above 1, got {min_relative_scale}. The default is 0.75"
         )
-    shape = jax.eval_shape(log_density, point).shape
+    number = lambda x: log_number("diffusion_sampler: log_density", log_density(x))
+    shape = jax.eval_shape(number, point).shape
     if shape != ():
         problems.append(
             f"log_density maps a point [{num_dims}] to shape {shape}; it must return one number, e.g. by summing"

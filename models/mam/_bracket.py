@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 
 from ...inference.diagnostics import EvidenceBracket
 from ...inference.diagnostics._evidence_bracket import lost_modes
-from ...ppl._checks import check_counts
+from ...ppl._checks import check_counts, log_number
 from ...ppl._compat import typed_key
 from ._distribution import MaM
 from ._orders import UniformOrder
@@ -94,7 +94,10 @@ def two_sided(
     count = min(num_rows, len(rows))
     chosen = rows[jax.random.choice(pick_key, len(rows), (count,), replace=False)]
     orders = UniformOrder(model.num_variables).sample(order_key, (count,))
-    drawn, log_f = model.draw(draw_key, (count,)), jax.jit(jax.vmap(log_target))
+    drawn, log_f = (
+        model.draw(draw_key, (count,)),
+        jax.jit(jax.vmap(lambda x: log_number("log_target", log_target(x)))),
+    )
     lower = log_f(drawn.value) - drawn.log_prob
     upper = log_f(chosen) - model.log_steps(chosen, orders).sum(1)
     return EvidenceBracket(np.asarray(lower), np.asarray(upper), 1, "draws")

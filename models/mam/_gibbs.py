@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ...inference.particles.moves import accept
+from ...ppl._checks import log_number
 from ...ppl._compat import typed_key
 from . import _chain
 from ._distribution import MaM
@@ -96,5 +97,6 @@ def move(
     if log_target is None:
         return proposed, jnp.ones(())
     backward = _chain.score(networks, tokens, blanked, block)
-    log_ratio = log_target(proposed - 1) - log_target(tokens - 1) + backward - forward
+    new, old = (log_number("log_target", log_target(x - 1)) for x in (proposed, tokens))
+    log_ratio = new - old + backward - forward
     return accept(accept_key, tokens, proposed, log_ratio)

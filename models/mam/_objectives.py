@@ -27,6 +27,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from ... import ppl
 from ...inference import Objective, objective as as_objective
+from ...ppl._checks import log_number
 from ...ppl._compat import is_concrete
 from ...ppl._types import ModelFn
 from . import _chain
@@ -285,7 +286,7 @@ def energy(
         explored = _independent_rows(networks, explore_key, num_explored)
         tokens = jnp.concatenate([explored, rows[num_explored:]])
         level = jax.vmap(declared.log_marginal)(tokens)
-        gap = level - jax.vmap(log_target)(tokens - 1)
+        gap = level - jax.vmap(lambda x: log_number("log_target", log_target(x)))(tokens - 1)
         ppl.factor("spread", -_spread(spread, gap, level, anchor, floor))
         ppl.factor("residuals", -penalty * _penalty(declared, order_key, tokens).mean())
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ...inference import FeynmanKac
+from ...ppl._checks import log_number
 from ...ppl._compat import is_concrete
 from . import _chain
 from ._distribution import MaM
@@ -108,7 +109,7 @@ def feynman_kac(
         # The step number is one for all particles: the target is evaluated once, at whole rows.
         level = jax.lax.cond(
             t == num_steps,
-            lambda: jnp.asarray(log_target(after.value), float),
+            lambda: log_number("log_target", log_target(after.value)).astype(float),
             lambda: after.log_marginal,
         )
         return level - jnp.where(t == 0, 0.0, before.log_marginal + after.log_conditional)

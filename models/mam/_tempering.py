@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ... import inference, ppl
 from ...inference import TemperedResult
-from ...ppl._checks import check_counts
+from ...ppl._checks import check_counts, log_number
 
 LogTarget = Callable[[Int[Array, " variables"]], Float[Array, ""]]
 NUM_MOVES = 2  # Gibbs sweeps at each temperature
@@ -48,7 +48,8 @@ def unnormalised(log_target: LogTarget, num_variables: int, num_values: int) -> 
     def target() -> Array:
         logits = jnp.zeros((num_variables, num_values))
         x = ppl.sample("x", dist.CategoricalLogits(logits).to_event(1))
-        ppl.factor("target", log_target(x) + num_variables * math.log(num_values))
+        value = log_number("log_target", log_target(x))
+        ppl.factor("target", value + num_variables * math.log(num_values))
         return x
 
     return target

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from jaxtyping import ArrayLike, PyTree
 from numpyro.infer.autoguide import AutoGuide
 
+from .._checks import log_number
 from .._compat import checked_again, handler_stack, is_concrete, unchecked
 from .._data import Masked, as_value
 from .._foreign import kind_of
@@ -157,12 +158,7 @@ def check_kind(msg: Message) -> None:
     """
     fn, value = msg["fn"], msg["value"]
     if isinstance(unit := base_of(fn), dist.Unit):
-        dtype = jnp.result_type(unit.log_factor)
-        if not jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(dtype, jnp.integer):
-            raise TypeError(
-                f"Site '{msg['name']}': a factor is a log-weight in nats, and this one is of type {dtype}; True and False would "
-                "count as 1 and 0 nats. For a constraint write jnp.where(holds, 0.0, -jnp.inf)."
-            )
+        log_number(f"Site '{msg['name']}'", unit.log_factor)
     if (
         msg["is_observed"]
         and jnp.issubdtype(jnp.result_type(value), jnp.bool_)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, log_number
 from ....ppl._show import shown
 from ._kernels import Kind, Network, asked
 
@@ -55,7 +55,7 @@ class TokenDiffusion:
     def log_density(self, tokens: Array, t: Array) -> Array:
         """The log-probability of tokens relative to rows that know nothing: `log_marginal`, plus D log K where noise is even."""
         assert self.log_marginal is not None
-        found = jnp.asarray(self.log_marginal(tokens, t))
+        found = log_number("TokenDiffusion: log_marginal", self.log_marginal(tokens, t))
         if found.shape != ():
             raise ValueError(
                 f"TokenDiffusion: log_marginal returned shape {found.shape} for one row. Return one number in nats."

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, log_number
 from ....ppl._shared_jit import shared_scan
 from ..._depends import is_used
 from ..population import is_key
@@ -177,16 +177,7 @@ def _check_retained(model: FeynmanKac, key: Array, retained: ArrayLike) -> None:
 
 
 def _scalar(log_value: Array, name: str) -> Array:
-    value = jnp.asarray(jnp.nan if log_value is None else log_value)
-    is_number = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(
-        value.dtype, jnp.integer
-    )
-    if log_value is None or not is_number:
-        kind = "nothing" if log_value is None else str(value.dtype)
-        raise TypeError(
-            f"FeynmanKac.{name} must return a log-weight in nats, got {kind}; True and False would count as 1 and 0 nats. For a "
-            "constraint return jnp.where(holds, 0.0, -jnp.inf)."
-        )
+    value = log_number(f"FeynmanKac.{name}", log_value)
     if value.shape != ():
         raise ValueError(
             f"FeynmanKac.{name} must return one number per particle, got shape {value.shape}. Sum over the "

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ....ppl._checks import log_number
+
 EXCLUDED = -1e30  # logit of an impossible action; -inf would make derivatives NaN
 
 
@@ -224,7 +226,8 @@ def check(env: Environment, key: Array, *, num_trajectories: int = 64) -> None:
 
         last, found = jax.lax.scan(step, first.state, jax.random.split(key, env.num_steps))
         is_object = env.can_stop(last) if env.stops else jnp.ones((), bool)
-        return env.legal(last).any(), is_object, env.log_reward(last), found
+        reward = log_number(f"{name}.log_reward", env.log_reward(last))
+        return env.legal(last).any(), is_object, reward, found
 
     goes_on, is_object, last, (actions, went_on, is_back, is_paired, log_reward) = jax.jit(
         jax.vmap(explore)

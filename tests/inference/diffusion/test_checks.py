@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 
@@ -44,6 +45,7 @@ BROKEN = Diffusion(NOISING, lambda x, t: jnp.ones(2))
 SUM = Diffusion(NOISING, lambda x, t: -x.sum(), (2,))
 SHORT = Diffusion(NOISING, lambda x, t: -x[:1], (2,))
 APART = Diffusion(NOISING, PLANE.score, (2,), lambda x, t: -(x**2) / 2)
+INSIDE = Diffusion(NOISING, Q.score, (), lambda x, t: jnp.abs(x) < 1)
 TREE = Diffusion(NOISING, lambda x, t: x, {"a": (1,)})
 SUMMED = r"Diffusion: a score has shape \(\) at a point of shape \(2,\)"
 LARGE = diffusion.gaussian_mixture(NOISING, [1.0], np.zeros((1, 65)), 1.0)
@@ -73,6 +75,29 @@ def tilted(model):
 
 def sample(times, **options):
     return diffusion.heun(Q, KEY, times, num_samples=1, **options)
+
+
+class Own(diffusion.VP):
+    """A process of the user's own."""
+
+    def __init__(self, log_alpha, var):
+        super().__init__()
+        object.__setattr__(self, "both", (log_alpha, var))
+
+    def log_alpha(self, t):
+        return self.both[0](t)
+
+    def variance(self, t):
+        return self.both[1](t)
+
+
+def under(log_alpha=lambda t: -3 * t, var=lambda t: -jnp.expm1(-6 * t)):
+    return Diffusion(Own(log_alpha, var), lambda x, t: -x, (), lambda x, t: -(x**2) / 2)
+
+
+def in_plate(one):
+    with numpyro.plate("rows", 2):
+        diffuse("x", fkc(Q, SOME))
 
 
 class Case(NamedTuple):
@@ -121,6 +146,7 @@ def logits(row, t):
 ROW = TokenDiffusion(tokens, 2, 3)
 UNSUMMED = TokenDiffusion(tokens, 2, 3, log_marginal=lambda row, t: jnp.zeros(2))
 rows = lambda row, t: tokens(row, t)[None]
+SEEN = TokenDiffusion(tokens, 2, 3, log_marginal=lambda row, t: row[0] > 0)
 logit_law = diffusion.token_law(lambda: logits, 2, 3, 4)
 row_law = diffusion.token_law(lambda: tokens, 2, 3, 4)
 
@@ -154,7 +180,17 @@ CASES = {
     "score of guidance": other(SUMMED, lambda one: diffusion.guided(SUM, PLANE, 2.0).score_at(jnp.zeros(2), 0.5)),
     "density": other(r"log_density returned shape \(2,\)", lambda one: fkc(APART, SOME).init(KEY)),
     "density, tails": other(r"log_density returned shape", lambda one: fkc([APART, PLANE], SOME, exponents=[2.0, -1.0])),
+    "density of truth": other("log_density: a log-weight in nats", lambda one: fkc(INSIDE, SOME).init(KEY), TypeError),
+    "marginal of truth": other("log_marginal: a log-weight", lambda one: fkc_tokens(SEEN).init(KEY), TypeError),
     "reward of another end": Case("of its own last time 0,", lambda one: fkc(fkc(Q, TIMES, reward=tilted(Q)), SOME)),
+    "process of alpha": Case("Return the logarithm of alpha", lambda one: fkc(under(lambda t: jnp.exp(-3 * t)), TIMES)),
+    "process that falls": Case("log variance - 2 log_alpha rises", lambda one: fkc(under(var=lambda t: 1 - t), TIMES)),
+    "process that stands": Case("rises with t", lambda one: fkc(under(lambda t: 0 * t, lambda t: 1 + 0 * t), TIMES)),
+    "process below 0": Case("square of the noise's scale", lambda one: fkc(under(var=lambda t: jnp.expm1(-6 * t)), TIMES)),
+    "process of vectors": Case(r"shape \(2,\) by log_alpha", lambda one: fkc(under(lambda t: -3 * t * jnp.ones(2)), TIMES)),
+    "process of NumPy": Case("with jax.numpy", lambda one: fkc(under(lambda t: -3 * np.asarray(t)), TIMES), TypeError),
+    "process of a sampler": other("ddim: the process Own", lambda one: diffusion.ddim(under(abs), KEY, SOME, num_samples=1)),
+    "process of a law": other("rises with t", lambda one: diffusion.law(under(lambda t: t), SOME).simulate(KEY)),
     "times descend": Case("must descend", lambda one: fkc(Q, TIMES[::-1])),
     "times within": Case(r"lie in \[0, 1\]", lambda one: fkc(Q, TIMES * 2)),
     "times vector": Case("vector of two or more", lambda one: fkc(Q, TIMES[:1])),
@@ -207,6 +243,7 @@ CASES = {
     "diffuse model": Case("needs the result of inference.diffusion.fkc", lambda one: Q, TypeError),
     "diffuse zeta": Case("zeta = 0 at a step", lambda one: fkc(Q, TIMES, zeta=0.0)),
     "diffuse langevin": Case("Langevin moves, so", lambda one: fkc(Q, TIMES, langevin=Langevin())),
+    "diffuse plate": other(r"in the plates \['rows'\]", lambda one: ppl.model(in_plate).simulate(KEY, one)),
     "exchange model": other("needs the result of inference.diffusion.fkc", lambda one: exchange(Q), TypeError),
     "exchange weights": other("are a rate", lambda one: exchange(fkc(Q, SOME, weights="euler"))),
     "exchange followed": other("points that were exchanged", lambda one: exchange(fkc(BLIND, SOME, exponents=rising))),

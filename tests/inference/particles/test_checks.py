@@ -99,6 +99,9 @@ def own(ancestors):
     return resampling.Scheme("own", lambda key, log_weights, num=None: ancestors, None, True)
 
 
+weighed = lambda key, fn: inference.smc(
+    inference.FeynmanKac(*PARTS[:2], fn, 2), key, num_particles=4
+)
 PARTS, EVERY = (WALK.init, WALK.kernel, WALK.log_potential), resampling.every()
 HALF, PARTIAL = resampling.ess_below(0.5), resampling.partial_resampling(0.5)
 few = {"num_particles": 4}
@@ -143,9 +146,9 @@ STRUCTURE = {
     "coordinates, and a curve": lambda key, ys: chain(key, order=lambda x, t: jnp.zeros(16)),
     "num_steps must be an integer >= 0, got -1": lambda key, ys: inference.FeynmanKac(*PARTS, -1),
     "num_steps must be an integer >= 0, got 2.5": lambda key, ys: inference.FeynmanKac(*PARTS, 2.5),
-    "log-weight in nats, got bool": lambda key, ys: smc(inference.FeynmanKac(*PARTS[:2], lambda _, x, t: x > 0, 2), key),
-    "log-weight in nats, got nothing": lambda key, ys: smc(inference.FeynmanKac(*PARTS[:2], lambda _, x, t: None, 2), key),
-    "log-weight in nats, got complex64": lambda key, ys: smc(inference.FeynmanKac(*PARTS[:2], lambda _, x, t: x + 1j, 2), key),
+    "FeynmanKac.log_potential: a log-weight in nats is wanted, got bool": lambda key, ys: weighed(key, lambda _, x, t: x > 0),
+    "a log-weight in nats is wanted, got nothing": lambda key, ys: weighed(key, lambda _, x, t: None),
+    "a log-weight in nats is wanted, got complex64": lambda key, ys: weighed(key, lambda _, x, t: x + 1j),
     r"ancestors of shape \(3,\)": lambda key, ys: chain(key, resampling=own(jnp.arange(3)), policy=EVERY),
     r"ancestors of shape \(4, 1\)": lambda key, ys: chain(key, resampling=own(jnp.zeros((4, 1), int))),
     "type float32, and 4 are wanted": lambda key, ys: chain(key, resampling=own(jnp.zeros(4))),

@@ -1,5 +1,6 @@
 """Noise schedules, parametrisations and exact mixtures against formulas and quadrature."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -133,3 +134,26 @@ def test_mixture_shapes_are_checked():
         diffusion.gaussian_mixture(diffusion.VP(), [1, 1], [0.0, 1.0], [1.0, 1.0, 1.0])
     model = diffusion.gaussian_mixture(diffusion.VP(), [1.0], [[0.0, 1.0]], 0.5)
     assert model.shape == (2,) and isinstance(model, inference.diffusion.Diffusion)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tabled(diffusion.VP):
+    """A process by a table of rates, as DDPM has one."""
+
+    rates: np.ndarray = dataclasses.field(default_factory=lambda: np.linspace(1e-3, 0.12, 100))
+
+    def log_alpha(self, t):
+        table = 0.5 * jnp.cumsum(jnp.log1p(-jnp.asarray(self.rates)))
+        return jnp.interp(t, jnp.linspace(0.0, 1.0, 101), jnp.append(0.0, table))
+
+
+def test_processes_with_arrays_are_one_where_their_values_are(key):
+    """Dataclasses compare their fields, and arrays no more than entry by entry; the product of Normals has a closed form."""
+    factor = lambda noising: diffusion.gaussian_mixture(noising, [1.0], [0.0], 0.5)
+    times = np.linspace(1.0, 0.0, 51)
+    models = [factor(Tabled()), factor(Tabled())]
+    run = inference.smc(inference.diffusion.fkc(models, times), key, num_particles=2000)
+    np.testing.assert_allclose(run.log_evidence, -0.5 * np.log(2 * np.pi), atol=0.1)
+    other = factor(Tabled(rates=np.linspace(1e-3, 0.1, 100)))
+    with pytest.raises(ValueError, match="one noising process"):
+        inference.diffusion.fkc([models[0], other], times)
