@@ -4,6 +4,11 @@ They stand below the families of models because what is learned from simulations
 (`inference.simulators`): a flow is made of NumPyro's transforms and knows of no program.
 """
 
+from ._autoregressive import (
+    AutoregressiveLaw as AutoregressiveLaw,
+    AutoregressiveNet as AutoregressiveNet,
+)
+from ._columns import columns_of as columns_of, is_whole as is_whole
 from ._couplings import (
     AffineCoupling as AffineCoupling,
     Coupling as Coupling,

@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, PyTree
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import IdentityTransform
 
 from ... import ppl
 from ...ppl._calls import checked_call
@@ -25,14 +27,15 @@ from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.traces import BoundParams, SiteInfo
 from ..fitting.storage import structure_of
-from ._coordinates import StandardCoordinates
+from ..flows import is_whole
+from ._coordinates import SoftBoxTransform, StandardCoordinates
 from ._learn import Learned, RowLoss, RowProblem, learn, losses_on
 from ._saved import LearnedFile, save_learned
 from ._simulators import is_carrier
 from ._standing_in import ARGUMENTS, reads_of, refuse_noise, standing_in
 from ._table import ReferenceTable, check_continuous
 
-_MOST_VALUES = 200  # of a whole number that is learned as a categorical one
+_LARGEST = 2.0**20  # whole number whose neighbours single precision keeps apart
 
 
 @shown
@@ -135,8 +138,10 @@ def surrogate(
         table: simulations, of `simulators.reference_table`.
         sites: observed sites to learn; default those that are point masses, which are simulated.
         by: the law of a site: a function of its parents by name that returns a distribution and declares networks by
-            `ppl.module`; one for all sites, or by site. Parents come with any batch shape in front. Default: a spline flow whose
-            mean is linear at first, for whole numbers from 0 to at most 200 a categorical law.
+            `ppl.module`; one for all sites, or by site. Parents come with any batch shape in front. Default: one number given
+            those before it, of a real number a density, on the scale of logarithms where those of positive numbers are closer
+            to a Normal; of whole numbers the mass of such a law between the halves around them, a categorical law where they
+            are fewer than 20. It begins as least squares and logistic regression. Numbers of one event may be of all kinds.
         key: PRNG key; default `jax.random.key(0)`.
         num_steps: as for `ratio`.
         progress: show a bar.
@@ -362,47 +367,70 @@ def _law_of(
     infos: Mapping[str, SiteInfo],
     by: ModelFn | Mapping[str, ModelFn] | None,
 ) -> _LearnedLaw:
-    from ._networks import ConditionalFlow
+    from ..flows import AutoregressiveLaw, AutoregressiveNet, columns_of
 
     own = by.get(name) if isinstance(by, Mapping) else by
     if own is not None:
         return _LearnedLaw(name, own)
     events = _events(table.rows("training"), [name], {name: parents}, infos)
     supports = table.supports("surrogate", [p for p in parents if p in table.parameters])
-    of_parents = StandardCoordinates.of({p: events[p] for p in parents}, supports)
-    values = events[name]
-    event_ndim = len(infos[name].event_shape)
-    if np.issubdtype(values.dtype, np.floating):
-        check_continuous("surrogate", name, values)
-        own_coordinates = StandardCoordinates.of({name: values}, {})
-        begun = ConditionalFlow(own_coordinates.size, of_parents.size, key=jax.random.key(0))
-        context = np.asarray(of_parents.flat({p: events[p] for p in parents}))
-        context = np.broadcast_to(context, (len(values), context.shape[-1]))
-        begun = begun.fitted(context, np.asarray(own_coordinates.part(name, values)))
+    seen = _Seen.of({p: events[p] for p in parents}, supports)
+    event_shape = infos[name].event_shape
+    values = np.asarray(events[name], float).reshape(len(events[name]), -1)
+    _check_kinds(name, values)
+    context = np.asarray(seen.flat({p: events[p] for p in parents}))
+    context = np.broadcast_to(context, (len(values), context.shape[-1]))
+    columns, kinds, most = columns_of(values, context)
+    net = AutoregressiveNet(kinds, context.shape[1], most, key=jax.random.key(0))
+    scaled = np.asarray(columns.scaled(jnp.asarray(values, jnp.result_type(float))))
+    labels = values[:, net.few] - columns.low[net.few]
+    begun = net.fitted(context, scaled, labels)
 
-        def flow(**given: Array) -> dist.Distribution:
-            net = ppl.module("flow", begun)
-            return own_coordinates.law(name, net.law(of_parents.flat(given)))
+    def law(**given: Array) -> dist.Distribution:
+        made = ppl.module("law", begun)
+        return AutoregressiveLaw(made, columns, seen.flat(given), event_shape)
 
-        return _LearnedLaw(name, flow)
-    if values.min() < 0 or values.max() > _MOST_VALUES or event_ndim:
-        raise ValueError(
-            f"surrogate: site '{name}' holds whole numbers from {values.min()} to {values.max()} in events of shape "
-            f"{infos[name].event_shape}, for which there is no default law. Give one, by={{'{name}': law}}, e.g. a function of "
-            "its parents that returns NegativeBinomial2(mean, concentration)."
+    return _LearnedLaw(name, law)
+
+
+class _Seen(NamedTuple):
+    """Parents as a law sees them: as they are, and those with one end without it, too.
+
+    What a simulator adds noise to is a line of the parameter itself; a rate is known by its logarithm as well.
+    """
+
+    as_they_are: StandardCoordinates
+    unconstrained: StandardCoordinates
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, np.ndarray], supports: Mapping[str, constraints.Constraint]
+    ) -> _Seen:
+        free = StandardCoordinates.of(values, supports)
+        bent = [
+            n
+            for n, made in free.bijections.items()
+            if not isinstance(made, SoftBoxTransform | IdentityTransform)
+        ]
+        return cls(
+            StandardCoordinates.of(values, {}),
+            StandardCoordinates.of({n: values[n] for n in bent}, supports),
         )
-    return _LearnedLaw(name, _categorical(int(values.max()) + 1, of_parents))
+
+    def flat(self, values: Mapping[str, ArrayLike]) -> Array:
+        """All side by side, [*batch, c]."""
+        parts = [self.as_they_are.flat(values), self.unconstrained.flat(values)]
+        batch = jnp.broadcast_shapes(*(x.shape[:-1] for x in parts))
+        return jnp.concatenate([jnp.broadcast_to(x, (*batch, x.shape[-1])) for x in parts], -1)
 
 
-def _categorical(num: int, of_parents: StandardCoordinates) -> Callable[..., dist.Distribution]:
-    import equinox as eqx
-
-    from ..flows import with_zeros_last
-
-    def categorical(**given: Array) -> dist.Distribution:
-        made = eqx.nn.MLP(of_parents.size, num, 64, 2, jax.nn.silu, key=jax.random.key(0))
-        net = ppl.module("net", with_zeros_last(made))
-        logits = jnp.vectorize(net, signature="(i)->(o)")(of_parents.flat(given))
-        return dist.CategoricalLogits(logits)
-
-    return categorical
+def _check_kinds(name: str, values: np.ndarray) -> None:
+    """Refuse what is neither a density nor a mass can be learned for."""
+    whole = np.array([is_whole(x) for x in values.T])
+    check_continuous("surrogate", name, values[:, ~whole])
+    if np.abs(values[:, whole]).max(initial=0.0) > _LARGEST:
+        raise ValueError(
+            f"surrogate: site '{name}' holds whole numbers from {values.min():g} to {values.max():g}, and beyond {_LARGEST:g} "
+            f"there is no default law. Give one, by={{'{name}': law}}, e.g. a function of its parents that returns "
+            "NegativeBinomial2(mean, concentration)."
+        )
