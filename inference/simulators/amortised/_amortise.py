@@ -62,8 +62,9 @@ def amortise(
         key: PRNG key; default `jax.random.key(0)`.
         num_steps: as for `ratio`, in each round and of each member.
         num_seeds: members of an ensemble: the guide is trained so often, from other networks, in other minibatches and judged by
-            other validation rows, which take turns, and the posterior is the equal mixture of what came out. It takes so many
-            times as long; compiling and the search for a decay are done once.
+            other validation rows, which take turns, and the posterior is the equal mixture of what came out. Each member costs a
+            training, so that one is the default; compiling and the search for a decay are done once (where an array of the rows
+            has more than 1,024 numbers). Three have most of what five have where simulations are few.
         progress: show a bar.
 
     Returns:
