@@ -71,8 +71,8 @@ def _is_time(decision: Any) -> bool | Array:
     is_truth = hasattr(decision, "dtype") and decision.dtype == bool
     if shape != () or not is_truth:
         raise TypeError(
-            f"Resampling: the policy returned shape {shape} and type {dtype}. It is asked whether to resample, and says True or "
-            "False: ess < 0.5 * num_particles, or jnp.any of several."
+            f"Resampling: the policy returned shape {shape} and type {dtype}. Return whether to resample, one True or False: "
+            "ess < 0.5 * num_particles, or jnp.any of several."
         )
     return decision
 

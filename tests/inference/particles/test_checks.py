@@ -156,7 +156,7 @@ STRUCTURE = {
     r"policy returned shape \(4,\)": lambda key, ys: chain(key, policy=lambda t, log_weights: log_weights > 0),
     "policy returned .* float32": lambda key, ys: chain(key, policy=lambda t, log_weights: 1 / jnp.exp(2 * log_weights).sum()),
     "policy returned .* NoneType": lambda key, ys: chain(key, policy=lambda t, log_weights: None),
-    "says True or False": lambda key, ys: chain(key, policy=lambda t, log_weights: 1),
+    "one True or False": lambda key, ys: chain(key, policy=lambda t, log_weights: 1),
     "nothing": lambda key, ys: smc(unseen, key, ys),
     "uses the stacked values of a scan": lambda key, ys: smc(summarised, key, ys, history="none"),
     "scan with sites runs backwards": lambda key, ys: smc(backwards, key, ys),
