@@ -114,11 +114,15 @@ class AutoregressiveNet(eqx.Module):
         num_bins: of a spline.
 
     Attributes:
-        net: what is added to the linear parts.
+        alone: what the context alone adds to places and widths.
+        net: what the numbers before add, and splines and logits.
         weight: of places and logits, [f, c] of moved columns and [g, most, c] of those with few values.
         bias: their constants.
         mixing: of places, the columns before, [f, d]; rows are not read where `mixes` is false.
-        log_scale: of widths, [f].
+        log_scale: of widths given the context, [f].
+        narrower: logarithm of what the numbers before leave of them, [f].
+        kinds: as given.
+        mixes: whether a place follows the columns before from the start, [f].
     """
 
     alone: eqx.nn.MLP
