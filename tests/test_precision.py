@@ -38,6 +38,8 @@ HOST = {
     "inference/fitting/_judgement.py",
     "inference/fitting/starts/_whitened.py",
     "inference/fitting/starts/_search.py",
+    "inference/flows/_autoregressive.py",
+    "inference/flows/_columns.py",
     "inference/posteriors/weighted/_mixture.py",
     "inference/posteriors/chains/_modes.py",
     "inference/posteriors/chains/_sampler.py",

@@ -24,8 +24,6 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
-from scipy.optimize import minimize
-from scipy.special import softmax
 
 from ...ppl._precision import full_precision
 from ...ppl._types import Key
@@ -96,6 +94,7 @@ class MaskedNet(eqx.Module):
         return found
 
 
+@full_precision
 def _masked(layer: eqx.nn.Linear, mask: np.ndarray, x: Array) -> Array:
     assert layer.bias is not None
     return jnp.where(mask, layer.weight, 0.0) @ x + layer.bias
@@ -351,6 +350,9 @@ def _log_sd(left: np.ndarray) -> float:
 
 def _logistic(features: np.ndarray, labels: np.ndarray, num: int) -> np.ndarray:
     """Logits' slopes, the constant last, [num, c + 1], with a standard Normal as the slopes' prior."""
+    from scipy.optimize import minimize  # on use: a tenth of a second
+    from scipy.special import softmax
+
     design = np.column_stack([features, np.ones(len(features))])
     hot = np.eye(num)[labels.astype(int)]
     # A value that was not met has had half a row.

@@ -27,7 +27,6 @@ from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn, ParamMap
 from ...ppl.traces import BoundParams, SiteInfo
 from ..fitting.storage import structure_of
-from ..flows import is_whole
 from ._coordinates import SoftBoxTransform, StandardCoordinates
 from ._learn import Learned, RowLoss, RowProblem, learn, losses_on
 from ._saved import LearnedFile, save_learned
@@ -425,7 +424,9 @@ class _Seen(NamedTuple):
 
 
 def _check_kinds(name: str, values: np.ndarray) -> None:
-    """Refuse what is neither a density nor a mass can be learned for."""
+    """Refuse numbers for which neither a density nor a mass can be learned."""
+    from ..flows import is_whole
+
     whole = np.array([is_whole(x) for x in values.T])
     check_continuous("surrogate", name, values[:, ~whole])
     if np.abs(values[:, whole]).max(initial=0.0) > _LARGEST:
