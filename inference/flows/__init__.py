@@ -7,6 +7,7 @@ They stand below the families of models because what is learned from simulations
 from ._autoregressive import (
     AutoregressiveLaw as AutoregressiveLaw,
     AutoregressiveNet as AutoregressiveNet,
+    least_squares as least_squares,
 )
 from ._columns import columns_of as columns_of, is_whole as is_whole
 from ._couplings import (

@@ -176,11 +176,11 @@ class AutoregressiveNet(eqx.Module):
         weight, mixing = np.zeros(self.weight[0].shape), np.zeros(self.mixing.shape)
         bias, log_scale, narrower, mixes = *np.zeros((3, len(weight))), []
         for k, i in enumerate(self.moved):
-            slopes, rest = _least_squares(seen, left[:, i])
+            slopes, rest = least_squares(seen, left[:, i])
             weight[k], bias[k], log_scale[k] = slopes[:-1], slopes[-1], _log_sd(rest)
             left[:, i] = rest / np.exp(log_scale[k])
         for k, i in enumerate(self.moved):
-            slopes, rest = _least_squares(np.clip(left[:, :i], -_CLIP, _CLIP), left[:, i])
+            slopes, rest = least_squares(np.clip(left[:, :i], -_CLIP, _CLIP), left[:, i])
             mixes.append(bool(-2 * _log_sd(rest) * len(seen) > i * np.log(len(seen)) > 0))
             if mixes[-1]:
                 mixing[k, :i], narrower[k] = slopes[:-1], _log_sd(rest)
@@ -336,8 +336,8 @@ def _mass(x: Array, least: np.ndarray, u: Callable[[Array], Array], log_density:
     return jnp.where((x < least) | (x != jnp.round(x)), -jnp.inf, mass)
 
 
-def _least_squares(features: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes, the constant last, and what they leave."""
+def least_squares(features: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes [c + 1, *values], the constant last, of features [N, c] and values [N, *values], and what they leave."""
     design = np.column_stack([features, np.ones(len(features))])
     penalty = np.diag([*np.full(features.shape[1], _RIDGE * len(features)), 0.0])
     slopes = np.linalg.solve(design.T @ design + penalty, design.T @ values)
@@ -351,7 +351,7 @@ def _log_sd(left: np.ndarray) -> float:
 def _logistic(features: np.ndarray, labels: np.ndarray, num: int) -> np.ndarray:
     """Logits' slopes, the constant last, [num, c + 1], with a standard Normal as the slopes' prior."""
     from scipy.optimize import minimize  # on use: a tenth of a second
-    from scipy.special import softmax
+    from scipy.special import log_softmax
 
     design = np.column_stack([features, np.ones(len(features))])
     hot = np.eye(num)[labels.astype(int)]
@@ -360,11 +360,9 @@ def _logistic(features: np.ndarray, labels: np.ndarray, num: int) -> np.ndarray:
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         slopes = flat.reshape(num, -1)
-        logits = design @ slopes.T
-        shift = logits.max(1, keepdims=True)
-        logs = logits - shift - np.log(np.exp(logits - shift).sum(1, keepdims=True))
+        logs = log_softmax(design @ slopes.T, 1)
         value = -(hot * logs).sum() + 0.5 * (prior * slopes**2).sum()
-        slope = (softmax(logits, 1) - hot).T @ design + prior * slopes
+        slope = (np.exp(logs) - hot).T @ design + prior * slopes
         return value / len(labels), slope.ravel() / len(labels)
 
     start = np.zeros((num, design.shape[1]))

@@ -19,7 +19,7 @@ from numpyro.distributions.transforms import Transform
 
 from ...ppl._precision import full_precision
 from ...ppl._types import Key
-from ..flows import NeuralSplineFlow, with_zeros_last
+from ..flows import NeuralSplineFlow, least_squares, with_zeros_last
 
 _FULL_UP_TO = 6  # coordinates whose correlations move with the context; of more they are constant
 _RIDGE = 1e-3  # of the rows' number, in units of the coordinates
@@ -121,10 +121,7 @@ class ConditionalFlow(eqx.Module):
     def fitted(self, context: np.ndarray, values: np.ndarray) -> ConditionalFlow:
         """The flow that is the Normal of least squares, given rows of contexts [N, c] and of values [N, d]."""
         seen = np.clip(np.asarray(context, float), -_CLIP, _CLIP)
-        design = np.column_stack([seen, np.ones(len(seen))])
-        penalty = np.diag([*np.full(seen.shape[1], _RIDGE * len(seen)), 0.0])
-        slopes = np.linalg.solve(design.T @ design + penalty, design.T @ np.asarray(values, float))
-        left = values - design @ slopes
+        slopes, left = least_squares(seen, np.asarray(values, float))
         covariance = left.T @ left / len(left) + _LEAST_SD**2 * np.eye(left.shape[1])
         whitening = np.linalg.inv(
             np.linalg.cholesky(covariance)

@@ -94,10 +94,8 @@ def two_sided(
     count = min(num_rows, len(rows))
     chosen = rows[jax.random.choice(pick_key, len(rows), (count,), replace=False)]
     orders = UniformOrder(model.num_variables).sample(order_key, (count,))
-    drawn, log_f = (
-        model.draw(draw_key, (count,)),
-        jax.jit(jax.vmap(lambda x: log_number("log_target", log_target(x)))),
-    )
+    drawn = model.draw(draw_key, (count,))
+    log_f = jax.jit(jax.vmap(lambda x: log_number("log_target", log_target(x))))
     lower = log_f(drawn.value) - drawn.log_prob
     upper = log_f(chosen) - model.log_steps(chosen, orders).sum(1)
     return EvidenceBracket(np.asarray(lower), np.asarray(upper), 1, "draws")

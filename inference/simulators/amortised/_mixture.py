@@ -83,7 +83,7 @@ class EqualMixture(ppl.Program):
             return trace, trace.log_density
         member = jax.random.randint(member_key, (), 0, len(self.members))
         drawn, log_weight = jax.tree.map(lambda x: x[member], (choices, log_weights))
-        return self.generate(key, drawn, *args, **kwargs)[0], log_weight
+        return self._traced(drawn, *args, **kwargs), log_weight
 
     def _traced(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         sites: dict[str, SiteInfo] = {}
