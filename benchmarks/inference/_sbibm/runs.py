@@ -42,13 +42,8 @@ def observed(task, number, folder, size):
     return x, REFERENCES[task](np.random.default_rng(number), x.ravel().astype(float), size)
 
 
-def npe(task, table, key, options):
-    found = inference.amortise(table, key=key, progress=False)
-    return (lambda key, x, size: found.draws(key, {"x": x}, size)["theta"]), lambda x: found
-
-
-def ensemble(task, table, key, options):
-    found = inference.amortise(table, num_seeds=3, key=key, progress=False)
+def npe(task, table, key, options, num_seeds=1):
+    found = inference.amortise(table, num_seeds=num_seeds, key=key, progress=False)
     return (lambda key, x, size: found.draws(key, {"x": x}, size)["theta"]), lambda x: found
 
 
@@ -92,12 +87,12 @@ _EACH = (
 
 
 def program(task, table, key, options):
-    """A program of the task whose density is known: nothing is learned."""
+    """A program of the task whose density is known: nothing is learned. A solver's chains take longer than `infer` waits for."""
 
     def draws(key, x, size):
         run = inference.infer(
-            TASKS[task].exact, (x,), key=key, num_samples=_EACH * size, progress=False
-        )
+            TASKS[task].exact, (x,), key=key, num_samples=_EACH * size, max_seconds=None, progress=False
+        )  # fmt: skip
         return run.choices["theta"][::_EACH][:size]
 
     return draws, lambda x: None
@@ -105,7 +100,7 @@ def program(task, table, key, options):
 
 METHODS = {
     "npe": npe,
-    "ensemble": ensemble,
+    "ensemble": functools.partial(npe, num_seeds=3),
     "tsnpe": tsnpe,
     "nle": nle,
     "nre": nre,
