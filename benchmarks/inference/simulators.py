@@ -45,7 +45,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from _common import joined, parsed, record_figure
-from _sbibm import MADE_BY, METHODS, PACKAGES, REFERENCES, TASKS, measured
+from _sbibm import MADE_BY, METHODS, PACKAGES, PUBLISHED, REFERENCES, TASKS, measured
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
                 scores, seconds = [row.score for row in rows], rows[0].seconds
                 objections = sorted({name for row in rows for name in row.objections})
                 each = f"{np.mean(scores):.3f} ({', '.join(f'{s:.3f}' for s in scores)})"
-                claims = TASKS[task].published.get(budget, (np.nan, np.nan))
+                claims = PUBLISHED[task].get(budget, (np.nan, np.nan))
                 known = [row.nats for row in rows if row.nats is not None]
                 told = f"{np.mean(known):8.4f}" if known else " " * 8
                 cells = "".join(f"{c:>7.3f}" for c in claims)
