@@ -94,13 +94,13 @@ FAULTS = (
     Fault(
         "xla-cpu-sums",
         "XLA's CPU compiler fuses some sums wrongly: (x @ ones((2, 4))).sum(1) counts the wrong axis.",
-        ("--xla_cpu_experimental_ynn_fusion_type", ""), (0, 10, 2), (0, 13), lambda o=None: sums_are_right(o),
+        ("--xla_cpu_experimental_ynn_fusion_type", ""), (0, 10, 2), (0, 13), sums_are_right,
         {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
     ),
     Fault(
         "xla-folded-constants",
         "XLA folds gamma functions of constants that vmap has transposed wrongly: columns get each other's values.",
-        ("--xla_disable_hlo_passes", "constant_folding"), (0, 12), (0, 13), lambda o=None: constants_are_right(o),
+        ("--xla_disable_hlo_passes", "constant_folding"), (0, 12), (0, 13), constants_are_right,
         {"xla_disable_hlo_passes": ""},
     ),
 )  # fmt: skip
