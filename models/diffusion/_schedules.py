@@ -27,7 +27,7 @@ def even(first: float, last: float, num_steps: int, power: float = 1.0) -> Float
 
 def _check(process: Noising, wanted: str, holds: Callable[[], bool]) -> None:
     """Refuse numbers that make no noising process; those that are traced pass."""
-    fields = [getattr(process, field.name) for field in dataclasses.fields(process)]
+    fields = list(vars(process).values())
     if is_concrete(fields) and not (all(np.isfinite(x).all() for x in fields) and holds()):
         raise ValueError(
             f"{process!r}: wanted are finite numbers, {wanted}. With others no noise grows from 0, or no times lie between."
