@@ -11,14 +11,14 @@ The three packages are imported on first use, so that `import lapilli` costs nex
 
 from typing import TYPE_CHECKING
 
-from ._compiler import switch_off_wrong_fusions
+from ._compiler import keep_out_faults
 from ._on_use import on_use
 from ._workarounds import Workaround as Workaround, workarounds as workarounds
 
 if TYPE_CHECKING:
     from . import inference as inference, models as models, ppl as ppl
 
-switch_off_wrong_fusions()
+keep_out_faults()
 
 __version__ = "0.2.0"
 __all__ = ["Workaround", "__version__", "inference", "models", "ppl", "workarounds"]

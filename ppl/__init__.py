@@ -56,6 +56,7 @@ objective; *cost*, what is downstream of a site; *strategy*, how a derivative pa
 gradient is the estimate; *choices*, values of latent sites by name.
 """
 
+from .._compiler import warn_of_faults
 from . import (
     _compat,  # noqa: F401, first: it mends a lazily loaded numpyro
     _precision,  # noqa: F401, mends products in its laws
@@ -130,6 +131,8 @@ from .traces import (
     scan as scan,
     unconstrain as unconstrain,
 )
+
+warn_of_faults()
 
 __all__ = [
     "model",

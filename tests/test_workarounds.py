@@ -100,10 +100,10 @@ def test_importing_leaves_the_formulas_alone(tmp_path):
 def test_the_list_says_what_was_found_in_which_version():
     found = {w.name: w for w in lapilli.workarounds()}
     assert list(found) == [
-        "xla-cpu-sums", *(mend.name for mend in mends.MENDS), "numpyro-handler-stack", "numpyro-products",
+        "xla-cpu-sums", "xla-folded-constants", *(mend.name for mend in mends.MENDS), "numpyro-handler-stack", "numpyro-products",
         "numpyro-traced-arguments", "numpyro-lazy-modules",
     ]  # fmt: skip
-    assert len(set(found)) == len(mends.MENDS) + 5
+    assert len(set(found)) == len(mends.MENDS) + 6
     assert found["xla-cpu-sums"].package == f"jaxlib {version('jaxlib')}"
     for mend in mends.MENDS:
         assert found[mend.name].package == f"numpyro {numpyro.__version__}"
@@ -125,22 +125,23 @@ def test_the_list_is_printed_one_a_line():
     assert repr(both) == f"{record!r}\n{record!r}"
 
 
-def test_the_record_of_sums_says_who_set_the_flag_and_who_came_too_late(monkeypatch):
-    right = {"now": True, "with fusions": False}
-    monkeypatch.setattr(
-        _compiler, "sums_are_right", lambda o=None: right["with fusions" if o else "now"]
-    )
-    monkeypatch.setattr(_compiler, "_is_concerned", lambda: True)
-    monkeypatch.setattr(_compiler, "_flag_is_ours", [True])
-    assert _compiler.record().is_applied and "set by lapilli" in _compiler.record().reason
-    monkeypatch.setattr(_compiler, "_flag_is_ours", [])
-    assert not _compiler.record().is_applied and "set by the user" in _compiler.record().reason
-    right["with fusions"] = True
-    assert "does not show on this processor" in _compiler.record().reason
+def test_the_record_of_a_fault_says_who_set_the_flag_and_who_came_too_late(monkeypatch):
+    right = {"now": True, "without flags": False}
+    fault = _compiler.Fault(
+        "sums", "Sums are wrong.", ("--flag", "off"), (0,), (9,),
+        lambda o: right["without flags" if o else "now"], {"flag": "on"},
+    )  # fmt: skip
+    record = lambda: _compiler._record(fault)
+    monkeypatch.setattr(_compiler, "_ours", {"sums"})
+    assert record().is_applied and "set by lapilli" in record().reason
+    monkeypatch.setattr(_compiler, "_ours", set())
+    assert not record().is_applied and "set by the user" in record().reason
+    right["without flags"] = True
+    assert "does not show on this processor" in record().reason
     right["now"] = False
-    assert not _compiler.record().is_applied and "JAX had started" in _compiler.record().reason
-    monkeypatch.setattr(_compiler, "_is_concerned", lambda: False)
-    assert "not concerned" in _compiler.record().reason
+    assert not record().is_applied and "JAX had started" in record().reason
+    fault = fault._replace(end=(0,))
+    assert "not concerned" in record().reason
 
 
 def test_probabilities_of_0_and_1_have_derivatives():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ...inference.diffusion import Noising
 from ...inference.diffusion._diffusion import Time
 from ...ppl._checks import check_counts
+from ...ppl._compat import is_concrete
 
 
 def even(first: float, last: float, num_steps: int, power: float = 1.0) -> Float[Array, " steps+1"]:
@@ -20,6 +23,15 @@ def even(first: float, last: float, num_steps: int, power: float = 1.0) -> Float
     with jax.ensure_compile_time_eval():
         spaced = jnp.linspace(first, last, num_steps + 1)
         return spaced if power == 1 else spaced**power
+
+
+def _check(process: Noising, wanted: str, holds: Callable[[], bool]) -> None:
+    """Refuse numbers that make no noising process; those that are traced pass."""
+    fields = list(vars(process).values())
+    if is_concrete(fields) and not (all(np.isfinite(x).all() for x in fields) and holds()):
+        raise ValueError(
+            f"{process!r}: wanted are finite numbers, {wanted}. With others no noise grows from 0, or no times lie between."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +51,11 @@ class VP(Noising):
     beta_min: float = 0.1
     beta_max: float = 20.0
     first: float = 1e-3
+
+    def __post_init__(self) -> None:
+        rates = lambda: self.beta_min >= 0 <= self.beta_max and 0 < self.beta_min + self.beta_max
+        wanted = "beta_min, beta_max >= 0, not both 0, and 0 < first < 1"
+        _check(self, wanted, lambda: rates() and 0 < self.first < 1)
 
     @property
     def end(self) -> float:
@@ -74,6 +91,10 @@ class Cosine(Noising):
     offset: float = 0.008
     first: float = 1e-3
     last: float = 0.9946
+
+    def __post_init__(self) -> None:
+        holds = lambda: self.offset >= 0 < self.first < self.last < 1
+        _check(self, "offset >= 0 and 0 < first < last < 1", holds)
 
     @property
     def end(self) -> float:
@@ -115,6 +136,10 @@ class VE(Noising):
     sigma_max: float = 50.0
     first: float = 1e-3
 
+    def __post_init__(self) -> None:
+        holds = lambda: 0 < self.sigma_min < self.sigma_max and 0 < self.first < 1
+        _check(self, "0 < sigma_min < sigma_max and 0 < first < 1", holds)
+
     @property
     def end(self) -> float:
         """1."""
@@ -148,6 +173,10 @@ class EDM(Noising):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        holds = lambda: 0 < self.sigma_min < self.sigma_max and self.rho > 0
+        _check(self, "0 < sigma_min < sigma_max and rho > 0", holds)
 
     @property
     def end(self) -> float:

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from ..._compiler import warn_of_wrong_fusions
 from .._compat import Jaxpr, is_concrete
 from ..analysis import Analysed, RowProgram, analyse, traced_rows
 from ..checks import (
@@ -128,7 +127,6 @@ class CheckedPrograms:
     def shown(self, params: PyTree, args: PyTree) -> Iterator[None]:
         """While this is open the checks may try these values, as far as they are known."""
         check_arguments(args, self.known)
-        warn_of_wrong_fusions()
         # Under `jax.grad` alone the values are known behind the tangents.
         params, args = jax.tree.map(behind_tangents, (params, args))
         self._now.values, self._now.has_checked = (params, args), False

@@ -155,7 +155,7 @@ class Sweep:
             x = jnp.moveaxis(x, len(levels), 0)
             return x.reshape(x.shape[0], *dims, *x.shape[1 + len(levels) :])
 
-        return [joined(x) for x in go(0, key, no_constants(self.values))]
+        return [joined(x) for x in go(0, key, self.values)]
 
     def _is_number(self, index: int) -> bool:
         """Whether a dimension (of a chain, a digit) holds one number in all elements of the site."""
@@ -205,15 +205,6 @@ class Sweep:
             return windows._replace(states=tuple(States((index, age), numbers) for age in ages))
         mask = None if given.mask is None else _transposed(given.mask, order)
         return Forced(_transposed(given.value, order), mask)
-
-
-def no_constants(values: dict[int, Given]) -> dict[int, Given]:
-    """Values of which the compiler does not know that they are the same in every run.
-
-    XLA's folding of constants mixes up the axes of what is computed from them under `vmap` (`_compiler.constants_are_right`): a
-    log-gamma function had the values of other states, and so had probabilities of counts.
-    """
-    return jax.tree.map(jax.lax.optimization_barrier, values)
 
 
 def _transposed(x: Array, order: list[int]) -> Array:

@@ -165,6 +165,7 @@ CASES = {
     "table of many": Case(r"Give an array of shape", lambda one: fkc([Q, OTHER], TIMES, exponents=np.ones(len(TIMES)))),
     "short column": Case(r"model 1 has shape \(4,\)", lambda one: fkc([Q, OTHER], TIMES, exponents=[1.0, np.ones(4)])),
     "NaN exponent": Case("not finite at 1 times", lambda one: fkc(Q, TIMES, exponents=np.where(TIMES == 1, np.nan, 1.0))),
+    "schedule": Case("0 < sigma_min < sigma_max", lambda one: diffusion.VE(50.0, 0.01)),
     "process": Case("one noising process", lambda one: fkc([Q, OTHER], TIMES)),
     "shape": Case("points of one shape", lambda one: fkc([Q, PLANE], TIMES)),
     "noise": Case("no reverse process", lambda one: fkc(POISSON, TIMES)),

@@ -157,3 +157,29 @@ def test_processes_with_arrays_are_one_where_their_values_are(key):
     other = factor(Tabled(rates=np.linspace(1e-3, 0.1, 100)))
     with pytest.raises(ValueError, match="one noising process"):
         inference.diffusion.fkc([models[0], other], times)
+
+
+@pytest.mark.parametrize(
+    "wanted, make",
+    {
+        "beta_min, beta_max >= 0": (
+            lambda: diffusion.VP(-1.0, 2.0), lambda: diffusion.VP(0.0, 0.0), lambda: diffusion.VP(0.1, np.nan),
+            lambda: diffusion.VP(first=1.0),
+        ),
+        "offset >= 0 and 0 < first < last < 1": (lambda: diffusion.Cosine(-0.1), lambda: diffusion.Cosine(last=1.0)),
+        "0 < sigma_min < sigma_max and 0 < first < 1": (
+            lambda: diffusion.VE(50.0, 0.01), lambda: diffusion.VE(0.0, 1.0), lambda: diffusion.VE(1.0, np.inf),
+        ),
+        "0 < sigma_min < sigma_max and rho > 0": (lambda: diffusion.EDM(80.0, 0.1), lambda: diffusion.EDM(rho=0.0)),
+    }.items(),
+    ids=("VP", "Cosine", "VE", "EDM"),
+)  # fmt: skip
+def test_numbers_that_make_no_noise_are_refused(wanted, make):
+    for made in make:
+        with pytest.raises(ValueError, match=wanted):
+            made()
+
+
+def test_rates_that_are_traced_pass():
+    variance = lambda rate: diffusion.VP(0.1, rate).variance(0.5)
+    np.testing.assert_allclose(jax.jit(variance)(8.0), variance(8.0), rtol=1e-6)

@@ -72,14 +72,3 @@ def test_costs_of_summed_counts_are_those_of_each_state():
     for name, got in zip(COSTS, found, strict=True):
         want = sum(p * COSTS[name](jnp.asarray(k)) for p, k in zip(probs, STATES, strict=True))
         np.testing.assert_allclose(got, want, rtol=2e-5, err_msg=name)
-
-
-def test_the_check_finds_states_that_the_compiler_folds(monkeypatch):
-    from lapilli import _compiler
-    from lapilli.ppl.estimation import _sweep
-
-    monkeypatch.setattr(_sweep, "no_constants", lambda values: values)
-    if _compiler.constants_are_right():
-        pytest.skip("This release folds constants rightly.")
-    with pytest.raises(AssertionError):
-        test_probabilities_of_summed_counts_are_those_of_their_law("beta-binomial")
