@@ -111,14 +111,14 @@ _ours: set[str] = set()
 
 
 def keep_out_faults() -> None:
-    """Add the flags to XLA_FLAGS, unless they are set already or this jaxlib is not concerned."""
-    for fault in FAULTS:
+    """Add the flags to XLA_FLAGS, unless they are set already, as by a parent process, or this jaxlib is not concerned."""
+    for fault in (f for f in FAULTS if f.is_in_release):
         flags, (name, value) = os.environ.get("XLA_FLAGS", ""), fault.flag
-        if fault.is_in_release and f"{name}=" not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} {name}={value}".strip()
+        if f"{name}=" not in flags:
+            os.environ["XLA_FLAGS"] = flags = f"{flags} {name}={value}".strip()
             _ours.add(fault.name)
-            if not _may_have_started():
-                _checked.add(fault.name)
+        if f"{name}={value}" in flags.split() and not _may_have_started():
+            _checked.add(fault.name)
 
 
 def _may_have_started() -> bool:

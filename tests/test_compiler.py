@@ -62,7 +62,15 @@ def test_flags_of_the_user_are_kept(tmp_path):
     out = run(code, tmp_path, "--xla_force_host_platform_device_count=2").stdout
     assert out.startswith("--xla_force_host_platform_device_count=2 --xla_cpu")
     mine = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
-    assert run(code, tmp_path, mine).stdout.split()[0] == mine
+    others = ["=".join(fault.flag) for fault in _compiler.FAULTS[1:] if fault.is_in_release]
+    assert run(code, tmp_path, mine).stdout.split() == [mine, *others]
+
+
+def test_a_child_that_inherits_the_flags_does_not_start_jax_at_import(tmp_path):
+    """Else `jax.distributed.initialize` and the number of devices came too late there."""
+    inherited = " ".join("=".join(fault.flag) for fault in _compiler.FAULTS if fault.is_in_release)
+    code = "from lapilli import _compiler, ppl; print(_compiler._may_have_started())"
+    assert run(code, tmp_path, inherited).stdout.strip() == "False"
 
 
 @pytest.mark.fast("-False")
