@@ -131,10 +131,12 @@ def commit() -> str:
 
 
 def command() -> str:
-    """This process's, from the root, without `--record` and where output goes."""
+    """This process's, from the root, without `--record`, where output goes, and the folders of this machine."""
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
-    options = [a for a in sys.argv[1:] if a != "--record"]
+    options = [
+        Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:] if a != "--record"
+    ]
     if "--out" in options:
         at = options.index("--out")
         del options[at : at + 2]

@@ -280,7 +280,9 @@ def writer(monkeypatch):
     """The helper of scripts, told that it is a benchmark."""
     module = load_example("_record")
     script = faces.ROOT / "benchmarks" / "language" / "vae.py"
-    monkeypatch.setattr(sys, "argv", [str(script), "--record", "--out", "there", "--seed", "3"])
+    monkeypatch.setattr(
+        sys, "argv", [str(script), "--record", "--out", "there", "--data", "/home/me/tasks"]
+    )
     monkeypatch.setattr(module, "_git", lambda what, *rest: "abc1234" * (what == "rev-parse"))
     return module
 
@@ -301,7 +303,7 @@ def test_scripts_write_records_that_the_page_reads(writer, tmp_path):
     assert first == {"name": "first"}
     assert set(record) >= set(figures.REQUIRED)
     assert set(record) <= {*figures.REQUIRED, *figures.OPTIONAL}
-    assert record["command"] == "python benchmarks/language/vae.py --seed 3"
+    assert record["command"] == "python benchmarks/language/vae.py --data tasks"
     assert record["measures"] == ["benchmarks/language/vae.py", "ppl"]
     assert record["versions"].keys() == {"jax", "numpyro", "lapilli"}
     assert figures.figure(record) == "a 1.23 ± 0.01"
