@@ -1,8 +1,12 @@
-"""Coupling layers: some coordinates are moved by an elementwise map whose parameters a network makes of the others."""
+"""Coupling layers: some coordinates are moved by an elementwise curve whose parameters a network makes of the others.
+
+A density asks a layer for a value and then for the derivative there, with a network's numbers in both: they are made once.
+"""
 
 from __future__ import annotations
 
 import abc
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,6 +16,7 @@ from jaxtyping import PyTree
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
+from ...ppl._compat import trace_state
 from ._splines import Knots
 
 Array = jax.Array
@@ -20,7 +25,7 @@ _LARGEST_LOG_SCALE = (
 )
 
 
-class Coupling(Transform):
+class Coupling[Curve](Transform):
     """Abstract: y = x where `kept`, else f(x; net([x where kept, context])), coordinate by coordinate.
 
     Args:
@@ -32,33 +37,58 @@ class Coupling(Transform):
 
     domain = constraints.real_vector  # pyright: ignore[reportAssignmentType]
     codomain = constraints.real_vector  # pyright: ignore[reportAssignmentType]
+    # Of the latest inverse: the state of tracing, the x, and the curve. Intermediates are those of a draw alone.
+    _latest: tuple[PyTree, Array, Curve] | None = None
 
     def __init__(self, net: object, kept: np.ndarray, context: Array | None = None) -> None:
         self.net, self.kept, self.context = net, kept, context
         self._moved = np.flatnonzero(~kept)
 
     @abc.abstractmethod
-    def move(self, x: Array, numbers: Array) -> Array:
-        """Values f(x), [*batch, d - k], of numbers [*batch, d - k, m]."""
+    def curve_of(self, numbers: Array) -> Curve:
+        """The parameters of f, arrays [*batch, d - k, ...], made of a network's numbers [*batch, d - k, m]."""
 
     @abc.abstractmethod
-    def move_back(self, y: Array, numbers: Array) -> Array:
+    def move(self, x: Array, curve: Curve) -> Array:
+        """Values f(x), [*batch, d - k]."""
+
+    @abc.abstractmethod
+    def move_back(self, y: Array, curve: Curve) -> Array:
         """The inverse of `move`."""
 
     @abc.abstractmethod
-    def log_derivatives(self, x: Array, numbers: Array) -> Array:
+    def log_derivatives(self, x: Array, curve: Curve) -> Array:
         """The logarithm of f'(x), [*batch, d - k]."""
 
     def __call__(self, x: Array) -> Array:
         """The value y of a draw x, [*batch, d]."""
-        return self._put(x, self.move(x[..., self._moved], self._numbers(x)))
+        return self.call_with_intermediates(x)[0]
+
+    def call_with_intermediates(self, x: Array) -> tuple[Array, Curve]:
+        """The value y of a draw x, [*batch, d], and the curve."""
+        curve = self.curve_of(self._numbers(x))
+        return self._put(x, self.move(x[..., self._moved], curve)), curve
 
     def _inverse(self, y: Array) -> Array:
-        return self._put(y, self.move_back(y[..., self._moved], self._numbers(y)))
+        curve = self.curve_of(self._numbers(y))
+        x = self._put(y, self.move_back(y[..., self._moved], curve))
+        self._latest = trace_state(), x, curve
+        return x
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree = None) -> Array:
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Curve | None = None) -> Array:
         """The sum of log f', [*batch]."""
-        return self.log_derivatives(x[..., self._moved], self._numbers(x)).sum(-1)
+        latest, self._latest = self._latest, None  # no tracer stays here
+        if intermediates is not None:
+            curve = intermediates
+        elif latest is not None and latest[1] is x and latest[0] == trace_state():
+            curve = latest[2]
+        else:
+            curve = self.curve_of(self._numbers(x))
+        return self.log_derivatives(x[..., self._moved], curve).sum(-1)
+
+    def __getstate__(self) -> dict[str, PyTree]:
+        """For copies and files, without the latest curve."""
+        return {**super().__getstate__(), "_latest": None}
 
     def _put(self, x: Array, moved: Array) -> Array:
         whole = jnp.broadcast_to(x, (*moved.shape[:-1], x.shape[-1]))
@@ -89,7 +119,14 @@ class Coupling(Transform):
         return cls(eqx.combine(arrays, known["static"]), np.array(known["kept"]), context)
 
 
-class AffineCoupling(Coupling):
+class Affine(NamedTuple):
+    """x exp(log_scale) + shift."""
+
+    log_scale: Array
+    shift: Array
+
+
+class AffineCoupling(Coupling[Affine]):
     """y = x where `kept`, else x exp(s) + t with s, t = net([x where kept, context]), s = 3 tanh(s' / 3).
 
     Args:
@@ -100,20 +137,25 @@ class AffineCoupling(Coupling):
     Reference: Dinh, Sohl-Dickstein and Bengio 2017, arXiv:1605.08803, equations 7 and 8.
     """
 
-    def move(self, x: Array, numbers: Array) -> Array:
+    def curve_of(self, numbers: Array) -> Affine:
         """See `Coupling`."""
-        return x * jnp.exp(self.log_derivatives(x, numbers)) + numbers[..., 1]
+        log_scale = _LARGEST_LOG_SCALE * jnp.tanh(numbers[..., 0] / _LARGEST_LOG_SCALE)
+        return Affine(log_scale, numbers[..., 1])
 
-    def move_back(self, y: Array, numbers: Array) -> Array:
+    def move(self, x: Array, curve: Affine) -> Array:
         """See `Coupling`."""
-        return (y - numbers[..., 1]) * jnp.exp(-self.log_derivatives(y, numbers))
+        return x * jnp.exp(curve.log_scale) + curve.shift
 
-    def log_derivatives(self, x: Array, numbers: Array) -> Array:
+    def move_back(self, y: Array, curve: Affine) -> Array:
         """See `Coupling`."""
-        return _LARGEST_LOG_SCALE * jnp.tanh(numbers[..., 0] / _LARGEST_LOG_SCALE)
+        return (y - curve.shift) * jnp.exp(-curve.log_scale)
+
+    def log_derivatives(self, x: Array, curve: Affine) -> Array:
+        """See `Coupling`."""
+        return curve.log_scale
 
 
-class SplineCoupling(Coupling):
+class SplineCoupling(Coupling[Knots]):
     """y = x where `kept`, else s(x), a monotone rational-quadratic spline of K bins on [-5, 5] and the identity outside.
 
     Args:
@@ -125,14 +167,18 @@ class SplineCoupling(Coupling):
     Reference: Durkan, Bekasov, Murray and Papamakarios 2019, arXiv:1906.04032, section 3.1.
     """
 
-    def move(self, x: Array, numbers: Array) -> Array:
+    def curve_of(self, numbers: Array) -> Knots:
         """See `Coupling`."""
-        return Knots.of(numbers).value(x)
+        return Knots.of(numbers)
 
-    def move_back(self, y: Array, numbers: Array) -> Array:
+    def move(self, x: Array, curve: Knots) -> Array:
         """See `Coupling`."""
-        return Knots.of(numbers).inverse(y)
+        return curve.value(x)
 
-    def log_derivatives(self, x: Array, numbers: Array) -> Array:
+    def move_back(self, y: Array, curve: Knots) -> Array:
         """See `Coupling`."""
-        return Knots.of(numbers).log_derivative(x)
+        return curve.inverse(y)
+
+    def log_derivatives(self, x: Array, curve: Knots) -> Array:
+        """See `Coupling`."""
+        return curve.log_derivative(x)

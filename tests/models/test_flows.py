@@ -1,11 +1,16 @@
 """Flows: densities that integrate to one, maps that are inverse, guides that reach what Normals cannot."""
 
+import copy
+
+import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from _products import equations
 
 from lapilli import inference, ppl
 from lapilli.inference.flows import _splines
@@ -104,6 +109,48 @@ def test_the_context_moves_the_law_row_by_row(kind):
     alone = jnp.stack([flow.law(c).log_prob(jnp.ones(2)) for c in context])
     np.testing.assert_allclose(both, alone, rtol=1e-5)
     assert abs(both[0] - both[1]) > 1e-3
+
+
+def products(function, *args):
+    """Matrix products of a function."""
+    traced = jax.make_jaxpr(function)(*args).jaxpr
+    return sum(eqn.primitive.name == "dot_general" for eqn in equations(traced))
+
+
+@both
+def test_a_density_runs_each_network_once(kind):
+    """Also of a draw that hands on what it knows, and there and back in its gradient."""
+    flow = stirred(kind)
+    each = sum(len(net.layers) for net in flow.nets)
+    assert products(flow.law().log_prob, jnp.ones(2)) == each
+
+    def drawn(key):
+        law = flow.law()
+        return law.log_prob(*law.sample_with_intermediates(key))
+
+    assert products(drawn, KEY) == each
+    flat, shape = jax.flatten_util.ravel_pytree(eqx.filter(flow, eqx.is_inexact_array))
+    joined = lambda flat: eqx.combine(shape(flat), flow).law().log_prob(jnp.ones(2))
+    assert products(jax.grad(joined), flat) <= 3 * each
+
+
+@both
+def test_what_a_layer_keeps_is_for_the_same_value_alone(kind):
+    layer = stirred(kind).law().transforms[0]
+    at = lambda x, y: type(layer)(layer.net, layer.kept).log_abs_det_jacobian(x, y)
+    y = jnp.array([0.3, -0.2])
+    x = layer.inv(y)
+    other = x + 1.0
+    np.testing.assert_allclose(layer.log_abs_det_jacobian(other, y), at(other, y), rtol=1e-6)
+    jax.jit(lambda: layer.inv(y))()  # leaves a tracer
+    copy.deepcopy(layer)
+    np.testing.assert_allclose(layer.log_abs_det_jacobian(x, y), at(x, y), rtol=1e-6)
+    kept = []
+    jax.jit(lambda: kept.append(layer.inv(y)))()
+    layer._latest = (layer._latest[0], x, layer._latest[2])  # as where this x were of that trace
+    np.testing.assert_allclose(layer.log_abs_det_jacobian(x, y), at(x, y), rtol=1e-6)
+    with jax.checking_leaks():
+        jax.jit(lambda y: stirred(kind).law().log_prob(y))(y)
 
 
 @jax.jit
