@@ -13,6 +13,7 @@ from ... import ppl
 from ...inference import Objective, objective
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import Time, check_noise
+from ...ppl._types import Key
 from .._trained import trained
 from ._contexts import one_context, row_contexts
 
@@ -65,7 +66,7 @@ def score_matching(
     def regression(x: Array, context: PyTree = None) -> None:
         net, rows = ppl.module("network", network), x.shape[0]
         time_key, noise_key, label_key = jax.random.split(ppl.rng_key("noise"), 3)
-        strata = (jnp.arange(rows) + jax.random.uniform(time_key, (rows,))) / rows
+        strata = row_strata(time_key, rows)
         t = jnp.interp(strata * num_times, jnp.arange(num_times + 1), grid)
         eps = jax.random.normal(noise_key, x.shape)
         if noise is not None:
@@ -88,6 +89,16 @@ def score_matching(
         return ppl.draw(model, *args).log_density
 
     return score_matching(regression)
+
+
+def row_strata(key: Key, rows: int) -> Float[Array, " rows"]:
+    """A uniform number for each row, one in each of as many equal parts of [0, 1].
+
+    Which part is whose is drawn: by the rows' order each would see a part of the times alone, and files are often sorted.
+    """
+    order_key, place_key = jax.random.split(key)
+    part = jax.random.permutation(order_key, rows)
+    return (part + jax.random.uniform(place_key, (rows,))) / rows
 
 
 def from_network(

@@ -17,6 +17,7 @@ from ...ppl._checks import check_counts
 from ...ppl._types import Key
 from .._trained import trained
 from ..diffusion._contexts import one_context, row_contexts
+from ..diffusion._training import row_strata
 from ._couplings import Coupling, independent
 from ._path import Interpolant, Path, VectorField
 from ._tokens import TokenPath
@@ -115,8 +116,7 @@ def flow_matching(
         begin = _starts(path, start, begin, end, keys[1])
         if coupling is not independent:
             begin = begin[coupling(keys[2], begin, end)]
-        strata = (jnp.arange(rows) + jax.random.uniform(keys[3], (rows,))) / rows
-        t = path.first + (path.last - path.first) * strata
+        t = path.first + (path.last - path.first) * row_strata(keys[3], rows)
         z = jax.random.normal(keys[4], end.shape)
         is_hidden = jax.random.uniform(keys[5], (rows,)) < drop_context
         seen = row_contexts("flow_matching", network, context, rows, is_hidden)

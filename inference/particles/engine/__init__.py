@@ -21,7 +21,11 @@ from ._mesh import (
     as_placement as as_placement,
     check_even as check_even,
 )
-from ._result import SMCResult as SMCResult, check_increments as check_increments
+from ._result import (
+    SMCResult as SMCResult,
+    check_increments as check_increments,
+    warn_of_lost as warn_of_lost,
+)
 from ._run import (
     FilterOptions as FilterOptions,
     RunOptions as RunOptions,

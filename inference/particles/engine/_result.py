@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ..._digits import told_digits
-from ..population import facts_with_error, family_error, weighted_mean, worst_shape
+from ..population import facts_with_error, family_error, voided, weighted_mean, worst_shape
 from ..resampling import equally_weighted
 
 Array = jax.Array
@@ -84,13 +84,14 @@ class SMCResult:
         return read(self.is_resampled).sum(-1)
 
     def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
-        """sum_k W_k fn(particle_k)."""
+        """sum_k W_k fn(particle_k); NaN where all particles were lost."""
         values = jax.vmap(fn)(self.particles)
-        return weighted_mean(self.log_weights, values)
+        return voided(weighted_mean(self.log_weights, values), self.failed_at >= 0)
 
     def sample(self, key: Array, num_samples: int) -> PyTree:
-        """Equally weighted particles, drawn by systematic resampling."""
-        return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
+        """Equally weighted particles, drawn by systematic resampling; void where all were lost."""
+        drawn = equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
+        return voided(drawn, self.failed_at >= 0)
 
 
 def check_increments(increments: Array, has_twist: bool, limited: Sequence[str] = ()) -> None:
@@ -103,6 +104,7 @@ def check_increments(increments: Array, has_twist: bool, limited: Sequence[str] 
         return
     reasons = [
         "a log-density or log-potential is NaN (return -inf for what is impossible)",
+        "a resampling scheme of your own names particles that there are not (return 0 to num_particles - 1)",
         *["twist is NaN or +inf (return finite logs of psi, e.g. of a density with heavier tails)"] * has_twist,
         *[
             f"the proposal's law of site(s) {sorted(limited)} gives probability 0 to a value, or ends before one, that the "
@@ -112,6 +114,19 @@ def check_increments(increments: Array, has_twist: bool, limited: Sequence[str] 
     raise ValueError(
         f"smc: a particle's weight is NaN at weighing {int(jnp.argmax(is_bad))}, and without it evidence and draws would be "
         f"biased. Look for where {', or where '.join(reasons)}."
+    )
+
+
+def warn_of_lost(name: str, failed_at: Array) -> None:
+    """Warn where no particle was left, so that particles mean nothing; known values only."""
+    if not is_concrete(failed_at) or int(failed_at) < 0:
+        return
+    warnings.warn(
+        f"{name}: after weighing {int(failed_at)} no particle had positive weight, or one was NaN. Particles mean nothing then: "
+        "log_evidence is -inf or NaN, mean and draws are NaN. Take more particles, a proposal that looks at the data, or "
+        "densities with tails that reach them.",
+        UserWarning,
+        stacklevel=3,
     )
 
 

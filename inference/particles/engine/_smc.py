@@ -22,7 +22,7 @@ from ..resampling import (
 )
 from ._feynman_kac import FeynmanKac
 from ._mesh import Axes, as_placement
-from ._result import SMCResult, check_increments, warn_of_degeneracy
+from ._result import SMCResult, check_increments, warn_of_degeneracy, warn_of_lost
 from ._run import RunOptions, check_path, check_sizes, run
 from ._step import History
 
@@ -153,6 +153,7 @@ def smc(
 
     result = place.compiled(run_all)(key, retained, *args)
     check_increments(result.increments, twist is not None)
+    warn_of_lost("smc", result.failed_at)
     if retained is None:
         warn_of_degeneracy(result, isinstance(model, FeynmanKac) and model.has_memory)
     return result

@@ -31,9 +31,9 @@ from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._depends import depends, walk
 from ...inputs import check_noise, checked
-from ..engine import Cloud, Moved, Settings
+from ..engine import Cloud, Moved, Settings, warn_of_lost
 from ..moves import cholesky
-from ..population import Batch, evidence, weighted_mean
+from ..population import Batch, evidence, voided, weighted_mean
 from ..programs import (
     PARTICLE,
     STREAM,
@@ -82,12 +82,14 @@ class LiuWestResult:
     evidence: str = dataclasses.field(default="biased", metadata={"static": True})
 
     def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
-        """sum_k W_k fn(parameters_k)."""
-        return weighted_mean(self.log_weights, jax.vmap(fn)(self.parameters))
+        """sum_k W_k fn(parameters_k); NaN where all particles were lost."""
+        found = weighted_mean(self.log_weights, jax.vmap(fn)(self.parameters))
+        return voided(found, self.failed_at >= 0)
 
     def sample(self, key: Key | None, num_samples: int) -> dict[str, Array]:
-        """Equally weighted parameters, drawn by systematic resampling."""
-        return equally_weighted(typed_key(key), self.parameters, self.log_weights, num_samples)
+        """Equally weighted parameters, drawn by systematic resampling; void where all particles were lost."""
+        drawn = equally_weighted(typed_key(key), self.parameters, self.log_weights, num_samples)
+        return voided(drawn, self.failed_at >= 0)
 
 
 @checked_call
@@ -233,7 +235,12 @@ def liu_west(
     values = jax.vmap(space.values)(cloud.particles[1])
     fields = settings.fields(cloud, values, [first, record])
     log_evidence, failed_at = evidence(fields["increments"])
+    warn_of_lost("liu_west", failed_at)
     kept = {name: fields[name] for name in ("log_weights", "increments", "ess", "is_resampled")}
+    # Moments from the step on that lost all particles; the weighing before the first step is number 0.
+    is_after = (failed_at >= 0) & (steps + 1 >= failed_at)
+    void = lambda x: jnp.where(is_after.reshape(-1, *[1] * (x.ndim - 1)), jnp.nan, x)
+    moments = jax.tree.map(void, moments)
     return LiuWestResult(values, log_evidence=log_evidence, failed_at=failed_at, **kept, **moments)
 
 

@@ -206,4 +206,10 @@ def _first(model: Model, key: Array, args: Args, options: dict[str, Any]) -> Any
     """A path of an unconditional run."""
     run_key, choice_key = jax.random.split(key)
     keep = {name: x for name, x in options.items() if name not in ("policy", "path")}
-    return pick(choice_key, model, smc(model, run_key, *args, **keep))
+    result = smc(model, run_key, *args, **keep)
+    if is_concrete(result.failed_at) and int(result.failed_at) >= 0:
+        raise RuntimeError(
+            f"particle_gibbs: the run that gives the first path lost all its particles at weighing {int(result.failed_at)}. "
+            "Give a path by init=, or raise num_particles, or give a proposal that looks at the data."
+        )
+    return voided(pick(choice_key, model, result), result.failed_at >= 0)

@@ -17,7 +17,7 @@ from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ...inputs import checked
-from ..engine import FilterOptions
+from ..engine import FilterOptions, warn_of_lost
 from ..moves import RandomWalk, acceptance, along
 from ..population import (
     evidence,
@@ -26,6 +26,7 @@ from ..population import (
     log_apart,
     reweight,
     uniform,
+    voided,
 )
 from ..resampling import Scheme, as_scheme, equally_weighted, ess_below, resample
 from ._parameter_filter import ParameterFilter, compiled, make_task
@@ -91,8 +92,9 @@ class SMC2Result:
         return {**self.parameters, **self.states}
 
     def sample(self, key: Key | None, num_samples: int) -> dict[str, Array]:
-        """Equally weighted particles, drawn by systematic resampling."""
-        return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
+        """Equally weighted particles, drawn by systematic resampling; void where all were lost."""
+        drawn = equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
+        return voided(drawn, self.failed_at >= 0)
 
 
 @checked_call
@@ -168,7 +170,9 @@ def smc2(
     )
     task = make_task("smc2", model, args, parameters, num_particles, filter, settings)
     task.space(args)  # what is wrong with the parameters, before any device work
-    return compiled(_run, task, args)(typed_key(key))
+    result = compiled(_run, task, args)(typed_key(key))
+    warn_of_lost("smc2", result.failed_at)
+    return result
 
 
 class _ParameterCloud(NamedTuple):

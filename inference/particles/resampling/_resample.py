@@ -105,6 +105,9 @@ def resample(
         drawn = drawn_by(scheme, key, known, num)
         ancestors, weights = drawn.ancestors.astype(jnp.int32), drawn.log_weights
         weights = uniform(num_particles) if weights is None else weights
+        # JAX would take the nearest particle for one that there is not.
+        is_one = (ancestors >= 0).all() & (ancestors < num_particles).all()
+        weights = jnp.where(is_one, weights, jnp.nan)
         return Resampled(move(particles, ancestors), weights, ancestors, jnp.asarray(True))
 
     make = offspring or by_scheme

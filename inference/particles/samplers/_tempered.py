@@ -16,7 +16,7 @@ from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._digits import told_digits
 from ...inputs import UNNORMALISED
-from ..population import facts_with_error, family_error, weighted_mean
+from ..population import facts_with_error, family_error, voided, weighted_mean
 from ..resampling import equally_weighted
 from ._judgement import problems, r_hats
 
@@ -141,13 +141,14 @@ class TemperedResult:
         return read(self.num_steps) - 1  # that of the last temperature comes after its weighing
 
     def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
-        """sum_k W_k fn(particle_k)."""
+        """sum_k W_k fn(particle_k); NaN where all particles were lost."""
         values = jax.vmap(fn)(self.particles)
-        return weighted_mean(self.log_weights, values)
+        return voided(weighted_mean(self.log_weights, values), self.failed_at >= 0)
 
     def sample(self, key: Key | None, num_samples: int) -> dict[str, Array]:
-        """Equally weighted particles, drawn by systematic resampling."""
-        return equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
+        """Equally weighted particles, drawn by systematic resampling; void where all were lost."""
+        drawn = equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
+        return voided(drawn, self.failed_at >= 0)
 
 
 def trimmed(result: TemperedResult, num_particles: int) -> TemperedResult:

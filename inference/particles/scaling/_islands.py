@@ -31,8 +31,9 @@ from ..engine import (
     check_increments,
     check_sizes,
     run_engine,
+    warn_of_lost,
 )
-from ..population import evidence, weighted_mean
+from ..population import evidence, voided, weighted_mean
 from ..resampling import (
     Look,
     Policy,
@@ -99,15 +100,16 @@ class IslandsResult:
     failed_at: Array
 
     def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
-        """sum_mk W_mk fn(particle_mk)."""
+        """sum_mk W_mk fn(particle_mk); NaN where all particles were lost."""
         values = jax.vmap(jax.vmap(fn))(self.particles)
-        return weighted_mean(self.log_weights, values)
+        return voided(weighted_mean(self.log_weights, values), self.failed_at >= 0)
 
     def sample(self, key: Array, num_samples: int) -> PyTree:
-        """Equally weighted particles, drawn by systematic resampling of all; [samples, ...]."""
+        """Equally weighted particles, drawn by systematic resampling of all, void where all were lost; [samples, ...]."""
         weights = self.log_weights.reshape(-1)
         index = as_scheme("systematic").ancestors(typed_key(key), weights, num_samples)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[index], self.particles)
+        drawn = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[index], self.particles)
+        return voided(drawn, self.failed_at >= 0)
 
 
 @over_auto_axes
@@ -219,6 +221,7 @@ def islands(
 
     result = place.compiled(run_all)(key, *args)
     check_increments(result.increments, twist is not None)
+    warn_of_lost("islands", result.failed_at)
     return result
 
 

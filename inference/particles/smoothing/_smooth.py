@@ -17,7 +17,7 @@ from ....ppl._compat import Tracer, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ...inputs import checked
-from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, RunOptions, run
+from ..engine import NO_PATH_GRADIENT, FeynmanKac, Filter, RunOptions, run, warn_of_lost
 from ..population import underived, voided
 from ..resampling import Policy, Resampling, systematic
 from . import _backward_kernels as kernels
@@ -159,6 +159,7 @@ def smooth(
         num_particles, proposal, resampling, policy, "ancestors", batch_size, path="filter"
     )
     result, segments = run(model, run_key, args, options)
+    warn_of_lost("smooth", result.failed_at)
     loops = [s.filter for s in segments if s.filter is not None]
     num_steps = sum(len(f.log_weights) for f in loops)
     if not num_steps:
@@ -173,7 +174,7 @@ def smooth(
         )
         nothing = jnp.full(len(num_distinct) - 1, jnp.nan)
         return Smoothing(
-            voided(paths, jnp.isnan(result.log_evidence)),
+            voided(paths, result.failed_at >= 0),
             result.log_evidence,
             result.ess,
             num_distinct,
@@ -193,7 +194,7 @@ def smooth(
     paths = taken(segments, slots, isinstance(model, FeynmanKac))
     count = lambda index: jnp.zeros(num_particles, int).at[index].set(1).sum()
     return Smoothing(
-        paths=_checked(paths, excess, result.log_evidence),
+        paths=_checked(paths, excess, result.failed_at),
         log_evidence=result.log_evidence,
         ess=result.ess,
         num_distinct=jax.vmap(count)(slots),
@@ -244,11 +245,13 @@ def _ancestors(
     return jax.lax.map(at, jnp.arange(num_steps + 1))
 
 
-def _checked(paths: object, excess: Array, log_evidence: Array) -> PyTree:
-    """The paths, if no density exceeded its bound or was NaN, in the forward run and in the draws."""
-    is_wrong = ~(excess <= ROUNDING) | jnp.isnan(log_evidence)
+def _checked(paths: object, excess: Array, failed_at: Array) -> PyTree:
+    """The paths, if no density exceeded its bound or was NaN and particles were left, in the forward run and in the draws."""
+    is_lost, is_wrong = failed_at >= 0, ~(excess <= ROUNDING)
     if isinstance(is_wrong, Tracer):
-        return voided(paths, is_wrong)
+        return voided(paths, is_wrong | is_lost)
+    if is_lost:
+        return voided(paths, is_lost)
     if jnp.isnan(excess):
         raise ValueError(
             "smooth: the log-density of a step ahead is NaN at a particle of positive weight, and without that particle the "
