@@ -252,6 +252,15 @@ def test_what_draws_decide_is_refused_or_nan(words):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ancestors", [[1, 2, 3, 4], [-1, 0, 1, 2]])
+def test_ancestors_that_there_are_not_are_refused(ancestors):
+    """JAX would take the nearest; under jit the evidence is NaN."""
+    run = lambda key: chain(key, resampling=own(jnp.array(ancestors)), policy=EVERY)
+    with pytest.raises(ValueError, match="names particles that there are not.*return 0 to"):
+        run(KEY)
+    assert jnp.isnan(jax.jit(lambda key: run(key).log_evidence)(KEY))
+
+
 def test_a_chain_that_is_lost_says_so_under_jit():
     """`log_joint` is the status of pmmh: its chain may come to the posterior later."""
     call = lambda key: pmmh(walk, key, YS + jnp.inf).log_joint

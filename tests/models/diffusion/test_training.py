@@ -11,6 +11,7 @@ from _stats import assert_unbiased
 from lapilli import inference
 from lapilli.models import diffusion
 from lapilli.models.diffusion._samplers import time_of
+from lapilli.models.diffusion._training import row_strata
 
 VP = diffusion.VP()
 PREDICTIONS = ("noise", "data", "velocity")
@@ -175,3 +176,24 @@ def test_training_learns_the_score_of_a_mixture(key):
         exact, got = (jax.vmap(lambda x, m=m, t=t: m.score(x, t))(at) for m in (model, learned))
         error = VP.variance(t) * jnp.mean((exact - got) ** 2)
         assert error < 0.03, (t, error)
+
+
+def test_a_rows_time_has_nothing_to_do_with_its_place():
+    """Files are sorted: by the rows' order each would be seen at a part of the times alone."""
+    strata = jax.vmap(lambda key: row_strata(key, 8))(jax.random.split(jax.random.key(0), 4000))
+    np.testing.assert_array_equal(
+        np.sort(np.floor(strata * 8), -1), np.tile(np.arange(8), (4000, 1))
+    )
+    assert_unbiased(strata, np.full(8, 0.5))
+    assert_unbiased(strata**2, np.full(8, 1 / 3))
+
+    class Late(eqx.Module):
+        def __call__(self, x, level, label):
+            return 5 * level * jnp.ones_like(x)
+
+    objective = diffusion.score_matching(Late(), VP)
+    rows = jnp.linspace(-2.0, 2.0, 16)[:, None]
+    value = lambda x: lambda key: objective.value({"network": Late()}, key, x)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    up, down = (jax.jit(jax.vmap(value(x)))(keys) for x in (rows, rows[::-1]))
+    assert_unbiased(up - down, 0.0)

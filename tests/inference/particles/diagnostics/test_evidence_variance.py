@@ -197,7 +197,8 @@ def test_lost_particles_give_nan(key):
     lost = inference.FeynmanKac(
         jax.random.normal, lambda k, x, t: x, lambda p, x, t: jnp.where(t == 1, -jnp.inf, 0.0), 2
     )
-    result = inference.smc(lost, key, num_particles=10, resampling="multinomial")
+    with pytest.warns(UserWarning, match="after weighing 1 no particle"):
+        result = inference.smc(lost, key, num_particles=10, resampling="multinomial")
     assert jnp.isnan(inference.particles.evidence_variance(result))
 
 

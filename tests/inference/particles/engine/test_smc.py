@@ -433,8 +433,7 @@ def test_arviz_gets_equally_weighted_paths_with_named_axes(key):
 # Failures and bad input.
 
 
-@pytest.mark.slow
-def test_lost_particles_are_flagged_with_their_step(key):
+def test_lost_particles_are_told_and_mean_nothing(key):
     @ppl.model
     def impossible(ys):
         def step(x, y):
@@ -444,8 +443,15 @@ def test_lost_particles_are_flagged_with_their_step(key):
 
         ppl.scan(step, 0.0, ys)
 
-    result = inference.smc(impossible, key, jnp.array([0.9, 5.0, 0.9]), num_particles=50)
+    run = lambda key: inference.smc(impossible, key, jnp.array([0.9, 5.0, 0.9]), num_particles=50)
+    with pytest.warns(
+        UserWarning, match="smc: after weighing 1 no particle.*mean and draws are NaN"
+    ):
+        result = run(key)
     assert result.failed_at == 1 and result.log_evidence == -jnp.inf and result.ess[1] == 0
+    assert jnp.isnan(result.mean(lambda c: c["x"])).all()
+    assert jnp.isnan(result.sample(key, 3)["x"]).all()
+    assert jnp.isnan(jax.jit(lambda key: run(key).mean(lambda c: c["x"]))(key)).all()
     assert inference.smc(walk, key, Y, num_particles=50).failed_at == -1
 
 

@@ -164,9 +164,11 @@ def test_shapes_samples_and_lost_particles(key):
         a = ppl.sample("a", dist.Normal(0.0, 1.0))
         ppl.scan(lambda _, y: (None, ppl.factor("f", jnp.where(y > 0, -jnp.inf, a))), None, ys)
 
-    lost = inference.particles.smc2(
-        impossible, key, jnp.array([0.0, 1.0]), parameters=["a"], num_parameter_particles=5, num_particles=1
-    )  # fmt: skip
+    with pytest.warns(UserWarning, match="smc2: after weighing 2 no particle"):
+        lost = inference.particles.smc2(
+            impossible, key, jnp.array([0.0, 1.0]), parameters=["a"], num_parameter_particles=5, num_particles=1
+        )  # fmt: skip
+    assert jnp.isnan(lost.sample(key, 3)["a"]).all()
     assert lost.log_evidence == -jnp.inf and lost.ess[-1] == 0
     assert lost.failed_at == 2 and result.failed_at == -1
 

@@ -314,3 +314,4 @@ def test_lost_particles_are_reported(keep, key):
             impossible, key, num_particles=4, temperatures=[0.5, 1.0], keep=keep
         )
     assert lost.failed_at == 0 and lost.log_evidence == -jnp.inf
+    assert jnp.isnan(lost.mean(lambda c: c["a"])) and jnp.isnan(lost.sample(key, 2)["a"]).all()

@@ -184,6 +184,17 @@ def test_history_none_keeps_no_genealogy(key):
 
 
 @pytest.mark.slow
+def test_lost_islands_are_told(key):
+    lost = inference.FeynmanKac(
+        WALK.init, WALK.kernel, lambda p, x, t: jnp.where(t == 1, -jnp.inf, 0.0), 2
+    )
+    with pytest.warns(UserWarning, match="islands: after weighing 1 no particle"):
+        result = inference.particles.islands(lost, key, num_islands=2, num_particles=3)
+    found = jax.tree.leaves((result.mean(lambda x: x), result.sample(key, 3)))
+    assert all(jnp.isnan(x).all() for x in found)
+
+
+@pytest.mark.slow
 def test_islands_that_lose_all_particles_count_as_zero(key):
     """Each of three steps keeps a particle with probability 1/2: Z = 1/8."""
     halves = inference.FeynmanKac(

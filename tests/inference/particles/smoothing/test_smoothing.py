@@ -332,7 +332,10 @@ def test_genealogy_needs_no_density(key):
 @pytest.mark.slow
 def test_lost_particles_are_reported(key):
     lost = dataclasses.replace(CHAIN, log_potential=lambda *_: jnp.asarray(-jnp.inf))
-    assert smooth(key, lost).failed_at == 0 and smooth(key).failed_at == -1
+    with pytest.warns(UserWarning, match="smooth: after weighing 0 no particle"):
+        found = smooth(key, lost)
+    assert found.failed_at == 0 and smooth(key).failed_at == -1
+    assert jnp.isnan(found.mean(lambda path: path)).all()
 
 
 @pytest.mark.slow
