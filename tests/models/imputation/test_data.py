@@ -40,6 +40,32 @@ def test_standard_units_use_observed_cells_only_and_can_be_undone():
     assert not standard.values[~data.observed].any()
 
 
+@pytest.mark.parametrize("offset", [1e8, 1.7e9])
+def test_standard_units_do_not_depend_on_the_offset(offset):
+    values = np.round(RNG.normal(size=(50, 7, 1)), 3)
+    values[RNG.random(values.shape) < 0.4] = np.nan
+    data, moved = imputation.series(values), imputation.series(values + offset)
+    units, own = imputation.standardise(data), imputation.standardise(moved)
+    np.testing.assert_allclose(own.scale, units.scale, rtol=1e-6)
+    np.testing.assert_allclose(own.apply(moved).values, units.apply(data).values, atol=2e-6)
+    filled = own.undo(units.apply(data).values)[data.observed]
+    np.testing.assert_allclose(filled, (values + offset)[data.observed], rtol=0, atol=1e-5)
+
+
+def test_equal_cells_are_without_spread_however_they_are_rounded():
+    np.testing.assert_array_equal(
+        imputation.standardise(imputation.series(np.full((3, 7, 1), 0.1))).scale, 1.0
+    )
+
+
+def test_times_that_lose_their_steps_are_refused():
+    stamps = 1.7e9 + 60.0 * np.arange(5)
+    with pytest.raises(ValueError, match=r"'times' lies in 1.7e\+09 .* subtract one start"):
+        imputation.series(np.zeros((1, 5, 1)), times=stamps)
+    data = imputation.series(np.zeros((1, 5, 1)), times=stamps - stamps[0])
+    np.testing.assert_array_equal(data.times[0], 60.0 * np.arange(5))
+
+
 @pytest.mark.parametrize(
     "options, match",
     [
