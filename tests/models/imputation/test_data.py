@@ -114,6 +114,15 @@ def test_hidden_cells_follow_their_mechanism():
     assert np.abs(np.diff(runs.astype(int), axis=1)).sum(1).mean() < 12  # cells at random: 30
 
 
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_impossible_rates_are_refused(name):
+    values = RNG.normal(size=(3, 10, 2))
+    for rate in (1.5, 1.0, -0.1, np.nan):
+        with pytest.raises(ValueError, match=rf"{name}: rate must lie in \[0, 1\), got {rate}"):
+            MECHANISMS[name](values, rate, np.random.default_rng(0))
+    assert MECHANISMS[name](values, 0.0, np.random.default_rng(0)).all()
+
+
 def test_one_channel_cannot_be_hidden_at_random_by_another():
     with pytest.raises(ValueError, match="mar: one channel is always seen"):
         imputation.mar(np.zeros((2, 3, 1)), 0.5, RNG)
