@@ -15,7 +15,8 @@ class Series(NamedTuple):
     """N series of at most T steps and D channels; made by `series`.
 
     Attributes:
-        values: cells, [N, T, D]; NaN-free. What stands in a cell that is not observed is never read.
+        values: cells, [N, T, D]; NaN-free, as precise as they were given. What stands in a cell that is not observed is never
+            read.
         observed: which cells are observed, boolean [N, T, D]; false at steps that do not exist.
         times: time of each step, [N, T]; ascending.
         valid: which steps exist, boolean [N, T]: the first ones of each series.
@@ -73,10 +74,12 @@ def series(
         `Series` of NumPy arrays.
 
     Raises:
-        ValueError: a shape does not fit, a label is negative, times do not ascend, or an observed value is infinite; all
-            problems at once.
+        ValueError: a shape does not fit, a label is negative, times do not ascend or have more digits than 32 bits hold, or an
+            observed value is infinite; all problems at once.
     """
-    values = np.asarray(values, np.float32)
+    values = np.asarray(values)
+    # Until they are standardised: 32 bits hold nothing of a spread of 1 about 1e8.
+    values = values.astype(np.float32 if values.dtype == np.float32 else np.float64, copy=False)
     if values.ndim != 3:
         raise ValueError(
             f"series: argument 'values' has shape {values.shape}; give [series, time, channels]."
@@ -84,7 +87,7 @@ def series(
     num_series, num_steps, _ = values.shape
     seen = np.ones(values.shape, bool) if observed is None else np.asarray(observed, bool)
     times = np.arange(num_steps) if times is None else times
-    times = np.asarray(times, np.float32)
+    times = np.asarray(times, np.float64)
     times = np.broadcast_to(times, (num_series, num_steps)) if times.ndim == 1 else times
     lengths = np.full(num_series, num_steps) if lengths is None else np.asarray(lengths)
     labels = None if labels is None else np.asarray(labels)
@@ -104,7 +107,7 @@ def series(
         problems += _wrong_values(values[seen], times, lengths, labels, valid)
     if problems:
         raise ValueError(f"series: {'; '.join(problems)}.")
-    values = np.where(seen, values, 0).astype(np.float32)
+    values, times = np.where(seen, values, 0), times.astype(np.float32)
     return Series(values, seen, times, valid, None if labels is None else labels.astype(np.int32))
 
 
@@ -118,8 +121,18 @@ def _wrong_values(
         problems.append(
             f"argument 'lengths' lies in {lengths.min()} to {lengths.max()}, not in 1 to {valid.shape[1]}"
         )
-    elif (np.diff(times, axis=1)[valid[:, 1:]] <= 0).any():
-        problems.append("argument 'times' does not ascend within a series")
+    else:
+        gaps, kept = (
+            np.diff(x.astype(np.float64), axis=1)[valid[:, 1:]]
+            for x in (times, times.astype(np.float32))
+        )
+        if not (gaps > 0).all():
+            problems.append("argument 'times' does not ascend within a series")
+        elif gaps.size and ((kept <= 0) | (abs(kept - gaps) > 0.01 * np.median(gaps))).any():
+            problems.append(
+                f"argument 'times' lies in {times[valid].min():g} to {times[valid].max():g} with steps of {np.median(gaps):g}, "
+                "and 32 bits round such steps by more than a hundredth; subtract one start from all times"
+            )
     if labels is not None and (labels.dtype.kind not in "iu" or labels.min() < 0):
         problems.append("argument 'labels' must be integers from 0")
     return problems
@@ -132,7 +145,7 @@ class Standardisation(NamedTuple):
     scale: np.ndarray
 
     def apply(self, data: Series) -> Series:
-        """The series in standard units; missing cells become zero."""
+        """The series in standard units, float32; missing cells become zero."""
         values = (np.asarray(data.values) - self.mean) / self.scale
         return data._replace(values=np.where(data.observed, values, 0).astype(np.float32))
 
@@ -150,9 +163,11 @@ def standardise(train: Series) -> Standardisation:
         train: the series that are trained on.
     """
     seen = np.asarray(train.observed)
-    cells = np.where(seen, np.asarray(train.values, float), np.nan)
+    cells = np.where(seen, np.asarray(train.values, np.float64), np.nan)
     count = seen.sum((0, 1))
     mean = np.where(count > 0, np.where(seen, cells, 0).sum((0, 1)) / np.maximum(count, 1), 0.0)
     spread = np.where(seen, (cells - mean) ** 2, 0).sum((0, 1)) / np.maximum(count, 1)
-    scale = np.where(spread > 0, np.sqrt(spread), 1.0)
-    return Standardisation(mean.astype(np.float32), scale.astype(np.float32))
+    # Of equal cells a rounded mean may leave a spread of rounding errors.
+    limits = np.where(seen, cells, -np.inf).max((0, 1)), np.where(seen, cells, np.inf).min((0, 1))
+    scale = np.where((spread > 0) & (limits[0] > limits[1]), np.sqrt(spread), 1.0)
+    return Standardisation(mean, scale)

@@ -28,7 +28,7 @@ from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from ...ppl.densities import StochasticProgram
 from ...ppl.language import name_of
-from ._rewards import Reward, as_log_weight, refuse_rewards, try_reward
+from ._rewards import Reward, as_log_weight, refuse_evidence, refuse_rewards, try_reward
 from ._tilt import TiltedProgram, tilt
 
 
@@ -75,12 +75,7 @@ class BestOf:
         """
         keys = jax.random.split(typed_key(key), self.num_draws)
         found = jax.vmap(lambda key: self.base.simulate(key, *args))(keys)
-        counted = [n for n, info in found.sites.items() if info.kind in ("observed", "factor")]
-        if counted:
-            raise ValueError(
-                f"best_of: {self.base!r} has the observations or factors {counted}, and its draws are those of its prior. Draw "
-                "from its posterior by a program without them, e.g. a fitted guide, and take the best of those."
-            )
+        refuse_evidence("best_of", self.base, found, "take the best of those")
         self._try(args)
         rewards = jax.vmap(self._reward_of)(found.retval)
         if is_concrete(rewards) and np.isnan(rewards).any():

@@ -18,7 +18,7 @@ from ...ppl._shared_jit import shared_jit
 from ...ppl._show import shown
 from ...ppl._types import Key, ModelFn
 from ..diagnostics._weights import importance_diagnostics
-from ._rewards import as_reals
+from ._rewards import as_reals, refuse_evidence
 from ._tilt import TiltedProgram, tilt
 
 TOLERANCE = 1e-6  # of the moments of the weighted draws, in standard deviations of the features
@@ -66,7 +66,7 @@ def match_moments(
     a classifier, moments equal shares.
 
     Args:
-        model: the program, with its parameters bound; without observations.
+        model: the program, with its parameters bound; without observations and factors.
         features: of what it returns, to a vector [d]. Of features that sum to a constant (probabilities) one is redundant: among
             the equal solutions that of least norm is taken.
         moments: their means under the law, [d].
@@ -78,8 +78,8 @@ def match_moments(
         A `MatchedMoments`.
 
     Raises:
-        ValueError: features are not finite, or have another shape than the moments; moments that no weights of the draws have,
-            e.g. outside of the range of a feature.
+        ValueError: the program has observations or factors, which its draws would not see; features are not finite, or have
+            another shape than the moments; moments that no weights of the draws have, e.g. outside of the range of a feature.
 
     Validity: exact for the draws, consistent in their number: the tilt's own moments are off by about the weighted standard
     deviation of the features over sqrt(ess).
@@ -95,7 +95,9 @@ def match_moments(
         return jnp.atleast_1d(found).astype(float)
 
     def one(key: Array) -> Float[Array, " d"]:
-        return read(base.simulate(key, *args).retval)
+        found = base.simulate(key, *args)
+        refuse_evidence("match_moments", base, found, "match the moments of that")
+        return read(found.retval)
 
     run = shared_jit(jax.vmap(one))
     phi = np.asarray(run(jax.random.split(typed_key(key), num_draws)), np.float64)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ... import ppl
 from ...ppl._shared_jit import shared_jit
@@ -37,16 +37,13 @@ class Outcomes(NamedTuple):
         )
         return np.asarray(shared_jit(run)(self.choices), np.float64)
 
-    def counts(self, draws: Mapping[str, Array]) -> np.ndarray | None:
-        """How many of some draws [S, ...] are each outcome; None where one is no outcome."""
-        rows = lambda x: np.concatenate(
-            [np.asarray(x[n]).reshape(len(x[n]), -1).astype(np.int64) for n in self.choices], 1
-        )
+    def numbers(self, draws: Mapping[str, Array]) -> Int[np.ndarray, " draws"]:
+        """Which outcome each of some draws [S, ...] is, compared by value; -1 for none."""
+        # 0.0 is -0.0, and bytes tell them apart.
+        row = lambda x, n: np.asarray(x[n], np.float64).reshape(len(x[n]), -1) + 0.0
+        rows = lambda x: np.concatenate([row(x, n) for n in self.choices], 1)
         known = {row.tobytes(): i for i, row in enumerate(rows(self.choices))}
-        found = [known.get(row.tobytes()) for row in rows(draws)]
-        if None in found:
-            return None
-        return np.bincount(np.asarray(found, int), minlength=self.number)
+        return np.array([known.get(row.tobytes(), -1) for row in rows(draws)], int)
 
 
 def outcomes_of(program: ppl.Program, args: tuple) -> Outcomes | None:

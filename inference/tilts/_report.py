@@ -61,12 +61,13 @@ def report(
         A `TiltReport`.
 
     Raises:
-        ValueError: too few draws; a log-weight is NaN; the law draws other sites than the tilt has; no draw of the model has a
-            reward above -inf.
+        ValueError: too few draws, or ones that the sites cannot have; a log-weight is NaN; the law draws other sites than the
+            tilt has; no draw of the model has a reward above -inf.
         TypeError: a `Fit` without a guide.
 
     Validity: exact where every latent site has finitely many values, known when the program is traced, and all together at most
-    2^16. Else `reward`, `entropy` and the mean log-weight are unbiased, and the mean weight behind `log_z` is unbiased for Z, so
+    2^16; of a law that is given by draws, but for the errors of its own numbers. Else `reward`, `entropy` and the mean log-weight
+    are unbiased, and the mean weight behind `log_z` is unbiased for Z, so
     that the means of `log_z` and of `kl` are at most the truth, by about half the squared error of `log_z`; `kl_at_most` bounds
     the divergence from the other side, if the given draws are ones of the tilt. Where `k_hat_base` is above 0.7 neither model
     nor law reach the tilt, and `log_z`, `kl` and `reward_tilt` cannot be believed: the divergence is larger then. For a law
@@ -86,7 +87,7 @@ def report(
     q = _best(law, listed, key, args, num_draws) if isinstance(law, BestOf) else law
     if isinstance(q, Mapping):
         q = {name: jnp.asarray(x) for name, x in q.items()}
-        _check_sites(tilt, q, args)
+        _check_draws(tilt, q, args)
     elif not isinstance(q, np.ndarray):
         q = ppl.as_program(q)
     is_whole = not isinstance(q, Mapping) or listed is None or set(q) == set(listed.choices)
@@ -117,12 +118,10 @@ def _exact(
     log_z = float(np.logaddexp.reduce(joint))
     _check_weights(joint, "the model")
     reward = _rewards(tilt, listed.choices, args)
-    is_draws = isinstance(law, Mapping)
+    numbers = None
     if isinstance(law, Mapping):
-        counts = listed.counts(law)
-        if counts is None:
-            return None
-        q = counts / counts.sum()
+        numbers = _numbers(listed, law)
+        q = np.bincount(numbers, minlength=listed.number) / len(numbers)
     else:
         q = law if isinstance(law, np.ndarray) else np.exp(listed.log_density(law, args))
     with np.errstate(divide="ignore"):
@@ -134,12 +133,35 @@ def _exact(
     kl = log_z - _mean(q[some], log_w)
     at = np.isfinite(log_w).all()
     residual = _mean(q[some], (log_w - _mean(q[some], log_w)) ** 2) if at else math.inf
+    mean, entropy = Measured(_mean(q, reward)), Measured(-_mean(q[some], log_q[some]))
+    divergence = Measured(kl)
+    if numbers is not None:  # the draws' own spread; of functions of their counts, to first order
+        mean = _measured(reward[numbers])
+        entropy = Measured(entropy.value, _measured(log_q[numbers]).error)
+        divergence = Measured(kl, _measured((joint - log_q)[numbers]).error)
     return TiltReport(
-        kl=Measured(kl), kl_is="plug-in" if is_draws else "exact", kl_at_most=None, log_z=Measured(log_z),
-        reward=Measured(_mean(q, reward)), reward_base=Measured(_mean(_prior(tilt, listed, args), reward)),
-        reward_tilt=Measured(_mean(np.exp(joint - log_z), reward)), entropy=Measured(-_mean(q[some], log_q[some])),
+        kl=divergence, kl_is="exact" if numbers is None else "plug-in", kl_at_most=None, log_z=Measured(log_z),
+        reward=mean, reward_base=Measured(_mean(_prior(tilt, listed, args), reward)),
+        reward_tilt=Measured(_mean(np.exp(joint - log_z), reward)), entropy=entropy,
         residual=residual, k_hat=None, k_hat_base=None, narrow_tails=None, evaluations=listed.number, seconds=0.0,
     )  # fmt: skip
+
+
+def _numbers(listed: Outcomes, draws: Mapping[str, Array]) -> np.ndarray:
+    """Which outcome each draw is.
+
+    Raises:
+        ValueError: one is none.
+    """
+    numbers = listed.numbers(draws)
+    if (numbers < 0).any():
+        first = int((numbers < 0).argmax())
+        raise ValueError(
+            f"report: {int((numbers < 0).sum())} of {len(numbers)} draws are none of the {listed.number} outcomes of the model, "
+            f"draw {first} among them: { {n: np.asarray(draws[n])[first].tolist() for n in listed.choices} }. They would be "
+            "counted as others. Give values that the sites can have."
+        )
+    return numbers
 
 
 def _prior(tilt: TiltedProgram, listed: Outcomes, args: tuple) -> np.ndarray:
@@ -313,13 +335,33 @@ def _check_weights(log_weights: np.ndarray, whose: str) -> None:
         )
 
 
-def _check_sites(tilt: TiltedProgram, draws: Mapping[str, Array], args: tuple) -> None:
-    latent = sorted(shapes_of(tilt, args))
+def _check_draws(tilt: TiltedProgram, draws: Mapping[str, Array], args: tuple) -> None:
+    shapes = shapes_of(tilt, args)
+    latent = sorted(shapes)
     if unknown := sorted(set(draws) - set(latent)):
         raise ValueError(
             f"report: the draws have the sites {unknown}, and the tilt's latent sites are {latent}. Give values of these, "
             "[S, ...] each; sites that the reward does not read may be left out."
         )
+    found, wanted = {n: x.shape for n, x in draws.items()}, {n: shapes[n].shape for n in draws}
+    sizes = {shape[0] if shape else 0 for shape in found.values()}
+    if len(sizes) > 1 or any(found[n][1:] != wanted[n] for n in draws):
+        raise ValueError(
+            f"report: the draws have the shapes {found}, and one value of each site {wanted}. Give as many of each site, stacked "
+            "along one leading axis."
+        )
+    if max(sizes, default=0) < 2:
+        raise ValueError(
+            f"report: {max(sizes, default=0)} draws of the law are given, and a mean with its error needs at least 2. Give more "
+            "draws."
+        )
+    for name, x in draws.items():
+        is_whole = jnp.issubdtype(shapes[name].dtype, jnp.floating) or (x == jnp.round(x)).all()
+        if not is_whole:
+            raise ValueError(
+                f"report: draws of site '{name}' (shape {x.shape}) are none of its values: they are no integers, and would be "
+                "read as others. Give values that the site can have."
+            )
 
 
 def _mean(weights: np.ndarray, values: np.ndarray) -> float:

@@ -22,6 +22,20 @@ type Reward = Callable[..., ArrayLike]
 MANY = 1000  # draws, at all of which a reward of -inf is taken for one that is -inf everywhere
 
 
+def refuse_evidence(who: str, base: ppl.Program, trace: ppl.Trace, then: str) -> None:
+    """Refuse a program with observations or factors, which its draws do not see; `then` is what to do.
+
+    Raises:
+        ValueError: with their names.
+    """
+    counted = [n for n, info in trace.sites.items() if info.kind in ("observed", "factor")]
+    if counted:
+        raise ValueError(
+            f"{who}: {base!r} has the observations or factors {counted}, and its draws are those of its prior. Draw from its "
+            f"posterior by a program without them, e.g. a fitted guide, and {then}."
+        )
+
+
 def as_log_weight(
     reward: Reward, retval: PyTree, *others: Array | float, what: str = "tilt: reward"
 ) -> Float[Array, ""]:

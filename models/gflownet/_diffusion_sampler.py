@@ -80,8 +80,9 @@ class Control(eqx.Module):
         norm = jnp.sqrt((score**2).sum() + 1e-12)
         score = score * jnp.minimum(1.0, self.max_score / norm)
         # Slope 1 at 0 on both sides; the lower end is log min_relative_scale.
-        low = -jnp.log(self.min_relative_scale)
-        below = low * jnp.tanh(jnp.minimum(log_scale, 0.0) / low)
+        low = -math.log(self.min_relative_scale)
+        # At 1 nothing is below, and 0 / 0 would be NaN.
+        below = low * jnp.tanh(jnp.minimum(log_scale, 0.0) / low) if low > 0 else 0.0
         log_scale = jnp.where(log_scale < 0, below, jnp.tanh(log_scale))
         return jnp.append(drift + self.gain(t[None]) * score, log_scale)
 

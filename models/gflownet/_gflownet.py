@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ... import ppl
 from ...ppl._types import ParamMap
@@ -278,14 +278,46 @@ class GFlowNet:
             key: PRNG key.
             states: objects, stacked, [batch, ...].
             num_trajectories: M.
+
+        Returns:
+            Nats, [batch]; -inf for a state that is no object: no trajectory from the start ends there.
+
+        Raises:
+            ValueError: states of other shapes than the environment's, without or with other leading axes.
         """
+        first, given = walks.start(self.env).state, jax.tree.map(jnp.asarray, states)
+        expected = jax.tree.map(jnp.shape, first)
+        if jax.tree.map(lambda x: jnp.shape(x)[1:], given) != expected or any(
+            jnp.ndim(x) == 0 for x in jax.tree.leaves(given)
+        ):
+            raise ValueError(
+                f"GFlowNet.estimate_log_prob: states have the shapes {jax.tree.map(jnp.shape, given)}, and one state of "
+                f"{type(self.env).__name__} {expected}. Give states stacked along one leading axis, state[None] for one."
+            )
+        own = jax.tree.map(lambda x, like: x.astype(like.dtype), given, first)
+        modules = self.modules(params)
 
         def one(key: Array) -> Array:
-            process = self.log_weight_process(params, self.draw_backward(params, key, states))
-            return (process.log_pf - process.log_pb).sum(1)
+            batch = self.retrace(modules, self.draw_backward(params, key, own))
+            process = self.process(batch)
+            ratio = (process.log_pf - process.log_pb).sum(1)
+            # What the way back makes of a state that is no object is no trajectory to it: P_F never builds it.
+            is_way = jax.vmap(self._leads_to)(batch.actions, batch.positions, given)
+            return jnp.where(is_way, ratio, -jnp.inf)
 
         ratios = jax.lax.map(one, jax.random.split(key, num_trajectories))
         return jax.nn.logsumexp(ratios, axis=0) - jnp.log(num_trajectories)
+
+    def _leads_to(
+        self, actions: Int[Array, " steps"], positions: Position, state: PyTree
+    ) -> Bool[Array, ""]:
+        """Whether actions are possible at their positions, and the last position is the complete object."""
+        before = jax.tree.map(lambda x: x[:-1], positions)
+        masks = jax.vmap(lambda position: walks.legal(self.env, position))(before)
+        is_legal = jnp.take_along_axis(masks, actions[:, None], 1).all()
+        same = jax.tree.map(lambda x, y: (x[-1] == y).all(), positions.state, state)
+        is_done = positions.is_done[-1] | (not self.env.stops)
+        return is_legal & is_done & jnp.stack(jax.tree.leaves(same)).all()
 
     def log_z(self, params: ParamMap) -> Float[Array, ""]:
         """The model's log Z, log F(s_0)."""

@@ -144,7 +144,19 @@ class Imputation:
     def quantiles(
         self, levels: Sequence[float]
     ) -> Float[np.ndarray, "levels series time channels"]:
-        """Smallest drawn values whose cumulated weight reaches each level."""
+        """Smallest drawn values whose cumulated weight reaches each level.
+
+        Args:
+            levels: in (0, 1).
+
+        Raises:
+            ValueError: a level is not in (0, 1).
+        """
+        if not all(0 < level < 1 for level in levels):
+            raise ValueError(
+                f"Imputation.quantiles: levels must lie in (0, 1), got {list(levels)}; no cell has a value of such a level. Give "
+                "some, e.g. [0.05, 0.95]."
+            )
         values, weights = self._sorted
         cumulated = np.cumsum(weights, 0)
         index = [(cumulated >= level * cumulated[-1]).argmax(0) for level in levels]

@@ -22,9 +22,13 @@ def mcar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
 
     Args:
         values: [series, time, channels], complete.
-        rate: share of cells to hide, in (0, 1).
+        rate: share of cells to hide, in [0, 1).
         rng: NumPy's generator.
+
+    Raises:
+        ValueError: an impossible rate.
     """
+    _check("mcar", rate)
     return rng.random(values.shape) >= rate
 
 
@@ -35,12 +39,13 @@ def mar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
 
     Args:
         values: [series, time, channels], complete.
-        rate: share of hidden cells among the other channels, in (0, 1).
+        rate: share of hidden cells among the other channels, in [0, 1).
         rng: NumPy's generator.
 
     Raises:
-        ValueError: there is one channel only.
+        ValueError: there is one channel only; an impossible rate.
     """
+    _check("mar", rate)
     if values.shape[-1] < 2:
         raise ValueError(
             "mar: one channel is always seen and decides about the others, but there is one only. Use mcar, mnar or blocks."
@@ -56,9 +61,13 @@ def mnar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
 
     Args:
         values: [series, time, channels], complete.
-        rate: share of cells to hide, in (0, 1).
+        rate: share of cells to hide, in [0, 1).
         rng: NumPy's generator.
+
+    Raises:
+        ValueError: an impossible rate.
     """
+    _check("mnar", rate)
     drive = SLOPE * values
     return rng.random(drive.shape) >= expit(drive + _offset(drive, rate))
 
@@ -71,9 +80,13 @@ def blocks(values: Values, rate: float, rng: np.random.Generator) -> Mask:
 
     Args:
         values: [series, time, channels], complete.
-        rate: share of hidden cells of each channel, in (0, 1).
+        rate: share of hidden cells of each channel, in [0, 1).
         rng: NumPy's generator.
+
+    Raises:
+        ValueError: an impossible rate.
     """
+    _check("blocks", rate)
     num_series, num_steps, num_channels = values.shape
     seen = np.ones(values.shape, bool)
     target = round(rate * num_steps)
@@ -96,8 +109,18 @@ MECHANISMS: dict[str, Callable[[Values, float, np.random.Generator], Mask]] = {
 }
 
 
+def _check(name: str, rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise ValueError(
+            f"{name}: rate must lie in [0, 1), got {rate}: it is the share of cells to hide, not a percentage. Give some, e.g. "
+            "0.3."
+        )
+
+
 def _offset(drive: np.ndarray, rate: float) -> float:
     """B with mean logistic(drive + b) = rate."""
+    if rate == 0:
+        return -np.inf
     from scipy.optimize import brentq  # on use: scipy.optimize takes a tenth of a second
 
     reach = 40 + np.abs(drive).max()

@@ -80,7 +80,7 @@ def programs(spectrum: Spectrum, decoder: Decoder, encoder: Encoder, *, num_step
 
     @ppl.model
     def koopman(x: PyTree, seen: PyTree = None, num_series: int | None = None) -> PyTree:
-        num = _num_series(x, num_series, num_steps)
+        num = _num_series(x, seen, num_series, num_steps)
         net = ppl.module("decoder", decoder)
         num_channels = net.mlp.out_size
         noise = ppl.param("noise", 0.3 * jnp.ones(num_channels), constraint=constraints.positive)
@@ -105,7 +105,7 @@ def programs(spectrum: Spectrum, decoder: Decoder, encoder: Encoder, *, num_step
 
     @ppl.model
     def guide(x: PyTree, seen: PyTree = None, num_series: int | None = None) -> None:
-        num = _num_series(x, num_series, num_steps)
+        num = _num_series(x, seen, num_series, num_steps)
         cells = jnp.ones(jnp.shape(x), bool) if seen is None else jnp.asarray(seen, bool)
         at, precision = ppl.module("encoder", encoder)(jnp.asarray(x), cells)
         a, q, p = law_of_states()
@@ -163,7 +163,7 @@ def _by_step(x: np.ndarray) -> PyTree:
     return None if x is None else jnp.swapaxes(jnp.asarray(x), 0, 1)
 
 
-def _num_series(x: np.ndarray, num_series: int | None, num_steps: int) -> int:
+def _num_series(x: np.ndarray, seen: PyTree, num_series: int | None, num_steps: int) -> int:
     if x is None:
         if num_series is None:
             raise ValueError("koopman: x=None draws series, and num_series says how many. Give it.")
@@ -172,5 +172,10 @@ def _num_series(x: np.ndarray, num_series: int | None, num_steps: int) -> int:
         raise ValueError(
             f"koopman: x has shape {jnp.shape(x)}, but [series, {num_steps} steps, channels] was declared. Give x this shape, or "
             "the programs the number of steps of the data."
+        )
+    if seen is not None and jnp.shape(seen) != jnp.shape(x):
+        raise ValueError(
+            f"koopman: seen has shape {jnp.shape(seen)}, and x {jnp.shape(x)}: cells would be paired with others. Give one truth "
+            "value for each cell."
         )
     return jnp.shape(x)[0]

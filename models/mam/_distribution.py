@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from numpyro.distributions import constraints
@@ -31,7 +32,7 @@ from numpyro.distributions import constraints
 from ...ppl._compat import is_concrete, typed_key
 from ...ppl._types import Key
 from . import _chain
-from ._orders import random_orders
+from ._orders import order_error, random_orders
 from .networks import Networks
 
 Density = Literal["chain", "ensemble", "marginal", "amortised"]
@@ -65,7 +66,8 @@ class MaM(dist.Distribution):
             evidence. See `condition`.
 
     Raises:
-        ValueError: unknown density, orders or evidence of the wrong shape.
+        ValueError: unknown density, orders or evidence of the wrong shape, orders that are no permutations, or tokens that are
+            none. Where these become known under jit only, densities are NaN and draws -1.
 
     Validity: "chain" and "ensemble" densities are normalised and exact; "marginal" is as good as the training of l, see
     `consistency_residual`. Exactly unbiased uses of a trained model: `draw` with its log_prob, "chain" with the order as a
@@ -110,14 +112,15 @@ class MaM(dist.Distribution):
         self.density = density
         self.orders = None if orders is None else jnp.asarray(orders)
         self.evidence = None if evidence is None else jnp.asarray(evidence)
-        self._check(networks.num_variables)
+        self._check(networks)
         lead = [] if self.evidence is None else [self.evidence.shape[:-1]]
         if self.orders is not None and density != "ensemble":
             lead.append(self.orders.shape[:-1])
         batch_shape = jnp.broadcast_shapes(*lead)
         super().__init__(batch_shape, (networks.num_variables,), validate_args=validate_args)
 
-    def _check(self, num_variables: int) -> None:
+    def _check(self, networks: Networks) -> None:
+        num_variables, num_values = networks.num_variables, networks.num_values
         if self.density not in _DENSITIES:
             raise ValueError(f"MaM: density must be one of {_DENSITIES}, got {self.density!r}.")
         for name, tokens in (("orders", self.orders), ("evidence", self.evidence)):
@@ -131,6 +134,17 @@ class MaM(dist.Distribution):
                 f"MaM: density='ensemble' is the mixture of a fixed set of orders, and got {got}. Give orders=[E, "
                 f"{num_variables}], e.g. UniformOrder({num_variables}).sample(key, (5,))."
             )
+        if self.orders is not None:
+            order_error("MaM: orders", self.orders, num_variables)
+        if self.evidence is not None and is_concrete(self.evidence):
+            tokens = np.asarray(self.evidence)
+            is_bad = ~_are_tokens(tokens, num_values)
+            if is_bad.any():
+                raise ValueError(
+                    f"MaM: evidence holds {tokens[is_bad][0]}, which is no token: 0 is unknown, and v + 1 the value v of 0 to "
+                    f"{num_values - 1}. A token beyond them would be read as another one. Give integers of 0 to {num_values}, "
+                    "or use `condition`."
+                )
 
     @property
     def networks(self) -> Networks:
@@ -194,7 +208,7 @@ class MaM(dist.Distribution):
         level = self._level(tokens)
         if self.evidence is not None:
             level = level - self._level(self.evidence)
-        return jnp.where(is_possible, level, -jnp.inf)
+        return jnp.where(is_possible, level, -jnp.inf) + self._error()
 
     def log_conditional(
         self,
@@ -209,7 +223,7 @@ class MaM(dist.Distribution):
         joint, is_possible = self._observe(value, jnp.asarray(target) | jnp.asarray(given))
         condition, _ = self._observe(value, given)
         levels = self._level(jnp.stack(jnp.broadcast_arrays(joint, condition)))
-        return jnp.where(is_possible, levels[0] - levels[1], -jnp.inf)
+        return jnp.where(is_possible, levels[0] - levels[1], -jnp.inf) + self._error()
 
     def conditional_logits(
         self, value: Int[Array, "*shape variables"], observed: Bool[Array, "*shape variables"]
@@ -223,6 +237,7 @@ class MaM(dist.Distribution):
         is_value = tokens[..., None] == jnp.arange(1, self.num_values + 1)
         certain = jnp.where(is_value, 0.0, -jnp.inf)
         filled = jnp.where(tokens[..., None] > 0, certain, log_probs)
+        is_possible = is_possible & (self._error() == 0)
         return jnp.where(is_possible[..., None, None], filled, jnp.nan)
 
     def consistency_residual(
@@ -256,10 +271,13 @@ class MaM(dist.Distribution):
         A mean over rows that is not zero at some steps adds up in log p(x); look at it by step.
 
         Raises:
-            ValueError: a value lies outside of the support or contradicts the evidence (a RuntimeError under jit).
+            ValueError: a value lies outside of the support or contradicts the evidence (a RuntimeError under jit), or an order is
+                no permutation (NaN under jit).
         """
         tokens, evidence = self._whole("MaM.consistency_residuals", value)
-        return _chain.by_row(_chain.residuals, self.networks, tokens, evidence, jnp.asarray(order))
+        error = self._error("MaM.consistency_residuals: order", order)
+        found = _chain.by_row(_chain.residuals, self.networks, tokens, evidence, jnp.asarray(order))
+        return found + jnp.asarray(error)[..., None]
 
     def log_steps(
         self, value: Int[Array, "*shape variables"], order: Int[Array, "*shape variables"]
@@ -269,10 +287,13 @@ class MaM(dist.Distribution):
         Sums over the first steps are what the chain says of partial rows; the sum over all is `with_order(order).log_prob`.
 
         Raises:
-            ValueError: a value lies outside of the support or contradicts the evidence (a RuntimeError under jit).
+            ValueError: a value lies outside of the support or contradicts the evidence (a RuntimeError under jit), or an order is
+                no permutation (NaN under jit).
         """
         tokens, evidence = self._whole("MaM.log_steps", value)
-        return _chain.by_row(_chain.log_steps, self.networks, tokens, evidence, jnp.asarray(order))
+        error = self._error("MaM.log_steps: order", order)
+        found = _chain.by_row(_chain.log_steps, self.networks, tokens, evidence, jnp.asarray(order))
+        return found + jnp.asarray(error)[..., None]
 
     # Draws.
 
@@ -317,7 +338,10 @@ class MaM(dist.Distribution):
         tokens, log_prob = _chain.by_row(
             _chain.generate, self.networks, evidence, order, scalars=(keys,)
         )
-        return OrderedDraw(tokens - 1, order, log_prob)
+        error = self._error("MaM: orders", order)
+        # No value at all where the order or the evidence is none: the density of -1 is 0.
+        value = jnp.where(jnp.isnan(jnp.asarray(error))[..., None], -1, tokens - 1)
+        return OrderedDraw(value, order, log_prob + error)
 
     def _draw_orders(self, key: Array, evidence: Array) -> Array:
         if self.orders is None:
@@ -365,8 +389,10 @@ class MaM(dist.Distribution):
         shape = jnp.broadcast_shapes(value.shape, observed.shape, lead, self.event_shape)
         evidence = self._evidence(shape)
         # Missing values may be NaN.
-        tokens = jnp.where(observed, value, 0).astype(evidence.dtype) + 1
-        inside = (tokens >= 1) & (tokens <= self.num_values)
+        value = jnp.where(observed, value, 0)
+        tokens = value.astype(evidence.dtype) + 1
+        # A fraction or NaN is no value, whatever it would be rounded to.
+        inside = (tokens >= 1) & (tokens <= self.num_values) & (value == tokens - 1)
         fits = inside & ((evidence == 0) | (evidence == tokens))
         return jnp.where(observed & fits, tokens, evidence), (fits | ~observed).all(-1)
 
@@ -383,14 +409,26 @@ class MaM(dist.Distribution):
             raise ValueError(text)
         return eqx.error_if(tokens, is_bad, text)
 
+    def _error(self, label: str = "", order: PyTree = None) -> Array | float:
+        """0 for each row; NaN where evidence or an order, not known before, holds what is none. Refuses a known order."""
+        error = 0.0 if order is None else order_error(label, order, self.num_variables)
+        if self.evidence is None or is_concrete(self.evidence):
+            return error  # refused when the model was made
+        is_known = _are_tokens(self.evidence, self.num_values).all(-1)
+        return error + jnp.where(is_known, 0.0, jnp.nan)
+
     def _level(self, tokens: Array) -> Array:
         return _chain.by_row(_chain.log_marginal, self.networks, tokens)
 
-    def _log_chain(self, value: Array, order: object) -> Array:
+    def _log_chain(self, value: Array, order: PyTree) -> Array:
         tokens, is_possible = self._observe(value, True)
         evidence = self._evidence(tokens.shape)
         log_prob = _chain.by_row(_chain.score, self.networks, tokens, evidence, jnp.asarray(order))
-        return jnp.where(is_possible, log_prob, -jnp.inf)
+        return jnp.where(is_possible, log_prob, -jnp.inf) + self._error("MaM: order", order)
+
+
+def _are_tokens(tokens: PyTree, num_values: int) -> PyTree:
+    return (tokens >= 0) & (tokens <= num_values) & (tokens % 1 == 0)
 
 
 class ObservedMarginal(dist.Distribution):

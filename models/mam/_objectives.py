@@ -32,7 +32,7 @@ from ...ppl._compat import is_concrete
 from ...ppl._types import ModelFn
 from . import _chain
 from ._bracket import verdicts
-from ._orders import random_orders
+from ._orders import order_error, random_orders
 from ._persistent import PersistentChains, PersistentObjective, RowReplay
 from ._row_sources import RowSources
 from ._tempering import LogTarget, tempered_rows
@@ -163,7 +163,7 @@ def regress(networks: Pair) -> Objective:
         networks: the pair; its conditional network is not used.
 
     Raises:
-        ValueError: when it is evaluated: `order` or s has another shape than x.
+        ValueError: when it is evaluated: `order` or s has another shape than x, or an order is no permutation.
 
     Validity: value and gradient are unbiased for the mean over t at the given orders, minibatches included. Over random orders
     the optimum at x_S is the mean of what the chain says over all orders that begin with S: the log-marginal of a consistent c,
@@ -192,6 +192,7 @@ def regress(networks: Pair) -> Objective:
                     f"regress: {name} has shape {jnp.shape(array)}, and x {tokens.shape}. Give one order a row, and "
                     "MaM.log_steps(x, order)."
                 )
+        unknown = unknown + order_error("regress: order", order, networks.num_variables)
         size = networks.num_variables
         steps = jax.random.randint(ppl.rng_key("steps"), (len(tokens),), 1, size + 1)
 

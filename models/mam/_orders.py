@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from numpyro.distributions import constraints
 
+from ...ppl._compat import is_concrete
 from ...ppl._types import Key
 
 
@@ -50,8 +52,7 @@ class UniformOrder(dist.Distribution):
 
     def log_prob(self, value: Int[Array, "*batch variables"]) -> Float[Array, "*batch"]:
         """-log D!, -inf for what is no permutation."""
-        is_order = (jnp.sort(value, -1) == jnp.arange(self.num_variables)).all(-1)
-        return jnp.where(is_order, -gammaln(self.num_variables + 1.0), -jnp.inf)
+        return jnp.where(is_order(value), -gammaln(self.num_variables + 1.0), -jnp.inf)
 
 
 def random_orders(
@@ -60,3 +61,32 @@ def random_orders(
     """A uniformly random order for each row, in which the variables marked `first` come before the others."""
     ranks = jax.random.uniform(key, first.shape)
     return jnp.argsort(jnp.where(first, ranks - 1.0, ranks), -1)
+
+
+def is_order(order: ArrayLike) -> Bool[Array, "*batch"]:
+    """Whether each row is a permutation of 0, ..., D - 1; NumPy's answer where the values are known."""
+    xp = np if is_concrete(order) else jnp
+    return (xp.sort(order, -1) == np.arange(np.shape(order)[-1])).all(-1)  # pyright: ignore[reportReturnType]
+
+
+def order_error(label: str, order: ArrayLike, num_variables: int) -> Float[Array, "*batch"] | float:
+    """0 for each order; NaN where values that become known later are none.
+
+    Raises:
+        ValueError: orders of another length, or known values that are no permutation. `label` says whose they are.
+    """
+    shape = np.shape(order)
+    if not shape or shape[-1] != num_variables:
+        raise ValueError(
+            f"{label} has shape {shape}, and the last axis must be the {num_variables} variables."
+        )
+    found = is_order(order)
+    if not is_concrete(found):
+        return jnp.where(found, 0.0, jnp.nan)
+    if not found.all():
+        wrong = np.asarray(order)[~np.asarray(found)][0]
+        raise ValueError(
+            f"{label} holds {wrong.tolist()}, which is no permutation of 0 to {num_variables - 1}: a variable would count twice "
+            "or never, and the density would be no law's. Give each variable once, numbered from 0."
+        )
+    return 0.0

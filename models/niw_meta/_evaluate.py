@@ -100,7 +100,7 @@ def with_fitted_noise[H: GaussianNoise | Student | Tempered](
         points: the queries.
 
     Raises:
-        ValueError: the spread of a single draw is asked for, or the points have no labels.
+        ValueError: the spread of a single draw is asked for, the points have no labels, or no point counts.
     Reference: the counterpart of temperature scaling, Guo et al. 2017, arXiv:1706.04599.
     """
     from scipy.optimize import minimize  # on use: a tenth of a second
@@ -140,13 +140,13 @@ def fitted_temperature(scores: PyTree, points: Points) -> float:
         points: the queries.
 
     Raises:
-        ValueError: the points have no labels.
+        ValueError: the points have no labels, or ones outside of the classes; no point counts.
     Reference: Guo et al. 2017, arXiv:1706.04599.
     """
     from scipy.optimize import minimize_scalar  # on use: a tenth of a second
 
     scores, mask = jnp.asarray(scores), jnp.asarray(points.mask)
-    y = _labels("fitted_temperature", points)
+    y = _labels("fitted_temperature", points, scores.shape[-1])
 
     @jax.jit
     def loss(log_temperature: Array) -> Array:
@@ -157,11 +157,24 @@ def fitted_temperature(scores: PyTree, points: Points) -> float:
     return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _labels(method: str, points: Points) -> Array:
+def _labels(method: str, points: Points, num_ways: int | None = None) -> Array:
     if points.y is None:
         raise ValueError(
             f"{method}: the points have no labels (y is None). Give points whose labels are known."
         )
+    y, mask = np.asarray(points.y), np.asarray(points.mask, bool)
+    if not mask.any():
+        raise ValueError(
+            f"{method}: no point counts, the mask of shape {mask.shape} being false throughout, so that nothing is to be found. "
+            "Give points that do."
+        )
+    if num_ways is not None:
+        wrong = mask & ~np.isin(y, np.arange(num_ways))
+        if wrong.any():
+            raise ValueError(
+                f"{method}: {int(wrong.sum())} of {int(mask.sum())} labels are no classes of 0 to {num_ways - 1}, e.g. "
+                f"{y[wrong][0]}; each would be read as another class. Give labels of the episode's ways."
+            )
     return jnp.asarray(points.y)
 
 
@@ -187,7 +200,7 @@ def regression_ece(head: Head, scores: object, points: Points) -> float:
         points: the queries.
 
     Raises:
-        ValueError: the points have no labels.
+        ValueError: the points have no labels, or no point counts.
     Reference: Kuleshov et al. 2018, arXiv:1807.00263.
     """
     labels, law = _labels("regression_ece", points), head.law(jnp.asarray(scores))

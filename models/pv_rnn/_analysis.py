@@ -204,14 +204,15 @@ def ngram_divergence(
 def diverging_step(
     generated: Array, target: Array, *, threshold: float = 0.0
 ) -> Int[Array, " rows"]:
-    """First step (from 1) at which a regenerated sequence leaves its target, num_steps + 1 where it never does.
+    """First step (from 1) at which a regenerated sequence leaves its target (NaN does), num_steps + 1 where it never does.
 
     Args:
         generated: [rows, steps, size].
         target: [rows, steps, size].
         threshold: largest |generated - target| of any dimension that counts as following; 0 for symbols.
     """
-    off = jnp.abs(jnp.asarray(generated) - jnp.asarray(target)).max(-1) > threshold
+    off = jnp.abs(jnp.asarray(generated) - jnp.asarray(target)).max(-1)
+    off = ~(off <= threshold)  # NaN, too, has left
     return jnp.where(off.any(1), jnp.argmax(off, 1), off.shape[1]) + 1
 
 

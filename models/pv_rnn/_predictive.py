@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...ppl._compat import is_concrete
 from ._network import Categorical, Network
 
 
@@ -52,11 +53,15 @@ def interval(
         key: PRNG key.
 
     Raises:
-        ValueError: the output is of symbols, which have no order.
+        ValueError: the output is of symbols, which have no order; `level` is not in (0, 1).
     """
     if isinstance(network.output, Categorical):
         raise ValueError(
             "pv_rnn.interval: symbols have no order; use the probabilities of pv_rnn.mean."
+        )
+    if is_concrete(level) and not 0 < level < 1:
+        raise ValueError(
+            f"pv_rnn.interval: level must lie in (0, 1), got {level}; no interval holds such a probability. Give some, e.g. 0.9."
         )
     draws = network.law(emitted).sample(key)
     tail = (1 - level) / 2

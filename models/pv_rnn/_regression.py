@@ -165,10 +165,10 @@ class ErrorRegression(eqx.Module):
             The stream, and the prediction of what follows.
 
         Raises:
-            ValueError: a shape does not fit; a cell that counts as seen is not finite. Under a transformation of JAX values are
-                not known, and such a cell makes NaN of all that follows.
+            ValueError: a shape does not fit; a cell that counts as seen is not finite, or is no symbol of the output. Under a
+                transformation of JAX values are not known, and a cell that is not finite makes NaN of all that follows.
         """
-        return _observe(self, stream, *checked_cells(self.network.output.size, x, seen, 1))
+        return _observe(self, stream, *checked_cells(self.network.output, x, seen, 1))
 
     def run(self, stream: Stream, xs: Array, seen: PyTree = None) -> tuple[Stream, Forecast]:
         """`observe` for each row, in one compiled scan; predictions are stacked along the first axis.
@@ -184,7 +184,7 @@ class ErrorRegression(eqx.Module):
         Raises:
             ValueError: as `observe`.
         """
-        return _run(self, stream, *checked_cells(self.network.output.size, xs, seen, 2))
+        return _run(self, stream, *checked_cells(self.network.output, xs, seen, 2))
 
     @checked_call
     def save(self, path: str | os.PathLike, stream: Stream) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ...ppl._compat import is_concrete
-from ._network import State
+from ._network import Categorical, Gaussian, State
 from ._programs import Table
 
 
@@ -75,12 +75,15 @@ class RegressionWindow(NamedTuple):
     w: Float[Array, "2 layers"]
 
 
-def checked_cells(size: int, x: ArrayLike, seen: Any, ndim: int) -> tuple[Array, Array]:
-    """Observations of `size` numbers, zero where they are not seen, and the cells that are.
+def checked_cells(
+    output: Gaussian | Categorical, x: ArrayLike, seen: Any, ndim: int
+) -> tuple[Array, Array]:
+    """Observations of an output, zero where they are not seen, and the cells that are.
 
     Raises:
-        ValueError: a shape that does not fit; a cell that counts as seen and is not finite.
+        ValueError: a shape that does not fit; a cell that counts as seen and is not finite, or no symbol of the output.
     """
+    size = output.size
     shape = jnp.shape(x)
     if len(shape) != ndim or shape[-1] != size:
         axes = "[size]" if ndim == 1 else "[steps, size]"
@@ -102,4 +105,12 @@ def checked_cells(size: int, x: ArrayLike, seen: Any, ndim: int) -> tuple[Array,
                 f"ErrorRegression: {len(wrong)} cells that count as seen are not finite, the first at {wrong[0].tolist()}. "
                 "Say which cells are seen, e.g. seen=~np.isnan(x); the others are left out."
             )
+        if isinstance(output, Categorical):
+            known = np.isin(np.asarray(x), np.arange(output.num_classes))
+            wrong = np.argwhere(np.asarray(cells) & ~known)
+            if len(wrong):
+                raise ValueError(
+                    f"ErrorRegression: {len(wrong)} seen cells are no symbols of 0 to {output.num_classes - 1}, the first at "
+                    f"{wrong[0].tolist()}; each would be read as another one. Code the symbols so."
+                )
     return jnp.where(cells, jnp.asarray(x), 0), jnp.asarray(cells)

@@ -153,7 +153,8 @@ class SeriesEstimator(StoredEstimator):
         model, guide = bind(*self._ready())
         kind = self._layout if self.method == "auto" else self.method
         method = "smc" if kind in ("smc", "series") else "importance"
-        keys = np.array([[self._seed, digest(data, row)] for row in range(size)], np.uint32)
+        own = self._standard.apply(data)
+        keys = np.array([[self._seed, digest(own, row)] for row in range(size)], np.uint32)
         if seed is not None:
             keys = np.stack([np.full(size, seed, np.uint32), np.arange(size, dtype=np.uint32)], 1)
         words = jax.random.key_data(jax.random.key(0)).shape[-1]
@@ -165,7 +166,7 @@ class SeriesEstimator(StoredEstimator):
             # Few rows are filled up to a batch, so that any number of them is of one shape.
             rows = np.resize(np.arange(part.start, part.stop), max(part.stop - part.start, width))
             found = impute(
-                model, guide, self._standard.apply(data.rows(rows)), keys[rows], num_particles=self.num_draws,
+                model, guide, own.rows(rows), keys[rows], num_particles=self.num_draws,
                 method=OverTime(memory(self.decoder)) if method == "smc" else method, batch_size=width,
             )  # fmt: skip
             yield part, found.rows(slice(0, part.stop - part.start))

@@ -47,7 +47,8 @@ class Remembered(Networks):
         uniform: u, above 0.
 
     Raises:
-        ValueError: shares that are negative or leave nothing to the networks; rows of another width, or not one mass for each.
+        ValueError: shares that are negative or leave nothing to the networks; rows of another width, or not one mass for each;
+            values that are none; a mass that is NaN or infinite, or none that is positive.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -85,6 +86,14 @@ class Remembered(Networks):
                 f"Remembered: rows of shape {values.shape}, {log_f.size} masses, shares {share} and {uniform}; needs rows [n, "
                 f"{self.num_variables}], one mass each, and shares that are not negative and leave something to the networks. "
                 "Score every row once, and lower the shares."
+            )
+        is_known = ((values >= 0) & (values < self.num_values) & (values % 1 == 0)).all()
+        if not is_known or np.isnan(log_f).any() or not np.isfinite(log_f.max(initial=-np.inf)):
+            raise ValueError(
+                f"Remembered: rows of shape {values.shape} have values from {values.min(initial=0)} to {values.max(initial=0)}; "
+                f"{int(np.isnan(log_f).sum())} of their masses are NaN, and the largest is {log_f.max(initial=-np.inf)}: states "
+                "that do not exist, or have no mass, would take the place of others. Give integers of 0 to "
+                f"{self.num_values - 1}, and log-masses below infinity, one of them finite."
             )
         atoms, first = np.unique(values, axis=0, return_index=True)
         heaviest = np.argsort(-log_f[first])[:_MAX_ATOMS]

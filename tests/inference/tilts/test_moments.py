@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from _tilts import KEY, normal
 
-from lapilli import inference
+from lapilli import inference, ppl
 from lapilli.inference.tilts._moments import solve_dual
 
 RNG = np.random.default_rng(0)
@@ -62,3 +63,17 @@ def test_moments_that_cannot_be_had_are_named():
         solve_dual(phi, np.zeros(3))
     with pytest.raises(ValueError, match="are not finite"):
         solve_dual(phi * np.nan, np.zeros(2))
+
+
+def test_observations_and_factors_are_refused():
+    """Weights found from draws of the prior would tilt the posterior."""
+
+    def model():
+        x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(x, 1.0), obs=2.0)
+        return x
+
+    tilted = inference.tilt(normal, lambda x: x)
+    for made, name in ((model, "y"), (tilted, tilted.site)):
+        with pytest.raises(ValueError, match=rf"match_moments: .* factors \['{name}'\].*prior"):
+            inference.tilts.match_moments(made, lambda x: x, 0.5, KEY)

@@ -72,6 +72,25 @@ def test_draws_are_counted(strings):
         inference.tilts.report(strings, {"y": x[rows]}, KEY)
 
 
+def test_draws_of_a_coin_have_the_error_of_their_rewards():
+    coin = inference.tilt(lambda: ppl.sample("x", dist.Bernoulli(0.5)), lambda x: 2.0 * x)
+    report = lambda x: inference.tilts.report(coin, {"x": np.asarray(x)}, KEY)
+    found = report([0, 1, 1, 0, 1])
+    rewards = np.array([0.0, 2, 2, 0, 2])
+    np.testing.assert_allclose(found.reward.value, rewards.mean(), rtol=1e-6)
+    np.testing.assert_allclose(found.reward.error, rewards.std(ddof=1) / 5**0.5, rtol=1e-6)
+    assert found.kl.error > 0 and found.entropy.error > 0
+    for draws, text in (
+        ([0.2, 0.9, 1.7], "draws of site 'x' .* no integers"),
+        ([0, 2, 1], r"1 of 3 draws are none of the 2 outcomes .* draw 1 among them: \{'x': 2\}"),
+        ([1], "1 draws of the law are given"),
+        ([], "0 draws of the law are given"),
+        ([[0], [1]], r"shapes \{'x': \(2, 1\)\}, and one value of each site \{'x': \(\)\}"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            report(draws)
+
+
 @pytest.fixture(scope="module")
 def reports():
     """Of a Normal guide, off by a known divergence; with draws of the tilt."""

@@ -231,6 +231,14 @@ def test_narrow_exploration_is_refused(key):
     sampler.explore(0.95)
 
 
+def test_steps_may_be_no_narrower_than_the_reference(key):
+    control = gflownet.diffusion_sampler(log_r, 2, min_relative_scale=1.0, key=key).control
+    ready = eqx.tree_at(lambda c: c.body.layers[-1].bias, control, jnp.array([0.0, 0, -1, 1]))
+    drift, log_scale = jnp.split(ready(jnp.zeros(2), jnp.zeros(()), jnp.zeros(2)), 2)
+    np.testing.assert_allclose(log_scale, [0.0, np.tanh(1.0)], rtol=1e-6)
+    np.testing.assert_array_equal(drift, 0.0)
+
+
 SETTINGS = {
     "narrow steps": ({"min_relative_scale": 0.7}, r"above 1 / sqrt\(2\) = 0.7071"),
     "wide steps": ({"min_relative_scale": 1.2}, "not above 1, got 1.2"),

@@ -214,3 +214,17 @@ def test_forward_divergences_take_the_programs(name, key):
     sign = -1 if name == "rws" else 1  # maximised
     legal = np.asarray(grads["policy"].rows) != 0
     assert_unbiased(estimates["policy"].rows[:, legal], sign * grads["policy"].rows[legal])
+
+
+def test_a_state_that_is_no_object_has_probability_zero(key):
+    """Of 5 items 3: two, four and none are no objects, whatever a way back makes of them."""
+    net = sets("total", "uniform")
+    states = np.arange(5) < np.array([[3], [4], [2], [0]])
+    estimate = lambda states: net.estimate_log_prob(
+        parameters(net), key, states, num_trajectories=4
+    )
+    found = np.asarray(estimate(states))
+    assert np.isfinite(found[0]) and (found[1:] == -np.inf).all()
+    np.testing.assert_array_equal(estimate(states.astype(int)), found)
+    with pytest.raises(ValueError, match=r"states have the shapes \(5,\), and one state of Sets"):
+        estimate(states[0])

@@ -40,6 +40,32 @@ def test_standard_units_use_observed_cells_only_and_can_be_undone():
     assert not standard.values[~data.observed].any()
 
 
+@pytest.mark.parametrize("offset", [1e8, 1.7e9])
+def test_standard_units_do_not_depend_on_the_offset(offset):
+    values = np.round(RNG.normal(size=(50, 7, 1)), 3)
+    values[RNG.random(values.shape) < 0.4] = np.nan
+    data, moved = imputation.series(values), imputation.series(values + offset)
+    units, own = imputation.standardise(data), imputation.standardise(moved)
+    np.testing.assert_allclose(own.scale, units.scale, rtol=1e-6)
+    np.testing.assert_allclose(own.apply(moved).values, units.apply(data).values, atol=2e-6)
+    filled = own.undo(units.apply(data).values)[data.observed]
+    np.testing.assert_allclose(filled, (values + offset)[data.observed], rtol=0, atol=1e-5)
+
+
+def test_equal_cells_are_without_spread_however_they_are_rounded():
+    np.testing.assert_array_equal(
+        imputation.standardise(imputation.series(np.full((3, 7, 1), 0.1))).scale, 1.0
+    )
+
+
+def test_times_that_lose_their_steps_are_refused():
+    stamps = 1.7e9 + 60.0 * np.arange(5)
+    with pytest.raises(ValueError, match=r"'times' lies in 1.7e\+09 .* subtract one start"):
+        imputation.series(np.zeros((1, 5, 1)), times=stamps)
+    data = imputation.series(np.zeros((1, 5, 1)), times=stamps - stamps[0])
+    np.testing.assert_array_equal(data.times[0], 60.0 * np.arange(5))
+
+
 @pytest.mark.parametrize(
     "options, match",
     [
@@ -86,6 +112,15 @@ def test_hidden_cells_follow_their_mechanism():
     runs = imputation.blocks(np.zeros((20, 60, 1)), 0.5, np.random.default_rng(2))[..., 0]
     assert np.all((~runs).sum(1) == 30)
     assert np.abs(np.diff(runs.astype(int), axis=1)).sum(1).mean() < 12  # cells at random: 30
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_impossible_rates_are_refused(name):
+    values = RNG.normal(size=(3, 10, 2))
+    for rate in (1.5, 1.0, -0.1, np.nan):
+        with pytest.raises(ValueError, match=rf"{name}: rate must lie in \[0, 1\), got {rate}"):
+            MECHANISMS[name](values, rate, np.random.default_rng(0))
+    assert MECHANISMS[name](values, 0.0, np.random.default_rng(0)).all()
 
 
 def test_one_channel_cannot_be_hidden_at_random_by_another():

@@ -334,6 +334,12 @@ def draws(average, k=2, j=2):
     )  # fmt: skip
 
 
+def test_levels_that_are_no_probabilities_are_refused():
+    for levels in ([5, 95], [0.5, 0.0], [np.nan]):
+        with pytest.raises(ValueError, match=r"levels must lie in \(0, 1\), got \["):
+            draws("inner").quantiles(levels)
+
+
 @pytest.mark.parametrize("average", ["inner", "outer"])
 def test_the_prediction_is_the_arithmetic_mixture(average):
     found = draws(average)

@@ -77,6 +77,9 @@ def test_what_fits_no_real_matrix_is_refused(spectrum, message):
 def test_series_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"shape \(4, 4, 2\), but \[series, 5 steps"):
         MODEL.bind(PARAMS).log_density({}, X[:, :4])
+    for seen in (X[..., :1] > 0, X[0] > 0):
+        with pytest.raises(ValueError, match=r"koopman: seen has shape .*, and x \(4, 5, 2\)"):
+            MODEL.bind(PARAMS).log_density({}, X, seen)
     with pytest.raises(ValueError, match="num_series says how many"):
         MODEL.bind(PARAMS).simulate(KEY, None)
 

@@ -68,6 +68,14 @@ class TestRemembered:
                 mam.Remembered(Q, ATOMS, masses(ATOMS), share)
         with pytest.raises(ValueError, match=r"rows of shape \(4, 3\), 3 masses"):
             mam.Remembered(Q, ATOMS, masses(ATOMS)[:3], 0.5)
+        for values in (ATOMS + K, ATOMS - 1, ATOMS + 0.5):
+            with pytest.raises(
+                ValueError, match=rf"states that do not exist.*integers of 0 to {K - 1}"
+            ):
+                mam.Remembered(Q, values, masses(ATOMS), 0.5)
+        for wrong in (np.nan, np.inf):
+            with pytest.raises(ValueError, match="of their masses are NaN, and the largest is"):
+                mam.Remembered(Q, ATOMS, [*masses(ATOMS)[:3], wrong], 0.5)
 
     def test_the_share_is_the_best_one(self):
         """Against a grid; a law that the memory has never met gives it nothing."""

@@ -301,6 +301,40 @@ class TestTheTrap:
         with pytest.raises(ValueError, match=r"observed has shape \(2,\)"):
             odd.marginal(np.ones(2, bool))
 
+    def test_what_is_no_order_or_no_token_is_refused_and_nan_under_jit(self, odd):
+        networks, one_based, x = odd.networks, np.array([1, 2, 3]), np.array([0, 2, 1])
+        for made in (
+            lambda: mam.MaM(networks, orders=one_based),
+            lambda: odd.with_order(one_based),
+        ):
+            with pytest.raises(
+                ValueError, match=r"orders holds \[1, 2, 3\].*no permutation of 0 to"
+            ):
+                made()
+        with pytest.raises(ValueError, match=r"log_steps: order holds \[0, 0, 1\]"):
+            odd.log_steps(x, np.array([0, 0, 1]))
+        for token in (-1, K + 1):
+            with pytest.raises(ValueError, match=rf"evidence holds {token}, which is no token"):
+                mam.MaM(networks, evidence=np.array([token, 0, 0]))
+
+        @jax.jit
+        def run(order, evidence):
+            model = mam.MaM(networks, orders=order, evidence=evidence)
+            value, _, log_prob = model.draw(jax.random.key(0))
+            return model.log_prob(x), model.log_marginal(x, x == 2), log_prob, value
+
+        order, none = np.arange(D), np.zeros(D, int)
+        assert np.isfinite(np.hstack(run(order, none))).all()
+        for args in ((order + 1, none), (order, none - 1)):
+            log_prob, level, drawn, value = run(*args)
+            assert np.isnan(log_prob) and np.isnan(drawn) and (value == -1).all()
+        assert np.isnan(level)
+
+    def test_fractions_and_nan_have_density_zero(self, odd):
+        values = np.array([[0.7, 2.0, 1.0], [np.nan, 2.0, 1.0], [0.0, 2.0, 1.0]])
+        found = odd.with_order(np.arange(D)).log_prob(values)
+        np.testing.assert_array_equal(np.isfinite(found), [False, False, True])
+
 
 class TestInPrograms:
     @pytest.mark.slow

@@ -166,6 +166,8 @@ class TestRegress:
             mam.regress(NETWORKS).init(key, x, order[0], steps)
         with pytest.raises(ValueError, match=r"regress: log_steps has shape \(3, 2\)"):
             mam.regress(NETWORKS).init(key, x, order, steps[:, :2])
+        with pytest.raises(ValueError, match="regress: order holds .* no permutation of 0 to 2"):
+            mam.regress(NETWORKS).init(key, x, order + 1, steps)
 
 
 class TestEnergy:

@@ -296,6 +296,13 @@ def test_queries_without_labels_are_predicted_and_not_scored():
     ):
         with pytest.raises(ValueError, match="the points have no labels"):
             method(found.scores, blind.query)
+        nothing = episodes.query._replace(mask=np.zeros_like(episodes.query.mask))
+        with pytest.raises(ValueError, match="no point counts, the mask of shape"):
+            method(found.scores, nothing)
+    for shift in (3, -3):
+        wrong = episodes.query._replace(y=episodes.query.y + shift)
+        with pytest.raises(ValueError, match="labels are no classes of 0 to 2"):
+            niw_meta.fitted_temperature(found.scores, wrong)
     with pytest.raises(ValueError, match=r"2 episodes of \[1, 1\] points with \[0, 1\] labels"):
         niw_meta.pad_points([(np.zeros((1, 2)), None), (np.zeros((1, 2)), [0])])
 

@@ -59,6 +59,8 @@ def test_diverging_step():
     np.testing.assert_array_equal(
         pv_rnn.diverging_step(generated, target, threshold=2.0), [5, 5, 5]
     )
+    lost = generated.at[2, 1].set(jnp.nan)
+    np.testing.assert_array_equal(pv_rnn.diverging_step(lost, target), [3, 1, 2])
 
 
 @pytest.mark.slow

@@ -287,6 +287,21 @@ def test_intervals_hold_their_level(key):
     np.testing.assert_allclose([lower[0, 0], upper[0, 0]], [-3.2897, 3.2897], atol=4.5 * 0.03)
 
 
+def test_levels_that_are_no_probabilities_are_refused(key):
+    for level in (90, 1.0, 0.0, np.nan):
+        with pytest.raises(ValueError, match=rf"interval: level must lie in \(0, 1\), got {level}"):
+            pv_rnn.interval(make_network(), jnp.zeros((1, 3, 2)), level, key)
+
+
+def test_symbols_that_are_none_are_refused(key):
+    er = ErrorRegression(Network([(5, 1)], pv_rnn.Categorical(3, 2), key=key), window=3)
+    for x in ([0, 3], [-1, 0], [0.5, 1.0]):
+        with pytest.raises(
+            ValueError, match=r"1 seen cells are no symbols of 0 to 2, the first at"
+        ):
+            er.observe(er.init(key), jnp.array(x))
+
+
 def test_errors(key):
     network = make_network()
     with pytest.raises(
