@@ -20,6 +20,7 @@ from ...ppl._show import shown
 from ...ppl._types import Key
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
 from ...ppl.traces import check_match, with_penalties
+from .._simulated import refuse_unlike_draws
 from ..inputs import checked
 
 Array = jax.Array
@@ -146,8 +147,8 @@ def evidence_bracket(
         An `EvidenceBracket`.
 
     Raises:
-        ValueError: sizes below 1; log-probs scaled by subsampling; neither or both of `data_fn` and `draws`, or draws of
-            different numbers.
+        ValueError: sizes below 1; log-probs scaled by subsampling; with `data_fn`, a model with a factor; neither or both of
+            `data_fn` and `draws`, or draws of different numbers.
         TypeError: model or guide with an estimated density.
 
     Warns:
@@ -197,6 +198,8 @@ def evidence_bracket(
         model_key, guide_key = jax.random.split(key)
         if data_fn is not None:
             trace = p.predict_trace(model_key, {}, *args)
+            refuse_scaled("evidence_bracket", trace.sites)
+            refuse_unlike_draws("evidence_bracket with data_fn", p, trace.sites)
             truth, data = trace.choices, tuple(data_fn(trace.observed))
         else:
             assert given is not None

@@ -117,3 +117,19 @@ def test_bad_input_is_refused(key):
         inference.diagnostics.evidence_bracket(
             rows, of_rows, key, jnp.zeros(2), data_fn=lambda seen: (seen["x"],)
         )
+
+
+def test_a_factor_is_refused_where_the_model_draws_the_data(key):
+    """Its draws are of the law without the factor; given draws know the factor, and an exact guide has no gap."""
+
+    @ppl.model
+    def soft(x):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.factor("soft", -1.5 * z**2)
+        ppl.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    exact = lambda x: ppl.sample("z", dist.Normal(x / 5, 0.2**0.5))
+    of = inference.diagnostics.evidence_bracket
+    with pytest.raises(ValueError, match=r"data_fn: sites \['soft'\] are factors"):
+        of(soft, exact, key, 1.0, data_fn=lambda seen: (seen["x"],))
+    assert abs(of(soft, exact, key, 1.0, draws={"z": np.array([-0.3, 0.1, 0.8])}).gap[0]) < 1e-5
