@@ -140,3 +140,16 @@ def test_what_is_not_installed_is_named(key, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.kernel_approximation", None)
     with pytest.raises(ImportError, match=r"pip install 'lapilli\[data\]'"):
         evaluation.classifier_test(X, Y, key)
+
+
+def test_columns_of_frames_are_compared_by_name():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(X * [1.0, 2.0, 3.0], columns=["a", "b", "c"])
+    other = pd.DataFrame(Y * [1.0, 2.0, 3.0], columns=["a", "b", "c"])
+    ordered = evaluation.kernel_distance(frame, other)
+    assert evaluation.kernel_distance(frame, other[["c", "a", "b"]]).value == ordered.value
+    assert evaluation.kernel_distance(frame, other.to_numpy()).value == ordered.value
+    with pytest.raises(
+        ValueError, match=r"columns of real are \['a', 'b', 'c'\], of generated \['a', 'b', 'd'\]"
+    ):
+        evaluation.kernel_distance(frame, other.rename(columns={"c": "d"}))
