@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,6 +140,29 @@ def labelled(label: str, name: str, x: np.ndarray, labels: object) -> np.ndarray
             "one label for each row, of two classes or more."
         )
     return found
+
+
+def of_one_kind(label: str, labels: Mapping[str, np.ndarray]) -> None:
+    """Refuse labels that are numbers in one sample and text in another, of which none are equal.
+
+    Raises:
+        TypeError: with the kinds by sample.
+    """
+    kinds = {name: sorted(_kinds(x)) for name, x in labels.items()}
+    if len({tuple(k) for k in kinds.values()}) > 1:
+        raise TypeError(
+            f"{label}: labels by sample are {kinds}, and a label of one kind is never equal to one of another, so that every row "
+            "would count as wrong. Give labels of one kind, e.g. labels.astype(str)."
+        )
+
+
+def _kinds(labels: np.ndarray) -> set[str]:
+    if labels.dtype.kind == "O":
+        one = lambda x: "numbers" if isinstance(x, numbers.Number | np.bool_) else type(x).__name__
+        return {one(x) for x in labels.tolist()}
+    if labels.dtype.kind in "biuf":
+        return {"numbers"}
+    return {type(x).__name__ for x in labels[:1].tolist()}
 
 
 def generator(key: Key | None) -> np.random.Generator:

@@ -153,3 +153,18 @@ def test_columns_of_frames_are_compared_by_name():
         ValueError, match=r"columns of real are \['a', 'b', 'c'\], of generated \['a', 'b', 'd'\]"
     ):
         evaluation.kernel_distance(frame, other.rename(columns={"c": "d"}))
+
+
+@pytest.mark.parametrize("kind", [str, object])
+def test_labels_of_two_kinds_are_refused(kind, key):
+    """Text never equals numbers: the accuracy would be 0; kinds of numbers do compare."""
+    text = LABELS.astype(str).astype(kind)
+    of = evaluation.classification_accuracy_score
+    for labels in ((LABELS, LABELS, text), (LABELS, text, LABELS)):
+        with pytest.raises(
+            TypeError, match=r"'real': \['numbers'\], .*\['str'\].*labels of one kind"
+        ):
+            of(X, labels[0], Y, labels[1], X, labels[2], key, train_on="both")
+    same = of(X, LABELS, Y, LABELS, X, LABELS, key).value
+    assert of(X, LABELS, Y, LABELS.astype(float), X, LABELS.astype(bool), key).value == same
+    assert of(X, text, Y, LABELS.astype(str), X, text, key).value == same
