@@ -19,6 +19,7 @@ from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
 from ...ppl._types import Key
+from .._simulated import refuse_unlike_draws
 from ..inputs import checked
 
 Array = jax.Array
@@ -99,7 +100,8 @@ def calibrate(
         A `Calibration`.
 
     Raises:
-        ValueError: draws of unknown sites, of other shapes, without a leading axis in common, none, or NaN.
+        ValueError: draws of unknown sites, of other shapes, without a leading axis in common, none, or NaN; a model that observes
+            nothing, has a factor, or a scaled log-prob.
 
     Validity: the test is exact for independent draws; draws of a Markov chain must be thinned until they are nearly independent.
     Ties (discrete sites) are broken at random. Uniform ranks do not prove a posterior right: one that ignores the data, the
@@ -116,6 +118,12 @@ def calibrate(
     def simulate(key: Array) -> tuple[dict[str, Array], dict[str, Array], Array]:
         model_key, posterior_key, tie_key = jax.random.split(key, 3)
         trace = program.predict_trace(model_key, {}, *args)
+        refuse_unlike_draws("calibrate", program, trace.sites)
+        if not trace.observed:
+            raise ValueError(
+                f"calibrate: {program!r} observes nothing, so that no data would be inferred from and the prior would pass. Pass "
+                "data of the right shape as its arguments (their values are not used)."
+            )
         draws = dict(posterior_fn(posterior_key, trace.observed))
         _check(draws, trace.choices)
         ranks = {

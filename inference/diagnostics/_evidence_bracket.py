@@ -20,6 +20,8 @@ from ...ppl._show import shown
 from ...ppl._types import Key
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
 from ...ppl.traces import check_match, with_penalties
+from .._simulated import refuse_unlike_draws
+from ..fitting.starts import AutoMeanField, AutoWhitenedNormal
 from ..inputs import checked
 
 Array = jax.Array
@@ -146,8 +148,8 @@ def evidence_bracket(
         An `EvidenceBracket`.
 
     Raises:
-        ValueError: sizes below 1; log-probs scaled by subsampling; neither or both of `data_fn` and `draws`, or draws of
-            different numbers.
+        ValueError: sizes below 1; log-probs scaled by subsampling; with `data_fn`, a model with a factor; neither or both of
+            `data_fn` and `draws`, or draws of different numbers; a guide with auxiliary sites, other than that of `fit(model)`.
         TypeError: model or guide with an estimated density.
 
     Warns:
@@ -190,29 +192,35 @@ def evidence_bracket(
             )
     p, q = programs
 
-    def log_weight(choices: Mapping[str, Array], data: tuple[PyTree, ...]) -> Array:
-        return p.log_density(choices, *data) - q.log_density(choices, *data)
+    def log_weight(
+        choices: Mapping[str, Array], data: tuple[PyTree, ...], auxiliary: frozenset[str]
+    ) -> Array:
+        return p.log_density(choices, *data) - _log_density(q, choices, data, auxiliary)
 
     def simulate(key: Array, given: Mapping[str, Array] | None) -> tuple[Array, Array]:
         model_key, guide_key = jax.random.split(key)
         if data_fn is not None:
             trace = p.predict_trace(model_key, {}, *args)
+            refuse_scaled("evidence_bracket", trace.sites)
+            refuse_unlike_draws("evidence_bracket with data_fn", p, trace.sites)
             truth, data = trace.choices, tuple(data_fn(trace.observed))
         else:
             assert given is not None
             truth, data = dict(given), args
             trace = p.trace(truth, *data)
 
+        auxiliary = jax.eval_shape(lambda key: q.simulate(key, *data), guide_key).auxiliary
+
         def particle(key: Array) -> Array:
             drawn = q.simulate(key, *data)
             refuse_scaled("evidence_bracket", trace.sites, drawn.sites)
-            scored = p.trace(drawn.choices, *data)
+            scored = p.trace(drawn.shared_choices, *data)
             penalties = check_match(scored, drawn, ("inside", "covers"))
             scored = with_penalties(scored, penalties)
             return scored.log_density - drawn.log_density
 
         log_weights = jax.vmap(particle)(jax.random.split(guide_key, num_particles))
-        with_truth = log_weights.at[0].set(log_weight(truth, data))
+        with_truth = log_weights.at[0].set(log_weight(truth, data, auxiliary))
         return log_mean_exp(log_weights), log_mean_exp(with_truth)
 
     keys = jax.random.split(typed_key(key), num_simulations)
@@ -241,6 +249,31 @@ def lost_modes(bracket: EvidenceBracket, name: str, remedy: str) -> str | None:
         f"guide: it has lost that much of the posterior, and its own draws and weights do not show it. "
         f"Evidence in nats: lower {bracket.lower.mean():.4g}, upper {bracket.upper.mean():.4g}. {remedy}."
     )
+
+
+def _log_density(
+    guide: ppl.Program,
+    choices: Mapping[str, Array],
+    data: tuple[PyTree, ...],
+    auxiliary: frozenset[str],
+) -> Array:
+    """Of the guide at given values of the model's sites.
+
+    Raises:
+        ValueError: the guide has auxiliary sites that these values do not determine.
+    """
+    if not auxiliary:
+        return guide.log_density(choices, *data)
+    fn = guide.fn
+    if not isinstance(fn, AutoWhitenedNormal | AutoMeanField) or len(auxiliary) > 1:
+        raise ValueError(
+            f"evidence_bracket: the guide draws auxiliary sites {sorted(auxiliary)}, which the draws of the model's sites do not "
+            "have, so that its density there is not known and the upper bound would be none. Give a guide that draws the "
+            "model's sites by name, or that of fit(model)."
+        )
+    # One vector of unconstrained values, mapped one to one on the sites: drawn from it, these are point masses with the Jacobian.
+    point = fn.space.point(choices)
+    return guide.generate(jax.random.key(0), {next(iter(auxiliary)): point}, *data)[0].log_density
 
 
 def _count(draws: Mapping[str, Array]) -> int:

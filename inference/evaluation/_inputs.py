@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,15 +27,14 @@ def rows(
     least: int = 2,
     why: str = "a variance",
 ) -> list[np.ndarray]:
-    """Samples as [n, d] in double precision, through `features`; None stays out.
+    """Samples as [n, d] in double precision, through `features`; None stays out, columns of frames have the first one's order.
 
     Raises:
-        ValueError: other shapes, numbers that are not finite, different d, or fewer rows than `least`, which `why` needs.
+        ValueError: frames of other columns, other shapes, numbers that are not finite, different d, or fewer rows than `least`,
+            which `why` needs.
     """
     found = {}
-    for name, x in samples.items():
-        if x is None:
-            continue
+    for name, x in in_one_order(label, samples).items():
         x = as_numbers(f"{label}: {name}", x if features is None else features(x))
         if x.ndim != 2:
             raise ValueError(
@@ -54,6 +54,36 @@ def rows(
             f"{label}: rows must have equally many numbers, got {shapes}. Pass samples of one space, or features= into one."
         )
     return list(found.values())
+
+
+def in_one_order(label: str, samples: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """Samples with the columns of frames in the order of the first frame; None stays out.
+
+    Raises:
+        ValueError: frames with other columns, or with one name for several.
+    """
+    given = {name: x for name, x in samples.items() if x is not None}
+    columns = {
+        name: list(x.columns)
+        for name, x in given.items()
+        if hasattr(x, "columns") and hasattr(x, "to_numpy")
+    }
+    if len(columns) < 2 or all(c == next(iter(columns.values())) for c in columns.values()):
+        return given
+    first, *others = columns
+    order = columns[first]
+    for name in others:
+        if (
+            set(columns[name]) != set(order)
+            or len(set(order)) < len(order)
+            or len(columns[name]) != len(order)
+        ):
+            raise ValueError(
+                f"{label}: columns of {first} are {order}, of {name} {columns[name]}, and by position other numbers would be "
+                f"compared. Give frames with the same columns, each of its own name, e.g. {name}[list({first}.columns)]."
+            )
+        given[name] = given[name][order]
+    return given
 
 
 def images(label: str, /, **samples: PyTree) -> list[np.ndarray]:
@@ -110,6 +140,29 @@ def labelled(label: str, name: str, x: np.ndarray, labels: object) -> np.ndarray
             "one label for each row, of two classes or more."
         )
     return found
+
+
+def of_one_kind(label: str, labels: Mapping[str, np.ndarray]) -> None:
+    """Refuse labels that are numbers in one sample and text in another, of which none are equal.
+
+    Raises:
+        TypeError: with the kinds by sample.
+    """
+    kinds = {name: sorted(_kinds(x)) for name, x in labels.items()}
+    if len({tuple(k) for k in kinds.values()}) > 1:
+        raise TypeError(
+            f"{label}: labels by sample are {kinds}, and a label of one kind is never equal to one of another, so that every row "
+            "would count as wrong. Give labels of one kind, e.g. labels.astype(str)."
+        )
+
+
+def _kinds(labels: np.ndarray) -> set[str]:
+    if labels.dtype.kind == "O":
+        one = lambda x: "numbers" if isinstance(x, numbers.Number | np.bool_) else type(x).__name__
+        return {one(x) for x in labels.tolist()}
+    if labels.dtype.kind in "biuf":
+        return {"numbers"}
+    return {type(x).__name__ for x in labels[:1].tolist()}
 
 
 def generator(key: Key | None) -> np.random.Generator:

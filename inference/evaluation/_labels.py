@@ -13,7 +13,7 @@ from ...ppl._compat import ArrayLike
 from ...ppl._types import Key
 from ._estimate import Estimate
 from ._frechet import frechet_distance
-from ._inputs import Features, equal_sizes, fitted, generator, labelled, rows
+from ._inputs import Features, equal_sizes, fitted, generator, labelled, of_one_kind, rows
 
 Labels = Shaped[ArrayLike, " n"]
 
@@ -53,6 +53,7 @@ def classification_accuracy_score(
     Raises:
         ValueError: what `rows` are not; different sizes where "generated" is asked for; labels that do not fit; a classifier
             without probabilities; an unknown option.
+        TypeError: labels are numbers in one sample and text in another.
         ImportError: scikit-learn is missing.
 
     Validity: errors are given both classifiers: whether generated rows help a kind of classifier takes several samples of all
@@ -67,6 +68,7 @@ def classification_accuracy_score(
         equal_sizes(label, {"real": x, "generated": y})
     of_x, of_y = labelled(label, "real", x, real_labels), labelled(label, "generated", y, generated_labels)  # fmt: skip
     of_t = labelled(label, "test", t, test_labels)
+    of_one_kind(label, {"real": of_x, "generated": of_y, "test": of_t})
     seed = int(generator(key).integers(2**31))
     if train_on == "both":
         y, of_y = np.concatenate([x, y]), np.concatenate([of_x, of_y])

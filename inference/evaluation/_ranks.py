@@ -9,8 +9,23 @@ import numpy as np
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._types import Key
+from ._compare import METRICS
 from ._estimate import Estimate
 from ._inputs import generator
+
+# Name of an estimate -> whether more is better; of those by other names it is not known.
+_MORE_IS_BETTER = {name: True for name, is_more in METRICS.items() if is_more} | {
+    "frechet_distance": False,
+    "frechet_distance plain": False,
+    "intra_class_frechet": False,
+    "kernel_distance": False,
+    "sliced_wasserstein": False,
+    "classifier accuracy": False,
+    "classifier auc": False,
+    "classifier js_bound": False,
+    "classification_accuracy_score": True,
+    "effective_robustness": True,
+}
 
 
 @checked_call
@@ -25,6 +40,9 @@ def rank_stability(
 
         tau = (pairs in the same order - pairs in the opposite one) / all pairs  (tau-b, if values tie)
 
+    Orders are from the best model to the worst where the names of all estimates are those of metrics of this package, so that a
+    distance and a coverage that agree have tau = 1; else both are by value.
+
     Args:
         one: estimates by model.
         other: estimates of the same models.
@@ -36,7 +54,8 @@ def rank_stability(
         Details: "low" and "high", between which 90% of those lie; "probability", how often the order by `one` is the same again.
 
     Raises:
-        ValueError: other models in `other`, fewer than two, or estimates that are not finite.
+        ValueError: other models in `other`, fewer than two, estimates that are not finite, or metrics of both directions in one
+            of them.
 
     Validity: errors are taken as independent between models and metrics. Those of models that were judged against the same
     real rows are not quite, which makes the error too large. Two judges of one order have a mean tau below 1, by what noise
@@ -60,13 +79,28 @@ def rank_stability(
     pairs = [np.array([(e[name].value, e[name].standard_error) for name in one]) for e in (one, other)]  # fmt: skip
     draws = generator(key)
     moved = [p[:, 0] + p[:, 1] * draws.normal(size=(num_draws, len(p))) for p in pairs]
-    taus = _tau(*moved)
+    sign = _turn(label, one, other)
+    taus = sign * _tau(*moved)
     order = np.argsort(pairs[0][:, 0])
     same = (np.argsort(moved[0], 1) == order).all(1)
     low, high = np.quantile(taus, [0.05, 0.95])
     details = {"low": float(low), "high": float(high), "probability": float(same.mean())}
-    value = float(_tau(*(p[:, 0] for p in pairs)))
+    value = sign * float(_tau(*(p[:, 0] for p in pairs)))
     return Estimate(value, float(taus.std(ddof=1)), name="rank stability", details=details)
+
+
+def _turn(label: str, one: Mapping[str, Estimate], other: Mapping[str, Estimate]) -> float:
+    """-1 where more is better by one judge and worse by the other; 1 where they agree, or nobody knows."""
+    found = []
+    for role, estimates in (("one", one), ("other", other)):
+        ways = {_MORE_IS_BETTER.get(e.name) for e in estimates.values()}
+        if {True, False} <= ways:
+            raise ValueError(
+                f"{label}: {role} has estimates of { {n: e.name for n, e in estimates.items()} }, of which some are better when "
+                "larger and others when smaller, so that they have no order. Give one metric of all models."
+            )
+        found.append(ways.pop() if len(ways) == 1 else None)
+    return -1.0 if None not in found and found[0] != found[1] else 1.0
 
 
 def _tau(a: np.ndarray, b: np.ndarray) -> np.ndarray:

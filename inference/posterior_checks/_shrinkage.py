@@ -20,18 +20,21 @@ class ZScores:
 
     Attributes:
         labels: latent coordinates.
-        z_scores: [S, coordinates].
+        z_scores: [S, coordinates]; +-inf where all draws are one value that is not the truth.
         shrinkage: [S, coordinates].
+        num_draws: behind each. With it, as many infinite z-scores as a right posterior of a discrete site may have are left out
+            of the root mean square.
     """
 
     labels: tuple[str, ...]
     z_scores: Float[np.ndarray, "simulations coordinates"]
     shrinkage: Float[np.ndarray, "simulations coordinates"]
+    num_draws: int | None = None
 
     @property
     def verdicts(self) -> tuple[str, ...]:
         """A word for each coordinate, from its median shrinkage and the root mean square of its z-scores."""
-        middle, size = np.median(self.shrinkage, 0), np.sqrt((self.z_scores**2).mean(0))
+        middle, size = np.median(self.shrinkage, 0), self._sizes()
         return tuple(
             "overfitted"
             if z > 2 and s > 0.5
@@ -43,6 +46,14 @@ class ZScores:
             for s, z in zip(middle, size, strict=True)
         )
 
+    def _sizes(self) -> Float[np.ndarray, " coordinates"]:
+        """Root mean square of the z-scores."""
+        # L draws of a right posterior are all v while the truth is not in p^L (1 - p) <= 1 / (L + 1) of the simulations.
+        chance = 0.0 if self.num_draws is None else 1 / (self.num_draws + 1)
+        missed = np.isinf(self.z_scores)
+        is_left_out = missed & (missed.mean(0) <= chance + 3 * (chance / len(missed)) ** 0.5)
+        return np.sqrt(np.mean(self.z_scores**2, axis=0, where=~is_left_out))
+
     def _facts(self) -> dict[str, PyTree]:
         return {
             "simulations": len(self.z_scores),
@@ -51,11 +62,12 @@ class ZScores:
 
     def _tables(self) -> list[list[tuple[str, ...]]]:
         rows = [("coordinate", "mean z", "rms z", "median shrinkage", "verdict")]
+        sizes = self._sizes()
         for i, label in enumerate(self.labels):
             z = self.z_scores[:, i]
             middle = np.median(self.shrinkage[:, i])
-            size = (z**2).mean() ** 0.5
-            numbers = f"{z.mean():+.2f}", f"{size:.2f}", f"{middle:.2f}"
+            with np.errstate(invalid="ignore"):  # of both infinities there is no mean
+                numbers = f"{z.mean():+.2f}", f"{sizes[i]:.2f}", f"{middle:.2f}"
             rows.append((label, *numbers, self.verdicts[i]))
         return [rows]
 
@@ -72,7 +84,7 @@ def z_scores(simulations: Simulations) -> ZScores:
     moments of the draws, and of all truths for the prior. Under a right posterior E[z] = 0 and, with many draws, E[z^2] = 1.
     Shrinkage near 1 says that the data decide, near 0 that the prior does; together with |z| they tell an overfitted
     coordinate (large, near 1) from a poorly identified one (small, near 0) and from a prior that the data contradict (large,
-    near 0).
+    near 0). Where all draws are one value, z is 0 if it is the truth and +-inf if not.
 
     Args:
         simulations: of `simulate`, with two draws or more.
@@ -93,7 +105,11 @@ def z_scores(simulations: Simulations) -> ZScores:
             "z_scores: one draw has no deviation. Let posterior_fn return at least two draws."
         )
     variance = draws.var(1, ddof=1)
-    sd = np.sqrt(np.where(variance > 0, variance, np.inf))
+    # Draws of one value: a point mass is right where it hits the truth, and nowhere else.
+    is_point = (draws == draws[:, :1]).all(1)
+    gap = np.where(is_point, draws[:, 0], draws.mean(1)) - truth
+    point = np.where(gap == 0, 0.0, np.copysign(np.inf, gap))
+    z = np.where(is_point, point, gap / np.sqrt(np.where(is_point, 1.0, variance)))
     prior = truth.var(0, ddof=1)
     shrinkage = 1 - variance / np.where(prior > 0, prior, np.inf)
-    return ZScores(simulations.coordinates, (draws.mean(1) - truth) / sd, shrinkage)
+    return ZScores(simulations.coordinates, z, shrinkage, draws.shape[1])

@@ -18,6 +18,7 @@ from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._types import Choices, Key
+from .._simulated import refuse_unlike_draws
 from ..inputs import checked
 
 Array = jax.Array
@@ -128,7 +129,8 @@ def simulate(
         `Simulations`.
 
     Raises:
-        ValueError: fewer than 20 simulations, an unknown loop, draws of unknown sites or none, and what `Simulations` refuses.
+        ValueError: fewer than 20 simulations, an unknown loop, draws of unknown sites or none, a model with a factor or a scaled
+            log-prob, and what `Simulations` refuses.
 
     Validity: draws of a Markov chain must be thinned until they are nearly independent.
 
@@ -141,6 +143,7 @@ def simulate(
 
     def forward(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         trace = program.predict_trace(key, {}, *args)
+        refuse_unlike_draws("simulate", program, trace.sites)
         return dict(trace.choices), dict(trace.observed)
 
     def infer(key: Array, choices: Choices, observed: Mapping[str, Any]) -> PyTree:

@@ -12,6 +12,7 @@ from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
+from .._simulated import altering_factors
 from ..inputs import checked
 from ._black_box import BlackBox
 from ._simulators import (
@@ -141,7 +142,7 @@ def _table(
 def _check_model(program: ppl.Program, args: tuple, *, has_simulator: bool) -> None:
     trace = program.simulate(jax.random.key(0), *args)
     sites = trace.sites.items()
-    factors = [n for n, s in sites if s.kind == "factor" and s.alters_law]
+    factors = altering_factors(trace.sites)
     cells = [n for n, s in sites if s.is_imputed or s.is_masked]
     if factors or cells:
         raise ValueError(

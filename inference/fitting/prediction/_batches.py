@@ -52,7 +52,7 @@ def predict_batches(
     else:
         patterns = [keep] if isinstance(keep, str) else list(keep)
         at = first if fit_args is None else fit_args
-        check_kept(guide, patterns, at, is_stored=fit_args is not None)
+        patterns = check_kept(guide, patterns, at, is_stored=fit_args is not None)
         if "*" not in patterns:
             check_kept_rows(METHOD, model, first, fit_args)
     is_kept = lambda name: matches(name, patterns)

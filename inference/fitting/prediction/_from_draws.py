@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import glob
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -147,7 +148,13 @@ def thinned(method: str, choices: Mapping[str, PyTree], num_samples: int) -> dic
     return {name: x[rows] for name, x in choices.items()}
 
 
+def names_first(patterns: Sequence[str], names: Collection[str]) -> list[str]:
+    """Patterns that match a site's own name alone where they are one: "w[0]" is no set of letters there."""
+    return [glob.escape(p) if p in names else p for p in patterns]
+
+
 def _kept(method: str, choices: Choices, patterns: Sequence[str]) -> dict[str, PyTree]:
+    patterns = names_first(patterns, choices)
     unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(n, p) for n in choices)]
     if unmatched:
         raise ValueError(

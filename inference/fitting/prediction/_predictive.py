@@ -20,6 +20,7 @@ from ....ppl.language import Program
 from ....ppl.traces import SiteInfo
 from ..._arguments import Arguments, outcome
 from ._forward import check_given, forward_program
+from ._from_draws import names_first
 from ._new_rows import check_kept_rows, check_rows, reads_arguments, sites_of
 from ._other_arguments import check_runs, is_of_fit
 
@@ -54,7 +55,7 @@ def predictive(
     else:
         patterns = [keep] if isinstance(keep, str) else list(keep)
         at = args if fit_args is None else fit_args
-        check_kept(guide, patterns, at, is_stored=fit_args is not None)
+        patterns = check_kept(guide, patterns, at, is_stored=fit_args is not None)
         if is_new:
             kept = {n: x for n, x in _choices(guide, at).items() if matches(n, patterns)}
             check_runs("Fit.predict", model, args, fit_args, kept)
@@ -117,9 +118,12 @@ def _steps(sites: Mapping[str, SiteInfo]) -> dict[str, tuple[int, str]]:
     return found
 
 
-def check_kept(guide: Program, patterns: Sequence[str], args: tuple, *, is_stored: bool) -> None:
-    """Refuse patterns without a site, and sites that would need the arguments of the fit."""
+def check_kept(
+    guide: Program, patterns: Sequence[str], args: tuple, *, is_stored: bool
+) -> list[str]:
+    """Patterns, names as themselves; refuses those without a site, and sites that would need the arguments of the fit."""
     from_args = reads_arguments(guide, args)
+    patterns = names_first(patterns, from_args)
     unmatched = [p for p in patterns if not any(matches(name, [p]) for name in from_args)]
     if unmatched:
         raise ValueError(
@@ -132,6 +136,7 @@ def check_kept(guide: Program, patterns: Sequence[str], args: tuple, *, is_store
             f"Fit.predict: the guide draws {reading} from the arguments of the fit, which came from an iterable and were not "
             "kept. Draw them with fit.guide.simulate(key, *batch) and hand them to fit.model.predict(key, choices, *new_args)."
         )
+    return patterns
 
 
 def _choices(guide: Program, args: tuple) -> dict[str, PyTree]:

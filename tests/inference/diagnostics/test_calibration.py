@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 
@@ -106,3 +107,42 @@ def test_bad_draws_are_refused(key):
         inference.diagnostics.calibrate(model, posterior, key, zeros, num_simulations=5)
     with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
         inference.diagnostics.calibrate(model, posterior, key, zeros, batch_size=0)
+
+
+def test_models_whose_draws_are_not_of_their_density_are_refused(key):
+    """A factor or a scaled log-prob changes the posterior and not the simulations; without observations nothing is inferred."""
+
+    @ppl.model
+    def soft(x):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.factor("soft", -1.5 * z**2)
+        ppl.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    @ppl.model
+    def tempered(x):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.handlers.scale(scale=4.0):
+            ppl.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    @ppl.model
+    def forgotten(x):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    draws = lambda key, observed: {"z": jnp.zeros(3)}
+    judges = {
+        "calibrate": inference.diagnostics.calibrate,
+        "simulate": inference.posterior_checks.check_posterior,
+    }
+    eliminated = ppl.eliminate(forgotten, ["z"])
+    for label, judge in judges.items():
+        with pytest.raises(ValueError, match=rf"{label}: .*draws \['z'\] from their posterior"):
+            judge(eliminated, draws, key, 0.0)
+        with pytest.raises(
+            ValueError, match=rf"{label}: sites \['soft'\] are factors.*as the law of its site"
+        ):
+            judge(soft, draws, key, 0.0)
+        with pytest.raises(ValueError, match=rf"{label}: log-probs are scaled by \{{'x': 4.0\}}"):
+            judge(tempered, draws, key, 0.0)
+    with pytest.raises(ValueError, match="calibrate: .* observes nothing.*data of the right shape"):
+        inference.diagnostics.calibrate(forgotten, draws, key, None)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from scipy import stats
 
 from _stats import assert_unbiased
 from lapilli import inference, ppl
@@ -117,3 +118,47 @@ def test_bad_input_is_refused(key):
         inference.diagnostics.evidence_bracket(
             rows, of_rows, key, jnp.zeros(2), data_fn=lambda seen: (seen["x"],)
         )
+
+
+def test_a_factor_is_refused_where_the_model_draws_the_data(key):
+    """Its draws are of the law without the factor; given draws know the factor, and an exact guide has no gap."""
+
+    @ppl.model
+    def soft(x):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.factor("soft", -1.5 * z**2)
+        ppl.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    exact = lambda x: ppl.sample("z", dist.Normal(x / 5, 0.2**0.5))
+    of = inference.diagnostics.evidence_bracket
+    with pytest.raises(ValueError, match=r"data_fn: sites \['soft'\] are factors"):
+        of(soft, exact, key, 1.0, data_fn=lambda seen: (seen["x"],))
+    assert abs(of(soft, exact, key, 1.0, draws={"z": np.array([-0.3, 0.1, 0.8])}).gap[0]) < 1e-5
+
+
+def test_the_guide_of_a_fit_is_scored_at_given_values(key):
+    """Its density at values of the sites, here of a LogNormal, by the change of variables from its unconstrained vector."""
+
+    @ppl.model
+    def positive(x):
+        s = ppl.sample("s", dist.LogNormal(0.0, 1.0))
+        ppl.sample("x", dist.Normal(jnp.log(s), 1.0), obs=x)
+
+    fit = inference.fit(positive, args=(1.0,), num_steps=20, progress=False, key=key)
+    values = np.array([0.7, 1.5, 4.0])
+    given = {"draws": {"s": values}, "num_simulations": 3}
+    of = inference.diagnostics.evidence_bracket
+    found = of(fit.model, fit.guide, key, 1.0, **given)
+    mean, factor = fit.guide.fn.normal(fit.params)
+    u = np.log(values)
+    exact = stats.norm(0, 1).logpdf(u) + stats.norm(u, 1).logpdf(1.0)
+    exact -= stats.norm(mean[0], factor[0, 0]).logpdf(u)
+    np.testing.assert_allclose(found.upper, exact, atol=1e-4)
+    assert abs(found.gap[0]) < 0.2  # log s has a Normal posterior
+
+    def with_noise(x):
+        e = ppl.sample("e", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        ppl.sample("s", dist.LogNormal(e, 1.0))
+
+    with pytest.raises(ValueError, match=r"auxiliary sites \['e'\].*or that of fit\(model\)"):
+        of(fit.model, with_noise, key, 1.0, **given)

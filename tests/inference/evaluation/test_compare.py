@@ -85,6 +85,18 @@ def test_orders_of_models(key):
     )
 
 
+def test_a_distance_and_a_coverage_that_agree_have_one_order(key):
+    """The best model has the smallest distance and the largest coverage; of unnamed estimates no direction is known."""
+    of = lambda name, sign: {n: Estimate(sign * i, 0.01, name=name) for i, n in enumerate("abcd")}
+    far, covers, own = of("frechet_distance", 1.0), of("coverage", -1.0), of("", -1.0)
+    assert evaluation.rank_stability(far, covers, key).value == 1.0
+    assert evaluation.rank_stability(covers, far, key).details["low"] == 1.0
+    assert evaluation.rank_stability(covers, covers, key).value == 1.0
+    assert evaluation.rank_stability(far, own, key).value == -1.0
+    with pytest.raises(ValueError, match="one has estimates of .*Give one metric of all models"):
+        evaluation.rank_stability(far | {"a": covers["a"]}, far, key)
+
+
 def test_tau_is_that_of_scipy():
     from scipy.stats import kendalltau
 

@@ -91,3 +91,20 @@ def test_permutations_are_exact(key, seed):
     with pytest.raises(ValueError, match="the statistic is nan and not finite for 19 permutations"):
         x = np.zeros((5, 1))
         evaluation.permutation_test(lambda x, y: np.nan, x, x, key, num_permutations=19)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_ties_are_not_lost_to_rounding(kind, key):
+    """A statistic that is one number for every order of the rows, up to rounding, has p = 1."""
+    noise = np.random.default_rng(0)
+    same = lambda x, y: kind(1.0) + kind(10) * np.finfo(kind).eps * kind(noise.normal())
+    x = noise.normal(size=(20, 1))
+    assert evaluation.permutation_test(same, x, x, key, num_permutations=99).p_value == 1.0
+
+
+def test_the_p_value_does_not_depend_on_the_order_of_rows(key):
+    """Rows of two values: few values of the statistic, most permutations tie with some. Exact: hypergeometric, 0.258."""
+    x, y = (np.r_[np.ones(k), np.zeros(40 - k)][:, None] * 0.6 + 0.1 for k in (20, 14))
+    gap = lambda x, y: evaluation.kernel_distance(x, y, degree=3).value
+    found = evaluation.permutation_test(gap, x, y, key, num_permutations=499).p_value
+    assert abs(found - 0.258) < 4.5 * (0.258 * 0.742 / 499) ** 0.5

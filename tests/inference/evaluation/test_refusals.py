@@ -140,3 +140,31 @@ def test_what_is_not_installed_is_named(key, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.kernel_approximation", None)
     with pytest.raises(ImportError, match=r"pip install 'lapilli\[data\]'"):
         evaluation.classifier_test(X, Y, key)
+
+
+def test_columns_of_frames_are_compared_by_name():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(X * [1.0, 2.0, 3.0], columns=["a", "b", "c"])
+    other = pd.DataFrame(Y * [1.0, 2.0, 3.0], columns=["a", "b", "c"])
+    ordered = evaluation.kernel_distance(frame, other)
+    assert evaluation.kernel_distance(frame, other[["c", "a", "b"]]).value == ordered.value
+    assert evaluation.kernel_distance(frame, other.to_numpy()).value == ordered.value
+    with pytest.raises(
+        ValueError, match=r"columns of real are \['a', 'b', 'c'\], of generated \['a', 'b', 'd'\]"
+    ):
+        evaluation.kernel_distance(frame, other.rename(columns={"c": "d"}))
+
+
+@pytest.mark.parametrize("kind", [str, object])
+def test_labels_of_two_kinds_are_refused(kind, key):
+    """Text never equals numbers: the accuracy would be 0; kinds of numbers do compare."""
+    text = LABELS.astype(str).astype(kind)
+    of = evaluation.classification_accuracy_score
+    for labels in ((LABELS, LABELS, text), (LABELS, text, LABELS)):
+        with pytest.raises(
+            TypeError, match=r"'real': \['numbers'\], .*\['str'\].*labels of one kind"
+        ):
+            of(X, labels[0], Y, labels[1], X, labels[2], key, train_on="both")
+    same = of(X, LABELS, Y, LABELS, X, LABELS, key).value
+    assert of(X, LABELS, Y, LABELS.astype(float), X, LABELS.astype(bool), key).value == same
+    assert of(X, text, Y, LABELS.astype(str), X, text, key).value == same

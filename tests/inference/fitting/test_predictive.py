@@ -54,6 +54,30 @@ def fitted(guide, args=(X, Y), **options):
     )
 
 
+def test_a_name_with_brackets_is_kept_as_a_name():
+    """Site "w[0]" is meant; as a pattern it would be "w0", another one, which the model draws."""
+
+    def weights(x, y=None):
+        w = [ppl.sample(name, dist.Normal(0.0, 1.0)) for name in ("w0", "w[0]")]
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(w[0] + w[1] * x, 0.3), obs=y)
+
+    def guide(x, y=None):
+        for name in ("w0", "w[0]"):
+            ppl.sample(name, dist.Normal(ppl.param("loc " + name, 5.0), 1e-3))
+
+    objective = inference.elbo(weights, guide)
+    fit = inference.fit(objective, optax.sgd(0.0), (X, Y), num_steps=1, key=KEY, progress=False)
+    assert set(fit.predict(KEY, NEW, keep=["w[0]"], num_samples=3)) == {"w0", "y"}
+    with pytest.raises(ValueError, match="site 'w0' is shared by all rows"):  # "w[0]" keeps no "w0"
+        next(fit.predict_batches(KEY, [(NEW,)], keep="w[0]", num_samples=3))
+    draws = {name: np.full(3, 5.0, np.float32) for name in ("w0", "w[0]")}
+    found = inference.predict(weights, draws, KEY, NEW, keep=["w[0]"])
+    assert set(found) == {"w0", "y"} and set(
+        inference.predict(weights, draws, KEY, NEW, keep=["w*"])
+    ) == {"y"}
+
+
 def test_kept_sites_come_from_the_fit_and_the_model_draws_the_others():
     drawn = fitted(by_row).predict(KEY, NEW, keep=["slope"], num_samples=20_000)
     assert {n: x.shape for n, x in drawn.items()} == dict.fromkeys(("u", "mean", "y"), (20000, 3))

@@ -93,6 +93,25 @@ def test_z_scores_and_shrinkage_in_closed_form():
     assert pc.z_scores(planted("prior")).verdicts == ("poorly identified", "poorly identified")
 
 
+def test_a_point_is_off_by_infinitely_many_deviations_unless_it_is_the_truth():
+    truth = np.arange(40.0)
+    z = pc.z_scores(pc.Simulations({"m": truth}, {"x": truth}, {"m": np.full((40, 9), 0.1)}))
+    assert (z.z_scores[:, 0] == np.where(truth > 0.1, -np.inf, np.inf)).all()
+    assert z.verdicts == ("overfitted",) and "inf" in str(z)
+    right = pc.z_scores(
+        pc.Simulations({"m": truth}, {"x": truth}, {"m": np.tile(truth[:, None], 9)})
+    )
+    assert (right.z_scores == 0).all() and right.verdicts == ("identified",)
+
+
+def test_the_rare_value_of_a_discrete_site_is_no_overfitting():
+    """Draws of the prior, of which 9 often agree where the truth is the other value: z is infinite, the posterior right."""
+    rng = np.random.default_rng(0)
+    truth, draws = rng.random(400) < 0.2, rng.random((400, 9)) < 0.2
+    z = pc.z_scores(pc.Simulations({"k": truth}, {"x": truth}, {"k": draws}))
+    assert np.isinf(z.z_scores).any() and z.verdicts == ("poorly identified",)
+
+
 def test_mmd_by_its_double_sums():
     rng = np.random.default_rng(0)
     known, seen = rng.normal(size=(30, 2)), rng.normal(size=(4, 2))
