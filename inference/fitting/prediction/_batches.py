@@ -15,6 +15,7 @@ from ....ppl.language import Program, labelled_as
 from ..._arguments import outcome, simulated
 from ..._mapped import Mapped, keyed, map_keys
 from ._forward import check_given, forward_program
+from ._from_draws import names_first
 from ._new_rows import (
     check_kept_rows,
     check_rows,
@@ -112,7 +113,7 @@ def _as_args(batch: PyTree, model: Program, labels: Mapping[str, PyTree]) -> tup
 
 
 def _kept_of_all(model: Program, guide: Program, args: tuple, fit_args: tuple | None) -> list[str]:
-    """Names of the guide's sites that are the same for all batches; the others belong to rows, which is checked."""
+    """Names, as patterns, of the guide's sites that are the same for all batches; the others belong to rows, which is checked."""
     check_rows(METHOD, model, guide, args, fit_args, are_examples=True)
     found = predicted_rows(model, guide, args)
     reads, sites = reads_arguments(guide, args), sites_of(model, args)
@@ -124,8 +125,8 @@ def _kept_of_all(model: Program, guide: Program, args: tuple, fit_args: tuple | 
                 "have other draws of what all rows share. Name the sites whose draws at the fit's own arguments are kept, "
                 f"keep=['{name}'], or predict all rows at once."
             )
-    kept = simulated(guide, args).choices
-    return [name for name in kept if not reads.get(name, False)]
+    kept = [n for n in simulated(guide, args).choices if not reads.get(n, False)]
+    return names_first(kept, kept)
 
 
 def _check_rest(model: Program, guide: Program, choices: Choices, at: tuple, args: tuple) -> None:

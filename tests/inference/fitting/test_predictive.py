@@ -71,6 +71,7 @@ def test_a_name_with_brackets_is_kept_as_a_name():
     assert set(fit.predict(KEY, NEW, keep=["w[0]"], num_samples=3)) == {"w0", "y"}
     with pytest.raises(ValueError, match="site 'w0' is shared by all rows"):  # "w[0]" keeps no "w0"
         next(fit.predict_batches(KEY, [(NEW,)], keep="w[0]", num_samples=3))
+    assert set(next(fit.predict_batches(KEY, [(NEW,)], num_samples=3))) == {"y"}
     draws = {name: np.full(3, 5.0, np.float32) for name in ("w0", "w[0]")}
     found = inference.predict(weights, draws, KEY, NEW, keep=["w[0]"])
     assert set(found) == {"w0", "y"} and set(
