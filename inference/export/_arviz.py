@@ -186,13 +186,11 @@ class DrawBlock(NamedTuple):
         rows: which.
         num_draws: of each chain, in all blocks.
         sites: what is known of the model's sites, where that is the same for all blocks.
-        cells: that count in the blocks before, see `Content`.
     """
 
     rows: slice
     num_draws: int
     sites: Description | None = None
-    cells: dict[str, np.ndarray] | None = None
 
 
 def _in_blocks(
@@ -217,8 +215,8 @@ def _in_blocks(
             if whole is None and source.log_weights is not None:
                 weights.append(source.log_weights)
             sites = block.sites or _described(source, asked)
-            content = _content(source, asked, DrawBlock(rows, num_draws, sites, block.cells))
-            block = DrawBlock(rows, num_draws, sites, content.cells)
+            content = _content(source, asked, DrawBlock(rows, num_draws, sites))
+            block = DrawBlock(rows, num_draws, sites)
             yield tree_of(content)
 
     def late() -> dict[str, float | str]:
@@ -334,7 +332,7 @@ def _content(source: ArvizSource, asked: Asked, block: DrawBlock | None = None) 
         found = Content(
             data={"observed_data": sites.observed},
             sites={**source.content.sites, **sites.sites},
-            cells={**_left_out(given.get("log_likelihood", {}), sites.sites, block.cells), **sites.cells},
+            cells=sites.cells,
         )  # fmt: skip
     draws = {g: by_site for g, by_site in given.items() if g in wanted}
     if "log_predictive" in draws:
@@ -357,29 +355,6 @@ def _rows_of_prior(block: DrawBlock) -> slice:
     """As many draws of the prior as a block has; the last one has those that are left."""
     is_last = block.rows.stop in (None, block.num_draws)
     return slice(block.rows.start, None if is_last else block.rows.stop)
-
-
-def _left_out(
-    log_probs: Mapping[str, np.ndarray],
-    sites: Mapping[str, ppl.SiteInfo],
-    before: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
-    """The cells of observations that count, where a mask leaves some out: these have a log-probability of 0 in all draws.
-
-    In a later block they are those of the blocks `before`.
-    """
-    counts = {n: (x != 0).any(0) for n, x in log_probs.items() if sites[n].is_masked}
-    if before is None:
-        return {n: x for n, x in counts.items() if not x.all()}
-    for name, cells in counts.items():
-        counting = before.get(name, np.ones_like(cells))
-        if (cells & ~counting).any():
-            raise ValueError(
-                f"to_arviz: cells of site '{name}' have a log-probability of 0 in all draws of the blocks before, as if a mask "
-                "left them out, and others now. Write a netCDF file, of all draws at once, or larger blocks (batch_size=)."
-            )
-        counts[name] = counting
-    return {n: x for n, x in counts.items() if not x.all()}
 
 
 _ONE_STEP = "log p(y_t | y_<t, z), nats: each step given those before it; leave-one-out cannot be made of it"

@@ -320,8 +320,12 @@ def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> ArvizSource:
 
 
 def _cells_of(trace: ppl.Trace) -> dict[str, np.ndarray]:
-    """Cells of sites with `obs_mask`: missing where the whole follows the imputed site (ties are told by its log-prob)."""
-    cells = {}
+    """Cells of observations under a mask, and of sites with `obs_mask`.
+
+    Of these, a cell is missing where the whole follows the imputed site (ties are told by its log-prob).
+    """
+    observed = {n: x.any(0) for n, x in trace.masks.items() if trace.sites[n].kind == "observed"}
+    cells = {n: x for n, x in observed.items() if not x.all()}
     for name, whole in trace.deterministic.items():
         drawn = trace.choices.get(f"{name}_unobserved")
         seen = trace.observed.get(f"{name}_observed")

@@ -45,7 +45,9 @@ def likelihoods(
     name, info = "+".join(inside), trace.sites[label]
     if name not in trace.sites:
         return of_kind | {name: log_prob}, {name: info}
-    if trace.sites[name].dims[: log_prob.ndim] == info.dims:
+    known = trace.sites[name]
+    is_short = known.is_masked and log_prob.ndim < len(known.dims)  # cells are told by all axes
+    if known.dims[: log_prob.ndim] == info.dims and not is_short:
         return of_kind | {name: log_prob}, {}
     name = "_by_".join([name, *map(str, info.dims)])
     return of_kind | {name: log_prob}, {name: info}
@@ -64,6 +66,12 @@ def why_no_likelihood(program: ppl.Program, args: tuple, trace: ppl.Trace) -> st
     latent = [n for n in trace.choices if n not in trace.log_probs]
     if latent:
         return f"the sums over {list(program.sites)} hold the densities of {latent}, too"
+    masked = [n for n in trace.observed if n not in trace.log_probs and trace.sites[n].is_masked]
+    if masked and len(sums) > 1:
+        return (
+            f"{list(program.sites)} are summed out in {len(sums)} separate sums, and of {masked}, which are under a mask, "
+            "nothing tells which sum's rows it leaves out. Pass the program the rows that count alone"
+        )
     if any(not lp.ndim for lp in sums.values()):
         return (
             f"given the other choices, observations depend on each other through {list(program.sites)}. For steps of a chain "

@@ -286,3 +286,25 @@ def test_cells_that_a_mask_leaves_out_are_in_no_sum_over_observations():
     np.testing.assert_allclose(tree.log_likelihood["y"].values[0], exact, rtol=1e-6)
     assert list(tree.log_likelihood["y_cell"].values) == [0, 2, 3]
     np.testing.assert_array_equal(tree.observed_data["y"].values, y[seen].astype(np.float32))
+
+
+@pytest.mark.parametrize("has_model", [True, False])
+def test_cells_that_count_are_told_by_the_mask_and_not_by_log_probs(has_model):
+    """Uniform on (0, 1) has a log-density of 0 everywhere; without log-probs there is nothing else to tell by."""
+    y, seen = np.array([0.3, 9.0, 0.9], np.float32), np.array([True, False, True])
+
+    def model(y, seen):
+        ppl.sample("loc", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 3):
+            ppl.sample("y", dist.Uniform(0.0, 1.0).mask(seen), obs=y)
+
+    loc = jnp.linspace(-1.0, 1.0, 4)
+    if has_model:
+        more = {"model": model, "args": (y, seen), "key": jax.random.key(0)}
+        tree = to_arviz({"loc": loc}, groups=["posterior_predictive", "observed_data"], **more)
+        assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "y_cell")
+    else:
+        program = ppl.as_program(model)
+        tree = to_arviz(jax.vmap(lambda x: program.trace({"loc": x}, y, seen))(loc))
+        assert tree["log_likelihood"]["y"].shape == (1, 4, 2)
+    np.testing.assert_array_equal(tree["observed_data"]["y"], y[seen])
