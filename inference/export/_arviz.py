@@ -20,7 +20,7 @@ from ...ppl.language import labelled_as
 from .._meshes import over_auto_axes
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
-from ..inputs import evidence_of
+from ..inputs import check_new, evidence_of
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
 from ._arviz_source import PARTICLES, ArvizSource, is_mcmc, make_source
@@ -293,6 +293,7 @@ def _described(source: ArvizSource, asked: Asked) -> Description | None:
     """What is known of the model's sites; None without a model."""
     if source.model is None:
         return None
+    check_new("to_arviz", source.model, source.args)
     return describe(source.model, _replay_key(asked), source.choices, source.args)
 
 

@@ -18,7 +18,7 @@ from ...ppl._data import named_data
 from ...ppl._types import Key, ModelFn
 from .._meshes import on_mesh
 from ..fitting import Fit, Posterior
-from ..fitting.prediction import check_rows, is_of_fit
+from ..fitting.prediction import check_axes, check_rows, is_of_fit, of_other_rows
 from ..particles.diagnostics import evidence_variance
 from ..particles.engine import SMCResult
 from ..particles.parameters import LiuWestResult, ParticleGibbsResult, PMMHResult, SMC2Result
@@ -253,6 +253,8 @@ def _from_chains(result: PMMHResult, args: tuple | None, model: ModelFn) -> Arvi
 
 
 def _from_draws(draws: Draws, args: tuple | None) -> ArvizSource:
+    if args is not None and draws.args is not None:
+        _check_same_rows(draws.model, draws.choices, args, draws.args)
     args = draws.args if args is None else args
     if args is None:
         raise ValueError(
@@ -267,6 +269,22 @@ def _from_draws(draws: Draws, args: tuple | None) -> ArvizSource:
         draws.choices, f"of the posterior, by {certificate.method}", draws.model, args, dict(draws.statistics),
         num_chains=draws.num_chains, attrs=attrs,
     )  # fmt: skip
+
+
+def _check_same_rows(
+    model: ppl.Program, choices: Mapping[str, Any], args: tuple, before: tuple
+) -> None:
+    """Refuse log-likelihoods of new rows under draws of sites that belong to the rows before, as a fit does."""
+    check_axes("to_arviz", model, args, before)
+    if is_of_fit(model, args, before):
+        return
+    if other := of_other_rows(model, list(choices), args, before, with_steps=True):
+        shapes = {name: np.shape(choices[name])[1:] for name in other}
+        raise ValueError(
+            f"to_arviz: the sites {shapes} (name and shape) belong to the rows that the draws were made for, and argument 'args' "
+            "has others: their log-likelihoods would be those of new rows under the old rows' own draws. Leave 'args' out, for "
+            "the rows of the draws; predict new rows by inference.predict(model, draws, key, ...), or draw for them too."
+        )
 
 
 def is_mcmc(result: object) -> bool:
@@ -285,6 +303,8 @@ def _from_mcmc(mcmc: Any, args: tuple | None) -> ArvizSource:
     model, (run_args, kwargs) = mcmc.sampler.model, mcmc_arguments(mcmc)
     if model is not None:
         model = ppl.as_program(functools.partial(model, **kwargs) if kwargs else model)
+    if args is not None and model is not None:
+        _check_same_rows(model, choices, args, run_args)
     args = run_args if args is None else args
     return ArvizSource(choices, "by MCMC", model, args or (), num_chains=mcmc.num_chains, mcmc=mcmc)
 

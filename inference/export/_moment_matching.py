@@ -17,6 +17,7 @@ from ...ppl._types import Choices
 from ...ppl.language import as_arguments
 from .._arguments import Arguments
 from .._supports import transforms_of
+from ..inputs import check_new
 from ._draws import describe, whole
 from ._summed import likelihoods
 
@@ -70,7 +71,9 @@ def moment_matching(
     """
     import xarray
 
-    program, args = whole(ppl.as_program(model)), as_arguments(args)
+    program, args = ppl.as_program(model), as_arguments(args)
+    check_new("moment_matching", program, args)
+    program = whole(program)
     posterior = tree["posterior"]
     draws = {str(n): np.asarray(v) for n, v in posterior.data_vars.items()}
     lead = (posterior.sizes["chain"], posterior.sizes["draw"])

@@ -12,6 +12,7 @@ from scipy import stats
 from lapilli import inference, ppl
 from lapilli.inference.export._arviz import to_arviz
 from lapilli.inference.fitting import Fit, Posterior
+from lapilli.inference.posteriors import Certificate
 
 X = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
 MASK = np.array([True, False, True, True])
@@ -344,3 +345,44 @@ def test_a_flow_without_an_inverse_is_exported():
     narrow = stats.multivariate_normal(draws.mean(0), 0.3 * np.cov(draws.T))
     ratio = np.exp(narrow.logpdf(draws) - tree["sample_stats"]["log_q"].values[0])
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / len(ratio) ** 0.5
+
+
+def test_draws_of_rows_have_no_log_likelihoods_of_other_rows():
+    """Nor those of steps: at the rows that they were drawn for they have."""
+
+    def local(x, y):
+        def step(z, y):
+            z = ppl.sample("z", dist.Normal(z, 1.0))
+            ppl.sample("y", dist.Normal(z, 1.0), obs=y)
+            return z, None
+
+        with ppl.plate("rows", x.shape[0]):
+            a = ppl.sample("a", dist.Normal(0.0, 1.0))
+            ppl.sample("x", dist.Normal(a, 1.0), obs=x)
+        ppl.scan(step, 0.0, y)
+
+    choices = {"a": np.zeros((3, 4), np.float32), "z": np.zeros((3, 3), np.float32)}
+    certificate = Certificate("exact", True, (), {})
+    draws = inference.Draws(choices, certificate, 1, {}, ppl.as_program(local), (X, X[:3]))
+    of = lambda *args: to_arviz(draws, args=args, groups=["log_likelihood"])["log_likelihood"]
+    np.testing.assert_allclose(of(X, X[:3].copy())["x"].values[0, 0], stats.norm.logpdf(X), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"{'a': \(4,\)}.*belong to the rows that the draws were"):
+        of(X[::-1], X[:3])
+    with pytest.raises(ValueError, match=r"{'z': \(3,\)}.*belong to the rows that the draws were"):
+        of(X, X[1:])
+
+
+def test_indices_out_of_range_are_refused():
+    """JAX would read the last entry in place of the one that there is not."""
+
+    def model(g, y):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with ppl.plate("rows", len(g)):
+            ppl.sample("y", dist.Normal(a[g], 1.0), obs=y)
+
+    draws, bad = {"a": np.zeros((2, 3))}, (np.array([0, 1, 5]), np.zeros(3))
+    with pytest.raises(ValueError, match=r"to_arviz: argument 'g' .*holds 5 at \[2\]"):
+        to_arviz(draws, model=model, args=bad, groups=["log_likelihood"])
+    tree = to_arviz(draws, model=model, args=(np.arange(3), np.zeros(3)), groups=[])
+    with pytest.raises(ValueError, match=r"moment_matching: argument 'g' .*holds 5 at \[2\]"):
+        inference.moment_matching(tree, model, bad)
