@@ -288,6 +288,13 @@ def test_cells_that_a_mask_leaves_out_are_in_no_sum_over_observations():
     np.testing.assert_array_equal(tree.observed_data["y"].values, y[seen].astype(np.float32))
 
 
+@pytest.mark.parametrize("name", ["chain", "draw", "sample"])
+def test_variables_with_the_names_of_sample_axes_are_refused(name):
+    """A coordinate would take their place."""
+    with pytest.raises(ValueError, match=rf"\['{name}'\].*names of sample axes.*Rename"):
+        to_arviz({name: np.arange(5.0), "mu": np.zeros(5)})
+
+
 @pytest.mark.parametrize("has_model", [True, False])
 def test_cells_that_count_are_told_by_the_mask_and_not_by_log_probs(has_model):
     """Uniform on (0, 1) has a log-density of 0 everywhere; without log-probs there is nothing else to tell by."""

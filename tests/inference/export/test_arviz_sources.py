@@ -365,7 +365,9 @@ def test_draws_of_rows_have_no_log_likelihoods_of_other_rows():
     certificate = Certificate("exact", True, (), {})
     draws = inference.Draws(choices, certificate, 1, {}, ppl.as_program(local), (X, X[:3]))
     of = lambda *args: to_arviz(draws, args=args, groups=["log_likelihood"])["log_likelihood"]
-    np.testing.assert_allclose(of(X, X[:3].copy())["x"].values[0, 0], stats.norm.logpdf(X), rtol=1e-5)
+    np.testing.assert_allclose(
+        of(X, X[:3].copy())["x"].values[0, 0], stats.norm.logpdf(X), rtol=1e-5
+    )
     with pytest.raises(ValueError, match=r"{'a': \(4,\)}.*belong to the rows that the draws were"):
         of(X[::-1], X[:3])
     with pytest.raises(ValueError, match=r"{'z': \(3,\)}.*belong to the rows that the draws were"):
