@@ -393,6 +393,17 @@ def _check_options(
             f"'log_weights', 'model' and 'group' describe given draws; a {type(result).__name__} has its own. "
             "Leave them out"
         )
+    if isinstance(result, particles):
+        kind = type(result).__name__
+        if group == "prior":
+            problems.append(
+                f"'group' files the draws of a {kind} as draws of the prior, and they are of the posterior. Leave it out"
+            )
+        if log_weights is not None and not isinstance(result, ParticleGibbsResult):
+            problems.append(
+                f"'log_weights' (shape {np.shape(log_weights)}) describe given draws; a {kind} has its own and is drawn by them. "
+                "Leave them out, or pass draws as a mapping"
+            )
     if group == "prior" and weighted:
         problems.append(
             "'log_weights' make draws of the prior draws of something else; use group='posterior'"

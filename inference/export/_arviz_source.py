@@ -210,6 +210,7 @@ def _from_particles(
         raise ValueError(
             "to_arviz: argument 'key' is missing: weighted particles are resampled. Pass key=jax.random.key(0)."
         )
+    check_not_lost("to_arviz", result)
     drawn = result.sample(keys["guide"], num_samples)
     choices = {"x": drawn} if isinstance(drawn, jax.Array) else drawn
     if not isinstance(choices, Mapping):
@@ -229,6 +230,17 @@ def _from_particles(
         {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,
         args or (), attrs=attrs,
     )  # fmt: skip
+
+
+def check_not_lost(method: str, result: Any) -> None:
+    """Refuse a particle run of which no particle was left: nothing stands for the posterior."""
+    lost = np.asarray(result.failed_at)
+    if (lost >= 0).any():
+        raise ValueError(
+            f"{method}: the {type(result).__name__} lost all its particles at weighing {int(lost.max())} (failed_at), and what "
+            "is left are draws of nothing. Take more particles, a proposal that looks at the data, or densities with tails that "
+            "reach them."
+        )
 
 
 def _evidence_error(result: Any) -> float | str:

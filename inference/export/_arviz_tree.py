@@ -182,8 +182,8 @@ def _axis_names(content: Content, dims: Mapping[str, Sequence[str]]) -> dict[str
         )
     if taken := sorted({*_SAMPLE_DIMS, "sample"} & set(shapes)):
         raise ValueError(
-            f"to_arviz: the variables {taken} (shapes of a draw {[shapes[name] for name in taken]}) have the names of sample axes, "
-            "whose coordinates would take their place in the tree: their draws would be lost. Rename these sites."
+            f"to_arviz: the variables {taken} (shapes of a draw {[shapes[name] for name in taken]}) have the names of sample "
+            "axes, whose coordinates would take their place in the tree: their draws would be lost. Rename these sites."
         )
     known = {name: _known_names(name, shape, content) for name, shape in shapes.items()}
     lengths = defaultdict(set)

@@ -1,5 +1,7 @@
 """to_arviz of draws, traces and MCMC runs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -388,3 +390,26 @@ def test_indices_out_of_range_are_refused():
     tree = to_arviz(draws, model=model, args=(np.arange(3), np.zeros(3)), groups=[])
     with pytest.raises(ValueError, match=r"moment_matching: argument 'g' .*holds 5 at \[2\]"):
         inference.moment_matching(tree, model, bad)
+
+
+def test_a_run_that_lost_its_particles_and_options_of_given_draws_are_refused():
+    def model(y):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Uniform(a - 1.0, a + 1.0), obs=y)
+
+    run = inference.smc(model, jax.random.key(0), 0.0, num_particles=50)
+    lost = dataclasses.replace(run, failed_at=jnp.array(2))
+    with pytest.raises(
+        ValueError, match="to_arviz: the SMCResult lost all its particles at weighing 2"
+    ):
+        to_arviz(lost, key=jax.random.key(0))
+    with pytest.raises(
+        ValueError, match="predict: the SMCResult lost all its particles at weighing 2"
+    ):
+        inference.predict(model, lost, jax.random.key(0), None)
+    with pytest.raises(
+        ValueError, match="'group' files the draws of a SMCResult as draws of the prior"
+    ):
+        to_arviz(run, key=jax.random.key(0), group="prior")
+    with pytest.raises(ValueError, match=r"'log_weights' \(shape \(50,\)\) describe given draws"):
+        to_arviz(run, key=jax.random.key(0), log_weights=np.zeros(50), resample="none")
