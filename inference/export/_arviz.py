@@ -26,6 +26,7 @@ from ..posteriors import Draws
 from ._arviz_source import PARTICLES, ArvizSource, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import Description, describe, draw_prior, replay
+from ._summed import scaled_sites
 from ._zarr import check_zarr, is_zarr, write_blocks
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def to_arviz(
                               pareto_k_threshold, ess, log_evidence, log_evidence_std_error, elbo of `importance_diagnostics`
         posterior_predictive  observed sites drawn anew for each draw
         log_likelihood        log-probs of observed sites, one per batch element (nats), or one per row of those that meet sites
-                              summed out by `ppl.eliminate`; log_prior: of latent sites
+                              summed out by `ppl.eliminate`; of none that is scaled (`numpyro.handlers.scale`); log_prior: of
+                              latent sites
         log_predictive        of a hidden chain whose states `ppl.eliminate` takes out, log p(y_t | y_<t, z) of each step given
                               those before it. Its sum is the log-likelihood; leave-one-out cannot be made of it
         prior, prior_predictive   joint draws from the model
@@ -335,6 +337,10 @@ def _content(source: ArvizSource, asked: Asked, block: DrawBlock | None = None) 
             sites={**source.content.sites, **sites.sites},
             cells=sites.cells,
         )  # fmt: skip
+    if group == "posterior" and (scaled := scaled_sites(found.sites)):
+        if "log_likelihood" in (asked.groups or ()):
+            raise ValueError(f"to_arviz: group 'log_likelihood' cannot be made: {_scaled(scaled)}")
+        attrs[group]["log_likelihood"] = f"none of {list(scaled)}: {_scaled(scaled)}"
     draws = {g: by_site for g, by_site in given.items() if g in wanted}
     if "log_predictive" in draws:
         attrs["log_predictive"] = {"what": _ONE_STEP}
@@ -356,6 +362,14 @@ def _rows_of_prior(block: DrawBlock) -> slice:
     """As many draws of the prior as a block has; the last one has those that are left."""
     is_last = block.rows.stop in (None, block.num_draws)
     return slice(block.rows.start, None if is_last else block.rows.stop)
+
+
+def _scaled(scaled: Mapping[str, float | str]) -> str:
+    return (
+        f"the log-probs of observed sites {dict(scaled)} (name and factor) are scaled by numpyro.handlers.scale or a subsample, "
+        "and leave-one-out of them would be wrong with the factor and without. Leave 'log_likelihood' out of groups=(...); "
+        "for rows that count several times, give the program as many rows."
+    )
 
 
 _ONE_STEP = "log p(y_t | y_<t, z), nats: each step given those before it; leave-one-out cannot be made of it"

@@ -27,6 +27,7 @@ from ..particles.scaling import IslandsResult
 from ..posteriors import Draws
 from ._arviz_tree import Content
 from ._draws import draw_guide, whole_events
+from ._summed import scaled_sites
 
 _ONE_RUN = (
     "one run, so that R-hat says nothing of its fit, and ArviZ writes NaN: arviz.summary(kind='stats') leaves it out; "
@@ -341,9 +342,10 @@ def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> ArvizSource:
                 "Give every run the same data, or pass trace.choices with model=program, args=(...)."
             )
     of_kind = lambda kind: {n: lp for n, lp in trace.log_probs.items() if sites[n].kind == kind}
+    scaled = scaled_sites(sites)
     given = {
         "deterministic": trace.deterministic,
-        "log_likelihood": of_kind("observed"),
+        "log_likelihood": {n: x for n, x in of_kind("observed").items() if n not in scaled},
         "log_prior": of_kind("latent"),
     }
     observed = {name: value[0] for name, value in trace.observed.items()}

@@ -288,6 +288,25 @@ def test_cells_that_a_mask_leaves_out_are_in_no_sum_over_observations():
     np.testing.assert_array_equal(tree.observed_data["y"].values, y[seen].astype(np.float32))
 
 
+@pytest.mark.parametrize("scale", [10.0, np.array([1.0, 2.0, 3.0])])
+def test_observations_that_are_scaled_have_no_log_likelihoods(scale):
+    """A row that counts ten times: leave-one-out would take its log-prob for that of one row."""
+
+    def model(y):
+        loc = ppl.sample("loc", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 3):
+            ppl.sample("x", dist.Normal(loc, 1.0), obs=y)
+            with numpyro.handlers.scale(scale=scale):
+                ppl.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    options = {"model": model, "args": (np.zeros(3),)}
+    tree = to_arviz({"loc": np.zeros(4)}, **options)
+    assert list(tree["log_likelihood"].data_vars) == ["x"]
+    assert tree["posterior"].attrs["log_likelihood"].startswith("none of ['y']: ")
+    with pytest.raises(ValueError, match=r"'log_likelihood' cannot be made: .*{'y': .*are scaled"):
+        to_arviz({"loc": np.zeros(4)}, groups=["log_likelihood"], **options)
+
+
 @pytest.mark.parametrize("name", ["chain", "draw", "sample"])
 def test_variables_with_the_names_of_sample_axes_are_refused(name):
     """A coordinate would take their place."""
