@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from ...ppl._types import ModelFn
 from ...ppl.densities import Eliminated
-from ...ppl.language import as_arguments, as_program
+from ...ppl.language import as_program, labelled_as
 from ..fitting.storage import (
     check_same,
     from_skeleton,
@@ -61,7 +61,8 @@ def load_draws(
         raise ValueError(
             f"Draws.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
         )
-    given = None if args is None else as_arguments(args, program)
+    labels = {name: tuple(x) for name, x in header["labels"].items()}
+    given = None if args is None else labelled_as(labels, args, program)
     example = from_skeleton(header["args"], arrays) if given is None else given
     check_same("Draws.load", name, header, structure_of(program, example), "program")
     part = lambda head: {n[len(head) :]: x for n, x in arrays.items() if n.startswith(head)}
@@ -81,5 +82,5 @@ def load_draws(
         statistics=part("statistics/"),
         model=program,
         args=example if header["has_data"] or args is not None else None,
-        labels={name: tuple(x) for name, x in header["labels"].items()},
+        labels=labels,
     )

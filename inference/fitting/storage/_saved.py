@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from ....ppl._types import ModelFn
-from ....ppl.language import Program, as_arguments, as_program, check_set_up
+from ....ppl.language import Program, as_program, check_set_up, labelled_as
 from ..._abstract_objective import AbstractObjective
 from ..._arguments import Arguments, outcome
 from ..stationarity import Averaging
@@ -127,9 +127,10 @@ def _example(
     program: Program | None,
     args: PyTree,
 ) -> tuple:
-    """The arguments that are given, else those of the file."""
+    """The arguments that are given, in the order of the file's levels and columns, else those of the file."""
     if args is not None:
-        return as_arguments(args, program)
+        labels = {name: tuple(x) for name, x in header.get("labels", {}).items()}
+        return labelled_as(labels, args, program)
     if header["args"] is None:
         raise ValueError(
             f"Fit.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."

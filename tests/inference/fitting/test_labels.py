@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from lapilli import inference, ppl
+from lapilli.inference.posteriors import Certificate
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -87,3 +88,26 @@ def test_new_levels_and_other_columns_are_refused(fit):
 def test_a_missing_category_is_no_group(fit):
     with pytest.raises(IndexError, match="Argument 'g' has missing cells.*leave the rows out"):
         predicted(fit, pd.Series(["c", None], dtype="category"), TURNED)
+
+
+def test_arguments_given_at_load_are_put_in_the_order_of_the_file(fit, tmp_path):
+    """The data stayed out of it, and its frame comes back with its columns in another order."""
+    frame = pd.DataFrame({"a": np.arange(4.0), "b": np.ones(4)})
+    y = np.zeros(4, np.float32)
+
+    def regression(x, y=None):
+        w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    certificate, labels = Certificate("exact", True, (), {}), {"Argument 'x'": ("a", "b")}
+    choices, args = {"w": np.zeros((3, 2), np.float32)}, (frame.to_numpy(np.float32), y)
+    made = inference.Draws(choices, certificate, 1, {}, ppl.as_program(regression), args, labels)
+    made.save(tmp_path / "draws.npz", data=False)
+    other = (frame[["b", "a"]], y)
+    loaded = inference.Draws.load(tmp_path / "draws.npz", regression, args=other)
+    np.testing.assert_array_equal(loaded.args[0], args[0])
+    fit.save(tmp_path / "fit.npz", data=False)
+    other = (GROUP, FRAME[["v", "u"]], np.zeros(6))
+    found = inference.Fit.load(tmp_path / "fit.npz", fit.objective, args=other)
+    np.testing.assert_allclose(found.args[1], FRAME, rtol=1e-6)
