@@ -359,7 +359,7 @@ def _cells_of(trace: ppl.Trace) -> dict[str, np.ndarray]:
     Of these, a cell is missing where the whole follows the imputed site (ties are told by its log-prob).
     """
     observed = {n: x.any(0) for n, x in trace.masks.items() if trace.sites[n].kind == "observed"}
-    cells = {n: x for n, x in observed.items() if not x.all()}
+    cells: dict[str, Any] = {n: x for n, x in observed.items() if not x.all()}
     for name, whole in trace.deterministic.items():
         drawn = trace.choices.get(f"{name}_unobserved")
         seen = trace.observed.get(f"{name}_observed")

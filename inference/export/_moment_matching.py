@@ -113,8 +113,9 @@ def moment_matching(
 
     name = _observed(program, {n: x[0] for n, x in latents.items()}, args, var_name)
     cells = sites.cells.get(name)  # the tree has those that a mask keeps
-    is_whole = cells is None or cells.ndim > len(sites.sites[name].dims)
-    kept = None if is_whole else jnp.flatnonzero(cells)
+    kept = None
+    if cells is not None and cells.ndim == len(sites.sites[name].dims):
+        kept = jnp.flatnonzero(cells)
     labels = [f"{n}{list(i)}" for n in sorted(shapes) for i in np.ndindex(*shapes[n])]
     upars = xarray.DataArray(
         np.asarray(columns, float).reshape(*lead, -1),
