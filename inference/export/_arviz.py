@@ -20,12 +20,13 @@ from ...ppl.language import labelled_as
 from .._meshes import over_auto_axes
 from ..diagnostics._weights import ImportanceDiagnostics, importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
-from ..inputs import evidence_of
+from ..inputs import check_new, evidence_of
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
 from ._arviz_source import PARTICLES, ArvizSource, is_mcmc, make_source
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import Description, describe, draw_prior, replay
+from ._summed import scaled_sites
 from ._zarr import check_zarr, is_zarr, write_blocks
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def to_arviz(
                               pareto_k_threshold, ess, log_evidence, log_evidence_std_error, elbo of `importance_diagnostics`
         posterior_predictive  observed sites drawn anew for each draw
         log_likelihood        log-probs of observed sites, one per batch element (nats), or one per row of those that meet sites
-                              summed out by `ppl.eliminate`; log_prior: of latent sites
+                              summed out by `ppl.eliminate`; of none that is scaled (`numpyro.handlers.scale`); log_prior: of
+                              latent sites
         log_predictive        of a hidden chain whose states `ppl.eliminate` takes out, log p(y_t | y_<t, z) of each step given
                               those before it. Its sum is the log-likelihood; leave-one-out cannot be made of it
         prior, prior_predictive   joint draws from the model
@@ -186,13 +188,11 @@ class DrawBlock(NamedTuple):
         rows: which.
         num_draws: of each chain, in all blocks.
         sites: what is known of the model's sites, where that is the same for all blocks.
-        cells: that count in the blocks before, see `Content`.
     """
 
     rows: slice
     num_draws: int
     sites: Description | None = None
-    cells: dict[str, np.ndarray] | None = None
 
 
 def _in_blocks(
@@ -217,8 +217,8 @@ def _in_blocks(
             if whole is None and source.log_weights is not None:
                 weights.append(source.log_weights)
             sites = block.sites or _described(source, asked)
-            content = _content(source, asked, DrawBlock(rows, num_draws, sites, block.cells))
-            block = DrawBlock(rows, num_draws, sites, content.cells)
+            content = _content(source, asked, DrawBlock(rows, num_draws, sites))
+            block = DrawBlock(rows, num_draws, sites)
             yield tree_of(content)
 
     def late() -> dict[str, float | str]:
@@ -295,6 +295,7 @@ def _described(source: ArvizSource, asked: Asked) -> Description | None:
     """What is known of the model's sites; None without a model."""
     if source.model is None:
         return None
+    check_new("to_arviz", source.model, source.args)
     return describe(source.model, _replay_key(asked), source.choices, source.args)
 
 
@@ -334,8 +335,12 @@ def _content(source: ArvizSource, asked: Asked, block: DrawBlock | None = None) 
         found = Content(
             data={"observed_data": sites.observed},
             sites={**source.content.sites, **sites.sites},
-            cells={**_left_out(given.get("log_likelihood", {}), sites.sites, block.cells), **sites.cells},
+            cells=sites.cells,
         )  # fmt: skip
+    if group == "posterior" and (scaled := scaled_sites(found.sites)):
+        if "log_likelihood" in (asked.groups or ()):
+            raise ValueError(f"to_arviz: group 'log_likelihood' cannot be made: {_scaled(scaled)}")
+        attrs[group]["log_likelihood"] = f"none of {list(scaled)}: {_scaled(scaled)}"
     draws = {g: by_site for g, by_site in given.items() if g in wanted}
     if "log_predictive" in draws:
         attrs["log_predictive"] = {"what": _ONE_STEP}
@@ -359,27 +364,12 @@ def _rows_of_prior(block: DrawBlock) -> slice:
     return slice(block.rows.start, None if is_last else block.rows.stop)
 
 
-def _left_out(
-    log_probs: Mapping[str, np.ndarray],
-    sites: Mapping[str, ppl.SiteInfo],
-    before: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
-    """The cells of observations that count, where a mask leaves some out: these have a log-probability of 0 in all draws.
-
-    In a later block they are those of the blocks `before`.
-    """
-    counts = {n: (x != 0).any(0) for n, x in log_probs.items() if sites[n].is_masked}
-    if before is None:
-        return {n: x for n, x in counts.items() if not x.all()}
-    for name, cells in counts.items():
-        counting = before.get(name, np.ones_like(cells))
-        if (cells & ~counting).any():
-            raise ValueError(
-                f"to_arviz: cells of site '{name}' have a log-probability of 0 in all draws of the blocks before, as if a mask "
-                "left them out, and others now. Write a netCDF file, of all draws at once, or larger blocks (batch_size=)."
-            )
-        counts[name] = counting
-    return {n: x for n, x in counts.items() if not x.all()}
+def _scaled(scaled: Mapping[str, float | str]) -> str:
+    return (
+        f"the log-probs of observed sites {dict(scaled)} (name and factor) are scaled by numpyro.handlers.scale or a subsample, "
+        "and leave-one-out of them would be wrong with the factor and without. Leave 'log_likelihood' out of groups=(...); "
+        "for rows that count several times, give the program as many rows."
+    )
 
 
 _ONE_STEP = "log p(y_t | y_<t, z), nats: each step given those before it; leave-one-out cannot be made of it"
@@ -417,6 +407,17 @@ def _check_options(
             f"'log_weights', 'model' and 'group' describe given draws; a {type(result).__name__} has its own. "
             "Leave them out"
         )
+    if isinstance(result, particles):
+        kind = type(result).__name__
+        if group == "prior":
+            problems.append(
+                f"'group' files the draws of a {kind} as draws of the prior, and they are of the posterior. Leave it out"
+            )
+        if log_weights is not None and not isinstance(result, ParticleGibbsResult):
+            problems.append(
+                f"'log_weights' (shape {np.shape(log_weights)}) describe given draws; a {kind} has its own and is drawn by them. "
+                "Leave them out, or pass draws as a mapping"
+            )
     if group == "prior" and weighted:
         problems.append(
             "'log_weights' make draws of the prior draws of something else; use group='posterior'"

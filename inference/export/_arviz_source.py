@@ -18,7 +18,7 @@ from ...ppl._data import named_data
 from ...ppl._types import Key, ModelFn
 from .._meshes import on_mesh
 from ..fitting import Fit, Posterior
-from ..fitting.prediction import check_rows, is_of_fit
+from ..fitting.prediction import check_axes, check_rows, is_of_fit, of_other_rows
 from ..particles.diagnostics import evidence_variance
 from ..particles.engine import SMCResult
 from ..particles.parameters import LiuWestResult, ParticleGibbsResult, PMMHResult, SMC2Result
@@ -27,6 +27,7 @@ from ..particles.scaling import IslandsResult
 from ..posteriors import Draws
 from ._arviz_tree import Content
 from ._draws import draw_guide, whole_events
+from ._summed import scaled_sites
 
 _ONE_RUN = (
     "one run, so that R-hat says nothing of its fit, and ArviZ writes NaN: arviz.summary(kind='stats') leaves it out; "
@@ -210,6 +211,7 @@ def _from_particles(
         raise ValueError(
             "to_arviz: argument 'key' is missing: weighted particles are resampled. Pass key=jax.random.key(0)."
         )
+    check_not_lost("to_arviz", result)
     drawn = result.sample(keys["guide"], num_samples)
     choices = {"x": drawn} if isinstance(drawn, jax.Array) else drawn
     if not isinstance(choices, Mapping):
@@ -229,6 +231,17 @@ def _from_particles(
         {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,
         args or (), attrs=attrs,
     )  # fmt: skip
+
+
+def check_not_lost(method: str, result: Any) -> None:
+    """Refuse a particle run of which no particle was left: nothing stands for the posterior."""
+    lost = np.asarray(result.failed_at)
+    if (lost >= 0).any():
+        raise ValueError(
+            f"{method}: the {type(result).__name__} lost all its particles at weighing {int(lost.max())} (failed_at), and what "
+            "is left are draws of nothing. Take more particles, a proposal that looks at the data, or densities with tails that "
+            "reach them."
+        )
 
 
 def _evidence_error(result: Any) -> float | str:
@@ -253,6 +266,8 @@ def _from_chains(result: PMMHResult, args: tuple | None, model: ModelFn) -> Arvi
 
 
 def _from_draws(draws: Draws, args: tuple | None) -> ArvizSource:
+    if args is not None and draws.args is not None:
+        _check_same_rows(draws.model, draws.choices, args, draws.args)
     args = draws.args if args is None else args
     if args is None:
         raise ValueError(
@@ -267,6 +282,22 @@ def _from_draws(draws: Draws, args: tuple | None) -> ArvizSource:
         draws.choices, f"of the posterior, by {certificate.method}", draws.model, args, dict(draws.statistics),
         num_chains=draws.num_chains, attrs=attrs,
     )  # fmt: skip
+
+
+def _check_same_rows(
+    model: ppl.Program, choices: Mapping[str, Any], args: tuple, before: tuple
+) -> None:
+    """Refuse log-likelihoods of new rows under draws of sites that belong to the rows before, as a fit does."""
+    check_axes("to_arviz", model, args, before)
+    if is_of_fit(model, args, before):
+        return
+    if other := of_other_rows(model, list(choices), args, before, with_steps=True):
+        shapes = {name: np.shape(choices[name])[1:] for name in other}
+        raise ValueError(
+            f"to_arviz: the sites {shapes} (name and shape) belong to the rows that the draws were made for, and argument 'args' "
+            "has others: their log-likelihoods would be those of new rows under the old rows' own draws. Leave 'args' out, for "
+            "the rows of the draws; predict new rows by inference.predict(model, draws, key, ...), or draw for them too."
+        )
 
 
 def is_mcmc(result: object) -> bool:
@@ -285,6 +316,8 @@ def _from_mcmc(mcmc: Any, args: tuple | None) -> ArvizSource:
     model, (run_args, kwargs) = mcmc.sampler.model, mcmc_arguments(mcmc)
     if model is not None:
         model = ppl.as_program(functools.partial(model, **kwargs) if kwargs else model)
+    if args is not None and model is not None:
+        _check_same_rows(model, choices, args, run_args)
     args = run_args if args is None else args
     return ArvizSource(choices, "by MCMC", model, args or (), num_chains=mcmc.num_chains, mcmc=mcmc)
 
@@ -309,9 +342,10 @@ def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> ArvizSource:
                 "Give every run the same data, or pass trace.choices with model=program, args=(...)."
             )
     of_kind = lambda kind: {n: lp for n, lp in trace.log_probs.items() if sites[n].kind == kind}
+    scaled = scaled_sites(sites)
     given = {
         "deterministic": trace.deterministic,
-        "log_likelihood": of_kind("observed"),
+        "log_likelihood": {n: x for n, x in of_kind("observed").items() if n not in scaled},
         "log_prior": of_kind("latent"),
     }
     observed = {name: value[0] for name, value in trace.observed.items()}
@@ -320,8 +354,12 @@ def _from_trace(trace: ppl.Trace, stats: dict[str, np.ndarray]) -> ArvizSource:
 
 
 def _cells_of(trace: ppl.Trace) -> dict[str, np.ndarray]:
-    """Cells of sites with `obs_mask`: missing where the whole follows the imputed site (ties are told by its log-prob)."""
-    cells = {}
+    """Cells of observations under a mask, and of sites with `obs_mask`.
+
+    Of these, a cell is missing where the whole follows the imputed site (ties are told by its log-prob).
+    """
+    observed = {n: x.any(0) for n, x in trace.masks.items() if trace.sites[n].kind == "observed"}
+    cells: dict[str, Any] = {n: x for n, x in observed.items() if not x.all()}
     for name, whole in trace.deterministic.items():
         drawn = trace.choices.get(f"{name}_unobserved")
         seen = trace.observed.get(f"{name}_observed")

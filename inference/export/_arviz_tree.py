@@ -180,6 +180,11 @@ def _axis_names(content: Content, dims: Mapping[str, Sequence[str]]) -> dict[str
         raise ValueError(
             f"to_arviz: argument 'dims' names {unknown}, but the variables are {sorted(shapes)}. Correct the names."
         )
+    if taken := sorted({*_SAMPLE_DIMS, "sample"} & set(shapes)):
+        raise ValueError(
+            f"to_arviz: the variables {taken} (shapes of a draw {[shapes[name] for name in taken]}) have the names of sample "
+            "axes, whose coordinates would take their place in the tree: their draws would be lost. Rename these sites."
+        )
     known = {name: _known_names(name, shape, content) for name, shape in shapes.items()}
     lengths = defaultdict(set)
     for name, axes in known.items():

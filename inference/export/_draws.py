@@ -6,7 +6,7 @@ Axis order: draws, then the site's own axes (time, plates, event).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from ...ppl.densities import Eliminated
 from ...ppl.language import arrays, check_proposed_cells, misses, name_of
 from ...ppl.traces import check_match
 from .._arguments import Arguments
+from .._depends import depends
 from .._mapped import Mapped
 from ..fitting.prediction import sites_of
 from ._summed import likelihoods, one_step_ahead, why_no_likelihood
@@ -59,8 +60,8 @@ class Description:
         sites: site -> `SiteInfo`.
         latents: names of the latent sites.
         observed: observed site -> value.
-        cells: site made by `obs_mask` -> boolean array, the cells that belong to it: over its batch axes, or, where events are
-            seen in part, over its event axes too.
+        cells: observed site under a mask, or site made by `obs_mask` -> boolean array, the cells that belong to it: over its
+            batch axes, or, where events are seen in part, over its event axes too.
         no_likelihood: why observations have no log-probs by row, or None.
     """
 
@@ -162,7 +163,7 @@ def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple)
         lambda c, *a: run({n: c[n] for n in choices}, *a), both, args, 2, None
     )
     latents = tuple(n for n, info in sites.items() if info.kind == "latent")
-    cells = {}
+    cells = _kept_cells(model, key, choices, args, sites)
     for name in (n.removesuffix("_unobserved") for n in latents if sites[n].is_imputed):
         first, second = computed[name]
         differs = ~((first == second) | ((first != first) & (second != second)))
@@ -170,6 +171,51 @@ def _describe(model: ppl.Program, key: jax.Array, choices: Choices, args: tuple)
         cells |= {f"{name}_unobserved": missing, f"{name}_observed": ~missing}
     seen = {n: v[0] for n, v in observed.items()}
     return Description(sites, latents, seen, cells, why[0])
+
+
+def _kept_cells(
+    model: ppl.Program,
+    key: jax.Array,
+    choices: Choices,
+    args: tuple,
+    sites: Mapping[str, ppl.SiteInfo],
+) -> dict[str, np.ndarray]:
+    """The cells of observations that count, where a mask leaves some out: by site, or by sum as `likelihoods` names it.
+
+    A log-prob of 0 does not tell: cells that count may have it, and a sum over no observation is 0 up to rounding only. A mask
+    that follows from the draws keeps all cells.
+    """
+    split, program = Arguments(args), model
+    while isinstance(program, Eliminated):
+        program = program.program
+
+    def masks(choices: PyTree, arrays: PyTree) -> PyTree:
+        one = {n: x[0] for n, x in choices.items()}
+        trace, _ = program.generate(key, one, *split.join(arrays))
+        return {n: x for n, x in trace.masks.items() if trace.sites[n].kind == "observed"}
+
+    inputs = (dict(choices), split.arrays(args))
+    closed, shapes = jax.make_jaxpr(masks, return_shape=True)(*inputs)
+    marks = [number < len(choices) for number in range(len(closed.jaxpr.invars))]
+    follows = jax.tree.unflatten(jax.tree.structure(shapes), depends(closed.jaxpr, marks))
+    if all(follows.values()):
+        return {}
+    found = {n: np.asarray(x) for n, x in jax.jit(masks)(*inputs).items() if not follows[n]}
+    for name in (n for n in sites if n not in found):
+        parts = name.partition("_by_")[0].split("+")
+        dims = sites[name].dims
+        known = all(n in found and {*dims} <= {*sites[n].dims} for n in parts)
+        if sites[name].kind == "factor" and known and len({*dims}) == len(dims):
+            over = [_along_dims(found[n], sites[n].dims, dims) for n in parts]
+            found[name] = np.any(over, axis=0)
+    return {n: x for n, x in found.items() if n in sites and not x.all()}
+
+
+def _along_dims(mask: np.ndarray, dims: Sequence[str | None], kept: Sequence[str | None]) -> Any:
+    """Whether anything counts, along some of the axes of a mask, which have these names."""
+    mask = np.any(mask, tuple(a for a, name in enumerate(dims) if name not in kept))
+    order = [name for name in dims if name in kept]
+    return mask.transpose([order.index(name) for name in kept])
 
 
 def replay(

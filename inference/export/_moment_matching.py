@@ -17,6 +17,7 @@ from ...ppl._types import Choices
 from ...ppl.language import as_arguments
 from .._arguments import Arguments
 from .._supports import transforms_of
+from ..inputs import check_new
 from ._draws import describe, whole
 from ._summed import likelihoods
 
@@ -32,7 +33,8 @@ class MomentMatching(NamedTuple):
     Attributes:
         upars: unconstrained draws, dimensions chain, draw, and one of all coordinates.
         log_prob_upars_fn: of such an array, log p(z, x) with the log-determinant of the constraining map, nats.
-        log_lik_i_upars_fn: of such an array and i, log p(x_i | z), i counting the elements of `var_name` in order.
+        log_lik_i_upars_fn: of such an array and i, log p(x_i | z), i counting the elements of `var_name` in the tree in
+            order, without those that a mask leaves out.
         var_name: the observed site.
     """
 
@@ -69,7 +71,9 @@ def moment_matching(
     """
     import xarray
 
-    program, args = whole(ppl.as_program(model)), as_arguments(args)
+    program, args = ppl.as_program(model), as_arguments(args)
+    check_new("moment_matching", program, args)
+    program = whole(program)
     posterior = tree["posterior"]
     draws = {str(n): np.asarray(v) for n, v in posterior.data_vars.items()}
     lead = (posterior.sizes["chain"], posterior.sizes["draw"])
@@ -104,9 +108,14 @@ def moment_matching(
 
     def log_lik(row: Array, i: PyTree, *args: PyTree) -> Array:
         trace = program.trace(choices_of(row)[0], *args)
-        return likelihoods(program, args, trace)[0][name].reshape(-1)[i]
+        log_probs = likelihoods(program, args, trace)[0][name].reshape(-1)
+        return log_probs[i if kept is None else kept[i]]
 
     name = _observed(program, {n: x[0] for n, x in latents.items()}, args, var_name)
+    cells = sites.cells.get(name)  # the tree has those that a mask keeps
+    kept = None
+    if cells is not None and cells.ndim == len(sites.sites[name].dims):
+        kept = jnp.flatnonzero(cells)
     labels = [f"{n}{list(i)}" for n in sorted(shapes) for i in np.ndindex(*shapes[n])]
     upars = xarray.DataArray(
         np.asarray(columns, float).reshape(*lead, -1),

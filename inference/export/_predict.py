@@ -25,7 +25,7 @@ from ..fitting.prediction import DrawsOrigin, predicted, thinned
 from ..inputs import check_new
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
-from ._arviz_source import PARTICLES, is_mcmc
+from ._arviz_source import PARTICLES, check_not_lost, is_mcmc
 
 
 @over_auto_axes
@@ -127,6 +127,7 @@ def _draws(result: Any, key: Key, num_samples: int) -> dict[str, PyTree]:
             "predict: a Fit has a method for this: fit.predict(key, *args, num_samples=...)."
         )
     if isinstance(result, PARTICLES):
+        check_not_lost("predict", result)
         drawn = result.sample(key, num_samples)
         if isinstance(drawn, Mapping):
             return dict(drawn)

@@ -8,6 +8,7 @@ the density of each step given those before it, which is no likelihood that leav
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,28 +28,42 @@ def likelihoods(
     """Log-probs of observed sites, one for each batch element or row, and descriptions of names that are no sites.
 
     A sum over discrete sites has the name of its observed site, or of all of them joined by "+"; "y_by_rows" where each row holds
-    several elements of y.
+    several elements of y. Observations that are scaled have none.
     """
-    of_kind = {n: lp for n, lp in trace.log_probs.items() if trace.sites[n].kind == "observed"}
+    scaled = scaled_sites(trace.sites)
+    is_one = lambda n: trace.sites[n].kind == "observed" and n not in scaled
+    of_kind = {n: lp for n, lp in trace.log_probs.items() if is_one(n)}
     if not isinstance(program, Eliminated):
         return of_kind, {}
     if not program.is_summed(*args):
         return {}, {}
     sums = _sums(program, trace)
     rows = {n: lp for n, lp in sums.items() if lp.ndim}
-    if why_no_likelihood(program, args, trace) or len(rows) < len(sums):
-        return of_kind, {}
     inside = [n for n in trace.observed if n not in trace.log_probs]
+    if why_no_likelihood(program, args, trace) or len(rows) < len(sums) or {*inside} & {*scaled}:
+        return of_kind, {}
     if len(sums) > 1:
         return of_kind | rows, {}
     ((label, log_prob),) = rows.items()
     name, info = "+".join(inside), trace.sites[label]
     if name not in trace.sites:
         return of_kind | {name: log_prob}, {name: info}
-    if trace.sites[name].dims[: log_prob.ndim] == info.dims:
+    known = trace.sites[name]
+    is_short = known.is_masked and log_prob.ndim < len(known.dims)  # cells are told by all axes
+    if known.dims[: log_prob.ndim] == info.dims and not is_short:
         return of_kind | {name: log_prob}, {}
     name = "_by_".join([name, *map(str, info.dims)])
     return of_kind | {name: log_prob}, {name: info}
+
+
+def scaled_sites(sites: Mapping[str, ppl.SiteInfo]) -> dict[str, float | str]:
+    """Observed sites whose log-probs are scaled -> the factor, as far as it is a number that is known.
+
+    A row that counts ten times has no log-prob that leave-one-out could take: with the factor its predictive density would be
+    wrong, and without it the weights of the draws.
+    """
+    scales = {n: info.scale for n, info in sites.items() if info.kind == "observed"}
+    return {n: "an array" if x is None else x for n, x in scales.items() if x != 1}
 
 
 def why_no_likelihood(program: ppl.Program, args: tuple, trace: ppl.Trace) -> str | None:
@@ -64,6 +79,12 @@ def why_no_likelihood(program: ppl.Program, args: tuple, trace: ppl.Trace) -> st
     latent = [n for n in trace.choices if n not in trace.log_probs]
     if latent:
         return f"the sums over {list(program.sites)} hold the densities of {latent}, too"
+    masked = [n for n in trace.observed if n not in trace.log_probs and trace.sites[n].is_masked]
+    if masked and len(sums) > 1:
+        return (
+            f"{list(program.sites)} are summed out in {len(sums)} separate sums, and of {masked}, which are under a mask, "
+            "nothing tells which sum's rows it leaves out. Pass the program the rows that count alone"
+        )
     if any(not lp.ndim for lp in sums.values()):
         return (
             f"given the other choices, observations depend on each other through {list(program.sites)}. For steps of a chain "
@@ -137,7 +158,7 @@ def _times(listing: Any, trace: ppl.Trace) -> tuple[set[tuple[str, int]], str]:
     other = [n for n in meets if n not in seen and n not in listing.index]
     if other:
         return set(), f"{other} meet its states, too"
-    if any(infos[n].is_masked or listing.scales[n] != 1 for n in meets):
+    if any(infos[n].is_masked or listing.scales[n] != 1 or infos[n].scale != 1 for n in meets):
         return set(), f"some of {meets} are masked or scaled"
     found = {pair for pairs in times.values() for pair in pairs}
     if len(found) != 1 or not all(times.values()):

@@ -13,12 +13,13 @@ from jaxtyping import PyTree
 
 from ...ppl._types import ModelFn
 from ...ppl.densities import Eliminated
-from ...ppl.language import as_arguments, as_program
+from ...ppl.language import as_program, labelled_as
 from ..fitting.storage import (
     check_same,
     from_skeleton,
     kept_arguments,
     kept_labels,
+    labels_in,
     read,
     structure_of,
     versions,
@@ -44,7 +45,7 @@ def save_draws(draws: Any, path: str | os.PathLike, *, data: bool) -> None:
         "certificate": dataclasses.asdict(draws.certificate),
         "has_data": has_data,
         "args": kept_arguments(draws.args, arrays, has_data=has_data),
-        "labels": kept_labels(draws.labels),
+        **kept_labels(draws.labels),
         "structure": structure_of(draws.model, draws.args),
     }
     write(path, header, arrays)
@@ -61,7 +62,8 @@ def load_draws(
         raise ValueError(
             f"Draws.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
         )
-    given = None if args is None else as_arguments(args, program)
+    labels = labels_in(header)
+    given = None if args is None else labelled_as(labels, args, program)
     example = from_skeleton(header["args"], arrays) if given is None else given
     check_same("Draws.load", name, header, structure_of(program, example), "program")
     part = lambda head: {n[len(head) :]: x for n, x in arrays.items() if n.startswith(head)}
@@ -81,5 +83,5 @@ def load_draws(
         statistics=part("statistics/"),
         model=program,
         args=example if header["has_data"] or args is not None else None,
-        labels={name: tuple(x) for name, x in header["labels"].items()},
+        labels=labels,
     )

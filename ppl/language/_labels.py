@@ -19,6 +19,10 @@ from ._keywords import Keywords, joined, parted, told
 Labels = Mapping[str, tuple[Any, ...]]
 
 
+class LabelText(str):
+    """What is left in a file of a label that is no text and no number (an interval, a date, a tuple): compared by it."""
+
+
 def labels_of(args: Args, program: object) -> dict[str, tuple[str, ...]]:
     """The levels or columns of what has any, by argument (with its path, if it lies inside of one)."""
     found = {}
@@ -66,7 +70,12 @@ def _plain(labels: Any) -> tuple[str, ...]:
 
 def _ordered(name: str, leaf: PyTree, known: tuple[str, ...] | None) -> Any:
     now = _labels(leaf)
-    if known is None or now is None or now == known:
+    if known is None or now is None:
+        return leaf
+    if any(isinstance(x, LabelText) for x in known):
+        leaf, now = _by_text(name, leaf, now)
+        known = tuple(map(str, known))
+    if now == known:
         return leaf
     if hasattr(leaf, "columns"):
         if sorted(map(str, now)) != sorted(map(str, known)):
@@ -80,6 +89,19 @@ def _ordered(name: str, leaf: PyTree, known: tuple[str, ...] | None) -> Any:
             "predict them with effects of their own that the model draws: code them from 0, and name in keep= what the fit knows."
         )
     return of_series.set_categories(list(known))
+
+
+def _by_text(name: str, leaf: PyTree, now: tuple[Any, ...]) -> tuple[Any, tuple[str, ...]]:
+    """The same data, with the texts of its labels in their place."""
+    texts = tuple(map(str, now))
+    if len({*texts}) < len(texts):
+        raise ValueError(
+            f"{name} has labels of the same text, {list(texts)}, and those of the file that was loaded are known by their texts "
+            "alone. Give them names that differ."
+        )
+    if hasattr(leaf, "columns"):
+        return leaf.set_axis(list(texts), axis=1), texts
+    return getattr(leaf, "cat", leaf).rename_categories(list(texts)), texts
 
 
 def _refuse_columns(name: str, known: tuple[Any, ...], now: tuple[Any, ...]) -> NoReturn:

@@ -219,7 +219,7 @@ def numbers_for_trace(msg: Message, log_prob: Array) -> dict[str, PyTree]:
         more["seen"] = msg["_seen"]
     if not msg["is_observed"] and not isinstance(msg["scale"], int | float | None):
         more["scale"] = msg["scale"]
-    if not msg["is_observed"] and "cells" not in more and is_masked(msg["fn"]):
+    if "cells" not in more and is_masked(msg["fn"]):
         more["mask"] = _mask_of(msg["fn"])
     if not msg["is_observed"] or PROPOSED in msg["infer"]:
         more["reach"] = reach_of(msg["fn"])

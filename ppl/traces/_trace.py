@@ -36,7 +36,7 @@ class Trace:
         sites: site -> `SiteInfo` in program order (static): kind, names of the batch axes, shapes.
         cells: missing cells (`obs_mask`) or a guide's proposal of them -> where the site's density counts, boolean.
         scales: latent site -> factor on its log-probs, where that is an array.
-        masks: masked latent site -> which batch elements count, boolean.
+        masks: masked site -> which batch elements count, boolean.
     """
 
     choices: dict[str, Array]

@@ -12,7 +12,7 @@ from ._new_rows import (
     of_other_rows as of_other_rows,
     sites_of as sites_of,
 )
-from ._other_arguments import is_of_fit as is_of_fit
+from ._other_arguments import check_axes as check_axes, is_of_fit as is_of_fit
 from ._posterior import Posterior as Posterior, weighted_draws as weighted_draws
 from ._predictive import predictive as predictive
 

@@ -86,16 +86,18 @@ def check_rows(
             )
 
 
-def of_other_rows(model: Program, names: Collection[str], args: tuple, before: tuple) -> list[str]:
+def of_other_rows(
+    model: Program, names: Collection[str], args: tuple, before: tuple, *, with_steps: bool = False
+) -> list[str]:
     """Those sites that belong to rows of the arguments which have other values, or are more or fewer, than before.
 
-    Steps of a scan are none: a series goes on.
+    Steps of a scan are none where predictions are made, since a series goes on; `with_steps` counts them.
     """
     same, sites = same_leaves(model, args, before), sites_of(model, args)
     targets = _predicted(sites, names)
     found = rows_of(run_of(model), args, targets=targets, watched=names)
     other = {n for r in found if any(a.leaf not in same for a in r.axes) for n in r.names("site")}
-    return [n for n in names if n in other and not sites[n].regions]
+    return [n for n in names if n in other and (with_steps or not sites[n].regions)]
 
 
 def of_any_rows(model: Program, names: Collection[str], args: tuple) -> list[str]:

@@ -15,6 +15,7 @@ from ._saved import (
     check_same as check_same,
     kept_arguments as kept_arguments,
     kept_labels as kept_labels,
+    labels_in as labels_in,
     load_fit as load_fit,
     packed_fit as packed_fit,
     save_fit as save_fit,

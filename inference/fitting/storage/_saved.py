@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from ....ppl._types import ModelFn
-from ....ppl.language import Program, as_arguments, as_program, check_set_up
+from ....ppl.language import LabelText, Program, as_program, check_set_up, labelled_as
 from ..._abstract_objective import AbstractObjective
 from ..._arguments import Arguments, outcome
 from ..stationarity import Averaging
@@ -61,7 +61,7 @@ def packed_fit(fit: Any, *, data: bool) -> tuple[dict[str, PyTree], dict[str, np
         "stop_reason": fit.stop_reason,
         "has_data": has_data,
         "args": kept_arguments(example, arrays, has_data=has_data),
-        "labels": kept_labels(fit.labels),
+        **kept_labels(fit.labels),
     }
     if example is not None:
         header["structure"] = structure(fit.objective, _first_seed(fit), example)
@@ -116,7 +116,7 @@ def unpacked_fit(
         num_seeds=num_seeds,
         stop_reason=header["stop_reason"],
         example=None if has_data else example,
-        labels={name: tuple(x) for name, x in header.get("labels", {}).items()},
+        labels=labels_in(header),
     )
 
 
@@ -127,9 +127,9 @@ def _example(
     program: Program | None,
     args: PyTree,
 ) -> tuple:
-    """The arguments that are given, else those of the file."""
+    """The arguments that are given, in the order of the file's levels and columns, else those of the file."""
     if args is not None:
-        return as_arguments(args, program)
+        return labelled_as(labels_in(header), args, program)
     if header["args"] is None:
         raise ValueError(
             f"Fit.load: '{name}' has no arguments of the program, by which it is checked. Pass some: args=(...)."
@@ -137,13 +137,22 @@ def _example(
     return from_skeleton(header["args"], arrays)
 
 
-def kept_labels(labels: Mapping[str, PyTree]) -> dict[str, list[PyTree]]:
-    """Labels that JSON can hold."""
-    return {name: list(x) for name, x in labels.items() if all(map(_is_plain, x))}
+def kept_labels(labels: Mapping[str, PyTree]) -> dict[str, dict[str, list[PyTree]]]:
+    """Parts of a header: labels that JSON can hold, and of others (intervals, dates, tuples) the texts."""
+    plain = {name: list(x) for name, x in labels.items() if all(map(_is_plain, x))}
+    texts = {name: list(map(str, x)) for name, x in labels.items() if name not in plain}
+    return {"labels": plain, "label_texts": texts}
+
+
+def labels_in(header: Mapping[str, PyTree]) -> dict[str, tuple[Any, ...]]:
+    """The labels of a file."""
+    plain, texts = (header.get(part, {}) for part in ("labels", "label_texts"))
+    read = {name: tuple(x) for name, x in plain.items()}
+    return read | {name: tuple(map(LabelText, x)) for name, x in texts.items()}
 
 
 def _is_plain(label: object) -> bool:
-    return isinstance(label, str | int | float | bool)
+    return isinstance(label, str | int | float | bool) and not isinstance(label, LabelText)
 
 
 def kept_arguments(example: PyTree, arrays: dict[str, np.ndarray], *, has_data: bool) -> PyTree:

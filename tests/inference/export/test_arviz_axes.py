@@ -286,3 +286,51 @@ def test_cells_that_a_mask_leaves_out_are_in_no_sum_over_observations():
     np.testing.assert_allclose(tree.log_likelihood["y"].values[0], exact, rtol=1e-6)
     assert list(tree.log_likelihood["y_cell"].values) == [0, 2, 3]
     np.testing.assert_array_equal(tree.observed_data["y"].values, y[seen].astype(np.float32))
+
+
+@pytest.mark.parametrize("scale", [10.0, np.array([1.0, 2.0, 3.0])])
+def test_observations_that_are_scaled_have_no_log_likelihoods(scale):
+    """A row that counts ten times: leave-one-out would take its log-prob for that of one row."""
+
+    def model(y):
+        loc = ppl.sample("loc", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 3):
+            ppl.sample("x", dist.Normal(loc, 1.0), obs=y)
+            with numpyro.handlers.scale(scale=scale):
+                ppl.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    options = {"model": model, "args": (np.zeros(3),)}
+    tree = to_arviz({"loc": np.zeros(4)}, **options)
+    assert list(tree["log_likelihood"].data_vars) == ["x"]
+    assert tree["posterior"].attrs["log_likelihood"].startswith("none of ['y']: ")
+    with pytest.raises(ValueError, match=r"'log_likelihood' cannot be made: .*{'y': .*are scaled"):
+        to_arviz({"loc": np.zeros(4)}, groups=["log_likelihood"], **options)
+
+
+@pytest.mark.parametrize("name", ["chain", "draw", "sample"])
+def test_variables_with_the_names_of_sample_axes_are_refused(name):
+    """A coordinate would take their place."""
+    with pytest.raises(ValueError, match=rf"\['{name}'\].*names of sample axes.*Rename"):
+        to_arviz({name: np.arange(5.0), "mu": np.zeros(5)})
+
+
+@pytest.mark.parametrize("has_model", [True, False])
+def test_cells_that_count_are_told_by_the_mask_and_not_by_log_probs(has_model):
+    """Uniform on (0, 1) has a log-density of 0 everywhere; without log-probs there is nothing else to tell by."""
+    y, seen = np.array([0.3, 9.0, 0.9], np.float32), np.array([True, False, True])
+
+    def model(y, seen):
+        ppl.sample("loc", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", 3):
+            ppl.sample("y", dist.Uniform(0.0, 1.0).mask(seen), obs=y)
+
+    loc = jnp.linspace(-1.0, 1.0, 4)
+    if has_model:
+        more = {"model": model, "args": (y, seen), "key": jax.random.key(0)}
+        tree = to_arviz({"loc": loc}, groups=["posterior_predictive", "observed_data"], **more)
+        assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "y_cell")
+    else:
+        program = ppl.as_program(model)
+        tree = to_arviz(jax.vmap(lambda x: program.trace({"loc": x}, y, seen))(loc))
+        assert tree["log_likelihood"]["y"].shape == (1, 4, 2)
+    np.testing.assert_array_equal(tree["observed_data"]["y"], y[seen])

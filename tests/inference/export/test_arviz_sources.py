@@ -1,5 +1,7 @@
 """to_arviz of draws, traces and MCMC runs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from scipy import stats
 from lapilli import inference, ppl
 from lapilli.inference.export._arviz import to_arviz
 from lapilli.inference.fitting import Fit, Posterior
+from lapilli.inference.posteriors import Certificate
 
 X = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
 MASK = np.array([True, False, True, True])
@@ -344,3 +347,69 @@ def test_a_flow_without_an_inverse_is_exported():
     narrow = stats.multivariate_normal(draws.mean(0), 0.3 * np.cov(draws.T))
     ratio = np.exp(narrow.logpdf(draws) - tree["sample_stats"]["log_q"].values[0])
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / len(ratio) ** 0.5
+
+
+def test_draws_of_rows_have_no_log_likelihoods_of_other_rows():
+    """Nor those of steps: at the rows that they were drawn for they have."""
+
+    def local(x, y):
+        def step(z, y):
+            z = ppl.sample("z", dist.Normal(z, 1.0))
+            ppl.sample("y", dist.Normal(z, 1.0), obs=y)
+            return z, None
+
+        with ppl.plate("rows", x.shape[0]):
+            a = ppl.sample("a", dist.Normal(0.0, 1.0))
+            ppl.sample("x", dist.Normal(a, 1.0), obs=x)
+        ppl.scan(step, 0.0, y)
+
+    choices = {"a": np.zeros((3, 4), np.float32), "z": np.zeros((3, 3), np.float32)}
+    certificate = Certificate("exact", True, (), {})
+    draws = inference.Draws(choices, certificate, 1, {}, ppl.as_program(local), (X, X[:3]))
+    of = lambda *args: to_arviz(draws, args=args, groups=["log_likelihood"])["log_likelihood"]
+    np.testing.assert_allclose(
+        of(X, X[:3].copy())["x"].values[0, 0], stats.norm.logpdf(X), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match=r"{'a': \(4,\)}.*belong to the rows that the draws were"):
+        of(X[::-1], X[:3])
+    with pytest.raises(ValueError, match=r"{'z': \(3,\)}.*belong to the rows that the draws were"):
+        of(X, X[1:])
+
+
+def test_indices_out_of_range_are_refused():
+    """JAX would read the last entry in place of the one that there is not."""
+
+    def model(g, y):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with ppl.plate("rows", len(g)):
+            ppl.sample("y", dist.Normal(a[g], 1.0), obs=y)
+
+    draws, bad = {"a": np.zeros((2, 3))}, (np.array([0, 1, 5]), np.zeros(3))
+    with pytest.raises(ValueError, match=r"to_arviz: argument 'g' .*holds 5 at \[2\]"):
+        to_arviz(draws, model=model, args=bad, groups=["log_likelihood"])
+    tree = to_arviz(draws, model=model, args=(np.arange(3), np.zeros(3)), groups=[])
+    with pytest.raises(ValueError, match=r"moment_matching: argument 'g' .*holds 5 at \[2\]"):
+        inference.moment_matching(tree, model, bad)
+
+
+def test_a_run_that_lost_its_particles_and_options_of_given_draws_are_refused():
+    def model(y):
+        a = ppl.sample("a", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Uniform(a - 1.0, a + 1.0), obs=y)
+
+    run = inference.smc(model, jax.random.key(0), 0.0, num_particles=50)
+    lost = dataclasses.replace(run, failed_at=jnp.array(2))
+    with pytest.raises(
+        ValueError, match="to_arviz: the SMCResult lost all its particles at weighing 2"
+    ):
+        to_arviz(lost, key=jax.random.key(0))
+    with pytest.raises(
+        ValueError, match="predict: the SMCResult lost all its particles at weighing 2"
+    ):
+        inference.predict(model, lost, jax.random.key(0), None)
+    with pytest.raises(
+        ValueError, match="'group' files the draws of a SMCResult as draws of the prior"
+    ):
+        to_arviz(run, key=jax.random.key(0), group="prior")
+    with pytest.raises(ValueError, match=r"'log_weights' \(shape \(50,\)\) describe given draws"):
+        to_arviz(run, key=jax.random.key(0), log_weights=np.zeros(50), resample="none")

@@ -217,3 +217,25 @@ def test_labels_that_a_fit_sums_out_are_drawn_given_the_rest(key):
     share = (ones / (ones + zeros)).mean(0)
     assert (np.abs(k.mean(0) - share) < 5 * np.sqrt(share * (1 - share) / 2000) + 1e-3).all()
     assert "rows" in tree.posterior["k"].dims
+
+
+def test_rows_that_a_mask_leaves_out_are_no_rows_of_a_sum():
+    """A sum over no observation is 0 up to rounding only."""
+    seen = np.array([True, False, True, True])
+
+    def masked(y, w):
+        mu = ppl.sample("mu", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with ppl.plate("rows", 4):
+            k = ppl.sample("k", dist.Categorical(jnp.array([0.15, 0.85])))
+            ppl.sample("y", dist.Normal(mu[k], 1.0).mask(seen), obs=y)
+            ppl.sample("w", dist.Normal(mu[k], 2.0).mask(seen), obs=w)
+
+    y, mu = np.array([0.0, -999.0, 1.0, 2.0]), np.array([[0.2, 1.0], [-1.0, 0.5]])
+    tree = inference.to_arviz(
+        {"mu": mu}, model=ppl.eliminate(masked, "k"), args=(y, y), groups=["log_likelihood", "observed_data"]
+    )  # fmt: skip
+    law = lambda k: sum(norm.logpdf(y[seen], mu[:, k, None], sd) for sd in (1.0, 2.0))
+    want = np.logaddexp(np.log(0.15) + law(0), np.log(0.85) + law(1))
+    (found,) = tree["log_likelihood"].data_vars.values()
+    np.testing.assert_allclose(found.values[0], want, rtol=1e-5)
+    np.testing.assert_array_equal(tree["observed_data"]["w"], y[seen])

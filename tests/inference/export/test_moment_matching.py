@@ -96,3 +96,21 @@ def test_what_cannot_be_moved_is_refused():
         inference.moment_matching(tree, moving, (Y,))
     with pytest.raises(ValueError, match=r"var_name='z', and the observed sites.*\['y'\]"):
         inference.moment_matching(tree_of(np.zeros(3), np.ones(3)), PROGRAM, (Y,), var_name="z")
+
+
+def test_rows_are_counted_without_those_that_a_mask_leaves_out():
+    """The rows of the tree and of leave-one-out are those that count."""
+    y, seen = np.r_[-999.0, Y[:3], -999.0, 6.0], np.array([0, 1, 1, 1, 0, 1], bool)
+
+    def masked(y, seen):
+        mu = ppl.sample("mu", dist.Normal(0.0, 10.0))
+        with ppl.plate("rows", y.shape[0]):
+            ppl.sample("y", dist.Normal(mu, 1.0).mask(seen), obs=y)
+
+    mu = np.array([0.0, 1.0])
+    tree = inference.to_arviz({"mu": mu}, model=masked, args=(y, seen), groups=["log_likelihood"])
+    hooks = inference.moment_matching(tree, masked, (y, seen))
+    for i, row in enumerate(y[seen]):
+        want = norm.logpdf(row, mu, 1.0)
+        np.testing.assert_allclose(hooks.log_lik_i_upars_fn(hooks.upars, i)[0], want, rtol=1e-5)
+        np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0, :, i], want, rtol=1e-5)

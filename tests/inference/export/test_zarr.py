@@ -89,7 +89,7 @@ def test_zarr_is_named_where_it_is_missing(monkeypatch):
         inference.to_arviz({"mu": np.zeros(3)}, path="run.zarr")
 
 
-def test_cells_that_a_mask_seems_to_leave_out_in_some_blocks_are_refused(tmp_path, monkeypatch):
+def test_cells_that_count_stay_in_all_blocks_though_their_log_probs_are_zero(tmp_path, monkeypatch):
     """What is uniform on (0, 1) has a log-density of 0, as a masked cell has."""
     monkeypatch.setattr(_arviz, "_BATCHES", 1)
 
@@ -99,13 +99,12 @@ def test_cells_that_a_mask_seems_to_leave_out_in_some_blocks_are_refused(tmp_pat
             ppl.sample("x", dist.Uniform(0.0, p).mask(jnp.array([True, True, False])), obs=x)
 
     draws = {"p": np.array([1.0, 1.0, 2.0, 2.0], np.float32)}
-    with pytest.raises(
-        ValueError, match="cells of site 'x' have a log-probability of 0 in all draws of the blocks"
-    ):
-        inference.to_arviz(
-            draws, model=certain, args=(np.full(3, 0.5, np.float32),), batch_size=2, path=tmp_path / "run.zarr",
-            groups=["log_likelihood"],
-        )  # fmt: skip
+    tree = inference.to_arviz(
+        draws, model=certain, args=(np.full(3, 0.5, np.float32),), batch_size=2, path=tmp_path / "run.zarr",
+        groups=["log_likelihood"],
+    )  # fmt: skip
+    want = -np.log(np.repeat([1.0, 1.0, 2.0, 2.0], 2).reshape(1, 4, 2))
+    np.testing.assert_allclose(tree["log_likelihood"]["x"], want, atol=1e-6)
 
 
 def test_draws_that_arviz_reads_whole_are_refused(tmp_path):

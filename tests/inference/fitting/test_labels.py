@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 
 from lapilli import inference, ppl
+from lapilli.inference.posteriors import Certificate
+from lapilli.ppl.language import labelled_as
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -87,3 +89,54 @@ def test_new_levels_and_other_columns_are_refused(fit):
 def test_a_missing_category_is_no_group(fit):
     with pytest.raises(IndexError, match="Argument 'g' has missing cells.*leave the rows out"):
         predicted(fit, pd.Series(["c", None], dtype="category"), TURNED)
+
+
+def test_arguments_given_at_load_are_put_in_the_order_of_the_file(fit, tmp_path):
+    """The data stayed out of it, and its frame comes back with its columns in another order."""
+    frame = pd.DataFrame({"a": np.arange(4.0), "b": np.ones(4)})
+    y = np.zeros(4, np.float32)
+
+    def regression(x, y=None):
+        w = ppl.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    certificate, labels = Certificate("exact", True, (), {}), {"Argument 'x'": ("a", "b")}
+    choices, args = {"w": np.zeros((3, 2), np.float32)}, (frame.to_numpy(np.float32), y)
+    made = inference.Draws(choices, certificate, 1, {}, ppl.as_program(regression), args, labels)
+    made.save(tmp_path / "draws.npz", data=False)
+    other = (frame[["b", "a"]], y)
+    loaded = inference.Draws.load(tmp_path / "draws.npz", regression, args=other)
+    np.testing.assert_array_equal(loaded.args[0], args[0])
+    fit.save(tmp_path / "fit.npz", data=False)
+    other = (GROUP, FRAME[["v", "u"]], np.zeros(6))
+    found = inference.Fit.load(tmp_path / "fit.npz", fit.objective, args=other)
+    np.testing.assert_allclose(found.args[1], FRAME, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [pd.Series(pd.cut([5.0, 15.0], [0, 10, 20])), FRAME.set_axis([("p", 1), ("p", 2)], axis=1)],
+)
+def test_labels_that_are_no_text_come_back_by_their_text(given, tmp_path):
+    """Intervals and tuples: a file cannot hold them, and new data are compared by what they print."""
+
+    def regression(x):
+        ppl.sample("w", dist.Normal(0.0, 1.0))
+
+    is_frame = isinstance(given, pd.DataFrame)
+    labels = {"Argument 'x'": tuple(given.columns if is_frame else given.cat.categories)}
+    certificate, args = Certificate("exact", True, (), {}), (np.zeros(2, np.float32),)
+    choices = {"w": np.zeros(3, np.float32)}
+    made = inference.Draws(choices, certificate, 1, {}, ppl.as_program(regression), args, labels)
+    for name in ("one.npz", "two.npz"):  # what was loaded is saved again
+        made.save(tmp_path / name)
+        made = inference.Draws.load(tmp_path / name, regression)
+    if is_frame:
+        (found,) = labelled_as(made.labels, (given[given.columns[::-1]],), regression)
+        np.testing.assert_allclose(found, given, rtol=1e-6)
+    else:
+        (found,) = labelled_as(made.labels, (given[1:].cat.remove_unused_categories(),), regression)
+        np.testing.assert_array_equal(found, [1])
+        with pytest.raises(ValueError, match=r"has the levels \['\(20, 30\]'\]"):
+            labelled_as(made.labels, (pd.Series(pd.cut([25.0], [20, 30])),), regression)
