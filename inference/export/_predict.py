@@ -16,7 +16,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
 from ...ppl._types import Key, ModelFn
-from ...ppl.language import arguments, joined
+from ...ppl.language import Keywords, arguments, joined, labelled_as, parted
 from .._mapped import Parts
 from .._meshes import over_auto_axes
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
@@ -97,7 +97,9 @@ def predict(
         >>> {name: draws.shape for name, draws in ahead.items()}  # the first six of z are the particles'
         {'y': (50, 10), 'z': (50, 10)}
     """
-    args = arguments(predict, model, args, kwargs)
+    # Levels and columns in the order of the draws' own, by which their entries go.
+    args = labelled_as(getattr(result, "labels", {}), (*args, Keywords(kwargs)), model)
+    args = arguments(predict, model, *parted(args))
     program = ppl.as_program(model)
     check_new("predict", program, args)
     check_counts("predict", num_samples=num_samples, batch_size=batch_size)

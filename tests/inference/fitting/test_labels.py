@@ -87,3 +87,20 @@ def test_new_levels_and_other_columns_are_refused(fit):
 def test_a_missing_category_is_no_group(fit):
     with pytest.raises(IndexError, match="Argument 'g' has missing cells.*leave the rows out"):
         predicted(fit, pd.Series(["c", None], dtype="category"), TURNED)
+
+
+def test_predictions_of_other_draws_keep_them():
+    @ppl.model
+    def line(x, y=None):
+        slopes = ppl.sample("slopes", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(x @ slopes, 0.1), obs=y)
+
+    y = (3.0 * FRAME["u"] - 2.0 * FRAME["v"]).to_numpy()
+    draws = inference.infer(line, args={"x": FRAME, "y": y}, progress=False)
+    for new in ({"x": TURNED}, (TURNED,)):
+        args, kwargs = ((), new) if isinstance(new, dict) else (new, {})
+        found = inference.predict(line, draws, KEY, *args, **kwargs)["y"].mean(0)
+        np.testing.assert_allclose(found, [-2.0, 3.0], atol=0.3)
+    with pytest.raises(ValueError, match=r"missing \['u'\]"):
+        inference.predict(line, draws, KEY, TURNED[["v"]])
