@@ -19,6 +19,7 @@ from ..._mapped import Parts, map_keys
 from ._forward import check_given, forward_program, in_scan
 from ._new_rows import of_any_rows, of_other_rows, sites_of
 from ._other_arguments import check_axes
+from ._past import check_past
 
 _KEEP = "keep=[...] with what all rows share"
 
@@ -96,6 +97,7 @@ def predicted(
                 f"out, and the model draws them at these: {_KEEP if remedy is None else remedy(other)}."
             )
         choices = {name: x for name, x in choices.items() if name not in other}
+        check_past(method, program, args, before, choices, has_said=keep is not None)
     one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), dict(choices))
     program = forward_program(method, program, one, args, num_seen)
     if not any(

@@ -14,9 +14,15 @@ from ._other_arguments import is_same
 
 
 def check_past(
-    method: str, model: Program, args: tuple, before: tuple, names: Collection[str] | None = None
+    method: str,
+    model: Program,
+    args: tuple,
+    before: tuple,
+    names: Collection[str] | None = None,
+    *,
+    has_said: bool = True,
 ) -> None:
-    """Refuse a longer series that is not that of the fit; with `names`, one of as many steps or fewer, too.
+    """Refuse a longer series that is not that of the fit; where nobody has said that it is, one of as many steps, too.
 
     Rows of the arguments are matched by the argument's name.
 
@@ -25,12 +31,13 @@ def check_past(
         model: the program.
         args: where to predict.
         before: arguments that the draws were made for.
-        names: sites whose draws are kept; None for all, where a series that is no longer is said to be that of the fit.
+        names: sites whose draws are kept; None for all.
+        has_said: whether the caller has said that the draws hold at the steps of these arguments.
     """
     was, now = steps_of(model, before), steps_of(model, args)
     both = {n: (was[n][0], now[n][0]) for n in now if n in was and (names is None or n in names)}
     longer = {n: old for n, (old, new) in both.items() if old < new}
-    found = longer or ({} if names is None else {n: old for n, (old, _) in both.items()})
+    found = longer or ({} if has_said else {n: old for n, (old, _) in both.items()})
     olds = named_leaves(model, before)
     for name, new in named_leaves(model, args).items():
         old = olds.get(name)

@@ -411,6 +411,20 @@ def test_steps_seen_are_said_where_no_draw_tells_them():
 
 
 @pytest.mark.slow
+def test_draws_of_one_series_do_not_stand_for_those_of_another():
+    choices = {"drift": np.full(4, 0.9), "z": np.ones((4, 5))}
+    draws = inference.Draws(choices, None, 1, {}, ppl.model(learned), (Y,))  # pyright: ignore[reportArgumentType]
+    assert draws.predict(KEY, Y)["y"].shape == (4, 5)
+    assert draws.predict(KEY, LONGER)["y"].shape == (4, 8)
+    with pytest.raises(ValueError, match=r"draws of \['z'\] belong to the 5 steps.*'y' of shape"):
+        draws.predict(KEY, -Y)
+    for keep in (None, "*"):
+        with pytest.raises(ValueError, match=r"\['z'\] go on from 5 steps.*'y' of shape \(8,\)"):
+            inference.predict(learned, draws, KEY, -LONGER, keep=keep, num_samples=4)
+    assert set(draws.predict(KEY, -Y, keep="*")) == {"y"}  # said to hold
+    assert set(draws.predict(KEY, -LONGER, keep=["drift"], num_seen=0)) == {"y", "z"}
+
+
 def test_missing_cells_beside_sites_that_are_summed_out_are_masked_instead():
     """A cell that the model would draw is given to nobody; a mask leaves it out of sum and posterior."""
 
