@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -72,8 +72,6 @@ def predicted(
         check_axes(method, program, args, before)
     sites = sites_of(program, args)
     _check_eliminated_chain(method, program, args, sites, num_seen)
-    if not isinstance(program, Eliminated):
-        _check_num_seen(method, sites, num_seen)
     # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
     also = {n for n, s in sites.items() if s.kind == "deterministic"}
     if origin.has_auxiliary and any(n in sites for n in choices):
@@ -98,6 +96,8 @@ def predicted(
             )
         choices = {name: x for name, x in choices.items() if name not in other}
         check_past(method, program, args, before, choices, has_said=keep is not None)
+    if not isinstance(program, Eliminated):
+        _check_num_seen(method, sites, choices, num_seen)
     one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), dict(choices))
     program = forward_program(method, program, one, args, num_seen)
     if not any(
@@ -184,7 +184,9 @@ def _check_eliminated_chain(
         )
 
 
-def _check_num_seen(method: str, sites: Mapping[str, SiteInfo], num_seen: int | None) -> None:
+def _check_num_seen(
+    method: str, sites: Mapping[str, SiteInfo], choices: Collection[str], num_seen: int | None
+) -> None:
     """Refuse a number of steps that nothing has, and one that is left to a guess."""
     stepped = {n: s for n, s in sites.items() if in_scan(s)}
     if num_seen is not None and not stepped:
@@ -193,8 +195,14 @@ def _check_num_seen(method: str, sites: Mapping[str, SiteInfo], num_seen: int | 
             "Leave it out; rows to predict have no observation (obs=None)."
         )
     observed = [n for n, s in stepped.items() if s.kind == "observed"]
-    if num_seen is None and observed and not any(s.kind == "latent" for s in stepped.values()):
+    latent = [n for n, s in stepped.items() if s.kind == "latent"]
+    if num_seen is None and observed and not any(n in choices for n in latent):
+        states = f"with the latent sites {latent}, of which no draws are given,"
+        also = (
+            f" To forecast give draws of {latent} for the steps that were seen." if latent else ""
+        )
         raise ValueError(
-            f"{method}: {observed} lie in a scan without latent sites, so that no draw tells how many of their steps were seen. "
-            "Say num_seen=: as many are kept and the rest is a forecast; num_seen=0 draws the whole series anew."
+            f"{method}: {observed} lie in a scan {states if latent else 'without latent sites,'} so that no draw tells how many "
+            "of their steps were seen. Say num_seen=: as many are kept and the rest is a forecast; num_seen=0 draws the whole "
+            f"series anew.{also}"
         )

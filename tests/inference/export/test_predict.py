@@ -411,6 +411,16 @@ def test_steps_seen_are_said_where_no_draw_tells_them():
 
 
 @pytest.mark.slow
+def test_parameters_without_states_do_not_tell_the_steps_seen():
+    draws = {"drift": jnp.full(4, 0.9)}
+    with pytest.raises(ValueError, match=r"\['z'\], of which no draws are given.*num_seen=0"):
+        inference.predict(learned, draws, KEY, LONGER, num_samples=4)
+    anew = inference.predict(learned, draws, KEY, Y, num_seen=0, num_samples=4)
+    assert anew["z"].shape == (4, 5)
+    given = {**draws, "z": jnp.ones((4, 5))}
+    assert inference.predict(learned, given, KEY, LONGER, num_samples=4)["y"].shape == (4, 8)
+
+
 def test_draws_of_one_series_do_not_stand_for_those_of_another():
     choices = {"drift": np.full(4, 0.9), "z": np.ones((4, 5))}
     draws = inference.Draws(choices, None, 1, {}, ppl.model(learned), (Y,))  # pyright: ignore[reportArgumentType]
