@@ -17,7 +17,7 @@ from ....ppl.language import Program, predictions, told_of_not_finite
 from ....ppl.traces import SiteInfo
 from ..._mapped import Parts, map_keys
 from ._forward import check_given, forward_program, in_scan
-from ._new_rows import of_any_rows, of_other_rows, sites_of
+from ._new_rows import check_lined_up, of_any_rows, of_other_rows, sites_of
 from ._other_arguments import check_axes
 from ._past import check_past
 
@@ -95,6 +95,7 @@ def predicted(
                 f"out, and the model draws them at these: {_KEEP if remedy is None else remedy(other)}."
             )
         choices = {name: x for name, x in choices.items() if name not in other}
+        check_lined_up(method, program, choices, args, before)
         check_past(method, program, args, before, choices, has_said=keep is not None)
     if not isinstance(program, Eliminated):
         _check_num_seen(method, sites, choices, num_seen)

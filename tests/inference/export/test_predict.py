@@ -435,6 +435,23 @@ def test_draws_of_one_series_do_not_stand_for_those_of_another():
     assert set(draws.predict(KEY, -LONGER, keep=["drift"], num_seen=0)) == {"y", "z"}
 
 
+def test_draws_that_are_read_by_position_are_of_their_own_rows():
+    def model(x, g, y=None):
+        z = ppl.sample("z", dist.Normal(0.0, 3.0).expand([4]).to_event(1))
+        effect = ppl.sample("effect", dist.Normal(0.0, 3.0).expand([4]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            at = z[jnp.arange(x.shape[0])] + effect[g]
+            ppl.sample("y", dist.Normal(x + at, 0.3), obs=y)
+
+    x, g, y = np.zeros(4), np.arange(4), np.ones(4)
+    choices = {"z": np.ones((6, 4)), "effect": np.ones((6, 4))}
+    draws = inference.Draws(choices, None, 1, {}, ppl.model(model), (x, g, y))  # pyright: ignore[reportArgumentType]
+    assert set(draws.predict(KEY, x, g)) == {"y"}
+    with pytest.raises(ValueError, match="'z' has as many entries as the fit had rows.*keep="):
+        draws.predict(KEY, x + 1.0, g)
+    assert set(draws.predict(KEY, x + 1.0, g, keep=["effect"])) == {"y", "z"}
+
+
 def test_missing_cells_beside_sites_that_are_summed_out_are_masked_instead():
     """A cell that the model would draw is given to nobody; a mask leaves it out of sum and posterior."""
 
