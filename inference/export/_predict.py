@@ -16,12 +16,13 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
 from ...ppl._types import Key, ModelFn
+from ...ppl.densities import Eliminated
 from ...ppl.language import Keywords, arguments, joined, labelled_as, parted
 from .._mapped import Parts
 from .._meshes import over_auto_axes
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
-from ..fitting.prediction import DrawsOrigin, predicted, thinned
+from ..fitting.prediction import DrawsOrigin, of_other_rows, predicted, sites_of, thinned
 from ..inputs import check_new
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
@@ -110,6 +111,7 @@ def predict(
     origin = DrawsOrigin(has_auxiliary=isinstance(result, Posterior))
     if is_mcmc(result):
         origin = DrawsOrigin(as_data(joined(*mcmc_arguments(result))), _mcmc_remedy)
+        _check_summed(program, choices, args, origin.args)
     elif isinstance(result, Draws):
         origin = DrawsOrigin(result.args)
     return predicted(
@@ -120,6 +122,31 @@ def predict(
 
 def _mcmc_remedy(names: list[str]) -> str:
     return f"{{n: x for n, x in mcmc.get_samples().items() if n not in {names}}}"
+
+
+def _check_summed(
+    program: ppl.Program, choices: Mapping[str, PyTree], args: tuple, before: tuple
+) -> None:
+    """Refuse to draw from their prior sites that NUTS has summed out, where no new rows have them."""
+    if isinstance(program, Eliminated):  # draws them given the data, or refuses to
+        return
+    now = sites_of(program, args)
+    # A scan asks for `num_seen`.
+    new = [n for n, s in now.items() if s.kind == "latent" and not s.is_imputed and not s.regions]
+    summed = [n for n in new if n not in choices]
+    try:
+        was = sites_of(program, before) if summed else {}
+    except Exception:  # another program than the chain's
+        return
+    summed = [n for n in summed if n in was and was[n].kind == "latent"]
+    of_new = of_other_rows(program, [*choices, *summed], args, before) if summed else []
+    if shared := [n for n in summed if n not in of_new]:
+        raise ValueError(
+            f"predict: the chain has no draws of {shared}, which its kernel summed out, and which belong to no new rows: they "
+            "would be drawn from their prior, and not given the data. Draw them at the data, states = ppl.eliminate(model, "
+            f"{shared}).posterior(key, draws, *args) for each of the draws, and predict from both, {{**draws, **states}}; or "
+            "predict from inference.nuts or inference.infer, which draw them."
+        )
 
 
 def _draws(result: Any, key: Key, num_samples: int) -> dict[str, PyTree]:

@@ -34,7 +34,13 @@ def check_past(
         names: sites whose draws are kept; None for all.
         has_said: whether the caller has said that the draws hold at the steps of these arguments.
     """
-    was, now = steps_of(model, before), steps_of(model, args)
+    now = steps_of(model, args)
+    if not (now if names is None else set(now) & set(names)):
+        return
+    try:
+        was = steps_of(model, before)
+    except Exception:  # a chain's arguments may be those of another program
+        return
     both = {n: (was[n][0], now[n][0]) for n in now if n in was and (names is None or n in names)}
     longer = {n: old for n, (old, new) in both.items() if old < new}
     found = longer or ({} if has_said else {n: old for n, (old, _) in both.items()})

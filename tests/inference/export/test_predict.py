@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC, NUTS
@@ -450,6 +451,23 @@ def test_draws_that_are_read_by_position_are_of_their_own_rows():
     with pytest.raises(ValueError, match="'z' has as many entries as the fit had rows.*keep="):
         draws.predict(KEY, x + 1.0, g)
     assert set(draws.predict(KEY, x + 1.0, g, keep=["effect"])) == {"y", "z"}
+
+
+def test_a_switch_that_a_chain_summed_out_is_not_drawn_from_its_prior():
+    def model(x, y=None):
+        summed = {"enumerate": "parallel"}
+        switch = numpyro.sample("switch", dist.Bernoulli(0.5), infer=summed)
+        mu = numpyro.sample("mu", dist.Normal(0.0, 0.5))
+        with numpyro.plate("rows", x.shape[0]):
+            numpyro.sample("y", dist.Normal(x + mu + 5.0 * switch, 1.0), obs=y)
+
+    x = jnp.zeros(6)
+    mcmc = MCMC(NUTS(model), num_warmup=5, num_samples=5, progress_bar=False)
+    mcmc.run(KEY, x, x + 5.0)
+    with pytest.raises(ValueError, match=r"no draws of \['switch'\], which its kernel summed out"):
+        inference.predict(model, mcmc, KEY, jnp.zeros(3), num_samples=5)
+    draws = {"mu": mcmc.get_samples()["mu"], "switch": jnp.ones(5)}
+    assert set(inference.predict(model, draws, KEY, jnp.zeros(3), num_samples=5)) == {"y"}
 
 
 def test_missing_cells_beside_sites_that_are_summed_out_are_masked_instead():
