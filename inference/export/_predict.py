@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def predict(
     Args:
         model: the program.
         result: whose draws: an `SMCResult` or another particle run, a `PMMHResult`, `ParticleGibbsResult`, `Draws`, a `Posterior`
-            (resampled by its weights), a NumPyro MCMC after its run, or a mapping from site to draws [S, ...]. A fit predicts
+            (resampled by its weights, with a warning where their k-hat is above its threshold), a NumPyro MCMC after its run, or a mapping from site to draws [S, ...]. A fit predicts
             by `Fit.predict`.
         key: PRNG key of either kind.
         *args: arguments of the model: new rows, or a longer series, whose observations of the steps to come are not read.
@@ -169,6 +170,14 @@ def _draws(result: Any, key: Key, num_samples: int) -> dict[str, PyTree]:
         choices = result.choices
     elif isinstance(result, Posterior):
         worth = importance_diagnostics(result.log_weights)
+        if not worth.k_hat <= worth.k_threshold:
+            warnings.warn(
+                f"predict: the Posterior's weights have k-hat {worth.k_hat:.2f}, where {worth.num_draws} draws allow at most "
+                f"{worth.k_threshold:.2f}: the resampled draws would not represent the posterior, and predictions from them are "
+                "biased. Take more draws, improve the guide, or predict from inference.infer.",
+                UserWarning,
+                stacklevel=5,
+            )
         rows = resampling_indices(key, worth.smoothed_log_weights)
         choices = {name: x[rows] for name, x in result.choices.items()}
     elif is_mcmc(result):

@@ -178,7 +178,8 @@ def test_mcmc_and_weighted_draws_predict_new_rows():
     log_weights = np.where(np.arange(50) == 7, 0.0, -1e3)
     slope = np.where(np.arange(50) == 7, 3.0, 0.0)
     weighted = inference.Posterior({"slope": slope}, log_weights)
-    drawn = inference.predict(line, weighted, KEY, x=jnp.array([100.0]), num_samples=20)["y"]
+    with pytest.warns(UserWarning, match=r"k-hat .*50 draws allow at most"):
+        drawn = inference.predict(line, weighted, KEY, x=jnp.array([100.0]), num_samples=20)["y"]
     assert (np.abs(drawn - 300.0) < 5).all()
 
 
@@ -309,9 +310,9 @@ def test_deterministic_and_auxiliary_sites_beside_the_draws():
 
     bound = inference.elbo(program, AutoMultivariateNormal(program))
     fit = inference.fit(bound, args=(Y, Y), num_steps=300, progress=False)
-    posterior = fit.posterior(KEY, 20)
+    posterior = fit.posterior(KEY, 100)
     assert set(posterior.choices) == {"slope", "_auto_latent"}
-    draws = {"slope": posterior.choices["slope"], "twice": jnp.zeros(20)}
+    draws = {"slope": posterior.choices["slope"], "twice": jnp.zeros(100)}
     for result in (posterior, draws):
         drawn = inference.predict(program, result, KEY, jnp.ones(2), num_samples=20)
         assert {n: x.shape for n, x in drawn.items()} == {"twice": (20,), "y": (20, 2)}
@@ -468,6 +469,15 @@ def test_a_switch_that_a_chain_summed_out_is_not_drawn_from_its_prior():
         inference.predict(model, mcmc, KEY, jnp.zeros(3), num_samples=5)
     draws = {"mu": mcmc.get_samples()["mu"], "switch": jnp.ones(5)}
     assert set(inference.predict(model, draws, KEY, jnp.zeros(3), num_samples=5)) == {"y"}
+
+
+def test_weights_that_cannot_be_trusted_are_told_before_they_resample():
+    narrow = 0.3 * np.random.default_rng(0).normal(size=200)
+    light = inference.Posterior({"slope": narrow}, np.zeros(200))  # warnings are errors here
+    inference.predict(line, light, KEY, jnp.zeros(2), num_samples=3)
+    heavy = inference.Posterior({"slope": narrow}, 5.0 * narrow / 0.09)
+    with pytest.warns(UserWarning, match=r"k-hat .*200 draws allow at most.*infer"):
+        inference.predict(line, heavy, KEY, jnp.zeros(2), num_samples=3)
 
 
 def test_missing_cells_beside_sites_that_are_summed_out_are_masked_instead():
