@@ -55,7 +55,8 @@ def predict(
     Args:
         model: the program.
         result: whose draws: an `SMCResult` or another particle run, a `PMMHResult`, `ParticleGibbsResult`, `Draws`, a `Posterior`
-            (resampled by its weights, with a warning where their k-hat is above its threshold), a NumPyro MCMC after its run, or a mapping from site to draws [S, ...]. A fit predicts
+            (resampled by its weights, with a warning where their k-hat is above its threshold),
+            a NumPyro MCMC after its run, or a mapping from site to draws [S, ...]. A fit predicts
             by `Fit.predict`.
         key: PRNG key of either kind.
         *args: arguments of the model: new rows, or a longer series, whose observations of the steps to come are not read.
@@ -111,8 +112,9 @@ def predict(
     choices = _draws(result, draw_key, num_samples)
     origin = DrawsOrigin(has_auxiliary=isinstance(result, Posterior))
     if is_mcmc(result):
-        origin = DrawsOrigin(as_data(joined(*mcmc_arguments(result))), _mcmc_remedy)
-        _check_summed(program, choices, args, origin.args)
+        before = as_data(joined(*mcmc_arguments(result)))
+        origin = DrawsOrigin(before, _mcmc_remedy)
+        _check_summed(program, choices, args, before)
     elif isinstance(result, Draws):
         origin = DrawsOrigin(result.args)
     return predicted(

@@ -47,8 +47,10 @@ def check_past(
     olds = named_leaves(model, before)
     for name, new in named_leaves(model, args).items():
         old = olds.get(name)
-        size = np.shape(old)[0] if is_array(old) and np.ndim(old) else 0
-        if size not in found.values() or not is_array(new) or not np.ndim(new):
+        if old is None or not (is_array(old) and is_array(new) and np.ndim(old) and np.ndim(new)):
+            continue
+        size = len(old)
+        if size not in found.values():
             continue
         num_rows = min(size, len(new))
         if longer and num_rows == len(new) or _is_same(new[:num_rows], old[:num_rows]):

@@ -314,8 +314,8 @@ def test_deterministic_and_auxiliary_sites_beside_the_draws():
     assert set(posterior.choices) == {"slope", "_auto_latent"}
     draws = {"slope": posterior.choices["slope"], "twice": jnp.zeros(100)}
     for result in (posterior, draws):
-        drawn = inference.predict(program, result, KEY, jnp.ones(2), num_samples=20)
-        assert {n: x.shape for n, x in drawn.items()} == {"twice": (20,), "y": (20, 2)}
+        drawn = inference.predict(program, result, KEY, jnp.ones(2), num_samples=100)
+        assert {n: x.shape for n, x in drawn.items()} == {"twice": (100,), "y": (100, 2)}
     np.testing.assert_array_equal(drawn["twice"], 2 * draws["slope"])
 
 
@@ -424,17 +424,18 @@ def test_parameters_without_states_do_not_tell_the_steps_seen():
 
 
 def test_draws_of_one_series_do_not_stand_for_those_of_another():
+    y, longer = np.asarray(Y), np.asarray(LONGER)
     choices = {"drift": np.full(4, 0.9), "z": np.ones((4, 5))}
-    draws = inference.Draws(choices, None, 1, {}, ppl.model(learned), (Y,))  # pyright: ignore[reportArgumentType]
-    assert draws.predict(KEY, Y)["y"].shape == (4, 5)
-    assert draws.predict(KEY, LONGER)["y"].shape == (4, 8)
+    draws = inference.Draws(choices, None, 1, {}, ppl.model(learned), (y,))  # pyright: ignore[reportArgumentType]
+    assert draws.predict(KEY, y)["y"].shape == (4, 5)
+    assert draws.predict(KEY, longer)["y"].shape == (4, 8)
     with pytest.raises(ValueError, match=r"draws of \['z'\] belong to the 5 steps.*'y' of shape"):
-        draws.predict(KEY, -Y)
+        draws.predict(KEY, -y)
     for keep in (None, "*"):
         with pytest.raises(ValueError, match=r"\['z'\] go on from 5 steps.*'y' of shape \(8,\)"):
-            inference.predict(learned, draws, KEY, -LONGER, keep=keep, num_samples=4)
-    assert set(draws.predict(KEY, -Y, keep="*")) == {"y"}  # said to hold
-    assert set(draws.predict(KEY, -LONGER, keep=["drift"], num_seen=0)) == {"y", "z"}
+            inference.predict(learned, draws, KEY, -longer, keep=keep, num_samples=4)
+    assert set(draws.predict(KEY, -y, keep="*")) == {"y"}  # said to hold
+    assert set(draws.predict(KEY, -longer, keep=["drift"], num_seen=0)) == {"y", "z"}
 
 
 def test_draws_that_are_read_by_position_are_of_their_own_rows():

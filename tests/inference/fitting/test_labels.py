@@ -98,9 +98,10 @@ def test_predictions_of_other_draws_keep_them():
 
     y = (3.0 * FRAME["u"] - 2.0 * FRAME["v"]).to_numpy()
     draws = inference.infer(line, args={"x": FRAME, "y": y}, progress=False)
-    for new in ({"x": TURNED}, (TURNED,)):
-        args, kwargs = ((), new) if isinstance(new, dict) else (new, {})
-        found = inference.predict(line, draws, KEY, *args, **kwargs)["y"].mean(0)
-        np.testing.assert_allclose(found, [-2.0, 3.0], atol=0.3)
+    for ahead in (
+        inference.predict(line, draws, KEY, TURNED),
+        inference.predict(line, draws, KEY, x=TURNED),
+    ):
+        np.testing.assert_allclose(ahead["y"].mean(0), [-2.0, 3.0], atol=0.3)
     with pytest.raises(ValueError, match=r"missing \['u'\]"):
         inference.predict(line, draws, KEY, TURNED[["v"]])

@@ -204,7 +204,7 @@ def test_a_later_row_without_its_axis_is_told():
     its_guide = lambda x, y=None: ppl.sample(
         "slopes", dist.Normal(ppl.param("at", jnp.ones(3)), 0.1).to_event(1)
     )
-    fit, x = fitted(wide, its_guide, np.ones((12, 3))), np.ones((2, 3))
+    fit, x = fitted(wide, its_guide, np.ones((12, 3), np.float32)), np.ones((2, 3))
     with pytest.raises(ValueError, match=r"batch 1: argument 'x' has the shape \(3,\).*x\[None\]"):
         predicted(fit, [x, x[0]], num_samples=3)
     with pytest.raises(ValueError, match=r"argument 'x' has the shape \(3,\)"):
