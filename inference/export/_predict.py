@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,13 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import mcmc_arguments, typed_key
 from ...ppl._data import as_data
 from ...ppl._types import Key, ModelFn
-from ...ppl.language import arguments, joined
+from ...ppl.densities import Eliminated
+from ...ppl.language import Keywords, arguments, joined, labelled_as, parted
 from .._mapped import Parts
 from .._meshes import over_auto_axes
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
 from ..fitting import Fit, Posterior
-from ..fitting.prediction import DrawsOrigin, predicted, thinned
+from ..fitting.prediction import DrawsOrigin, of_other_rows, predicted, sites_of, thinned
 from ..inputs import check_new
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
@@ -53,7 +55,8 @@ def predict(
     Args:
         model: the program.
         result: whose draws: an `SMCResult` or another particle run, a `PMMHResult`, `ParticleGibbsResult`, `Draws`, a `Posterior`
-            (resampled by its weights), a NumPyro MCMC after its run, or a mapping from site to draws [S, ...]. A fit predicts
+            (resampled by its weights, with a warning where their k-hat is above its threshold),
+            a NumPyro MCMC after its run, or a mapping from site to draws [S, ...]. A fit predicts
             by `Fit.predict`.
         key: PRNG key of either kind.
         *args: arguments of the model: new rows, or a longer series, whose observations of the steps to come are not read.
@@ -97,7 +100,9 @@ def predict(
         >>> {name: draws.shape for name, draws in ahead.items()}  # the first six of z are the particles'
         {'y': (50, 10), 'z': (50, 10)}
     """
-    args = arguments(predict, model, args, kwargs)
+    # Levels and columns in the order of the draws' own, by which their entries go.
+    args = labelled_as(getattr(result, "labels", {}), (*args, Keywords(kwargs)), model)
+    args = arguments(predict, model, *parted(args))
     program = ppl.as_program(model)
     check_new("predict", program, args)
     check_counts("predict", num_samples=num_samples, batch_size=batch_size)
@@ -107,7 +112,9 @@ def predict(
     choices = _draws(result, draw_key, num_samples)
     origin = DrawsOrigin(has_auxiliary=isinstance(result, Posterior))
     if is_mcmc(result):
-        origin = DrawsOrigin(as_data(joined(*mcmc_arguments(result))), _mcmc_remedy)
+        before = as_data(joined(*mcmc_arguments(result)))
+        origin = DrawsOrigin(before, _mcmc_remedy)
+        _check_summed(program, choices, args, before)
     elif isinstance(result, Draws):
         origin = DrawsOrigin(result.args)
     return predicted(
@@ -118,6 +125,31 @@ def predict(
 
 def _mcmc_remedy(names: list[str]) -> str:
     return f"{{n: x for n, x in mcmc.get_samples().items() if n not in {names}}}"
+
+
+def _check_summed(
+    program: ppl.Program, choices: Mapping[str, PyTree], args: tuple, before: tuple
+) -> None:
+    """Refuse to draw from their prior sites that NUTS has summed out, where no new rows have them."""
+    if isinstance(program, Eliminated):  # draws them given the data, or refuses to
+        return
+    now = sites_of(program, args)
+    # A scan asks for `num_seen`.
+    new = [n for n, s in now.items() if s.kind == "latent" and not s.is_imputed and not s.regions]
+    summed = [n for n in new if n not in choices]
+    try:
+        was = sites_of(program, before) if summed else {}
+    except Exception:  # another program than the chain's
+        return
+    summed = [n for n in summed if n in was and was[n].kind == "latent"]
+    of_new = of_other_rows(program, [*choices, *summed], args, before) if summed else []
+    if shared := [n for n in summed if n not in of_new]:
+        raise ValueError(
+            f"predict: the chain has no draws of {shared}, which its kernel summed out, and which belong to no new rows: they "
+            "would be drawn from their prior, and not given the data. Draw them at the data, states = ppl.eliminate(model, "
+            f"{shared}).posterior(key, draws, *args) for each of the draws, and predict from both, {{**draws, **states}}; or "
+            "predict from inference.nuts or inference.infer, which draw them."
+        )
 
 
 def _draws(result: Any, key: Key, num_samples: int) -> dict[str, PyTree]:
@@ -141,6 +173,14 @@ def _draws(result: Any, key: Key, num_samples: int) -> dict[str, PyTree]:
         choices = result.choices
     elif isinstance(result, Posterior):
         worth = importance_diagnostics(result.log_weights)
+        if not worth.k_hat <= worth.k_threshold:
+            warnings.warn(
+                f"predict: the Posterior's weights have k-hat {worth.k_hat:.2f}, where {worth.num_draws} draws allow at most "
+                f"{worth.k_threshold:.2f}: the resampled draws would not represent the posterior, and predictions from them are "
+                "biased. Take more draws, improve the guide, or predict from inference.infer.",
+                UserWarning,
+                stacklevel=5,
+            )
         rows = resampling_indices(key, worth.smoothed_log_weights)
         choices = {name: x[rows] for name, x in result.choices.items()}
     elif is_mcmc(result):

@@ -42,6 +42,7 @@ from ._runs import (
     checked as checked,
     evidence_of as evidence_of,
     later_indices as later_indices,
+    may_index as may_index,
     tried_run as tried_run,
     whole as whole,
 )

@@ -260,9 +260,14 @@ def checked(
 
 def check_new(method: str, program: object, args: tuple) -> None:
     """`check_indices` for a program that is run later: what is wrong with it otherwise is told then."""
-    given = jax.tree.leaves(args)
-    is_suspect = lambda x: has_whole_numbers(x) or has_nan(x)
-    if not is_concrete(args) or not (any(map(is_suspect, given)) or holds_codes(program)):
+    if not may_index(program, args):
         return
     if (run := tried_run(program, args)) is not None:
         check_indices(method, run)
+
+
+def may_index(program: object, args: tuple) -> bool:
+    """Whether anything at hand may be an index: whole numbers, or what a NaN becomes one of."""
+    is_suspect = lambda x: has_whole_numbers(x) or has_nan(x)
+    given = jax.tree.leaves(args)
+    return is_concrete(args) and (any(map(is_suspect, given)) or holds_codes(program))

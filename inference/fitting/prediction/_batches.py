@@ -14,6 +14,7 @@ from ....ppl._types import Choices, Key
 from ....ppl.language import Program, labelled_as
 from ..._arguments import outcome, simulated
 from ..._mapped import Mapped, keyed, map_keys
+from ...inputs import check_new, later_indices, may_index
 from ._forward import check_given, forward_program
 from ._from_draws import names_first
 from ._new_rows import (
@@ -24,7 +25,7 @@ from ._new_rows import (
     reads_arguments,
     sites_of,
 )
-from ._other_arguments import check_runs
+from ._other_arguments import check_axes, check_runs
 from ._predictive import check_kept, if_possible, matches
 
 METHOD = "Fit.predict_batches"
@@ -48,6 +49,8 @@ def predict_batches(
     if first is None:
         raise ValueError(f"{METHOD}: there are no batches. Pass an iterable of arguments.")
     check_runs(METHOD, model, first, fit_args, if_possible(guide, first))
+    check_new(METHOD, model, first)
+    check_later = later_indices(METHOD, [model], first)
     if keep is None:
         at, patterns = first, _kept_of_all(model, guide, first, fit_args)
     else:
@@ -88,6 +91,10 @@ def predict_batches(
     def predictions() -> Iterator[dict[str, np.ndarray]]:
         args, number = first, 0
         while args is not None:
+            if number:
+                check_axes(f"{METHOD}: batch {number}", model, args, first)
+                if may_index(model, args):
+                    check_later(number, args)
             # Rows of different batches have noise of their own.
             try:
                 rows = jax.random.fold_in(rows_key, number)

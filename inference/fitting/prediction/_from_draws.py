@@ -18,8 +18,9 @@ from ....ppl.language import Program, predictions, told_of_not_finite
 from ....ppl.traces import SiteInfo
 from ..._mapped import Parts, map_keys
 from ._forward import check_given, forward_program, in_scan
-from ._new_rows import of_any_rows, of_other_rows, sites_of
+from ._new_rows import check_lined_up, of_any_rows, of_other_rows, sites_of
 from ._other_arguments import check_axes
+from ._past import check_past
 
 _KEEP = "keep=[...] with what all rows share"
 
@@ -72,8 +73,6 @@ def predicted(
         check_axes(method, program, args, before)
     sites = sites_of(program, args)
     _check_eliminated_chain(method, program, args, sites, num_seen)
-    if not isinstance(program, Eliminated):
-        _check_num_seen(method, sites, num_seen)
     # Samplers return deterministic sites, and guides auxiliary ones, beside the latent sites.
     also = {n for n, s in sites.items() if s.kind == "deterministic"}
     if origin.has_auxiliary and any(n in sites for n in choices):
@@ -97,6 +96,10 @@ def predicted(
                 f"out, and the model draws them at these: {_KEEP if remedy is None else remedy(other)}."
             )
         choices = {name: x for name, x in choices.items() if name not in other}
+        check_lined_up(method, program, choices, args, before)
+        check_past(method, program, args, before, choices, has_said=keep is not None)
+    if not isinstance(program, Eliminated):
+        _check_num_seen(method, sites, choices, num_seen)
     one = jax.eval_shape(lambda choices: jax.tree.map(lambda x: x[0], choices), dict(choices))
     program = forward_program(method, program, one, args, num_seen)
     if not any(
@@ -189,7 +192,9 @@ def _check_eliminated_chain(
         )
 
 
-def _check_num_seen(method: str, sites: Mapping[str, SiteInfo], num_seen: int | None) -> None:
+def _check_num_seen(
+    method: str, sites: Mapping[str, SiteInfo], choices: Collection[str], num_seen: int | None
+) -> None:
     """Refuse a number of steps that nothing has, and one that is left to a guess."""
     stepped = {n: s for n, s in sites.items() if in_scan(s)}
     if num_seen is not None and not stepped:
@@ -198,8 +203,14 @@ def _check_num_seen(method: str, sites: Mapping[str, SiteInfo], num_seen: int | 
             "Leave it out; rows to predict have no observation (obs=None)."
         )
     observed = [n for n, s in stepped.items() if s.kind == "observed"]
-    if num_seen is None and observed and not any(s.kind == "latent" for s in stepped.values()):
+    latent = [n for n, s in stepped.items() if s.kind == "latent"]
+    if num_seen is None and observed and not any(n in choices for n in latent):
+        states = f"with the latent sites {latent}, of which no draws are given,"
+        also = (
+            f" To forecast give draws of {latent} for the steps that were seen." if latent else ""
+        )
         raise ValueError(
-            f"{method}: {observed} lie in a scan without latent sites, so that no draw tells how many of their steps were seen. "
-            "Say num_seen=: as many are kept and the rest is a forecast; num_seen=0 draws the whole series anew."
+            f"{method}: {observed} lie in a scan {states if latent else 'without latent sites,'} so that no draw tells how many "
+            "of their steps were seen. Say num_seen=: as many are kept and the rest is a forecast; num_seen=0 draws the whole "
+            f"series anew.{also}"
         )

@@ -81,8 +81,7 @@ def check_rows(
         fixed = [name for name in drawn if not reads[name] and name not in of_rows]
         for name in lined_up(model, args, rows, sites, fixed, sizes) if is_predicted else ():
             raise ValueError(
-                f"{method}: site '{name}' has as many entries as the fit had rows, whatever the number of rows, and the model "
-                f"reads them by position: these are draws for the rows of the fit. Take its size from the arguments. {told(name)}"
+                f"{method}: {_positions(name)} Take its size from the arguments. {told(name)}"
             )
 
 
@@ -98,6 +97,32 @@ def of_other_rows(
     found = rows_of(run_of(model), args, targets=targets, watched=names)
     other = {n for r in found if any(a.leaf not in same for a in r.axes) for n in r.names("site")}
     return [n for n in names if n in other and (with_steps or not sites[n].regions)]
+
+
+def check_lined_up(
+    method: str, model: Program, names: Collection[str], args: tuple, before: tuple
+) -> None:
+    """Refuse draws of fixed sizes that the model matches by position to rows which are others than before."""
+    same, sites = same_leaves(model, args, before), sites_of(model, args)
+    names = [n for n in names if n in sites]
+    targets = _predicted(sites, names)
+    for rows in rows_of(run_of(model), args, targets=targets, watched=names):
+        if not rows.names("site") & targets or all(axis.leaf in same for axis in rows.axes):
+            continue
+        fixed = [n for n in names if n not in rows.names("site") and not sites[n].regions]
+        sizes = num_rows(model, args, before, rows)
+        for name in lined_up(model, args, rows, sites, fixed, sizes):
+            raise ValueError(
+                f"{method}: {_positions(name)} Take its size from the arguments, or leave it out, keep=[...] with what all rows "
+                "share: the model then draws it at these rows."
+            )
+
+
+def _positions(name: str) -> str:
+    return (
+        f"site '{name}' has as many entries as the fit had rows, whatever the number of rows, and the model reads them by "
+        "position: these are draws for the rows of the fit."
+    )
 
 
 def of_any_rows(model: Program, names: Collection[str], args: tuple) -> list[str]:

@@ -104,13 +104,14 @@ def same_leaves(model: Program, args: tuple, fit_args: tuple | None) -> set[int]
         return set()
     before, now = named_leaves(model, fit_args), named_leaves(model, args)
     pairs = [(x, before.get(name, _NONE)) for name, x in now.items()]
-    return {number for number, (new, old) in enumerate(pairs) if _is_same(new, old)}
+    return {number for number, (new, old) in enumerate(pairs) if is_same(new, old)}
 
 
 _NONE = object()
 
 
-def _is_same(new: np.ndarray, old: PyTree) -> bool:
+def is_same(new: np.ndarray, old: PyTree) -> bool:
+    """Whether a leaf of the arguments is what it was: plain values by kind, arrays by shape and values at the old precision."""
     if not is_array(new) or not is_array(old):
         return old is not _NONE and is_array(new) == is_array(old) and bool(new == old)
     if np.shape(new) != np.shape(old) or not is_concrete((new, old)):

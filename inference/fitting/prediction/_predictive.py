@@ -8,21 +8,19 @@ are drawn from the model, given the sites that are kept.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
-from ....ppl._compat import is_concrete
 from ....ppl._types import Key
 from ....ppl.language import Program
-from ....ppl.traces import SiteInfo
-from ..._arguments import Arguments, outcome
+from ..._arguments import outcome
 from ._forward import check_given, forward_program
 from ._from_draws import names_first
-from ._new_rows import check_kept_rows, check_rows, reads_arguments, sites_of
+from ._new_rows import check_kept_rows, check_rows, reads_arguments
 from ._other_arguments import check_runs, is_of_fit
+from ._past import check_past, steps_of
 
 
 def predictive(
@@ -81,7 +79,7 @@ def predictive(
 
 def _check_past(model: Program, args: tuple, fit_args: tuple) -> None:
     """Refuse a longer series that is not that of the fit, or of which nothing tells where the fit's ends."""
-    was, now = _steps(sites_of(model, fit_args)), _steps(sites_of(model, args))
+    was, now = steps_of(model, fit_args), steps_of(model, args)
     longer = {name: was[name][0] for name in now if name in was and was[name][0] < now[name][0]}
     if not longer:
         return
@@ -91,31 +89,7 @@ def _check_past(model: Program, args: tuple, fit_args: tuple) -> None:
             "whole series would be drawn anew. Forecast by inference.predict(fit.model, fit.posterior(key, num_samples), key, "
             "*args, num_seen=...), which keeps the steps that were seen."
         )
-    pairs = zip(Arguments(args).arrays(args), Arguments(fit_args).arrays(fit_args), strict=False)
-    for new, old in pairs:
-        size = old.shape[0] if old.ndim else 0
-        if (
-            size not in longer.values()
-            or new.shape[:1] <= old.shape[:1]
-            or not is_concrete((new, old))
-        ):
-            continue
-        if not np.array_equal(np.asarray(new)[:size], np.asarray(old), equal_nan=True):
-            raise ValueError(
-                f"Fit.predict: {list(longer)} go on from {size} steps of the fit, but the first {size} rows of an argument of "
-                f"shape {new.shape} are not those of the fit: draws given one past would be continued after another. Append the "
-                "steps to come to the arguments of the fit, or fit the other series."
-            )
-
-
-def _steps(sites: Mapping[str, SiteInfo]) -> dict[str, tuple[int, str]]:
-    """Site in a scan -> number of steps of the outermost one, and its kind."""
-    found = {}
-    for name, info in sites.items():
-        sizes = [r.size for r in info.regions if r.kind == "scan"]
-        if sizes and info.kind in ("latent", "observed"):
-            found[name] = (sizes[0], info.kind)
-    return found
+    check_past("Fit.predict", model, args, fit_args)
 
 
 def check_kept(

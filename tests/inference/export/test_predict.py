@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC, NUTS
@@ -177,7 +178,8 @@ def test_mcmc_and_weighted_draws_predict_new_rows():
     log_weights = np.where(np.arange(50) == 7, 0.0, -1e3)
     slope = np.where(np.arange(50) == 7, 3.0, 0.0)
     weighted = inference.Posterior({"slope": slope}, log_weights)
-    drawn = inference.predict(line, weighted, KEY, x=jnp.array([100.0]), num_samples=20)["y"]
+    with pytest.warns(UserWarning, match=r"k-hat .*50 draws allow at most"):
+        drawn = inference.predict(line, weighted, KEY, x=jnp.array([100.0]), num_samples=20)["y"]
     assert (np.abs(drawn - 300.0) < 5).all()
 
 
@@ -308,12 +310,12 @@ def test_deterministic_and_auxiliary_sites_beside_the_draws():
 
     bound = inference.elbo(program, AutoMultivariateNormal(program))
     fit = inference.fit(bound, args=(Y, Y), num_steps=300, progress=False)
-    posterior = fit.posterior(KEY, 20)
+    posterior = fit.posterior(KEY, 100)
     assert set(posterior.choices) == {"slope", "_auto_latent"}
-    draws = {"slope": posterior.choices["slope"], "twice": jnp.zeros(20)}
+    draws = {"slope": posterior.choices["slope"], "twice": jnp.zeros(100)}
     for result in (posterior, draws):
-        drawn = inference.predict(program, result, KEY, jnp.ones(2), num_samples=20)
-        assert {n: x.shape for n, x in drawn.items()} == {"twice": (20,), "y": (20, 2)}
+        drawn = inference.predict(program, result, KEY, jnp.ones(2), num_samples=100)
+        assert {n: x.shape for n, x in drawn.items()} == {"twice": (100,), "y": (100, 2)}
     np.testing.assert_array_equal(drawn["twice"], 2 * draws["slope"])
 
 
@@ -411,6 +413,74 @@ def test_steps_seen_are_said_where_no_draw_tells_them():
 
 
 @pytest.mark.slow
+def test_parameters_without_states_do_not_tell_the_steps_seen():
+    draws = {"drift": jnp.full(4, 0.9)}
+    with pytest.raises(ValueError, match=r"\['z'\], of which no draws are given.*num_seen=0"):
+        inference.predict(learned, draws, KEY, LONGER, num_samples=4)
+    anew = inference.predict(learned, draws, KEY, Y, num_seen=0, num_samples=4)
+    assert anew["z"].shape == (4, 5)
+    given = {**draws, "z": jnp.ones((4, 5))}
+    assert inference.predict(learned, given, KEY, LONGER, num_samples=4)["y"].shape == (4, 8)
+
+
+def test_draws_of_one_series_do_not_stand_for_those_of_another():
+    y, longer = np.asarray(Y), np.asarray(LONGER)
+    choices = {"drift": np.full(4, 0.9), "z": np.ones((4, 5))}
+    draws = inference.Draws(choices, None, 1, {}, ppl.model(learned), (y,))  # pyright: ignore[reportArgumentType]
+    assert draws.predict(KEY, y)["y"].shape == (4, 5)
+    assert draws.predict(KEY, longer)["y"].shape == (4, 8)
+    with pytest.raises(ValueError, match=r"draws of \['z'\] belong to the 5 steps.*'y' of shape"):
+        draws.predict(KEY, -y)
+    for keep in (None, "*"):
+        with pytest.raises(ValueError, match=r"\['z'\] go on from 5 steps.*'y' of shape \(8,\)"):
+            inference.predict(learned, draws, KEY, -longer, keep=keep, num_samples=4)
+    assert set(draws.predict(KEY, -y, keep="*")) == {"y"}  # said to hold
+    assert set(draws.predict(KEY, -longer, keep=["drift"], num_seen=0)) == {"y", "z"}
+
+
+def test_draws_that_are_read_by_position_are_of_their_own_rows():
+    def model(x, g, y=None):
+        z = ppl.sample("z", dist.Normal(0.0, 3.0).expand([4]).to_event(1))
+        effect = ppl.sample("effect", dist.Normal(0.0, 3.0).expand([4]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            at = z[jnp.arange(x.shape[0])] + effect[g]
+            ppl.sample("y", dist.Normal(x + at, 0.3), obs=y)
+
+    x, g, y = np.zeros(4), np.arange(4), np.ones(4)
+    choices = {"z": np.ones((6, 4)), "effect": np.ones((6, 4))}
+    draws = inference.Draws(choices, None, 1, {}, ppl.model(model), (x, g, y))  # pyright: ignore[reportArgumentType]
+    assert set(draws.predict(KEY, x, g)) == {"y"}
+    with pytest.raises(ValueError, match="'z' has as many entries as the fit had rows.*keep="):
+        draws.predict(KEY, x + 1.0, g)
+    assert set(draws.predict(KEY, x + 1.0, g, keep=["effect"])) == {"y", "z"}
+
+
+def test_a_switch_that_a_chain_summed_out_is_not_drawn_from_its_prior():
+    def model(x, y=None):
+        summed = {"enumerate": "parallel"}
+        switch = numpyro.sample("switch", dist.Bernoulli(0.5), infer=summed)
+        mu = numpyro.sample("mu", dist.Normal(0.0, 0.5))
+        with numpyro.plate("rows", x.shape[0]):
+            numpyro.sample("y", dist.Normal(x + mu + 5.0 * switch, 1.0), obs=y)
+
+    x = jnp.zeros(6)
+    mcmc = MCMC(NUTS(model), num_warmup=5, num_samples=5, progress_bar=False)
+    mcmc.run(KEY, x, x + 5.0)
+    with pytest.raises(ValueError, match=r"no draws of \['switch'\], which its kernel summed out"):
+        inference.predict(model, mcmc, KEY, jnp.zeros(3), num_samples=5)
+    draws = {"mu": mcmc.get_samples()["mu"], "switch": jnp.ones(5)}
+    assert set(inference.predict(model, draws, KEY, jnp.zeros(3), num_samples=5)) == {"y"}
+
+
+def test_weights_that_cannot_be_trusted_are_told_before_they_resample():
+    narrow = 0.3 * np.random.default_rng(0).normal(size=200)
+    light = inference.Posterior({"slope": narrow}, np.zeros(200))  # warnings are errors here
+    inference.predict(line, light, KEY, jnp.zeros(2), num_samples=3)
+    heavy = inference.Posterior({"slope": narrow}, 5.0 * narrow / 0.09)
+    with pytest.warns(UserWarning, match=r"k-hat .*200 draws allow at most.*infer"):
+        inference.predict(line, heavy, KEY, jnp.zeros(2), num_samples=3)
+
+
 def test_missing_cells_beside_sites_that_are_summed_out_are_masked_instead():
     """A cell that the model would draw is given to nobody; a mask leaves it out of sum and posterior."""
 

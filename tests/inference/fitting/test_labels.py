@@ -140,3 +140,21 @@ def test_labels_that_are_no_text_come_back_by_their_text(given, tmp_path):
         np.testing.assert_array_equal(found, [1])
         with pytest.raises(ValueError, match=r"has the levels \['\(20, 30\]'\]"):
             labelled_as(made.labels, (pd.Series(pd.cut([25.0], [20, 30])),), regression)
+
+
+def test_predictions_of_other_draws_keep_them():
+    @ppl.model
+    def line(x, y=None):
+        slopes = ppl.sample("slopes", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(x @ slopes, 0.1), obs=y)
+
+    y = (3.0 * FRAME["u"] - 2.0 * FRAME["v"]).to_numpy()
+    draws = inference.infer(line, args={"x": FRAME, "y": y}, progress=False)
+    for ahead in (
+        inference.predict(line, draws, KEY, TURNED),
+        inference.predict(line, draws, KEY, x=TURNED),
+    ):
+        np.testing.assert_allclose(ahead["y"].mean(0), [-2.0, 3.0], atol=0.3)
+    with pytest.raises(ValueError, match=r"missing \['u'\]"):
+        inference.predict(line, draws, KEY, TURNED[["v"]])

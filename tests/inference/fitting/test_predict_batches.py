@@ -37,12 +37,12 @@ def amortised(x, y=None):
         ppl.sample("shift", dist.Normal(3.0 * x + slope, 0.2))
 
 
-def fitted(model, guide):
+def fitted(model, guide, x=X):
     y = X + 0.1
     objective = inference.elbo(model, guide)
-    params = objective.init(KEY, X, y)
+    params = objective.init(KEY, x, y)
     return inference.fit(
-        objective, optax.sgd(0.1), (X, y), num_steps=0, params=params, progress=False
+        objective, optax.sgd(0.1), (x, y), num_steps=0, params=params, progress=False
     )
 
 
@@ -172,3 +172,40 @@ def test_what_would_differ_between_batches_is_refused(name):
         parts = [(x,) for x in batches]
     with pytest.raises(kind, match=message):
         list(fit.predict_batches(KEY, parts, num_samples=3, **options))
+
+
+def test_an_index_without_an_entry_is_told_of_every_batch():
+    def indexed(g, y=None):
+        effect = ppl.sample("effect", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+        with ppl.plate("rows", g.shape[0]):
+            ppl.sample("y", dist.Normal(effect[g], 0.1), obs=y)
+
+    def effects(g, y=None):
+        ppl.sample("effect", dist.Normal(ppl.param("loc", jnp.arange(3.0)), 0.01).to_event(1))
+
+    g, objective = np.array([0, 1, 2, 1]), inference.elbo(indexed, effects)
+    fit = inference.fit(objective, optax.sgd(0.0), (g, X[:4]), num_steps=1, key=KEY, progress=False)
+    bad = np.array([0, 1, 5])
+    for batches in ([bad], [g[:3], bad], [g[:2], bad]):
+        with pytest.raises(ValueError, match=r"holds 5.*3 entries, 0 to 2"):
+            predicted(fit, batches, num_samples=3)
+    found = predicted(fit, [g[:3], g[2:]], num_samples=50)
+    np.testing.assert_allclose(
+        np.concatenate([y.mean(0) for y in found]), [0, 1, 2, 2, 1], atol=0.2
+    )
+
+
+def test_a_later_row_without_its_axis_is_told():
+    def wide(x, y=None):
+        slopes = ppl.sample("slopes", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+        with ppl.plate("rows", x.shape[0]):
+            ppl.sample("y", dist.Normal(x @ slopes, 0.1), obs=y)
+
+    its_guide = lambda x, y=None: ppl.sample(
+        "slopes", dist.Normal(ppl.param("at", jnp.ones(3)), 0.1).to_event(1)
+    )
+    fit, x = fitted(wide, its_guide, np.ones((12, 3), np.float32)), np.ones((2, 3))
+    with pytest.raises(ValueError, match=r"batch 1: argument 'x' has the shape \(3,\).*x\[None\]"):
+        predicted(fit, [x, x[0]], num_samples=3)
+    with pytest.raises(ValueError, match=r"argument 'x' has the shape \(3,\)"):
+        predicted(fit, [x[0]], num_samples=3)

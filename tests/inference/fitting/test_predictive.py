@@ -271,6 +271,27 @@ def test_a_series_goes_on_from_the_past_of_the_fit_only():
         fit.predict(KEY, longer + 1.0, keep="*", num_samples=3)
 
 
+def test_the_past_is_matched_by_the_argument_s_name():
+    def model(y, w):
+        def step(z, y):
+            z = ppl.sample("z", dist.Normal(z, 1.0))
+            ppl.sample("y", dist.Normal(z + w.sum(), 0.5), obs=y)
+            return z, None
+
+        ppl.scan(step, 0.0, y)
+
+    fit = quick_fit(model, lambda y, w: states(y), (PAST, np.zeros(1)))
+    longer = np.append(PAST, [np.nan, np.nan]).astype(np.float32)
+    ahead = fit.predict(KEY, w=np.zeros(1), y=longer, keep="*", num_samples=3)
+    np.testing.assert_array_equal(ahead["y"][:, :3], np.broadcast_to(PAST, (3, 3)))
+    for args, kwargs in [
+        ((), {"w": np.zeros(1), "y": longer + 1}),
+        ((longer + 1, np.zeros(1)), {}),
+    ]:
+        with pytest.raises(ValueError, match=r"go on from 3 steps.*'y'.*not those of the fit"):
+            fit.predict(KEY, *args, keep="*", num_samples=3, **kwargs)
+
+
 @pytest.mark.slow
 def test_a_longer_autoregression_is_sent_to_where_its_steps_can_be_said():
     def model(y):
@@ -324,7 +345,7 @@ def test_a_prediction_from_an_observation_that_would_be_drawn_anew_is_refused():
         fit.predict(KEY, dose, num_samples=2)
     assert fit.predict(KEY, dose, dose, num_samples=2)["dose"].shape == (2, 3)  # replicates of both
     assert fit.predict(KEY, None, num_samples=2)["y"].shape == (2, 3)
-    draws = fit.posterior(KEY, 50)
+    draws = fit.posterior(KEY, 50).choices  # of the guide; its weights are bad
     with pytest.raises(
         ValueError, match=r"predict: \['y'\] are to be predicted.*\['dose'\].*ppl.intervene"
     ):
