@@ -9,7 +9,7 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.inference.posteriors import Certificate
-from lapilli.ppl.language import labelled_as
+from lapilli.ppl.language import LabelText, labelled_as
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -158,3 +158,11 @@ def test_predictions_of_other_draws_keep_them():
         np.testing.assert_allclose(ahead["y"].mean(0), [-2.0, 3.0], atol=0.3)
     with pytest.raises(ValueError, match=r"missing \['u'\]"):
         inference.predict(line, draws, KEY, TURNED[["v"]])
+
+
+def test_labels_of_one_text_are_told_from_a_file_s_by_nothing():
+    """1 and "1" print alike."""
+    labels = {"Argument 'x'": (LabelText("1"), LabelText("2"))}
+    frame = pd.DataFrame([[0.0, 1.0]], columns=[1, "1"])
+    with pytest.raises(ValueError, match=r"labels of the same text, \['1', '1'\].*that differ"):
+        labelled_as(labels, (frame,), lambda x: None)

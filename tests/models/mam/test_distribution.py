@@ -311,6 +311,10 @@ class TestTheTrap:
                 ValueError, match=r"orders holds \[1, 2, 3\].*no permutation of 0 to"
             ):
                 made()
+        with pytest.raises(
+            ValueError, match=r"log_steps: order has shape \(2,\), and the last axis"
+        ):
+            odd.log_steps(x, np.array([0, 1]))
         with pytest.raises(ValueError, match=r"log_steps: order holds \[0, 0, 1\]"):
             odd.log_steps(x, np.array([0, 0, 1]))
         for token in (-1, K + 1):

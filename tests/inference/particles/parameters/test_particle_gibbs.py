@@ -175,3 +175,14 @@ def test_draws_are_named_and_go_to_arviz(key):
     tree = inference.to_arviz(result)
     assert tree["posterior"]["slope"].shape[:2] == (1, 4)
     assert len(repr(result).splitlines()) <= 10
+
+
+def test_a_first_path_that_is_lost_is_refused(key):
+    lost = inference.FeynmanKac(
+        jax.random.normal, lambda k, x, t: x, lambda p, x, t: jnp.where(t == 1, -jnp.inf, 0.0), 2
+    )
+    with (
+        pytest.warns(UserWarning, match="smc: after weighing 1 no particle"),
+        pytest.raises(RuntimeError, match="first path lost all its particles at weighing 1.*init="),
+    ):
+        inference.particles.particle_gibbs(lost, key, num_samples=2, num_particles=4)
