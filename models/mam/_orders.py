@@ -78,7 +78,7 @@ def order_error(label: str, order: ArrayLike, num_variables: int) -> Float[Array
     shape = np.shape(order)
     if not shape or shape[-1] != num_variables:
         raise ValueError(
-            f"{label} has shape {shape}, and the last axis must be the {num_variables} variables. Give all of them, in the order taken."
+            f"{label} has shape {shape}, and its last axis must have the {num_variables} variables. Give all in their order."
         )
     found = is_order(order)
     if not is_concrete(found):

@@ -312,7 +312,7 @@ class TestTheTrap:
             ):
                 made()
         with pytest.raises(
-            ValueError, match=r"log_steps: order has shape \(2,\), and the last axis"
+            ValueError, match=r"log_steps: order has shape \(2,\), and its last axis"
         ):
             odd.log_steps(x, np.array([0, 1]))
         with pytest.raises(ValueError, match=r"log_steps: order holds \[0, 0, 1\]"):
