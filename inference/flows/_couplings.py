@@ -119,14 +119,14 @@ class Coupling[Curve](Transform):
         return cls(eqx.combine(arrays, known["static"]), np.array(known["kept"]), context)
 
 
-class Affine(NamedTuple):
+class AffineCurve(NamedTuple):
     """x exp(log_scale) + shift."""
 
     log_scale: Array
     shift: Array
 
 
-class AffineCoupling(Coupling[Affine]):
+class AffineCoupling(Coupling[AffineCurve]):
     """y = x where `kept`, else x exp(s) + t with s, t = net([x where kept, context]), s = 3 tanh(s' / 3).
 
     Args:
@@ -137,20 +137,20 @@ class AffineCoupling(Coupling[Affine]):
     Reference: Dinh, Sohl-Dickstein and Bengio 2017, arXiv:1605.08803, equations 7 and 8.
     """
 
-    def curve_of(self, numbers: Array) -> Affine:
+    def curve_of(self, numbers: Array) -> AffineCurve:
         """See `Coupling`."""
         log_scale = _LARGEST_LOG_SCALE * jnp.tanh(numbers[..., 0] / _LARGEST_LOG_SCALE)
-        return Affine(log_scale, numbers[..., 1])
+        return AffineCurve(log_scale, numbers[..., 1])
 
-    def move(self, x: Array, curve: Affine) -> Array:
+    def move(self, x: Array, curve: AffineCurve) -> Array:
         """See `Coupling`."""
         return x * jnp.exp(curve.log_scale) + curve.shift
 
-    def move_back(self, y: Array, curve: Affine) -> Array:
+    def move_back(self, y: Array, curve: AffineCurve) -> Array:
         """See `Coupling`."""
         return (y - curve.shift) * jnp.exp(-curve.log_scale)
 
-    def log_derivatives(self, x: Array, curve: Affine) -> Array:
+    def log_derivatives(self, x: Array, curve: AffineCurve) -> Array:
         """See `Coupling`."""
         return curve.log_scale
 
