@@ -217,9 +217,8 @@ def _in_blocks(
             if whole is None and source.log_weights is not None:
                 weights.append(source.log_weights)
             sites = block.sites or _described(source, asked)
-            content = _content(source, asked, DrawBlock(rows, num_draws, sites))
             block = DrawBlock(rows, num_draws, sites)
-            yield tree_of(content)
+            yield tree_of(_content(source, asked, block))
 
     def late() -> dict[str, float | str]:
         if not weights:

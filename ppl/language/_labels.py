@@ -92,7 +92,7 @@ def _ordered(name: str, leaf: PyTree, known: tuple[str, ...] | None) -> Any:
 
 
 def _by_text(name: str, leaf: PyTree, now: tuple[Any, ...]) -> tuple[Any, tuple[str, ...]]:
-    """The same data, with the texts of its labels in their place."""
+    """The data with the texts of its labels in their place, and these texts."""
     texts = tuple(map(str, now))
     if len({*texts}) < len(texts):
         raise ValueError(
