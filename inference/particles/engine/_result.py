@@ -90,8 +90,8 @@ class SMCResult:
 
     def sample(self, key: Array, num_samples: int) -> PyTree:
         """Equally weighted particles, drawn by systematic resampling; void where all were lost."""
-        drawn = equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
-        return voided(drawn, self.failed_at >= 0)
+        kept = self.particles, self.log_weights, self.failed_at
+        return equally_weighted(typed_key(key), *kept, num_samples)
 
 
 def check_increments(increments: Array, has_twist: bool, limited: Sequence[str] = ()) -> None:

@@ -88,8 +88,8 @@ class LiuWestResult:
 
     def sample(self, key: Key | None, num_samples: int) -> dict[str, Array]:
         """Equally weighted parameters, drawn by systematic resampling; void where all particles were lost."""
-        drawn = equally_weighted(typed_key(key), self.parameters, self.log_weights, num_samples)
-        return voided(drawn, self.failed_at >= 0)
+        kept = self.parameters, self.log_weights, self.failed_at
+        return equally_weighted(typed_key(key), *kept, num_samples)
 
 
 @checked_call

@@ -26,7 +26,6 @@ from ..population import (
     log_apart,
     reweight,
     uniform,
-    voided,
 )
 from ..resampling import Scheme, as_scheme, equally_weighted, ess_below, resample
 from ._parameter_filter import ParameterFilter, compiled, make_task
@@ -93,8 +92,8 @@ class SMC2Result:
 
     def sample(self, key: Key | None, num_samples: int) -> dict[str, Array]:
         """Equally weighted particles, drawn by systematic resampling; void where all were lost."""
-        drawn = equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
-        return voided(drawn, self.failed_at >= 0)
+        kept = self.particles, self.log_weights, self.failed_at
+        return equally_weighted(typed_key(key), *kept, num_samples)
 
 
 @checked_call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, PyTree
 
+from ..population import voided
 from . import _conditional as conditional
 from ._scheme import Scheme
 from ._schemes import (
@@ -57,7 +58,9 @@ def as_scheme(scheme: object) -> Scheme:
     return RESAMPLERS[scheme]
 
 
-def equally_weighted(key: Array, particles: PyTree, log_weights: Array, num: int) -> PyTree:
-    """`num` of the weighted particles, drawn by systematic resampling."""
+def equally_weighted(
+    key: Array, particles: PyTree, log_weights: Array, failed_at: Array, num: int
+) -> PyTree:
+    """`num` of the weighted particles, drawn by systematic resampling; void where all were lost (`failed_at` is not -1)."""
     index = as_scheme("systematic").ancestors(key, log_weights, num)
-    return jax.tree.map(lambda x: x[index], particles)
+    return voided(jax.tree.map(lambda x: x[index], particles), failed_at >= 0)

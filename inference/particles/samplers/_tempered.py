@@ -147,8 +147,8 @@ class TemperedResult:
 
     def sample(self, key: Key | None, num_samples: int) -> dict[str, Array]:
         """Equally weighted particles, drawn by systematic resampling; void where all were lost."""
-        drawn = equally_weighted(typed_key(key), self.particles, self.log_weights, num_samples)
-        return voided(drawn, self.failed_at >= 0)
+        kept = self.particles, self.log_weights, self.failed_at
+        return equally_weighted(typed_key(key), *kept, num_samples)
 
 
 def trimmed(result: TemperedResult, num_particles: int) -> TemperedResult:
