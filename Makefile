@@ -13,13 +13,14 @@ MATRIX ?=
 # What a new version is most likely to break: the wall, the mends, the table of primitives, and a few whole programs.
 MATRIX_TESTS ?= -m "not slow" @.ci/matrix-tests.txt
 
-.PHONY: help setup demo quick test test-slow refusals mutants test-matrix test-bare matrix-cells lint format docs docs-outputs bench lock clean
+.PHONY: help setup demo quick test test-long test-slow refusals mutants test-matrix test-bare matrix-cells lint format docs docs-outputs bench lock clean
 
 help:
 	@echo "make setup      build .venv with the locked dependencies and an editable install"
 	@echo "make demo       run examples/papers/variational/demo.py"
 	@echo "make quick      the fast tests of what has changed since a commit   (SINCE=HEAD~1)"
-	@echo "make test       tests without the slow ones, the pages and the examples of docstrings   (WORKERS=2 PYTEST='-k name')"
+	@echo "make test       tests without long and slow ones, the pages and the examples of docstrings   (WORKERS=2 PYTEST='-k name')"
+	@echo "make test-long  those that take more than a second, and are not slow"
 	@echo "make test-slow  the slow tests only"
 	@echo "make refusals   all tests, and which refusals of the library none of them provokes"
 	@echo "make test-matrix  a few tests with each Python, jax, oldest and newest dependencies"
@@ -84,7 +85,10 @@ quick: setup
 	$(FAST) -n $(WORKERS) --dist worksteal -m "not slow and not docs" --budget 240 $$($(BIN)/python .ci/quick.py $(SINCE)) $(PYTEST)
 
 test: setup
-	$(FAST) -n $(WORKERS) --dist worksteal -m "not slow and not docs" $(PYTEST)
+	$(FAST) -n $(WORKERS) --dist worksteal -m "not slow and not docs" --long without $(PYTEST)
+
+test-long: setup
+	$(FAST) -n $(WORKERS) --dist worksteal -m "not slow and not docs" --long only $(PYTEST)
 
 test-slow: setup
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow --durations 10 $(PYTEST)

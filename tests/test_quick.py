@@ -1,6 +1,10 @@
-"""What `make quick` runs, tests beside what has changed and the fastest first, and what `make mutants` breaks."""
+"""What `make quick` runs, tests beside what has changed and the fastest first; long tests; what `make mutants` breaks."""
 
 import importlib.util
+import inspect
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import _durations
@@ -39,14 +43,38 @@ def test_the_fastest_tests_are_kept_while_they_fit(monkeypatch):
     assert _durations.within(["a", "b"], 0.5) == []
 
 
-def test_every_folder_of_tests_has_a_budget():
-    names = [
-        str(p.relative_to(ROOT))
-        for p in ROOT.glob("tests/**/test_*.py")
-        if "__pycache__" not in str(p)
-    ]
-    assert {_durations.folder_of(f"{n}::test") for n in names} == set(_durations.BUDGETS)
-    assert sum(_durations.BUDGETS.values()) <= 2 * 8 * 60  # two cores, eight minutes
+def test_long_tests_are_those_of_the_record_that_take_longer(monkeypatch):
+    monkeypatch.setattr(_durations, "recorded", lambda: {"a": 1.1, "b": 1.0})
+    assert _durations.long(["a", "b", "new"]) == {"a"}
+
+
+def test_what_one_run_leaves_out_as_long_is_what_the_other_runs(tmp_path):
+    """A test is long by the processor's seconds that were recorded of it."""
+    for name, lines in {
+        "plugin.py": Path(_durations.__file__).read_text(),
+        "durations.txt": "1.2 test_it.py::test_a\n",
+        "test_it.py": """
+            import time
+            def test_a(): ...
+            def test_b():
+                began = time.process_time()
+                while time.process_time() < began + 0.6: pass
+            """,
+    }.items():
+        (tmp_path / name).write_text(inspect.cleandoc(lines))
+
+    def run(*options):
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "plugin", "-c", "/dev/null"]
+        done = subprocess.run(
+            [*command, "--rootdir", tmp_path, *options, "test_it.py"],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return set(re.findall(r"::(\w+) PASSED", done.stdout))
+
+    assert run("--long=without") == {"test_b"} and run("--long=only") == {"test_a"}
+    assert run("--record-durations") == {"test_a", "test_b"}
+    seconds, name = (tmp_path / "durations.txt").read_text().split()
+    assert name == "test_it.py::test_b" and 0.6 <= float(seconds) < 1
 
 
 @pytest.mark.parametrize("mutant", script("mutants").MUTANTS, ids=lambda m: m.name)

@@ -1,62 +1,37 @@
-"""How long tests take: a record, a budget for each folder, and the fastest tests of a selection for `make quick`.
+"""How long tests take: a record, the long ones of a selection or the others, and the fastest for `make quick`.
 
 Options
-- `--record-durations`: write what tests took to `durations.txt` beside this file (those of half a second and more; the others
-  count as `SHORT`).
+- `--long without`: leave out the tests that take longer than `LONG` by the record, as `make test` does; `--long only`: run these.
 - `--budget SECONDS`: of what is selected, run the fastest tests whose recorded durations add up to no more.
-
-After a run of the suite, folders that took more than their budget are named. That fails nothing: machines differ.
+- `--record-durations`: write what tests took to `durations.txt` beside this file (those of half a second and more; the others
+  count as `SHORT`). Delete `.cache` first: most of what a test takes is compilation.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 RECORD = Path(__file__).with_name("durations.txt")
 SHORT = 0.5
-SUITE = "not slow and not docs"  # what `make test` and `make quick` select
-# Seconds of one core, on the machine of the record: `make test` is to end in eight minutes on two cores.
-BUDGETS = {
-    "tests/ppl/analysis": 16,
-    "tests/ppl/checks": 44,
-    "tests/ppl/densities": 45,
-    "tests/ppl/distributions": 44,
-    "tests/ppl/estimation": 36,
-    "tests/ppl/gaussian": 45,
-    "tests/ppl/evaluation": 16,
-    "tests/ppl/jaxprs": 11,
-    "tests/ppl/language": 26,
-    "tests/ppl/strategies": 48,
-    "tests/ppl/traces": 38,
-    "tests/ppl": 15,
-    "tests/inference/diagnostics": 14,
-    "tests/inference/diffusion": 32,
-    "tests/inference/evaluation": 10,
-    "tests/inference/export": 28,
-    "tests/inference/fitting": 64,
-    "tests/inference/local": 12,
-    "tests/inference/objectives": 50,
-    "tests/inference/inputs": 14,
-    "tests/inference/particles": 72,
-    "tests/inference/posterior_checks": 14,
-    "tests/inference/posteriors": 24,
-    "tests/inference/simulators": 30,
-    "tests/inference/tilts": 14,
-    "tests/models": 130,
-    "tests/docs": 14,
-    "tests/examples": 10,
-    "tests": 44,
-}
+LONG = 1.0  # with longer ones `make test` takes more than eight minutes on two cores
+_began = pytest.StashKey[float]()
 
 
 def recorded() -> dict[str, float]:
-    """Seconds by the name of a test, from the record."""
+    """Processor seconds by the name of a test, from the record."""
     lines = RECORD.read_text().splitlines() if RECORD.exists() else []
     found = (line.split(" ", 1) for line in lines)
     return {name: float(seconds) for seconds, name in found}
+
+
+def long(names: list[str]) -> set[str]:
+    """Those of the tests that take longer than `LONG`."""
+    known = recorded()
+    return {name for name in names if known.get(name, SHORT) > LONG}
 
 
 def within(names: list[str], budget: float) -> list[str]:
@@ -71,43 +46,52 @@ def within(names: list[str], budget: float) -> list[str]:
     return kept
 
 
-def folder_of(name: str) -> str:
-    """The folder of the table that a test belongs to."""
-    path = Path(name.partition("::")[0])
-    return next((str(p) for p in path.parents if str(p) in BUDGETS), "tests")
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-durations", action="store_true", help="write durations.txt anew")
+    parser.addoption("--long", choices=["without", "only"], help="no long tests, or no others")
     parser.addoption("--budget", type=float, help="run the fastest tests only, SECONDS in all")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    budget = config.getoption("--budget")
-    if budget is None:
-        return
-    kept = set(within([item.nodeid for item in items], budget))
+    names = [item.nodeid for item in items]
+    kept = set(names)
+    if config.getoption("--long") is not None:
+        kept = long(names) if config.getoption("--long") == "only" else kept - long(names)
+    if (budget := config.getoption("--budget")) is not None:
+        kept = set(within([name for name in names if name in kept], budget))
     left_out = [item for item in items if item.nodeid not in kept]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item.nodeid in kept]
 
 
+def _processor_seconds() -> float:
+    """Of this process and of those it waited for; what else runs on the machine does not count."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    item.stash[_began] = _processor_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "teardown":
+        report.user_properties.append(("seconds", _processor_seconds() - item.stash[_began]))
+    return report
+
+
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    taken: Counter[str] = Counter()
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if hasattr(report, "duration") and hasattr(report, "nodeid"):
-                taken[report.nodeid] += report.duration
-    by_folder: Counter[str] = Counter()
-    for name, seconds in taken.items():
-        by_folder[folder_of(name)] += seconds
-    is_the_suite = config.option.markexpr == SUITE and config.getoption("--budget") is None
-    for folder, seconds in sorted(by_folder.items()):
-        if is_the_suite and seconds > BUDGETS[folder]:
-            terminalreporter.write_line(
-                f"{folder}: {seconds:.0f} s, budget {BUDGETS[folder]} s (tests/_helpers/_durations.py)"
-            )
-    if config.getoption("--record-durations"):
-        lines = [f"{s:.1f} {name}\n" for name, s in sorted(taken.items()) if s >= SHORT]
-        RECORD.write_text("".join(lines))
+    if not config.getoption("--record-durations"):
+        return
+    taken = {
+        report.nodeid: dict(report.user_properties)["seconds"]
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "teardown"
+    }
+    lines = [f"{s:.1f} {name}\n" for name, s in sorted(taken.items()) if s >= SHORT]
+    RECORD.write_text("".join(lines))
