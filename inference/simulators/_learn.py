@@ -10,7 +10,9 @@ networks decay (Loshchilov and Hutter 2019, arXiv:1711.05101), and more so for a
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +27,7 @@ from ...ppl._shared_jit import shared_jit
 from ...ppl._types import Key, ParamMap
 from .._abstract_objective import AbstractObjective
 from ..fitting import Fit, FitInfo, KeepBest, fit
+from ._side_by_side import Turn, in_turn
 
 if TYPE_CHECKING:
     import optax
@@ -138,7 +141,8 @@ def learn(
 ) -> Learned:
     """Train on rows, and stop when the validation loss has not fallen for a third of the steps.
 
-    Weights decay as they are told to, as in an earlier training on the same rows; None: as the validation rows like best.
+    Weights decay as they are told to, as in an earlier training on the same rows; None: as the validation rows like best. After
+    Ctrl-C no other decay is tried.
     """
     objective = RowLoss(problem)
     size = len(objective.args[0])
@@ -148,7 +152,7 @@ def learn(
     each = losses_on(problem.validation, problem.loss)
     start = problem.init(init_key)
 
-    def trained(decay: float) -> tuple[KeepBest, Fit]:
+    def trained(decay: float, turn: Turn) -> tuple[KeepBest, Fit]:
         look = lambda params, key: each(params, key).mean()
         best = KeepBest(
             look, look_key, patience=max(1, int(_PATIENCE * num_steps)), name=problem.name
@@ -158,11 +162,13 @@ def learn(
         last: collections.deque[ParamMap] = collections.deque(maxlen=_AVERAGED)
 
         def looked(info: FitInfo) -> bool:
+            turn.compiled.set()
             # Copies: the next step writes into these buffers.
             last.append(jax.tree.map(np.array, info.params))
             mean = jax.tree.map(lambda *x: np.mean(np.stack(x), 0, dtype=x[0].dtype), *last)
             ended = best(info)
-            return best(dataclasses.replace(info, params=mean)) if len(last) > 1 else ended
+            ended = best(dataclasses.replace(info, params=mean)) if len(last) > 1 else ended
+            return ended or turn.unwanted.is_set()
 
         run = fit(
             objective,
@@ -174,19 +180,21 @@ def learn(
             subsample={"simulations": int(np.clip(size // 40, min(32, size), 256))},
             callbacks=[looked],
             callback_every=max(1, num_steps // _LOOKS),
-            progress=progress,
+            progress=progress and not turn.is_beside,
         )
         return best, run
 
     tried = _DECAYS if decay is None else (decay,)
-    decay, (best, found) = tried[0], trained(tried[0])
-    for stronger in tried[1:]:
-        if _least(best)[0] > _EARLY * num_steps:
-            break
-        other, run = trained(stronger)
-        if not _least(other)[1] < _least(best)[1]:
-            break
-        decay, best, found = stronger, other, run
+    jobs = [functools.partial(trained, strength) for strength in tried]
+    with contextlib.closing(in_turn(jobs, problem.name)) as trainings:
+        decay, (best, found) = tried[0], next(trainings)
+        for stronger in tried[1:]:
+            if found.interrupted or _least(best)[0] > _EARLY * num_steps:
+                break
+            training = next(trainings, None)
+            if training is None or not _least(training[0])[1] < _least(best)[1]:
+                break
+            decay, (best, found) = stronger, training
     params = best.params
     gains = np.asarray(each(start, look_key) - each(params, look_key), float)
     if not gains.mean() > _CLEAR * gains.std(ddof=1) / len(gains) ** 0.5:

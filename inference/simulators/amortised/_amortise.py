@@ -17,7 +17,8 @@ from ....ppl._compat import typed_key
 from ....ppl._shared_jit import shared_jit
 from ....ppl._types import Key, ModelFn
 from ...posterior_checks import PosteriorReport, Simulations, check_simulations
-from .._learn import learn, losses_on
+from .._learn import Learned, learn, losses_on
+from .._side_by_side import Turn, in_turn
 from .._table import ReferenceTable
 from ._amortised import Amortised
 from ._given import check_prior, checked_data
@@ -64,7 +65,8 @@ def amortise(
         num_seeds: members of an ensemble: the guide is trained so often, from other networks, in other minibatches and judged by
             other validation rows, which take turns, and the posterior is the equal mixture of what came out. Each member costs a
             training, so that one is the default; compiling and the search for a decay are done once (where an array of the rows
-            has more than 1,024 numbers). Three have most of what five have where simulations are few.
+            has more than 1,024 numbers), and on a CPU two members are trained at a time. Three have most of what five have where
+            simulations are few.
         progress: show a bar.
 
     Returns:
@@ -145,18 +147,23 @@ def _learned(
         check_density(table, own)
     if table.simulate is None and table.region is None:
         check_prior(table, check_key)
-    run = functools.partial(learn, num_steps=num_steps, progress=progress)
     problem = problem_of(table, own)
-    training = [run(problem, learn_key)]
-    for turn in range(1, num_seeds):
+    training = [learn(problem, learn_key, num_steps=num_steps, progress=progress)]
+
+    def member(number: int, turn: Turn) -> Learned:
         # The same program from another start on other rows of the same number: nothing is compiled anew.
-        net_key, again = jax.random.split(jax.random.fold_in(learn_key, turn))
-        begun = own if guide is not None else default_guide(table, net_key, turn)
-        other = problem_of(table, own, turn)._replace(init=problem_of(table, begun, turn).init)
-        training.append(run(other, again, decay=training[0].decay))
+        turn.compiled.set()
+        net_key, again = jax.random.split(jax.random.fold_in(learn_key, number))
+        begun = own if guide is not None else default_guide(table, net_key, number)
+        other = problem_of(table, own, number)._replace(init=problem_of(table, begun, number).init)
+        is_shown = progress and not turn.is_beside
+        return learn(other, again, num_steps=num_steps, progress=is_shown, decay=training[0].decay)
+
+    numbers = range(1, 1 if training[0].fit.interrupted else num_seeds)
+    training += in_turn([functools.partial(member, n) for n in numbers], problem.name)
     held = losses_on(as_rows(table, "held out"), problem.loss)
     each = -np.stack([np.asarray(held(member.params, learn_key), float) for member in training])
-    scores = np.logaddexp.reduce(each) - np.log(num_seeds)
+    scores = np.logaddexp.reduce(each) - np.log(len(training))
     bound = guide_of(own, training)
     report = _report(bound, table, draw_key, check_key)
     mean, error = float(scores.mean()), float(scores.std(ddof=1) / len(scores) ** 0.5)

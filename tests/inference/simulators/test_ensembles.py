@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from scipy.stats import kstest, norm
 
 from lapilli import inference, ppl
-from lapilli.inference.simulators import Amortised, reference_table
+from lapilli.inference.simulators import Amortised, _side_by_side, reference_table
 from lapilli.inference.simulators.amortised._mixture import EqualMixture
 
 KEY = jax.random.key(0)
@@ -90,6 +90,14 @@ def test_one_member_is_the_guide_itself(table, found):
         assert float(x) == float(found.training[0].params[name])
     draws = [f.draws(KEY, {"x": 1.0}, 20)["m"] for f in (one, again)]
     np.testing.assert_array_equal(*draws)
+
+
+@pytest.mark.parametrize("has_two_cores", [True, False])
+def test_members_beside_each_other_are_those_alone(table, found, monkeypatch, has_two_cores):
+    monkeypatch.setattr(_side_by_side, "_has_two_cores", lambda: has_two_cores)
+    again = inference.amortise(table, guide=line, num_seeds=3, **SHORT)
+    assert [t.validation for t in again.training] == [t.validation for t in found.training]
+    assert again.held_out == found.held_out
 
 
 def test_what_is_reported_is_of_the_mixture(table, found):

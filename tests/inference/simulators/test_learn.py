@@ -1,5 +1,7 @@
 """Training on rows: weights of networks decay by the rate, nothing else does, and only where the validation rows gain by it."""
 
+import threading
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from lapilli.inference.simulators import _learn
+from lapilli.inference.simulators import _learn, _side_by_side
 
 KEY = jax.random.key(0)
 
@@ -85,3 +87,47 @@ def test_parameters_are_also_looked_at_in_their_mean(monkeypatch):
     assert np.mean(of_means) < np.mean(of_params) and min(losses) == min(of_means)
     values = jax.tree.leaves(found.params)
     assert all(np.isfinite(x).all() for x in values)
+
+
+def test_trainings_beside_each_other_are_those_alone(monkeypatch):
+    """To the bit; and of rows that suffice the training of another decay is given up."""
+    threads, train = [], _learn.fit
+
+    def fit(*args, **options):
+        run = train(*args, **options)
+        threads.append((threading.current_thread() is threading.main_thread(), run.steps))
+        return run
+
+    monkeypatch.setattr(_learn, "fit", fit)
+    monkeypatch.setattr(_side_by_side, "_has_two_cores", lambda: True)
+    few = learned(60, 1.0)
+    assert few.decay > 0 and {is_main for is_main, _ in threads} == {True, False}
+    del threads[:]
+    assert learned(4_000, 0.1).decay == 0
+    (beside,) = [steps for is_main, steps in threads if not is_main]
+    assert beside <= 400
+    monkeypatch.setattr(_side_by_side, "_has_two_cores", lambda: False)
+    alone = learned(60, 1.0)
+    assert few.decay == alone.decay and few.validation == alone.validation
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, few.params, alone.params)))
+
+
+def test_after_ctrl_c_no_other_decay_is_tried(monkeypatch):
+    runs, train = [], _learn.fit
+    monkeypatch.setattr(_side_by_side, "_has_two_cores", lambda: False)
+
+    def fit(*args, callbacks, **options):
+        """Ctrl-C after some looks."""
+
+        def looked(info):
+            if info.step >= 200:
+                raise KeyboardInterrupt
+            return callbacks[0](info)
+
+        runs.append(train(*args, callbacks=[looked], **options))
+        return runs[-1]
+
+    monkeypatch.setattr(_learn, "fit", fit)
+    with pytest.warns(UserWarning, match="Ctrl-C after step 200"):
+        found = learned(60, 1.0)
+    assert len(runs) == 1 and found.fit.interrupted and found.decay == 0
