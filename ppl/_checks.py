@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+_ROUNDING = 1e-3  # of a sum of probabilities, some of them in half precision
 MOST = 2**31 - 1  # of a count: beyond it, arrays have no index in 32 bits
 
 
@@ -44,6 +45,27 @@ def check_seconds(label: str, seconds: float | None) -> None:
         raise ValueError(
             f"{label}: max_seconds must be positive, got {seconds!r}. Give seconds, or None for as long as it takes."
         )
+
+
+def check_probabilities(label: str, /, **laws: np.ndarray) -> None:
+    """Refuse what are no laws over the same outcomes, the last axis; `label` is the function that was called.
+
+    Raises:
+        ValueError: shapes that differ, no outcomes, a number below 0 or NaN, a sum that is not 1.
+    """
+    shapes = {name: np.shape(p) for name, p in laws.items()}
+    if len(set(shapes.values())) > 1 or any(not s or not s[-1] for s in shapes.values()):
+        raise ValueError(
+            f"{label}: {' and '.join(laws)} must be probabilities of the same outcomes, got shapes {shapes}. Give one number for "
+            "each outcome, in one order."
+        )
+    for name, p in laws.items():
+        total = np.sum(p, -1)
+        if not (np.all(np.asarray(p) >= 0) and np.all(np.abs(total - 1) <= _ROUNDING)):
+            raise ValueError(
+                f"{label}: {name} must be probabilities of outcomes, >= 0 and of sum 1; the least is {np.min(p):.4g}, sums lie in "
+                f"{np.min(total):.4g} to {np.max(total):.4g}. Divide counts by their sum; give softmax(logits) in place of logits."
+            )
 
 
 def check_counts(label: str, least: int = 1, /, **counts: PyTree) -> None:

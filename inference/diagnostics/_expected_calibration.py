@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...ppl._calls import checked_call
+from ...ppl._checks import check_probabilities
 from ...ppl._compat import ArrayLike
 from ...ppl._data import as_data, as_numbers, as_one_array
 
@@ -57,9 +58,4 @@ def _check(probs: np.ndarray, labels: np.ndarray, num_bins: int) -> None:
             f"expected_calibration_error: labels must be integers in 0 to {probs.shape[1] - 1}; they are of type "
             f"{labels.dtype}, in {labels.min()} to {labels.max()}."
         )
-    total = probs.sum(-1)
-    if not (probs.min() >= 0 and np.abs(total - 1).max() < 1e-3):
-        raise ValueError(
-            f"expected_calibration_error: rows of probs must be probabilities; the least is {probs.min()}, sums lie in "
-            f"{total.min()} to {total.max()}. Give softmax(logits)."
-        )
+    check_probabilities("expected_calibration_error", probs=probs)

@@ -21,7 +21,7 @@ from jaxtyping import Array, PyTree
 
 from ... import ppl
 from ...ppl._calls import checked_call
-from ...ppl._checks import check_counts
+from ...ppl._checks import check_counts, check_probabilities
 from ...ppl._compat import is_concrete, typed_key
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
@@ -150,11 +150,11 @@ class BestOf:
                 "best_of: argument 'rewards'", r.ravel(), "outcomes", may_be_infinite=True
             )
         p = _equal(r) if probabilities is None else np.asarray(probabilities, float)
-        if r.ndim != 1 or p.shape != r.shape or not np.isclose(p.sum(), 1, atol=1e-4):
+        if r.ndim != 1 or p.shape != r.shape:
             raise ValueError(
-                f"best_of: rewards of shape {r.shape} and probabilities of shape {p.shape} and sum {p.sum():.4g}. Give one of "
-                "each for every outcome, probabilities that sum to 1."
+                f"best_of: rewards of shape {r.shape} and probabilities of shape {p.shape}. Give one of each for every outcome."
             )
+        check_probabilities("best_of", probabilities=p)
         level = np.unique(r, return_inverse=True)[1]
         share = np.bincount(level, p)
         upto = np.concatenate([[0.0], np.minimum(np.cumsum(share), 1.0)])

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from ...ppl._checks import check_probabilities
 from ...ppl._compat import ArrayLike
 
 
@@ -17,7 +18,11 @@ def total_variation(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> f
     Args:
         p: probabilities, [n].
         q: probabilities, [n].
+
+    Raises:
+        ValueError: they are none, or not of the same outcomes.
     """
+    check_probabilities("total_variation", p=p, q=q)
     return float(0.5 * np.abs(p - q).sum())
 
 
@@ -27,7 +32,11 @@ def jensen_shannon(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> fl
     Args:
         p: probabilities, [n].
         q: probabilities, [n].
+
+    Raises:
+        ValueError: they are none, or not of the same outcomes.
     """
+    check_probabilities("jensen_shannon", p=p, q=q)
     mid = (p + q) / 2
     kl = lambda a: float(np.sum(a[a > 0] * np.log(a[a > 0] / mid[a > 0])))
     return 0.5 * (kl(p) + kl(q))

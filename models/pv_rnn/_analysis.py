@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 from numpyro.distributions.kl import kl_divergence
 
+from ...ppl._checks import check_counts, check_probabilities
 from ._network import Network, State, latent_law
 from ._programs import Table
 
@@ -158,14 +159,21 @@ def ngram_counts(symbols: Int[Array, "rows steps"], n: int, num_symbols: int = 2
         num_symbols: number of symbols.
 
     Raises:
-        ValueError: rows have fewer than n steps, or the array has other axes.
+        ValueError: rows have fewer than n steps, or the array has other axes; a number is no symbol.
     """
+    check_counts("ngram_counts", n=n, num_symbols=num_symbols)
     rows = np.asarray(symbols)
     if rows.ndim != 2 or rows.shape[1] < n:
         raise ValueError(
             f"ngram_counts: symbols have shape {rows.shape}; [rows, steps] with at least n = {n} steps is needed."
         )
-    windows = np.lib.stride_tricks.sliding_window_view(rows, n, axis=1)
+    is_symbol = np.isin(rows, np.arange(num_symbols))
+    if not is_symbol.all():
+        raise ValueError(
+            f"ngram_counts: {int((~is_symbol).sum())} of {rows.size} symbols are none of 0 to {num_symbols - 1}, "
+            f"{rows[~is_symbol][0]} among them, and would be counted as other strings. Code the symbols so, or give num_symbols=."
+        )
+    windows = np.lib.stride_tricks.sliding_window_view(rows.astype(int), n, axis=1)
     codes = windows @ num_symbols ** np.arange(n - 1, -1, -1)
     return np.bincount(codes.ravel(), minlength=num_symbols**n)
 
@@ -193,9 +201,13 @@ def ngram_divergence(
         n: length of the strings.
         num_symbols: number of symbols.
         floor: probability given to strings that were not met; the divergence depends on it, so it is to be stated.
+
+    Raises:
+        ValueError: as `ngram_counts`; `probs` are no probabilities of these strings.
     """
     counts = ngram_counts(symbols, n, num_symbols)
     generated = counts / counts.sum()
+    check_probabilities("ngram_divergence", probs=probs, generated=generated)
     is_legal = probs > 0
     ratio = np.log(probs[is_legal]) - np.log(np.maximum(generated[is_legal], floor))
     return NGramDivergence(float(probs[is_legal] @ ratio), float(generated[~is_legal].sum()))

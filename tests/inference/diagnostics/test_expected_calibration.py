@@ -34,5 +34,7 @@ def test_what_is_no_prediction_is_refused():
         with pytest.raises(ValueError, match="labels must be integers in 0 to 1; they are of type"):
             expected_calibration_error(good, y)
     for probs in (2 * good, good - [0.0, 0.6], good * np.nan):
-        with pytest.raises(ValueError, match=r"must be probabilities; .* Give softmax"):
+        with pytest.raises(
+            ValueError, match=r"probs must be probabilities of outcomes, .* give softmax"
+        ):
             expected_calibration_error(probs, labels)

@@ -97,8 +97,13 @@ def test_what_has_no_best_is_named():
         inference.best_of(observed, lambda z: z, 2).simulate(KEY)
     with pytest.raises(ValueError, match=r"has shape \(2,\)"):
         inference.best_of(normal, lambda x: x * jnp.ones(2), 2).simulate(KEY)
-    with pytest.raises(ValueError, match="probabilities that sum to 1"):
-        inference.best_of(normal, lambda x: x, 2).law_of(np.arange(3.0), np.ones(3))
+    for shares in (np.ones(3), np.array([1.5, -0.5, 0.0])):
+        with pytest.raises(
+            ValueError, match="probabilities must be probabilities of outcomes, >= 0"
+        ):
+            inference.best_of(normal, lambda x: x, 2).law_of(np.arange(3.0), shares)
+    with pytest.raises(ValueError, match="one of each for every outcome"):
+        inference.best_of(normal, lambda x: x, 2).law_of(np.arange(3.0), np.ones(2) / 2)
     estimated = ppl.normalize(normal, proposal=normal, num_particles=2)
     with pytest.raises(TypeError, match="is estimated. Give the program"):
         inference.best_of(estimated, lambda x: x, 2)

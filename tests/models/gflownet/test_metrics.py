@@ -16,6 +16,27 @@ def test_distances_between_laws():
     assert gflownet.jensen_shannon(one, one) == 0
 
 
+LAW = np.array([0.5, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("distance", [gflownet.total_variation, gflownet.jensen_shannon])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (np.array([3, 4, 0]), "sums lie in 7 to 7. Divide counts"),
+        (np.array([1.5, -0.5, 0.0]), "the least is -0.5"),
+        (np.array([np.nan, 1.0, 0.0]), "the least is nan"),
+        (np.array([0.5, 0.5]), r"of the same outcomes, got shapes .*\(2,\)"),
+        (np.array([0.5]), r"of the same outcomes, got shapes .*\(1,\)"),
+    ],
+    ids=["counts", "negative", "nan", "fewer outcomes", "one outcome"],
+)
+def test_what_is_no_law_has_no_distance(distance, other, message):
+    for pair in ((LAW, other), (other, LAW)):
+        with pytest.raises(ValueError, match=f"{distance.__name__}: .*{message}"):
+            distance(*pair)
+
+
 def test_rank_correlation_sees_order_only():
     log_reward = np.array([0.0, 1.0, 2.0, 2.0, 5.0])
     np.testing.assert_allclose(gflownet.rank_correlation(log_reward**3, log_reward), 1.0)

@@ -40,6 +40,25 @@ def test_ngrams_are_counted_by_hand():
     np.testing.assert_array_equal(pv_rnn.ngram_counts(symbols, 2), [0, 1, 1, 4])
     with pytest.raises(ValueError, match="at least n = 5 steps"):
         pv_rnn.ngram_counts(symbols, 5)
+    np.testing.assert_array_equal(pv_rnn.ngram_counts(symbols.astype(float), 2), [0, 1, 1, 4])
+
+
+@pytest.mark.parametrize("symbol", [2, -1, 0.5, np.nan])
+def test_what_is_no_symbol_is_counted_as_none(symbol):
+    """[0, 2] would be counted as [1, 0]."""
+    with pytest.raises(ValueError, match=f"1 of 4 symbols are none of 0 to 1, {symbol}"):
+        pv_rnn.ngram_counts(np.array([[0, symbol, 1, 1]]), 2)
+    with pytest.raises(ValueError, match="n must be an integer >= 1"):
+        pv_rnn.ngram_counts(np.array([[0, 1]]), 0)
+
+
+def test_strings_have_a_law():
+    with pytest.raises(
+        ValueError, match="ngram_divergence: probs must be probabilities of outcomes"
+    ):
+        pv_rnn.ngram_divergence(np.ones(4), np.array([[0, 1, 1]]), 2)
+    with pytest.raises(ValueError, match=r"ngram_divergence: .* got shapes {'probs': \(8,\)"):
+        pv_rnn.ngram_divergence(np.ones(8) / 8, np.array([[0, 1, 1]]), 2)
 
 
 def test_divergence_of_strings():
