@@ -47,6 +47,26 @@ def check_seconds(label: str, seconds: float | None) -> None:
         )
 
 
+def check_event(
+    label: str, value: PyTree, event_shape: tuple[int, ...], *, is_rows: bool = False
+) -> None:
+    """Refuse an array whose last axes are not those of one value of a law; `label` says what it is.
+
+    JAX would broadcast an axis of length 1, and one number would stand for a whole value. `is_rows`: one axis stands before.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    shape, num_event = np.shape(value), len(event_shape)
+    batch, own = shape[: len(shape) - num_event], shape[len(shape) - num_event :]
+    if len(shape) < num_event or own != event_shape or (is_rows and len(batch) != 1):
+        lead = "rows" if is_rows else "*batch"
+        raise ValueError(
+            f"{label} has shape {shape}, and the last axes must be {event_shape}, to which nothing is broadcast. Give "
+            f"[{', '.join([lead, *map(str, event_shape)])}]."
+        )
+
+
 def check_probabilities(label: str, /, **laws: np.ndarray) -> None:
     """Refuse what are no laws over the same outcomes, the last axis; `label` is the function that was called.
 
@@ -63,8 +83,9 @@ def check_probabilities(label: str, /, **laws: np.ndarray) -> None:
         total = np.sum(p, -1)
         if not (np.all(np.asarray(p) >= 0) and np.all(np.abs(total - 1) <= _ROUNDING)):
             raise ValueError(
-                f"{label}: {name} must be probabilities of outcomes, >= 0 and of sum 1; the least is {np.min(p):.4g}, sums lie in "
-                f"{np.min(total):.4g} to {np.max(total):.4g}. Divide counts by their sum; give softmax(logits) in place of logits."
+                f"{label}: {name} must be probabilities of outcomes, >= 0 and of sum 1; the least is {np.min(p):.4g}, sums lie "
+                f"in {np.min(total):.4g} to {np.max(total):.4g}. Divide counts by their sum; give softmax(logits) in place of "
+                "logits."
             )
 
 

@@ -24,6 +24,7 @@ from numpyro.distributions import constraints
 from ... import ppl
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import reverse_step
+from ...ppl._checks import check_event
 from ...ppl._types import Key
 from ._grid import check_chain, known_memory, point_shape, reverse_variance
 
@@ -79,6 +80,7 @@ class ReverseChain(dist.Distribution):
 
     def log_prob(self, value: Float[Array, "*shape"]) -> Float[Array, "*batch"]:
         """The sum over the steps; a derivative computes each again, so that its memory does not grow with their number."""
+        check_event("reverse_chain: a path", value, self.event_shape)
         batch = value.shape[: value.ndim - len(self.event_shape)]
         batch = jnp.broadcast_shapes(batch, self.batch_shape)
         value = jnp.broadcast_to(value, (*batch, *self.event_shape))
@@ -135,6 +137,7 @@ class NoisingChain(dist.Distribution):
 
     def log_prob(self, value: Float[Array, "*shape"]) -> Float[Array, "*batch"]:
         """The sum over the steps."""
+        check_event("noising_chain: a path", value, self.event_shape)
         alpha, steps = self._scales()
         y = value / alpha
         before = jnp.expand_dims(self.point, len(self.batch_shape))

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from ...ppl._checks import check_counts
+from ...ppl._checks import check_counts, check_event
 from ...ppl._types import Key
 
 
@@ -68,6 +68,7 @@ class PoissonNoise(dist.Distribution):
 
     def log_prob(self, value: Float[Array, "*shape"]) -> Float[Array, "*batch"]:
         """Log density in nats."""
+        check_event("PoissonNoise: a value", value, self.event_shape)
         size, extra = math.prod(self.event_shape), self.num_extra
         axes = tuple(range(-len(self.event_shape), 0))
         square = jnp.sum(jnp.square(value), axes)

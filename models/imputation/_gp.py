@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, PyTree
 from numpyro.distributions import constraints
 
+from ...ppl._checks import check_event
 from ...ppl._precision import full_precision
 from ...ppl._types import Key
 
@@ -90,6 +91,7 @@ class PrecisionNormal(dist.Distribution):
     @full_precision
     def log_prob(self, value: Array, intermediates: PyTree = None) -> Array:
         """Log-density, nats [*batch]."""
+        check_event("PrecisionNormal: a value", value, self.event_shape)
         if intermediates:
             (noise,) = intermediates
         else:

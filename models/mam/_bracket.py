@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 
 from ...inference.diagnostics import EvidenceBracket
 from ...inference.diagnostics._evidence_bracket import lost_modes
-from ...ppl._checks import check_counts, log_number
+from ...ppl._checks import check_counts, check_event, log_number
 from ...ppl._compat import typed_key
 from ._distribution import MaM
 from ._orders import UniformOrder
@@ -59,7 +59,8 @@ def bracket(
         An `EvidenceBracket` of one particle behind each bound.
 
     Raises:
-        ValueError: a model under evidence, or with an order of its own, or another density than "chain"; `num_rows` below 2.
+        ValueError: a model under evidence, or with an order of its own, or another density than "chain"; `num_rows` below 2; rows
+            of another length.
         RuntimeError: without rows, the tempering run has no finite evidence.
 
     Warns:
@@ -91,6 +92,7 @@ def two_sided(
     check_counts("bracket", 2, num_rows=num_rows)
     pick_key, order_key, draw_key = jax.random.split(typed_key(key), 3)
     rows = _tempered(model, log_target, pick_key, num_rows) if rows is None else jnp.asarray(rows)
+    check_event("bracket: rows", rows, model.event_shape, is_rows=True)
     count = min(num_rows, len(rows))
     chosen = rows[jax.random.choice(pick_key, len(rows), (count,), replace=False)]
     orders = UniformOrder(model.num_variables).sample(order_key, (count,))

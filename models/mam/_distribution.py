@@ -29,6 +29,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from numpyro.distributions import constraints
 
+from ...ppl._checks import check_event
 from ...ppl._compat import is_concrete, typed_key
 from ...ppl._types import Key
 from . import _chain
@@ -124,10 +125,8 @@ class MaM(dist.Distribution):
         if self.density not in _DENSITIES:
             raise ValueError(f"MaM: density must be one of {_DENSITIES}, got {self.density!r}.")
         for name, tokens in (("orders", self.orders), ("evidence", self.evidence)):
-            if tokens is not None and (not tokens.ndim or tokens.shape[-1] != num_variables):
-                raise ValueError(
-                    f"MaM: {name} has shape {tokens.shape}, and the last axis must be the {num_variables} variables."
-                )
+            if tokens is not None:
+                check_event(f"MaM: {name}", tokens, (num_variables,))
         if self.density == "ensemble" and (self.orders is None or self.orders.ndim != 2):
             got = "none" if self.orders is None else f"orders of shape {self.orders.shape}"
             raise ValueError(
@@ -174,7 +173,8 @@ class MaM(dist.Distribution):
         """The log-density that `density` names, in nats; -inf outside of the support or against the evidence.
 
         Raises:
-            ValueError: density "chain" in random order, where a value alone has no density of reasonable cost.
+            ValueError: density "chain" in random order, where a value alone has no density of reasonable cost; the last axis is
+                not that of the D variables.
         """
         if self.density in ("marginal", "amortised"):
             return self.log_marginal(value, jnp.ones(self.num_variables, bool))
@@ -199,10 +199,13 @@ class MaM(dist.Distribution):
 
         Args:
             value: values; those outside S are not read.
-            observed: true in S; broadcasts against `value`.
+            observed: true in S, [*shape, D], or one truth value for all; the axes before the last broadcast.
 
         Returns:
             l(x_S, evidence) - l(evidence) in nats; -inf where x_S is impossible.
+
+        Raises:
+            ValueError: the last axis of an array is not that of the D variables.
         """
         tokens, is_possible = self._observe(value, observed)
         level = self._level(tokens)
@@ -219,8 +222,11 @@ class MaM(dist.Distribution):
         """Log p(x_target | x_given, evidence) = l(both) - l(given) by the marginal network, in one batch of two rows.
 
         Normalised over x_target up to the consistency error.
+
+        Raises:
+            ValueError: as `log_marginal`.
         """
-        joint, is_possible = self._observe(value, jnp.asarray(target) | jnp.asarray(given))
+        joint, is_possible = self._observe(value, self._mask(target) | self._mask(given))
         condition, _ = self._observe(value, given)
         levels = self._level(jnp.stack(jnp.broadcast_arrays(joint, condition)))
         return jnp.where(is_possible, levels[0] - levels[1], -jnp.inf) + self._error()
@@ -231,6 +237,9 @@ class MaM(dist.Distribution):
         """Log p(x_i = k | x_S, evidence) by the conditional network for all i and k, in one pass; normalised over k.
 
         Rows of observed variables are 0 at their value and -inf elsewhere; all is NaN where x_S contradicts the evidence.
+
+        Raises:
+            ValueError: as `log_marginal`.
         """
         tokens, is_possible = self._observe(value, observed)
         log_probs = _chain.by_row(_chain.log_conditionals, self.networks, tokens)
@@ -382,9 +391,17 @@ class MaM(dist.Distribution):
         evidence = jnp.zeros(self.num_variables, int) if self.evidence is None else self.evidence
         return jnp.broadcast_to(evidence, shape)
 
+    def _mask(self, observed: PyTree) -> Array:
+        """A mask by variable, or one truth value for all."""
+        observed = jnp.asarray(observed, bool)
+        if observed.ndim:
+            check_event("MaM: a mask", observed, self.event_shape)
+        return observed
+
     def _observe(self, value: ArrayLike, observed: PyTree) -> tuple[Array, Array]:
         """Tokens of the observed values and the evidence together, and whether they can be had together."""
-        value, observed = jnp.asarray(value), jnp.asarray(observed, bool)
+        value, observed = jnp.asarray(value), self._mask(observed)
+        check_event("MaM: a value", value, self.event_shape)
         lead = () if self.evidence is None else self.evidence.shape
         shape = jnp.broadcast_shapes(value.shape, observed.shape, lead, self.event_shape)
         evidence = self._evidence(shape)
@@ -457,11 +474,7 @@ class ObservedMarginal(dist.Distribution):
         validate_args: bool | None = None,
     ) -> None:
         self.mam, self.observed = mam, jnp.asarray(observed, bool)
-        if self.observed.shape[-1:] != mam.event_shape:
-            raise ValueError(
-                f"MaM.marginal: observed has shape {self.observed.shape}, and the last axis must be the {mam.num_variables} "
-                "variables."
-            )
+        check_event("MaM.marginal: observed", self.observed, mam.event_shape)
         batch_shape = jnp.broadcast_shapes(self.observed.shape[:-1], mam.batch_shape)
         super().__init__(batch_shape, mam.event_shape, validate_args=validate_args)
 

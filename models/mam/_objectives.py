@@ -27,7 +27,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from ... import ppl
 from ...inference import Objective, objective as as_objective
-from ...ppl._checks import log_number
+from ...ppl._checks import check_event, log_number
 from ...ppl._compat import is_concrete
 from ...ppl._types import ModelFn
 from . import _chain
@@ -351,11 +351,7 @@ def _tokens(name: str, networks: Networks, x: PyTree) -> tuple[Array, Array]:
     Raises:
         ValueError: x has another shape, or is known to have such values.
     """
-    if jnp.ndim(x) != 2 or jnp.shape(x)[1] != networks.num_variables:
-        raise ValueError(
-            f"{name}: x has shape {jnp.shape(x)}; it must be [rows, {networks.num_variables}], one column for each variable of "
-            "the networks."
-        )
+    check_event(f"{name}: x", x, (networks.num_variables,), is_rows=True)
     xp = np if is_concrete(x) else jnp  # concrete values stay so while a program is traced
     x = xp.asarray(x)
     is_known = ((x >= 0) & (x < networks.num_values) & (x == xp.round(x))).all(1)

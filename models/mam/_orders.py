@@ -15,6 +15,7 @@ from jax.scipy.special import gammaln
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from numpyro.distributions import constraints
 
+from ...ppl._checks import check_event
 from ...ppl._compat import is_concrete
 from ...ppl._types import Key
 
@@ -51,7 +52,12 @@ class UniformOrder(dist.Distribution):
         return random_orders(key, jnp.zeros((*sample_shape, self.num_variables), bool))
 
     def log_prob(self, value: Int[Array, "*batch variables"]) -> Float[Array, "*batch"]:
-        """-log D!, -inf for what is no permutation."""
+        """-log D!, -inf for what is no permutation.
+
+        Raises:
+            ValueError: an order has another length than D.
+        """
+        check_event("UniformOrder: an order", value, self.event_shape)
         return jnp.where(is_order(value), -gammaln(self.num_variables + 1.0), -jnp.inf)
 
 
@@ -75,11 +81,7 @@ def order_error(label: str, order: ArrayLike, num_variables: int) -> Float[Array
     Raises:
         ValueError: orders of another length, or known values that are no permutation. `label` says whose they are.
     """
-    shape = np.shape(order)
-    if not shape or shape[-1] != num_variables:
-        raise ValueError(
-            f"{label} has shape {shape}, and its last axis must have the {num_variables} variables. Give all in their order."
-        )
+    check_event(label, order, (num_variables,))
     found = is_order(order)
     if not is_concrete(found):
         return jnp.where(found, 0.0, jnp.nan)

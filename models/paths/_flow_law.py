@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from ...ppl._checks import check_counts
+from ...ppl._checks import check_counts, check_event
 from ...ppl._types import Key
 from .._ode import Tolerance, followed, solve
 from ._matching import VectorField
@@ -74,6 +74,7 @@ class FlowLaw(dist.Distribution):
 
     def log_prob(self, value: Float[Array, "*shape"]) -> Float[Array, "*batch"]:
         """Log density in nats."""
+        check_event("FlowLaw: a point", value, self.event_shape)
         back = lambda x: followed(self.velocity, x, (1.0, 0.0), self.tolerance)
         x, total = self._each(back)(jnp.asarray(value, float))
         return self.start.log_prob(x) + total  # the integral runs back, so that its sign is turned
@@ -96,6 +97,7 @@ class FlowLaw(dist.Distribution):
         """
         check_counts("estimate_log_prob", num_probes=num_probes)
         x = jnp.asarray(x, float)
+        check_event("estimate_log_prob: x", x, self.event_shape, is_rows=True)
         probes = jax.random.rademacher(key, (len(x), num_probes, *x.shape[1:]), x.dtype)
 
         def one(x: Array, probes: Array) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .... import inference
-from ....ppl._checks import check_counts
+from ....ppl._checks import check_counts, check_event
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from .. import _chain
@@ -72,7 +72,11 @@ def scored(
 
     Returns:
         Values, orders and log-conditionals, [rows + num_draws, D] each.
+
+    Raises:
+        ValueError: rows of another length than D.
     """
+    check_event("scored: rows", rows, (networks.num_variables,), is_rows=True)
     order_key, draw_key = jax.random.split(typed_key(key))
     rows, model = jnp.asarray(rows), MaM(networks)
     orders = UniformOrder(networks.num_variables).sample(order_key, (len(rows),))
@@ -126,7 +130,7 @@ def distilled(
         A `Distilled`.
 
     Raises:
-        ValueError: sizes below 1; fewer than 20 rows in all.
+        ValueError: sizes below 1; fewer than 20 rows in all; rows of another length than D.
 
     Validity: the held-out error is that of other rows and orders than those trained on; as the least of many looks it is
     somewhat too small. It is zero only if the chain says the same in every order.
@@ -147,6 +151,7 @@ def distilled(
     check_counts("distilled", 0, num_draws=num_draws)
     pick_key, score_key, split_key, fit_key, look_key = jax.random.split(typed_key(key), 5)
     rows = jnp.asarray(rows)
+    check_event("distilled: rows", rows, (networks.num_variables,), is_rows=True)
     num_scored = min(num_scored, len(rows))
     total = num_scored + num_draws
     if total < 20:

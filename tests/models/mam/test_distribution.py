@@ -292,7 +292,7 @@ class TestTheTrap:
         networks = odd.networks
         with pytest.raises(ValueError, match="density must be one of.*'joint'"):
             mam.MaM(networks, density="joint")
-        with pytest.raises(ValueError, match=r"orders has shape \(4,\).*3 variables"):
+        with pytest.raises(ValueError, match=r"orders has shape \(4,\).*must be \(3,\)"):
             mam.MaM(networks, orders=np.arange(4))
         with pytest.raises(ValueError, match=r"evidence has shape \(2,\)"):
             mam.MaM(networks, evidence=np.zeros(2, int))
@@ -312,7 +312,7 @@ class TestTheTrap:
             ):
                 made()
         with pytest.raises(
-            ValueError, match=r"log_steps: order has shape \(2,\), and its last axis"
+            ValueError, match=r"log_steps: order has shape \(2,\), and the last axes"
         ):
             odd.log_steps(x, np.array([0, 1]))
         with pytest.raises(ValueError, match=r"log_steps: order holds \[0, 0, 1\]"):
