@@ -95,14 +95,24 @@ def separation(
     """The separation of rows of data from normal noise, by draws of both.
 
     Args:
-        data: rows, scaled to a mean square of 1 over all coordinates.
+        data: rows, scaled to a mean square of 1 over all rows and coordinates.
         key: PRNG key.
         num_angles: of the grid.
         num_draws: rows with noise at each angle.
 
-    Validity: of the law of these rows; a mean over `num_draws` of them.
+    Raises:
+        ValueError: a mean square that is not 1, to 1 %: lambda would be another number than the one that angles belong to.
+
+    Validity: of the law of these rows; a mean over `num_draws` of them. The energy adds up coordinates in their units, as the
+    noise has them: of columns on unlike scales the widest one decides. Standardise each where they should count alike.
     """
     check_counts("separation", num_angles=num_angles, num_draws=num_draws)
+    square = float(np.mean(np.square(np.asarray(data, float))))
+    if not abs(square - 1) <= 0.01:
+        raise ValueError(
+            f"separation: argument 'data' (shape {np.shape(data)}) has a mean square of {square:.4g}, and the angles between "
+            "data and noise are those of data of mean square 1. Give data / np.sqrt(np.mean(data**2)), or standardised columns."
+        )
     data = jnp.asarray(data, float)
     rows = data.reshape(len(data), -1)
     angles = np.linspace(0, np.pi / 2, num_angles)

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ...inference.diffusion import Noising
+from ...ppl._compat import is_concrete
 
 type Position = Callable[[Array, Array, Array, Array], Array]
 type OfTime = Callable[[Array], Array]
@@ -190,18 +191,36 @@ def sphere() -> Path:
     Points are unit vectors, u is tangent to the sphere and of constant length a. Opposite ends have no shortest path; laws
     with a density do not draw them.
 
+    Raises:
+        ValueError: by `at`, an end that is no unit vector, to 0.1 %; where this becomes known under jit only, x_t and u are NaN.
+
     Reference: Chen and Lipman 2024, arXiv:2302.03660, section 3.2.
     """
 
     def position(t: Array, start: Array, end: Array, z: Array) -> Array:
+        is_unit = _are_units(start, end)
         # The angle by its tangent: arccos has no digits, and no derivative, for ends close to each other.
         away = end - jnp.sum(start * end) * start
         length = jnp.linalg.norm(away)
-        angle = jnp.arctan2(length, jnp.sum(start * end))
+        # NaN by way of the angle, which the velocity has, too.
+        angle = jnp.where(is_unit, jnp.arctan2(length, jnp.sum(start * end)), jnp.nan)
         direction = away / jnp.maximum(length, jnp.finfo(away.dtype).tiny)
         return jnp.cos(t * angle) * start + jnp.sin(t * angle) * direction
 
     return Path(position)
+
+
+def _are_units(start: Array, end: Array) -> Array:
+    """Whether both ends are unit vectors; refuses known ones that are not."""
+    lengths = jnp.stack([jnp.linalg.norm(jnp.ravel(x)) for x in (start, end)])
+    found = jnp.all(jnp.abs(lengths - 1) <= 1e-3)
+    if is_concrete(found) and not found:
+        one, other = (float(x) for x in lengths)
+        raise ValueError(
+            f"sphere: the ends, of shape {jnp.shape(start)}, have the lengths {one:.4g} and {other:.4g}, and great circles of "
+            "the unit sphere join unit vectors. Divide each point by its length, x / jnp.linalg.norm(x, axis=-1, keepdims=True)."
+        )
+    return found
 
 
 def torus() -> Path:

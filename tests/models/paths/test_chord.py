@@ -17,6 +17,27 @@ def ring():
     return paths.separation(x / np.sqrt(np.mean(x**2)), jax.random.key(0), num_angles=60, num_draws=500)  # fmt: skip
 
 
+@pytest.mark.parametrize("scale", [[1.0, 100.0], [1.0, 0.5], [np.nan, 1.0]])
+def test_data_have_a_mean_square_of_one(scale):
+    """Of data 100 times as wide lambda was 1 at every angle, whatever their law."""
+    x = np.random.default_rng(0).normal(size=(400, 2)) * scale
+    with pytest.raises(ValueError, match=r"'data' \(shape \(400, 2\)\) has a mean square of"):
+        paths.separation(x, jax.random.key(0))
+
+
+def test_the_energy_is_that_of_the_units():
+    """Normal columns of variances 1.9 and .1: lambda is the mean of s^2 v^2 / (1 + s^2 v), and the wide one decides."""
+    x, v = np.random.default_rng(0).normal(size=(4000, 2)), np.array([1.9, 0.1])
+    x = (x - x.mean(0)) / x.std(0) * np.sqrt(v)
+    found = paths.separation(x, jax.random.key(0), num_angles=12, num_draws=2000)
+    s2 = np.tan(found.angles[:8, None]) ** 2
+    want = (s2 * v**2 / (1 + s2 * v)).mean(1)
+    # The standard deviation of E[x|..]^2 is below 3: 4.5 standard errors, and the law of 4,000 rows in place of the normal one.
+    np.testing.assert_allclose(
+        found.values[:8], np.maximum(want, np.sin(found.angles[:8]) ** 2), atol=0.12
+    )
+
+
 def test_one_point_asks_for_straight_lines():
     """Lambda = 1: a point is told from noise at once, and conditional optimal transport is best, with an energy of 2."""
     angles = np.linspace(0, np.pi / 2, 200)

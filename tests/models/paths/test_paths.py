@@ -55,6 +55,20 @@ def test_geodesics_stay_on_their_manifold_at_constant_speed(key):
         np.testing.assert_allclose(jnp.linalg.norm(u, axis=1), angle, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_ends_on_a_sphere_are_unit_vectors(key, bad):
+    """Ends of other lengths were joined by a curve that leaves the sphere and does not arrive."""
+    x0, x1, _ = (unit(x)[0] for x in ends(key))
+    pair = [x0, x1]
+    pair[bad] = 2 * pair[bad]
+    with pytest.raises(ValueError, match=r"the ends, of shape \(3,\), have the lengths .*2"):
+        paths.sphere().at(0.5, *pair)
+    for x in jax.jit(paths.sphere().at)(0.5, *pair):
+        assert jnp.isnan(x).all()
+    for x in jax.jit(paths.sphere().at)(0.5, x0, x1):
+        assert jnp.isfinite(x).all()
+
+
 def test_a_torus_is_crossed_the_shorter_way():
     x, u = paths.torus().at(0.5, jnp.array([3.0, 0.5]), jnp.array([-3.0, -0.5]))
     np.testing.assert_allclose(u, [2 * np.pi - 6, -1.0], rtol=1e-5)
