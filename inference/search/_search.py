@@ -117,7 +117,8 @@ def first_order(
 
     Raises:
         ValueError: a count below 1, a step that is not positive; a verdict of another shape than (); it, or its gradient, is NaN
-            or infinite at the start, or the gradient 0 in all entries.
+            or infinite at the start, or the gradient 0 in all entries; on the shell, a start of norm 0, from which no step leads
+            away (under jit each verdict is NaN then, see `num_nan`).
         TypeError: the verifier cannot be traced, or returns no number.
 
     Reference: Ma et al. 2025, arXiv:2501.09732, section 5; Eyring et al. 2024, arXiv:2406.04312.
@@ -139,6 +140,12 @@ def first_order(
             "verifier (probabilities in place of decisions), or zero_order."
         )
     norm = jnp.sqrt(jnp.square(start).mean())
+    if is_on_shell and is_concrete(norm) and norm == 0:
+        raise ValueError(
+            f"first_order: argument 'start' (shape {jnp.shape(start)}) is 0 everywhere, a norm that the noise would keep: no "
+            "step leads away. Give a draw of Normal(0, I), or is_on_shell=False."
+        )
+    norm = jnp.where(norm > 0, norm, jnp.nan)
 
     def move(state: PyTree, _: None) -> tuple[PyTree, Array]:
         noise, slope, best = state

@@ -54,6 +54,15 @@ def test_a_first_order_search_stays_where_noises_are():
     assert free.score > kept.score
 
 
+def test_a_first_order_search_cannot_leave_a_shell_of_norm_0():
+    with pytest.raises(ValueError, match="is 0 everywhere, a norm that the noise would keep"):
+        search.first_order(generate, verifier, jnp.zeros(2), num_steps=5)
+    traced = jax.jit(lambda x: search.first_order(generate, verifier, x, num_steps=5))(jnp.zeros(2))
+    assert traced.num_nan == 5
+    free = search.first_order(generate, verifier, jnp.zeros(2), num_steps=40, is_on_shell=False)
+    assert free.score > -0.1 and free.num_nan == 0
+
+
 def test_a_search_over_paths_keeps_the_best_copy():
     renoise = lambda key, x, t: x + t * jax.random.normal(key, x.shape)
     denoise = lambda x, t, s: x * (1 + s) / (1 + t)
