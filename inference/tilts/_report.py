@@ -61,8 +61,8 @@ def report(
         A `TiltReport`.
 
     Raises:
-        ValueError: too few draws, or ones that the sites cannot have; a log-weight is NaN; the law draws other sites than the
-            tilt has; no draw of the model has a reward above -inf.
+        ValueError: too few draws, or ones that the sites cannot have; `draws` of other sites or shapes, or that are none of the
+            tilt; a log-weight is NaN; the law draws other sites than the tilt has; no draw of the model has a reward above -inf.
         TypeError: a `Fit` without a guide.
 
     Validity: exact where every latent site has finitely many values, known when the program is traced, and all together at most
@@ -83,11 +83,14 @@ def report(
                 "parameters bound: program.bind(fit.params)."
             )
         law = law.guide
+    if draws is not None:
+        draws = {name: jnp.asarray(x) for name, x in draws.items()}
+        _check_draws(tilt, draws, args, "of the tilt", is_whole=True)
     listed, made = outcomes_of(tilt, args), None
     q = _best(law, listed, key, args, num_draws) if isinstance(law, BestOf) else law
     if isinstance(q, Mapping):
         q = {name: jnp.asarray(x) for name, x in q.items()}
-        _check_draws(tilt, q, args)
+        _check_draws(tilt, q, args, "of the law")
     elif not isinstance(q, np.ndarray):
         q = ppl.as_program(q)
     is_whole = not isinstance(q, Mapping) or listed is None or set(q) == set(listed.choices)
@@ -226,10 +229,9 @@ def _sampled(
         rewards, error = of_model.reward, math.hypot(log_z.error, bound.error)
     above, evaluations = None, 2 * number
     if given is not None and is_law:
-        at = {name: jnp.asarray(x) for name, x in given.items()}
-        upper = _measured(_given(tilt, law, at, args))
+        upper = _measured(_given(tilt, law, given, args))
         above = Measured(upper.value - bound.value, math.hypot(upper.error, bound.error))
-        evaluations += len(next(iter(at.values())))
+        evaluations += len(next(iter(given.values())))
     has_weight = np.isfinite(log_w).any()
     return TiltReport(
         kl=Measured(log_z.value - bound.value, error), kl_is="estimate", kl_at_most=above, log_z=log_z,
@@ -322,8 +324,21 @@ def _narrow(
 def _given(
     tilt: TiltedProgram, law: ppl.Program, at: Mapping[str, Array], args: tuple
 ) -> np.ndarray:
-    one = lambda x: tilt.log_density(x, *args) - law.log_density(x, *args)
-    return np.asarray(shared_jit(jax.vmap(one))(at), np.float64)
+    """Log-weights at draws of the tilt; +inf where the law has no density.
+
+    Raises:
+        ValueError: the tilt has none either, or a NaN.
+    """
+    one = lambda x: (tilt.log_density(x, *args), law.log_density(x, *args))
+    joint, own = (np.asarray(x, np.float64) for x in shared_jit(jax.vmap(one))(at))
+    is_none = ~(joint > -np.inf) | np.isnan(own)
+    if is_none.any():
+        raise ValueError(
+            f"report: {int(is_none.sum())} of {len(joint)} draws in argument 'draws' are none of the tilt, the first one draw "
+            f"{int(is_none.argmax())}: its log-density is {joint[is_none][0]:.4g} there, the law's {own[is_none][0]:.4g}. Give "
+            "equally weighted draws of the tilt itself."
+        )
+    return joint - own
 
 
 def _check_weights(log_weights: np.ndarray, whose: str) -> None:
@@ -335,32 +350,39 @@ def _check_weights(log_weights: np.ndarray, whose: str) -> None:
         )
 
 
-def _check_draws(tilt: TiltedProgram, draws: Mapping[str, Array], args: tuple) -> None:
+def _check_draws(
+    tilt: TiltedProgram, draws: Mapping[str, Array], args: tuple, whose: str, *, is_whole: bool = False
+) -> None:  # fmt: skip
+    """Refuse what are no draws of latent sites: of all of them, if `is_whole`; `whose` says of what."""
     shapes = shapes_of(tilt, args)
     latent = sorted(shapes)
-    if unknown := sorted(set(draws) - set(latent)):
+    unknown, missing = set(draws) - set(latent), set(latent) - set(draws) if is_whole else ()
+    if unknown or missing:
+        rest = "" if is_whole else "; sites that the reward does not read may be left out"
         raise ValueError(
-            f"report: the draws have the sites {unknown}, and the tilt's latent sites are {latent}. Give values of these, "
-            "[S, ...] each; sites that the reward does not read may be left out."
+            f"report: draws {whose} have the sites {sorted(draws)}, and the tilt's latent sites are {latent}. Give values of "
+            f"these, [S, ...] each{rest}."
         )
     found, wanted = {n: x.shape for n, x in draws.items()}, {n: shapes[n].shape for n in draws}
     sizes = {shape[0] if shape else 0 for shape in found.values()}
     if len(sizes) > 1 or any(found[n][1:] != wanted[n] for n in draws):
         raise ValueError(
-            f"report: the draws have the shapes {found}, and one value of each site {wanted}. Give as many of each site, stacked "
-            "along one leading axis."
+            f"report: draws {whose} have the shapes {found}, and one value of each site {wanted}. Give as many of each site, "
+            "stacked along one leading axis."
         )
     if max(sizes, default=0) < 2:
         raise ValueError(
-            f"report: {max(sizes, default=0)} draws of the law are given, and a mean with its error needs at least 2. Give more "
-            "draws."
+            f"report: {max(sizes, default=0)} draws {whose} are given, and a mean with its error needs at least 2. Give "
+            "more draws."
         )
     for name, x in draws.items():
-        is_whole = jnp.issubdtype(shapes[name].dtype, jnp.floating) or (x == jnp.round(x)).all()
-        if not is_whole:
+        is_integer = not jnp.issubdtype(shapes[name].dtype, jnp.floating)
+        is_value = x == jnp.round(x) if is_integer else jnp.isfinite(x)
+        if not is_value.all():
+            kind = "integers, and would be read as others" if is_integer else "finite"
             raise ValueError(
-                f"report: draws of site '{name}' (shape {x.shape}) are none of its values: they are no integers, and would be "
-                "read as others. Give values that the site can have."
+                f"report: draws {whose}, site '{name}' (shape {x.shape}): {int((~is_value).sum())} of {x.size} numbers are none of "
+                f"its values, for they are not {kind}. Give values that the site can have."
             )
 
 

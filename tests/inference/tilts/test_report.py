@@ -68,7 +68,7 @@ def test_draws_are_counted(strings):
     rows = np.random.default_rng(1).choice(len(x), 200_000, p=np.exp(log_p))
     made = inference.tilts.report(strings, {"x": x[rows]}, KEY)
     assert made.kl_is == "plug-in" and 0 < made.kl.value < 2 * 4095 / 400_000
-    with pytest.raises(ValueError, match=r"draws have the sites \['y'\]"):
+    with pytest.raises(ValueError, match=r"draws of the law have the sites \['y'\]"):
         inference.tilts.report(strings, {"y": x[rows]}, KEY)
 
 
@@ -81,7 +81,7 @@ def test_draws_of_a_coin_have_the_error_of_their_rewards():
     np.testing.assert_allclose(found.reward.error, rewards.std(ddof=1) / 5**0.5, rtol=1e-6)
     assert found.kl.error > 0 and found.entropy.error > 0
     for draws, text in (
-        ([0.2, 0.9, 1.7], "draws of site 'x' .* no integers"),
+        ([0.2, 0.9, 1.7], "draws of the law, site 'x' .* not integers"),
         ([0, 2, 1], r"1 of 3 draws are none of the 2 outcomes .* draw 1 among them: \{'x': 2\}"),
         ([1], "1 draws of the law are given"),
         ([], "0 draws of the law are given"),
@@ -181,6 +181,35 @@ def test_estimated_densities_bound_from_one_side():
     found = inference.tilts.report(made, q, KEY)
     assert found.kl_is == "estimate" and found.kl.value > -4.5 * found.kl.error
     assert found.kl.value < inference.tilts.report(made, normal, KEY).kl.value
+
+
+@pytest.mark.parametrize(
+    ("draws", "message"),
+    [
+        ({"y": np.zeros(9)}, r"draws of the tilt have the sites \['y'\]"),
+        ({}, r"draws of the tilt have the sites \[\]"),
+        ({"x": np.zeros((9, 1))}, r"draws of the tilt have the shapes {'x': \(9, 1\)}"),
+        ({"x": np.zeros(1)}, "1 draws of the tilt are given"),
+        ({"x": np.array([0.0, np.nan, 1.0])}, r"draws of the tilt, site 'x' .*1 of 3 numbers .* not finite"),
+    ],
+    ids=["another site", "none", "another shape", "one", "nan"],
+)  # fmt: skip
+def test_given_draws_are_draws_of_the_tilt(draws, message):
+    """A NaN among them was a bound of NaN; an axis of length 1 made one number of all."""
+    with pytest.raises(ValueError, match=message):
+        inference.tilts.report(inference.tilt(normal, quadratic), normal, KEY, draws=draws)
+
+
+def test_given_draws_lie_where_the_tilt_does():
+    law = lambda: ppl.sample("x", dist.Exponential(1.0))
+    made = inference.tilt(law, lambda x: -x, num_tried=0)
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 3 draws in argument 'draws' are none of the tilt, the first one draw 2",
+    ):
+        inference.tilts.report(made, law, KEY, draws={"x": np.array([0.5, 1.0, -1.0])})
+    with pytest.raises(ValueError, match=r"draws of the law, site 'x' .* not finite"):
+        inference.tilts.report(made, {"x": np.array([0.5, np.inf])}, KEY)
 
 
 def test_what_cannot_be_compared_is_named(strings):
