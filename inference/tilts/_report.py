@@ -381,8 +381,8 @@ def _check_draws(
         if not is_value.all():
             kind = "integers, and would be read as others" if is_integer else "finite"
             raise ValueError(
-                f"report: draws {whose}, site '{name}' (shape {x.shape}): {int((~is_value).sum())} of {x.size} numbers are none of "
-                f"its values, for they are not {kind}. Give values that the site can have."
+                f"report: draws {whose}, site '{name}' (shape {x.shape}): {int((~is_value).sum())} of {x.size} numbers are none "
+                f"of its values, for they are not {kind}. Give values that the site can have."
             )
 
 
