@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...ppl._checks import check_event
 from ...ppl._compat import is_concrete
 from ._network import Categorical, Network
 
@@ -22,9 +23,23 @@ def log_score(
         network: trained weights.
         emitted: what particles emit before the output's law is made of it, [*batch, K, out].
         x: what was observed, [*batch, size].
+
+    Returns:
+        Nats; -inf for what is no symbol of the output.
+
+    Raises:
+        ValueError: the last axis of x is not that of the output.
     """
-    log_probs = network.law(emitted).log_prob(jnp.asarray(x)[..., None, :])
-    return jax.nn.logsumexp(log_probs, axis=-1) - jnp.log(emitted.shape[-2])
+    check_event("log_score: x", x, (network.output.size,))
+    value = jnp.asarray(x)
+    is_value = jnp.ones(value.shape[:-1], bool)
+    if isinstance(network.output, Categorical):
+        # JAX would read the nearest symbol's probability.
+        is_symbol = jnp.isin(value, jnp.arange(network.output.num_classes))
+        value, is_value = jnp.where(is_symbol, value, 0).astype(int), is_symbol.all(-1)
+    log_probs = network.law(emitted).log_prob(value[..., None, :])
+    score = jax.nn.logsumexp(log_probs, axis=-1) - jnp.log(emitted.shape[-2])
+    return jnp.where(is_value, score, -jnp.inf)
 
 
 def mean(network: Network, emitted: Float[Array, "*batch particles out"]) -> Array:

@@ -32,7 +32,7 @@ from ...ppl._calls import checked_call
 from ...ppl._compat import typed_key
 from ._network import Network, State
 from ._programs import Marks, Table, has_more, unroll
-from ._stream import Forecast, RegressionWindow, Stream, checked_cells
+from ._stream import Forecast, RegressionWindow, Stream, checked_cells, is_lost
 
 if TYPE_CHECKING:
     import optax
@@ -166,7 +166,7 @@ class ErrorRegression(eqx.Module):
 
         Raises:
             ValueError: a shape does not fit; a cell that counts as seen is not finite, or is no symbol of the output. Under a
-                transformation of JAX values are not known, and a cell that is not finite makes NaN of all that follows.
+                transformation of JAX values are not known, and such a cell makes NaN of all that follows.
         """
         return _observe(self, stream, *checked_cells(self.network.output, x, seen, 1))
 
@@ -282,7 +282,7 @@ def shift(er: ErrorRegression, stream: Stream, x: Array, seen: Array) -> Stream:
         jnp.where(is_full, a, b) for a, b in zip(stream.after_first, stream.edge, strict=True)
     )
     rows = tuple(
-        jnp.concatenate([old[1:], _new_row(er, stream, l)[None]])
+        jnp.concatenate([old[1:], jnp.where(is_lost(x), jnp.nan, _new_row(er, stream, l))[None]])
         for l, old in enumerate(stream.adaptive)
     )
     xs = jnp.concatenate([stream.x[1:], x[None].astype(stream.x.dtype)])

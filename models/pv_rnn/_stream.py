@@ -80,6 +80,8 @@ def checked_cells(
 ) -> tuple[Array, Array]:
     """Observations of an output, zero where they are not seen, and the cells that are.
 
+    Seen values that the output does not have and that are not known yet are NaN, see `is_lost`.
+
     Raises:
         ValueError: a shape that does not fit; a cell that counts as seen and is not finite, or no symbol of the output.
     """
@@ -98,19 +100,39 @@ def checked_cells(
             f"step, {shape[:-1]}."
         )
     cells = cells if cells.shape == shape else array.broadcast_to(cells[..., None], shape)
-    if is_concrete((x, cells)):
-        wrong = np.argwhere(np.asarray(cells) & ~np.isfinite(np.asarray(x)))
-        if len(wrong):
-            raise ValueError(
-                f"ErrorRegression: {len(wrong)} cells that count as seen are not finite, the first at {wrong[0].tolist()}. "
-                "Say which cells are seen, e.g. seen=~np.isnan(x); the others are left out."
-            )
-        if isinstance(output, Categorical):
-            known = np.isin(np.asarray(x), np.arange(output.num_classes))
-            wrong = np.argwhere(np.asarray(cells) & ~known)
-            if len(wrong):
-                raise ValueError(
-                    f"ErrorRegression: {len(wrong)} seen cells are no symbols of 0 to {output.num_classes - 1}, the first at "
-                    f"{wrong[0].tolist()}; each would be read as another one. Code the symbols so."
-                )
-    return jnp.where(cells, jnp.asarray(x), 0), jnp.asarray(cells)
+    array = np if is_concrete((x, cells)) else jnp
+    is_finite = array.isfinite(x)
+    is_value = is_finite
+    if isinstance(output, Categorical):
+        is_value = array.isin(array.asarray(x), np.arange(output.num_classes))
+    if array is jnp:
+        values = jnp.where(is_value, x, jnp.nan)
+    else:
+        values = jnp.asarray(x)
+        _refuse(output, np.asarray(cells), is_finite, is_value)
+    return jnp.where(cells, values, 0), jnp.asarray(cells)
+
+
+def _refuse(
+    output: Gaussian | Categorical,
+    cells: np.ndarray,
+    is_finite: np.ndarray,
+    is_value: np.ndarray,
+) -> None:
+    wrong = np.argwhere(cells & ~is_finite)
+    if len(wrong):
+        raise ValueError(
+            f"ErrorRegression: {len(wrong)} cells that count as seen are not finite, the first at {wrong[0].tolist()}. "
+            "Say which cells are seen, e.g. seen=~np.isnan(x); the others are left out."
+        )
+    wrong = np.argwhere(cells & ~is_value)
+    if len(wrong) and isinstance(output, Categorical):
+        raise ValueError(
+            f"ErrorRegression: {len(wrong)} seen cells are no symbols of 0 to {output.num_classes - 1}, the first at "
+            f"{wrong[0].tolist()}; each would be read as another one. Code the symbols so."
+        )
+
+
+def is_lost(x: Array) -> Bool[Array, ""]:
+    """Whether `checked_cells` has found values that are none: all that follows is NaN then."""
+    return jnp.isnan(x).any() if jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros((), bool)

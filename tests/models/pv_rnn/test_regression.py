@@ -302,6 +302,40 @@ def test_symbols_that_are_none_are_refused(key):
             er.observe(er.init(key), jnp.array(x))
 
 
+def test_what_is_no_symbol_has_no_probability(key):
+    network = Network([(3, 1)], pv_rnn.Categorical(3, 2), key=key)
+    emitted = jnp.zeros((4, 5, 6))
+    x = jnp.array([[0, 2], [0, 3], [-1, 0], [0.5, 1]])
+    np.testing.assert_allclose(
+        pv_rnn.log_score(network, emitted, x), [-2 * np.log(3), *[-np.inf] * 3], rtol=1e-5
+    )
+    with pytest.raises(ValueError, match=r"log_score: x has shape \(1,\).* must be \(2,\)"):
+        pv_rnn.log_score(network, emitted[0], x[0, :1])
+
+
+@pytest.mark.parametrize("bad", [3.0, -1.0, 0.5, np.nan])
+def test_symbols_that_are_none_make_nan_of_all_that_follows(key, bad):
+    """Under jit a symbol was rounded, and one out of range had the probability of another."""
+    network = Network([(3, 1)], pv_rnn.Categorical(3, 2), key=key)
+    er = ErrorRegression(network, window=2, num_iterations=0, num_particles=2)
+    emitted = jax.jit(lambda x, seen: er.run(er.init(key), x, seen)[1].emitted)
+    xs, seen = jnp.array([[0, 1], [2, bad], [1, 0], [1, 1], [0, 0]]), jnp.ones((5, 2), bool)
+    found = emitted(xs, seen)
+    assert jnp.isfinite(found[0]).all() and jnp.isnan(found[1:]).all()
+    hidden = emitted(xs, seen.at[1, 1].set(False))
+    assert jnp.isfinite(hidden).all()
+    # A symbol that is one is what it is outside of jit.
+    want = er.run(er.init(key), jnp.where(seen.at[1, 1].set(False), xs, 0).astype(int))[1].emitted
+    np.testing.assert_allclose(emitted(xs.at[1, 1].set(0.0), seen), want, rtol=1e-6)
+
+
+def test_values_that_are_not_finite_make_nan_of_all_that_follows(key):
+    """Also without iterations, where no observation has an influence."""
+    er = ErrorRegression(make_network(), window=2, num_iterations=0, num_particles=2)
+    emitted = jax.jit(lambda x: er.run(er.init(key), x)[1].emitted)(XS.at[2, 0].set(jnp.inf))
+    assert jnp.isfinite(emitted[:2]).all() and jnp.isnan(emitted[2:]).all()
+
+
 def test_errors(key):
     network = make_network()
     with pytest.raises(
