@@ -111,8 +111,9 @@ def _lacking(err: BaseException) -> str:
 
 
 def kind_of(err: BaseException) -> type[Exception]:
-    """The builtin class of an error: subclasses may want other arguments than a message."""
-    return next(kind for kind in type(err).__mro__ if kind in _KINDS)
+    """The builtin class of an error: subclasses may want other arguments than a message. What NumPyro asserts are arguments."""
+    found = next(kind for kind in type(err).__mro__ if kind in _KINDS)
+    return ValueError if found is AssertionError else found
 
 
 def _files(err: BaseException) -> list[str]:
@@ -188,9 +189,12 @@ def _told(err: BaseException, recorder: Recorder, program: ModelFn) -> str | Non
             f"{f"Site '{name}': " if name else ''}{where}: numpyro.handlers.reparam cannot rewrite `{line}` ({_sentence(err)}). "
             "It rewrites sites that are drawn, by their own law: leave out of its config what is observed, masked or set."
         )
+    remedy = "Correct the arguments of its distribution."
+    if "size of plate" in str(err):
+        remedy = "A plate has at least one row: leave the statement out where there are no data."
     return (
         f"{f"Site '{name}': " if name else ''}{where}: "
-        f"{_sentence(err)} The statement is `{line}`. Correct the arguments of its distribution."
+        f"{_sentence(err)} The statement is `{line}`. {remedy}"
     )
 
 

@@ -139,7 +139,8 @@ def evidence_bracket(
         args: the model's arguments; with `data_fn` observations in them give shapes only.
         kwargs: keyword arguments of the program; one with the name of an option here goes by position.
         data_fn: observed sites by name, as the model drew them -> the arguments with which model and guide are then run.
-        draws: in place of `data_fn`, latent site -> values [S, ...], equally weighted draws of the posterior given `args`.
+        draws: in place of `data_fn`, latent site -> values [S, ...], equally weighted draws of the posterior given `args`, as
+            `choices` of what `infer` returned.
         num_particles: K.
         num_simulations: S, data sets; with `draws` their number counts.
         batch_size: simulations that run at once; None for all.

@@ -40,6 +40,12 @@ def first(x):
     ppl.sample("b", dist.Gamma(-1.0, 1.0))
 
 
+def empty(x):
+    ppl.sample("a", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 0):
+        numpyro.sample("b", dist.Normal(0.0, 1.0))
+
+
 CASES = {
     "constructor": (negative, r"after site 'a'.*concentration.*`ppl.sample\(\"b\", dist.Gamma"),
     "shapes": (misfit, r"after site 'a'.*broadcasting.*`numpyro.sample\(\"b\", dist.Normal"),
@@ -53,6 +59,14 @@ RUNS = {
     "expectation": lambda p: ppl.expectation(lambda m: (p(0.0), m)[1]).value(0.3, KEY),
     "program inside": lambda p: ppl.model(lambda x: p(x)).simulate(KEY, 0.0),
 }
+
+
+@pytest.mark.parametrize("run", ["simulate", "guide"])
+def test_a_plate_of_numpyros_without_rows_is_named(run):
+    """NumPyro asserts, with eight words."""
+    told = r"line \d+ of 'test_foreign.py', after site 'a': size of plate.*`with numpyro.plate.*at least one row: leave"
+    with pytest.raises(ValueError, match=told):
+        RUNS[run](empty)
 
 
 @pytest.mark.parametrize("run", RUNS)

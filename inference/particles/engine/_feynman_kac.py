@@ -45,7 +45,8 @@ class FeynmanKac:
             then warns where hardly any of the first particles has descendants.
 
     Raises:
-        ValueError: `num_steps` is no integer of at least 0.
+        ValueError: `num_steps` is no integer of at least 0; when it is run, the kernel returns states of another structure, shape
+            or type than `init`.
 
     Reference: Del Moral 2004, Feynman-Kac Formulae; Chopin and Papaspiliopoulos 2020, chapter 5.
     """
@@ -69,6 +70,7 @@ def run_chain(
     `retained` is the path of particle 0, [steps + 1, ...].
     """
     init_key, loop_key = jax.random.split(key)
+    _check_kernel(model, key)
     if retained is not None:
         _check_retained(model, key, retained)
     num_particles, look = settings.num_particles, settings.look
@@ -162,6 +164,24 @@ def _check_pathwise(state: PyTree) -> None:
                 f"FeynmanKac: the state{jax.tree_util.keystr(path)} has dtype {x.dtype}, and draws of a kernel have a pathwise "
                 "derivative only. Write the model as a program, whose discrete sites are scored, or leave out gradient=."
             )
+
+
+def _check_kernel(model: FeynmanKac, key: Array) -> None:
+    """Refuse a kernel that hands on something else than it is given: its states go through one loop."""
+    if not model.num_steps:
+        return
+    state = jax.eval_shape(model.init, key)
+    moved = jax.eval_shape(model.kernel, key, state, jax.ShapeDtypeStruct((), jnp.int32))
+    # Numbers of Python's take the type of what they meet.
+    kind = lambda x, given: (x.shape, given.dtype if given.weak_type else x.dtype)
+    is_same = jax.tree.structure(state) == jax.tree.structure(moved)
+    if is_same and jax.tree.map(kind, state, state) == jax.tree.map(kind, moved, state):
+        return
+    in_words = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+    raise ValueError(
+        f"FeynmanKac: the states of init are {in_words(state)}, and the kernel makes of them {in_words(moved)}. Let both return "
+        "one structure of the same shapes and types, e.g. init=lambda key: jnp.zeros(2) in place of integers."
+    )
 
 
 def _check_retained(model: FeynmanKac, key: Array, retained: ArrayLike) -> None:

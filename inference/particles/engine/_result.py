@@ -148,7 +148,7 @@ def warn_of_degeneracy(result: SMCResult, has_memory: bool) -> None:
         told.append(
             f"all particles descend from {num} of {size} at the start and are near copies (num_ancestors)"
         )
-    if k_hat > worst and float(result.ess[-1]) < 0.9 * size:
+    if k_hat > worst and float(jnp.append(size, result.ess)[-1]) < 0.9 * size:
         told.append(
             f"the final weights have k-hat {k_hat:.2f}, above {worst:.2f}: the largest ones decide, and larger ones were not met"
         )

@@ -128,7 +128,7 @@ def particle_gibbs(
     block = parameters if isinstance(parameters, GibbsBlock) else GibbsBlock(tuple(parameters))
     moves = _moves_of(model, args, block)
     state = _first(model, init_key, args, options) if init is None else init
-    state = jax.tree.map(jnp.asarray, state)
+    state = _as_drawn(model, jax.tree.map(jnp.asarray, state), init_key, args)
     is_wrong = jnp.asarray(False)
     if init is not None and not isinstance(model, FeynmanKac):
         is_wrong = _check_start(model, state, args)
@@ -146,6 +146,25 @@ def particle_gibbs(
     inputs = jnp.arange(total), jax.random.split(chain_key, total)
     _, draws = jax.lax.scan(move, start, inputs)
     return ParticleGibbsResult(voided(jax.tree.map(lambda x: x[num_warmup:], draws), is_wrong))
+
+
+def _as_drawn(model: Model, state: PyTree, key: Array, args: Args) -> PyTree:
+    """The state with real numbers where the model draws them: whole ones among them are values, too."""
+
+    def draw(key: Array) -> PyTree:
+        if isinstance(model, FeynmanKac):
+            return model.init(key)
+        return dict(ppl.as_program(model).simulate(key, *args).choices)
+
+    def one(x: Array, like: jax.ShapeDtypeStruct) -> Array:
+        is_whole = jnp.issubdtype(x.dtype, jnp.integer) and jnp.issubdtype(like.dtype, jnp.floating)
+        return x.astype(like.dtype) if is_whole else x
+
+    drawn = jax.eval_shape(draw, key)
+    if isinstance(model, FeynmanKac):
+        is_same = jax.tree.structure(drawn) == jax.tree.structure(state)
+        return jax.tree.map(one, state, drawn) if is_same else state
+    return {name: one(x, drawn[name]) if name in drawn else x for name, x in state.items()}
 
 
 def _check_start(model: ModelFn, state: PyTree, args: Args) -> Array:

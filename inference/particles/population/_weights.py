@@ -73,8 +73,11 @@ def reweight(log_weights: Array, log_potentials: Array) -> StepWeights:
 def evidence(increments: Array) -> tuple[Array, Array]:
     """(log evidence, number of the first weighing after which no particle had positive weight or one was NaN; -1 without).
 
-    After such a weighing increments mean nothing, so the sum would: the evidence is that increment, -inf or NaN.
+    After such a weighing increments mean nothing, so the sum would: the evidence is that increment, -inf or NaN. Without any
+    weighing it is 0.
     """
+    if not len(increments):
+        return jnp.zeros((), increments.dtype), jnp.int32(-1)
     is_lost = (increments == -jnp.inf) | jnp.isnan(increments)
     failed_at = jnp.where(is_lost.any(), jnp.argmax(is_lost), -1)
     return jnp.where(failed_at >= 0, increments[failed_at], increments.sum()), failed_at

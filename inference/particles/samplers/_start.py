@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg
 from jax.scipy.special import gammaln
 
+from ....ppl._checks import check_event
 from ....ppl._compat import is_concrete
 from ....ppl._precision import full_precision
 from ....ppl._types import Key
@@ -46,7 +47,10 @@ class Base(NamedTuple):
 
 
 def base_of(
-    start: Fitted | Mapping[str, Any], key: Array, inverses: Mapping[str, Callable[[Array], Array]]
+    start: Fitted | Mapping[str, Any],
+    key: Array,
+    inverses: Mapping[str, Callable[[Array], Array]],
+    template: Mapping[str, Array],
 ) -> Base:
     """The law q of a fit or of draws.
 
@@ -54,19 +58,24 @@ def base_of(
         start: a fit, or site -> draws [n, ...].
         key: of the fit's draws.
         inverses: latent site -> the map from its value to its part of u.
+        template: latent site -> one value of it.
 
     Raises:
-        ValueError: a site without draws, fewer than ten, or one outside of its support.
+        ValueError: a site without draws, draws of another shape, fewer than ten, all alike, or one outside of its
+            support.
     """
     given: Mapping[str, Any]
     given = start if isinstance(start, Mapping) else start.posterior(key, NUM_DRAWS).choices
     names = list(inverses)
-    draws = {name: jnp.asarray(given[name]) for name in names if name in given}
+    # Whole numbers are draws of real ones, too.
+    draws = {n: jnp.asarray(given[n]).astype(template[n].dtype) for n in names if n in given}
     if missing := [name for name in names if name not in draws]:
         raise ValueError(
             f"tempered_smc: start has no draws of the sites {missing}. Give draws of all latent sites: {list(names)}."
         )
-    sizes = {jnp.shape(x)[0] if jnp.ndim(x) else 0 for x in draws.values()}
+    for name, x in draws.items():
+        check_event(f"tempered_smc: start of site '{name}'", x, template[name].shape, is_rows=True)
+    sizes = {len(x) for x in draws.values()}
     if len(sizes) > 1 or min(sizes) < LEAST:
         raise ValueError(
             f"tempered_smc: start has {sorted(sizes)} draws of its sites. Give the same number for each, {LEAST} or more, along "
@@ -78,6 +87,12 @@ def base_of(
         raise ValueError(
             f"tempered_smc: start holds draws of the sites {odd} that are not finite, or at the edge of their supports. Leave "
             "such draws out."
+        )
+    is_flat = {name: (x == x[0]).all(0).any() for name, x in parts.items()}
+    if is_concrete(is_flat) and (flat := [name for name, x in is_flat.items() if bool(x)]):
+        raise ValueError(
+            f"tempered_smc: start's draws of the sites {flat} are all alike in a coordinate, and no law lies around them. Give "
+            "draws that spread about as the posterior does, e.g. of a fit."
         )
     points = jax.vmap(lambda parts: jax.flatten_util.ravel_pytree(parts)[0])(parts)
     return around(points)

@@ -72,15 +72,15 @@ def as_static(
     program: ppl.Program,
     args: tuple[PyTree, ...],
     data_axis: str | None = None,
-    start: Callable[[Mapping[str, Callable[..., Array]]], Base] | None = None,
+    start: Callable[[Mapping[str, Callable[..., Array]], Mapping[str, Array]], Base] | None = None,
 ) -> Static:
     """Prior and likelihood of `program(*args)` in unconstrained coordinates.
 
     Args:
         program: the program.
         args: its arguments.
-        start: latent sites with the maps from their values to parts of u -> the law that takes the prior's place, the
-            likelihood being that of program and data divided by it; None: the prior.
+        start: latent sites with the maps from their values to parts of u, and one value of each -> the law that takes the
+            prior's place, the likelihood being that of program and data divided by it; None: the prior.
         data_axis: a plate, or "time" for a scan, whose observations enter row by row; None: all are tempered alike.
 
     Raises:
@@ -119,7 +119,7 @@ def as_static(
         return jax.flatten_util.ravel_pytree({n: transforms[n].inv(values[n]) for n in latent})[0]
 
     at = Coordinates(flat, choices, log_jacobian, point)
-    law = start and start({n: transforms[n].inv for n in latent})
+    law = start and start({n: transforms[n].inv for n in latent}, template)
     owners = tuple(n for n in sorted(base) for _ in range(base[n].size))
     static = static_of(program, args, trace, at, data_axis, law)
     return dataclasses.replace(static, owners=owners)
