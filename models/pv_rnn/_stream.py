@@ -100,32 +100,29 @@ def checked_cells(
             f"step, {shape[:-1]}."
         )
     cells = cells if cells.shape == shape else array.broadcast_to(cells[..., None], shape)
-    array = np if is_concrete((x, cells)) else jnp
-    is_finite = array.isfinite(x)
-    is_value = is_finite
-    if isinstance(output, Categorical):
-        is_value = array.isin(array.asarray(x), np.arange(output.num_classes))
-    if array is jnp:
-        values = jnp.where(is_value, x, jnp.nan)
-    else:
+    if is_concrete((x, cells)):
         values = jnp.asarray(x)
-        _refuse(output, np.asarray(cells), is_finite, is_value)
+        _refuse(output, np.asarray(x), np.asarray(cells))
+    else:
+        values = jnp.where(_is_value(output, jnp.asarray(x)), x, jnp.nan)
     return jnp.where(cells, values, 0), jnp.asarray(cells)
 
 
-def _refuse(
-    output: Gaussian | Categorical,
-    cells: np.ndarray,
-    is_finite: np.ndarray,
-    is_value: np.ndarray,
-) -> None:
-    wrong = np.argwhere(cells & ~is_finite)
+def _is_value(output: Gaussian | Categorical, x: Array) -> Bool[Array, "*shape"]:
+    """Whether each number is one that the output can have."""
+    if isinstance(output, Categorical):
+        return jnp.isin(x, jnp.arange(output.num_classes))
+    return jnp.isfinite(x)
+
+
+def _refuse(output: Gaussian | Categorical, x: np.ndarray, cells: np.ndarray) -> None:
+    wrong = np.argwhere(cells & ~np.isfinite(x))
     if len(wrong):
         raise ValueError(
             f"ErrorRegression: {len(wrong)} cells that count as seen are not finite, the first at {wrong[0].tolist()}. "
             "Say which cells are seen, e.g. seen=~np.isnan(x); the others are left out."
         )
-    wrong = np.argwhere(cells & ~is_value)
+    wrong = np.argwhere(cells & ~np.asarray(_is_value(output, jnp.asarray(x))))
     if len(wrong) and isinstance(output, Categorical):
         raise ValueError(
             f"ErrorRegression: {len(wrong)} seen cells are no symbols of 0 to {output.num_classes - 1}, the first at "
