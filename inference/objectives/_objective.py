@@ -75,6 +75,10 @@ class Objective(AbstractObjective):
 
     Raises:
         ValueError: the direction is unknown, or `num_replicates` no integer of at least 1.
+
+    Validity: of the program as it was traced, once for each shape of the arguments. What model and guide read from outside,
+    functions and numbers, stays as it was then: after one was defined anew (a cell of a notebook run again), make the objective
+    anew.
     """
 
     fn: Callable[..., PyTree]

@@ -493,3 +493,23 @@ def test_a_draw_of_a_detached_program_is_held_fixed(key):
     own = covering(model, guide).grad(params, key, 1.0)
     np.testing.assert_allclose(own["m"], ready.grad(params, key, 1.0)["m"], rtol=1e-5)
     assert own["m"] != 0
+
+
+def test_what_was_defined_anew_is_read_by_new_objectives_and_densities(key):
+    """As in a notebook whose cell with a helper is run again: what was traced before stays as it was, as its docstring says."""
+    names = {"ppl": ppl, "dist": dist, "helper": lambda z: z}
+    code = (
+        "def model(x):\n"
+        "    z = ppl.sample('z', dist.Normal(0.0, 1.0))\n"
+        "    ppl.sample('x', dist.Normal(helper(z), 1.0), obs=x)\n"
+        "def guide(x):\n"
+        "    ppl.sample('z', dist.Normal(ppl.param('m', 0.3), 0.5))\n"
+    )
+    exec(code, names)
+    make = lambda: inference.elbo(names["model"], names["guide"])
+    value = lambda bound: float(bound.value({"m": jnp.asarray(0.3)}, key, 2.0))
+    density = lambda: float(ppl.model(names["model"]).log_density({"z": 0.1}, 2.0))
+    bound = make()
+    before, density_before = value(bound), density()
+    names["helper"] = lambda z: z + 5.0
+    assert value(bound) == before and value(make()) != before and density() != density_before
