@@ -23,7 +23,7 @@ from ..fitting import Fit, Posterior
 from ..inputs import check_new, evidence_of
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
-from ._arviz_source import PARTICLES, ArvizSource, is_mcmc, make_source
+from ._arviz_source import PARTICLES, ArvizSource, is_mcmc, make_source, origin_of
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
 from ._draws import Description, describe, draw_prior, replay
 from ._summed import scaled_sites
@@ -95,7 +95,7 @@ def to_arviz(
             `ParticleGibbsResult` of a program; or a NumPyro MCMC after its run, read by ArviZ itself.
         key: PRNG key; needed to draw from a guide, for predictions and for the prior.
         num_samples: draws from the guide, the prior, or the particles.
-        args: arguments of the model, a tuple or a dict; default those of the fit or of the MCMC run, else ().
+        args: arguments of the model, a tuple or a dict; default those that the result was made with, else ().
         model: the program of draws given as a mapping or Trace: it names their axes and computes the other groups.
         log_weights: log-weights of draws given as a mapping or Trace, nats [S].
         group: what given draws are: of the posterior or of the prior.
@@ -141,7 +141,7 @@ def to_arviz(
             result, "objective", result
         )  # of several seeds, too, which share its program
         program = getattr(fitted, "model", None) if model is None else model
-        args = labelled_as(getattr(result, "labels", {}), args, program)
+        args = labelled_as(origin_of(result).labels, args, program)
     base = arviz_base()
     if path is not None:
         if not os.fspath(path):

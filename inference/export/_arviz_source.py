@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 
 from ... import ppl
 from ...ppl._compat import mcmc_arguments
-from ...ppl._data import named_data
+from ...ppl._data import as_data, named_data
 from ...ppl._types import Key, ModelFn
+from ...ppl.language import joined
+from .._made_for import MadeFor
 from .._meshes import on_mesh
 from ..fitting import Fit, Posterior
 from ..fitting.prediction import check_axes, check_rows, is_of_fit, of_other_rows
@@ -103,11 +105,13 @@ def make_source(
         return _from_draws(result, args)
     if isinstance(result, PARTICLES):
         return _from_particles(result, keys, num_samples, args, model)
+    program = None if model is None else ppl.as_program(model)
+    if isinstance(result, Posterior | ParticleGibbsResult):
+        args = _args_of(result, program, result.choices, args)
     if isinstance(result, Posterior):
-        result, log_weights = result
+        result, log_weights = result.choices, result.log_weights
     if isinstance(result, ParticleGibbsResult):
         result = result.choices
-    program = None if model is None else ppl.as_program(model)
     stats = {} if log_weights is None else {"log_weight": np.asarray(log_weights)}
     if isinstance(result, ppl.Trace) and program is None:
         source = _from_trace(result, stats)
@@ -227,9 +231,10 @@ def _from_particles(
     if hasattr(result, "evidence"):
         attrs["evidence"] = result.evidence
     program = None if model is None else ppl.as_program(model)
+    args = _args_of(result, program, choices, args)
     return ArvizSource(
-        {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program,
-        args or (), attrs=attrs,
+        {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program, args,
+        attrs=attrs,
     )  # fmt: skip
 
 
@@ -259,10 +264,10 @@ def _from_chains(result: PMMHResult, args: tuple | None, model: ModelFn) -> Arvi
     num_chains = result.log_joint.shape[0] if result.log_joint.ndim == 2 else 1
     in_a_row = lambda x: np.asarray(x).reshape(-1, *x.shape[result.log_joint.ndim :])
     stats = {"log_joint": in_a_row(result.log_joint), "is_accepted": in_a_row(result.is_accepted)}
-    return ArvizSource(
-        {name: in_a_row(x) for name, x in result.choices.items()}, "by PMMH",
-        None if model is None else ppl.as_program(model), args or (), stats, num_chains=num_chains,
-    )  # fmt: skip
+    program = None if model is None else ppl.as_program(model)
+    choices = {name: in_a_row(x) for name, x in result.choices.items()}
+    args = _args_of(result, program, choices, args)
+    return ArvizSource(choices, "by PMMH", program, args, stats, num_chains=num_chains)
 
 
 def _from_draws(draws: Draws, args: tuple | None) -> ArvizSource:
@@ -282,6 +287,25 @@ def _from_draws(draws: Draws, args: tuple | None) -> ArvizSource:
         draws.choices, f"of the posterior, by {certificate.method}", draws.model, args, dict(draws.statistics),
         num_chains=draws.num_chains, attrs=attrs,
     )  # fmt: skip
+
+
+def origin_of(result: Any) -> MadeFor:
+    """What the draws of any result were made for, as far as it is known."""
+    if isinstance(result, Draws | Fit):
+        return MadeFor(result.args, result.labels)
+    if is_mcmc(result) and result.last_state is not None:
+        return MadeFor(as_data(joined(*mcmc_arguments(result))))
+    return getattr(result, "made_for", None) or MadeFor()
+
+
+def _args_of(
+    result: Any, program: ppl.Program | None, choices: Mapping[str, Any], args: tuple | None
+) -> tuple:
+    """The arguments given, refused if the draws belong to other rows, or those of the result."""
+    before = origin_of(result).args
+    if program is not None and args is not None and before is not None:
+        _check_same_rows(program, choices, args, before)
+    return (before if args is None else args) or ()
 
 
 def _check_same_rows(

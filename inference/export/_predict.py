@@ -14,11 +14,10 @@ from jaxtyping import PyTree
 from ... import ppl
 from ...ppl._calls import checked_call
 from ...ppl._checks import check_counts
-from ...ppl._compat import mcmc_arguments, typed_key
-from ...ppl._data import as_data
+from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
 from ...ppl.densities import Eliminated
-from ...ppl.language import Keywords, arguments, joined, labelled_as, parted
+from ...ppl.language import Keywords, arguments, labelled_as, parted
 from .._mapped import Parts
 from .._meshes import over_auto_axes
 from ..diagnostics._weights import importance_diagnostics, resampling_indices
@@ -27,7 +26,7 @@ from ..fitting.prediction import DrawsOrigin, of_other_rows, predicted, sites_of
 from ..inputs import check_new
 from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
-from ._arviz_source import PARTICLES, check_not_lost, is_mcmc
+from ._arviz_source import PARTICLES, check_not_lost, is_mcmc, origin_of
 
 
 @over_auto_axes
@@ -83,8 +82,9 @@ def predict(
     Validity: draws of the posterior predictive as far as `result` has draws of the posterior. A forecast asks for the joint law
     of parameters and last states, which a filter has, too. In a program that leads an observation on to the next step, what is
     led on must be what `ppl.sample` returned, not the argument that was passed as `obs`. Draws of sites that belong to rows
-    stand for those that they were drawn for: `Draws` and a NumPyro MCMC know their arguments; of other results nobody knows, so
-    that such draws are refused until `keep` says that the rows are these.
+    stand for those that they were drawn for, and states of a series for its steps: results know their arguments, but for those
+    that come out of compiled code or were saved without data, whose draws of rows and steps are refused until `keep` says that
+    these are theirs. So are draws of rows in a mapping; states in it are taken for those of the steps.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -96,12 +96,13 @@ def predict(
         ...         return z, None
         ...     ppl.scan(step, 0.0, y)
         >>> run = inference.smc(walk, jax.random.key(0), jnp.arange(6.0), num_particles=100)
-        >>> ahead = inference.predict(walk, run, jax.random.key(1), jnp.zeros(6 + 4), num_samples=50)
+        >>> ahead = inference.predict(walk, run, jax.random.key(1), jnp.arange(6.0 + 4), num_samples=50)
         >>> {name: draws.shape for name, draws in ahead.items()}  # the first six of z are the particles'
         {'y': (50, 10), 'z': (50, 10)}
     """
     # Levels and columns in the order of the draws' own, by which their entries go.
-    args = labelled_as(getattr(result, "labels", {}), (*args, Keywords(kwargs)), model)
+    origin = origin_of(result)
+    args = labelled_as(origin.labels, (*args, Keywords(kwargs)), model)
     args = arguments(predict, model, *parted(args))
     program = ppl.as_program(model)
     check_new("predict", program, args)
@@ -110,16 +111,15 @@ def predict(
         check_counts("predict", 0, num_seen=num_seen)
     draw_key, key = jax.random.split(typed_key(key))
     choices = _draws(result, draw_key, num_samples)
-    origin = DrawsOrigin(has_auxiliary=isinstance(result, Posterior))
-    if is_mcmc(result):
-        before = as_data(joined(*mcmc_arguments(result)))
-        origin = DrawsOrigin(before, _mcmc_remedy)
-        _check_summed(program, choices, args, before)
-    elif isinstance(result, Draws):
-        origin = DrawsOrigin(result.args)
+    if is_mcmc(result) and origin.args is not None:
+        _check_summed(program, choices, args, origin.args)
+    draws_origin = DrawsOrigin(
+        origin.args, _mcmc_remedy if is_mcmc(result) else None,
+        has_auxiliary=isinstance(result, Posterior), is_stated=isinstance(result, Mapping),
+    )  # fmt: skip
     return predicted(
         "predict", program, choices, key, args, num_samples,
-        num_seen=num_seen, keep=keep, origin=origin, parts=Parts(batch_size, mesh),
+        num_seen=num_seen, keep=keep, origin=draws_origin, parts=Parts(batch_size, mesh),
     )  # fmt: skip
 
 

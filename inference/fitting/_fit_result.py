@@ -17,10 +17,11 @@ from jaxtyping import PyTree
 from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._types import ModelFn, ParamMap
-from ...ppl.language import Keywords, labelled_as
+from ...ppl.language import Keywords, labelled_as, labels_of
 from ...ppl.traces import strong
 from .._abstract_objective import AbstractObjective
 from .._game import Game
+from .._made_for import MadeFor, own
 from .._mapped import map_keys
 from .._meshes import on_mesh, over_auto_axes
 from ..inputs import check_new, evidence_of
@@ -269,8 +270,13 @@ class Fit:
             ValueError: if the objective has no guide or no model, or there are no stored arguments.
         """
         model, guide = self._both("posterior", mesh)
-        args = self._args_or_stored(self._given("posterior", model, args), "posterior")
-        return weighted_draws(model, guide, key, num_samples, batch_size, args, mesh)
+        raw = (Keywords(args),) if isinstance(args, Mapping) else tuple(args or ())
+        given = self._given("posterior", model, args)
+        args = self._args_or_stored(given, "posterior")
+        found = weighted_draws(model, guide, key, num_samples, batch_size, args, mesh)
+        labels = {**labels_of(raw, model), **self.labels}
+        kept = MadeFor(args if given is None else own(args), labels)
+        return dataclasses.replace(found, made_for=kept)
 
     @over_auto_axes
     @checked_call

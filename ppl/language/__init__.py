@@ -38,7 +38,12 @@ from ._keywords import (
     told_of_not_finite as told_of_not_finite,
     where_not_finite as where_not_finite,
 )
-from ._labels import LabelText as LabelText, labelled_as as labelled_as, labels_of as labels_of
+from ._labels import (
+    Labels as Labels,
+    LabelText as LabelText,
+    labelled_as as labelled_as,
+    labels_of as labels_of,
+)
 from ._program import Program as Program, as_program as as_program, model as model
 from ._repeatable import refuse_unrepeatable as refuse_unrepeatable
 from ._reweight import SiteWeights as SiteWeights, reweight as reweight

@@ -34,11 +34,13 @@ class DrawsOrigin:
             are then refused, unless `keep` names them.
         remedy: names of such sites -> what to pass instead; None leaves them to the model, unless `keep` names them.
         has_auxiliary: whether draws of sites that the program does not have are those of a guide.
+        is_stated: whether a user hands over the draws by site, who says so that states are those of the steps.
     """
 
     args: tuple | None = None
     remedy: Callable[[list[str]], str] | None = None
     has_auxiliary: bool = False
+    is_stated: bool = False
 
 
 def predicted(
@@ -82,7 +84,10 @@ def predicted(
     choices = {name: x for name, x in choices.items() if name not in also}
     if keep is not None:
         choices = _kept(method, choices, [keep] if isinstance(keep, str) else list(keep))
-    if before is None and keep is None and (own := of_any_rows(program, list(choices), args)):
+    own = []
+    if before is None and keep is None:
+        own = of_any_rows(program, list(choices), args, with_steps=not origin.is_stated)
+    if own:
         raise ValueError(
             f"{method}: {own} belong to rows of the arguments, and nothing tells whether their draws were made for these. Pass "
             f"keep='*' if they were. Else leave them out, and the model draws them at these rows: "

@@ -125,8 +125,10 @@ def _positions(name: str) -> str:
     )
 
 
-def of_any_rows(model: Program, names: Collection[str], args: tuple) -> list[str]:
-    """Of some sites those that belong to rows of the arguments; steps of a scan are none.
+def of_any_rows(
+    model: Program, names: Collection[str], args: tuple, *, with_steps: bool = False
+) -> list[str]:
+    """Of some sites those that belong to rows of the arguments; steps of a scan are none but `with_steps`.
 
     What follows an integer alone, as a number of groups, belongs to rows only where predictions do.
     """
@@ -135,7 +137,7 @@ def of_any_rows(model: Program, names: Collection[str], args: tuple) -> list[str
     found = rows_of(run_of(model), args, targets=targets, watched=names)
     are_rows = lambda r: r.names("site") & targets or any(a.axis is not None for a in r.axes)
     own = {n for r in found if are_rows(r) for n in r.names("site")}
-    return [n for n in names if n in own and not sites[n].regions]
+    return [n for n in names if n in own and (with_steps or not sites[n].regions)]
 
 
 def predicted_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +14,27 @@ from ....ppl._show import shown
 from ....ppl._types import Choices, Key
 from ....ppl.language import Program, check_proposed_cells, misses
 from ....ppl.traces import check_match
+from ..._made_for import MadeFor, drops_origin
 from ..._mapped import map_keys
 
 
 @shown
-class Posterior(NamedTuple):
-    """Draws from the guide.
+@drops_origin
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+    """Weighted draws from the guide; a pytree.
 
     Attributes:
         choices: latent values by site, NumPy arrays of shape [num_samples, *site shape].
         log_weights: log p(choices, data) - log q(choices), nats, shape [num_samples]. Not normalised: the mean of their
             exponentials estimates the evidence without bias (under improper priors: up to their constant, so that it has no
             meaning of its own), and they feed k-hat and importance resampling.
+        made_for: the arguments that the weights are of; None where nobody has said them.
     """
 
     choices: dict[str, np.ndarray]
     log_weights: np.ndarray
+    made_for: MadeFor | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, dict[str, np.ndarray] | int | str]:
         lw = np.asarray(self.log_weights, float)

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ..._digits import told_digits
+from ..._made_for import MadeFor, drops_origin
 from ..population import facts_with_error, family_error, voided, weighted_mean, worst_shape
 from ..resampling import equally_weighted
 
@@ -22,7 +23,7 @@ _REMEDY = "resampling='ssp', or particles.replicate"
 
 
 @shown
-@jax.tree_util.register_dataclass
+@drops_origin
 @dataclasses.dataclass(frozen=True)
 class SMCResult:
     """Weighted particles and the record of their run; a pytree.
@@ -47,6 +48,7 @@ class SMCResult:
             gradient="ot", which leaves no ancestors.
         log_apart: log-share of the pairs of last particles that descend from different first ones, nats: see `evidence_variance`.
         offspring: the law of the offspring counts, that of the `Scheme`; "conditional" for a run with `retained`.
+        made_for: the arguments that it ran with; None where the result comes out of compiled code.
     """
 
     particles: PyTree
@@ -63,6 +65,7 @@ class SMCResult:
     num_ancestors: Array
     log_apart: Array
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
+    made_for: MadeFor | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, PyTree]:
         return facts_with_error(self, _REMEDY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,7 @@ from .... import ppl
 from ....ppl._calls import checked_call
 from ....ppl._compat import typed_key
 from ....ppl._types import Key
+from ..._made_for import made_for
 from ..._meshes import over_auto_axes
 from ...inputs import checked
 from ..resampling import (
@@ -136,7 +138,7 @@ def smc(
     Whiteley and Lee 2014, arXiv:1210.0220, and Guarniero, Johansen and Lee 2017, arXiv:1511.06286 (twisted); Gerber and
     Chopin 2015, arXiv:1402.4039, and Gerber, Chopin and Whiteley 2019, arXiv:1708.02230 (order).
     """
-    args = checked(smc, model, args, kwargs)
+    origin, args = made_for(model, args, kwargs), checked(smc, model, args, kwargs)
     key = typed_key(key)
     check_sizes("smc", num_particles, batch_size, mesh)
     if retained is not None:
@@ -156,4 +158,4 @@ def smc(
     warn_of_lost("smc", result.failed_at)
     if retained is None:
         warn_of_degeneracy(result, isinstance(model, FeynmanKac) and model.has_memory)
-    return result
+    return dataclasses.replace(result, made_for=origin)

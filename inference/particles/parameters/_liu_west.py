@@ -30,6 +30,7 @@ from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._depends import depends, walk
+from ..._made_for import MadeFor, drops_origin, made_for
 from ...inputs import check_noise, checked
 from ..engine import Cloud, Moved, Settings, warn_of_lost
 from ..moves import cholesky
@@ -51,7 +52,7 @@ Array = jax.Array
 
 
 @shown
-@jax.tree_util.register_dataclass
+@drops_origin
 @dataclasses.dataclass(frozen=True)
 class LiuWestResult:
     """Weighted parameters after the last observation, and what was known after each; a pytree.
@@ -68,6 +69,7 @@ class LiuWestResult:
         stds: the same of standard deviations.
         failed_at: number of the first weighing after which no particle had positive weight, -1 if there is none.
         evidence: "biased".
+        made_for: the arguments that it ran with; None where the result comes out of compiled code.
     """
 
     parameters: dict[str, Array]
@@ -80,6 +82,7 @@ class LiuWestResult:
     stds: dict[str, Array]
     failed_at: Array
     evidence: str = dataclasses.field(default="biased", metadata={"static": True})
+    made_for: MadeFor | None = dataclasses.field(default=None, repr=False)
 
     def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
         """sum_k W_k fn(parameters_k); NaN where all particles were lost."""
@@ -149,7 +152,7 @@ def liu_west(
     Reference: Liu and West 2001, Combined parameter and state estimation in simulation-based filtering, section 10.3 (there with
     a look-ahead at the next observation, which is left out here).
     """
-    args = checked(liu_west, model, args, kwargs)
+    origin, args = made_for(model, args, kwargs), checked(liu_west, model, args, kwargs)
     check_counts("liu_west", num_particles=num_particles)
     if not 1 / 3 < discount < 1:
         raise ValueError(f"liu_west: discount must lie in (1/3, 1), got {discount}.")
@@ -241,7 +244,9 @@ def liu_west(
     is_after = (failed_at >= 0) & (steps + 1 >= failed_at)
     void = lambda x: jnp.where(is_after.reshape(-1, *[1] * (x.ndim - 1)), jnp.nan, x)
     moments = jax.tree.map(void, moments)
-    return LiuWestResult(values, log_evidence=log_evidence, failed_at=failed_at, **kept, **moments)
+    return LiuWestResult(
+        values, log_evidence=log_evidence, failed_at=failed_at, made_for=origin, **kept, **moments
+    )
 
 
 def _straight(traced: TracedProgram, machine: Machine, num_particles: int) -> Array:

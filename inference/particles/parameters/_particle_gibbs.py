@@ -16,6 +16,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Args, Key, ModelFn
+from ..._made_for import MadeFor, drops_origin, made_for
 from ...inputs import checked
 from ..engine import FeynmanKac, FilterOptions, smc
 from ..moves import HMC, Kernel
@@ -49,16 +50,18 @@ class GibbsBlock:
 
 
 @shown
-@jax.tree_util.register_dataclass
+@drops_origin
 @dataclasses.dataclass(frozen=True)
 class ParticleGibbsResult:
     """Draws of a chain; a pytree.
 
     Attributes:
         choices: latent site -> values, [samples, ...]; of a `FeynmanKac` paths, [samples, steps + 1, ...].
+        made_for: the arguments that it ran with; None where the result comes out of compiled code.
     """
 
     choices: Any
+    made_for: MadeFor | None = dataclasses.field(default=None, repr=False)
 
 
 @checked_call
@@ -120,6 +123,7 @@ def particle_gibbs(
 
     Reference: Andrieu, Doucet and Holenstein 2010, section 2.4.3; Lindsten, Jordan and Schön 2014, arXiv:1401.0604.
     """
+    origin = made_for(model, args, kwargs)
     args = checked(particle_gibbs, model, args, kwargs)
     check_counts("particle_gibbs", num_samples=num_samples)
     check_counts("particle_gibbs", 0, num_warmup=num_warmup)
@@ -145,7 +149,8 @@ def particle_gibbs(
     total = num_warmup + num_samples
     inputs = jnp.arange(total), jax.random.split(chain_key, total)
     _, draws = jax.lax.scan(move, start, inputs)
-    return ParticleGibbsResult(voided(jax.tree.map(lambda x: x[num_warmup:], draws), is_wrong))
+    kept = jax.tree.map(lambda x: x[num_warmup:], draws)
+    return ParticleGibbsResult(voided(kept, is_wrong), origin)
 
 
 def _as_drawn(model: Model, state: PyTree, key: Array, args: Args) -> PyTree:

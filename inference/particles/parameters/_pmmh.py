@@ -17,6 +17,7 @@ from ....ppl._compat import is_concrete, typed_key
 from ....ppl._precision import full_precision
 from ....ppl._show import shown
 from ....ppl._types import Key
+from ..._made_for import MadeFor, drops_origin, made_for
 from ...inputs import checked
 from ..engine import FilterOptions, smc
 from ..moves import acceptance, cholesky
@@ -27,7 +28,7 @@ WIDEST = 10.0  # the scale stays within this factor of its start: noise, too, re
 
 
 @shown
-@jax.tree_util.register_dataclass
+@drops_origin
 @dataclasses.dataclass(frozen=True)
 class PMMHResult:
     """Draws of a chain; a pytree.
@@ -39,6 +40,7 @@ class PMMHResult:
         is_accepted: whether the proposal of each sample was taken, [samples].
         scale: of the random walk after warmup, in units of `spread`.
         spread: lower Cholesky factor of the covariance of the unconstrained parameters, [d, d].
+        made_for: the arguments that it ran with; None where the result comes out of compiled code.
     """
 
     parameters: dict[str, Array]
@@ -47,6 +49,7 @@ class PMMHResult:
     is_accepted: Array
     scale: Array
     spread: Array
+    made_for: MadeFor | None = dataclasses.field(default=None, repr=False)
 
     @property
     def choices(self) -> dict[str, Array]:
@@ -135,7 +138,7 @@ def pmmh(
     Reference: Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods, section 2.4.2; Andrieu and Thoms
     2008, algorithm 4 (adaptation); Doucet, Pitt, Deligiannidis and Kohn 2015, arXiv:1210.1871 (number of particles).
     """
-    args = checked(pmmh, model, args, kwargs)
+    origin, args = made_for(model, args, kwargs), checked(pmmh, model, args, kwargs)
     _check(num_samples, num_particles, num_warmup, target_accept, parameters, init)
     settings = _PmmhSettings(num_warmup, num_samples, target_accept)
     task = make_task("pmmh", model, args, parameters, num_particles, filter, settings)
@@ -151,7 +154,7 @@ def pmmh(
             "or a weight was NaN (log_joint -inf or NaN), so the chain has not reached the posterior. Start elsewhere by init=, "
             "or raise num_particles or num_warmup."
         )
-    return result
+    return dataclasses.replace(result, made_for=origin)
 
 
 class _PmmhSettings(NamedTuple):

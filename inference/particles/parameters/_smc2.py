@@ -16,6 +16,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
+from ..._made_for import MadeFor, drops_origin, made_for
 from ...inputs import checked
 from ..engine import FilterOptions, warn_of_lost
 from ..moves import RandomWalk, acceptance, along
@@ -35,7 +36,7 @@ Array = jax.Array
 
 
 @shown
-@jax.tree_util.register_dataclass
+@drops_origin
 @dataclasses.dataclass(frozen=True)
 class SMC2Result:
     """Weighted parameters, each with one path of the states; a pytree.
@@ -54,6 +55,7 @@ class SMC2Result:
             weighing, nats: see `evidence_variance`.
         offspring: the law of the offspring counts, that of the `Scheme`.
         failed_at: number of the first weighing after which no parameter had positive weight, or one was NaN; -1 if there is none.
+        made_for: the arguments that it ran with; None where the result comes out of compiled code.
     """
 
     parameters: dict[str, Array]
@@ -67,6 +69,7 @@ class SMC2Result:
     failed_at: Array
     log_apart: Array
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
+    made_for: MadeFor | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, PyTree]:
         return facts_with_error(self, "resampling='ssp', or particles.replicate")
@@ -159,7 +162,7 @@ def smc2(
 
     Reference: Chopin, Jacob and Papaspiliopoulos 2013, SMC^2, arXiv:1101.1528.
     """
-    args = checked(smc2, model, args, kwargs)
+    origin, args = made_for(model, args, kwargs), checked(smc2, model, args, kwargs)
     check_counts("smc2", 2, num_parameter_particles=num_parameter_particles)
     check_counts("smc2", num_particles=num_particles, num_moves=num_moves)
     if not 0 < target_ess < 1:
@@ -171,7 +174,7 @@ def smc2(
     task.space(args)  # what is wrong with the parameters, before any device work
     result = compiled(_run, task, args)(typed_key(key))
     warn_of_lost("smc2", result.failed_at)
-    return result
+    return dataclasses.replace(result, made_for=origin)
 
 
 class _ParameterCloud(NamedTuple):
@@ -239,7 +242,7 @@ class _Smc2Run:
         values = jax.vmap(self.space.values)(cloud.points)
         return SMC2Result(
             values, cloud.states, log_weights, log_evidence, failed_at=failed_at, log_apart=apart,
-            offspring=self.scheme.offspring, **record,
+            offspring=self.scheme.offspring, made_for=None, **record,
         )  # fmt: skip
 
     def cloud(self, key: Array, points: Array) -> _ParameterCloud:

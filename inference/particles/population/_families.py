@@ -125,7 +125,7 @@ def _shares(run: Any, read: Callable[[Array], PyTree]) -> tuple[PyTree, PyTree]:
 
 def facts_with_error(run: Any, remedy: str) -> dict[str, PyTree]:
     """What a run's result prints: its fields, the log-evidence with its standard error, or what to do where it does not show."""
-    facts = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    facts = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.repr}
     for name in ("log_apart", "island_log_apart"):
         facts.pop(name, None)
     if is_readable(run.log_evidence) and np.ndim(run.log_evidence) == 0:

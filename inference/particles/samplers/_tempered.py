@@ -15,6 +15,7 @@ from ....ppl._compat import is_concrete, typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
 from ..._digits import told_digits
+from ..._made_for import MadeFor, drops_origin
 from ...inputs import UNNORMALISED
 from ..population import facts_with_error, family_error, voided, weighted_mean
 from ..resampling import equally_weighted
@@ -24,7 +25,7 @@ Array = jax.Array
 
 
 @shown
-@jax.tree_util.register_dataclass
+@drops_origin
 @dataclasses.dataclass(frozen=True)
 class TemperedResult:
     """Particles of the posterior and the path that led to them; a pytree.
@@ -57,6 +58,7 @@ class TemperedResult:
         improper: latent sites with an improper law. `log_evidence` is then that of densities without a total: it has no meaning
             of its own, and its differences between models have none unless these share the improper sites.
         evidence: "unbiased" if exp(log_evidence) is, else "consistent" in the number of particles.
+        made_for: the arguments that it ran with; None where the result comes out of compiled code.
     """
 
     particles: dict[str, Array]
@@ -80,6 +82,7 @@ class TemperedResult:
     offspring: str = dataclasses.field(default="unknown", metadata={"static": True})
     improper: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     evidence: str = dataclasses.field(default="consistent", metadata={"static": True})
+    made_for: MadeFor | None = dataclasses.field(default=None, repr=False)
 
     def _facts(self) -> dict[str, PyTree]:
         facts = facts_with_error(self, self._remedy)

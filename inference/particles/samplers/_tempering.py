@@ -19,6 +19,7 @@ from ....ppl._checks import check_counts, check_seconds
 from ....ppl._compat import is_concrete, typed_key
 from ....ppl._types import Key
 from ....ppl.language import told_of_not_finite, why_not_finite
+from ..._made_for import made_for
 from ...inputs import checked, whole as whole_program
 from ..moves import HMC, Gibbs, Kernel
 from ..population import voided
@@ -119,6 +120,7 @@ def tempered_smc(
     2022, arXiv:2011.02328 (waste-free); Chopin 2002, A sequential particle filter method for static models (data);
     Karamanis and Seljak 2024, arXiv:2407.20722 (persistent).
     """
+    origin = made_for(model, args, kwargs)
     args = checked(tempered_smc, model, args, kwargs)
     key, kernel = typed_key(key), kernel or HMC()
     chain_length = 1 if keep != "all" else 1 + (CHAIN_MOVES if num_moves is None else num_moves)
@@ -170,6 +172,7 @@ def tempered_smc(
             offspring=scheme.offspring,
             chain_length=chain_length,
         )
+    result = dataclasses.replace(result, made_for=origin)
     is_short = result.temperatures[-1] < 1
     if max_seconds is not None and bool(is_short) and int(result.num_steps) < max_steps:
         raise RuntimeError(

@@ -16,6 +16,7 @@ from ....ppl._checks import check_counts
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from ....ppl._types import Key
+from ..._made_for import MadeFor, drops_origin, made_for
 from ..._meshes import over_auto_axes
 from ...inputs import checked
 from ..engine import (
@@ -64,7 +65,7 @@ AXES = {
 
 
 @shown
-@jax.tree_util.register_dataclass
+@drops_origin
 @dataclasses.dataclass(frozen=True)
 class IslandsResult:
     """Weighted particles of all islands and the record of their run; a pytree. Axis order: weighings, islands, particles.
@@ -83,6 +84,7 @@ class IslandsResult:
         step_log_weights: normalised over all islands, [weighings, islands, particles]; None with `history="none"`.
         paths: for a `FeynmanKac` with `history="full"`, [islands, particles, steps + 1, ...].
         failed_at: number of the first weighing after which no particle had positive weight, or one was NaN; -1 if there is none.
+        made_for: the arguments that it ran with; None where the result comes out of compiled code.
     """
 
     particles: PyTree
@@ -98,6 +100,7 @@ class IslandsResult:
     step_log_weights: Array | None
     paths: Any
     failed_at: Array
+    made_for: MadeFor | None = dataclasses.field(default=None, repr=False)
 
     def mean(self, fn: Callable[[PyTree], PyTree]) -> Any:
         """sum_mk W_mk fn(particle_mk); NaN where all particles were lost."""
@@ -189,7 +192,7 @@ def islands(
     Reference: Vergé, Dubarry, Del Moral and Moulines 2015, arXiv:1306.3911; Heine, Whiteley and Cemgil 2020,
     arXiv:1812.01502 (butterfly).
     """
-    args = checked(islands, model, args, kwargs)
+    origin, args = made_for(model, args, kwargs), checked(islands, model, args, kwargs)
     check_counts("islands", num_islands=num_islands)
     _check_exchange(exchange, num_islands)
     check_sizes("islands", num_particles, batch_size, mesh)
@@ -222,7 +225,7 @@ def islands(
     result = place.compiled(run_all)(key, *args)
     check_increments(result.increments, twist is not None)
     warn_of_lost("islands", result.failed_at)
-    return result
+    return dataclasses.replace(result, made_for=origin)
 
 
 def _check_exchange(exchange: str, num_islands: int) -> None:
