@@ -17,6 +17,7 @@ from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._types import ModelFn
 from ...ppl.language import Keywords, labelled_as
+from .._made_for import own
 from .._mapped import Parts
 from .._meshes import over_auto_axes
 from ..fitting.prediction import DrawsOrigin, predicted, thinned
@@ -38,7 +39,7 @@ class Draws:
         statistics: name -> numbers [S]: "lp", the log-density that was sampled (unconstrained, nats), and of chains
             "diverging", "energy", "n_steps".
         model: the program, with all its sites.
-        args: the arguments that were given.
+        args: the arguments that were given, arrays of NumPy as copies.
         labels: levels of categories and columns of frames among them, by argument; new ones are put in their order.
     """
 
@@ -49,6 +50,9 @@ class Draws:
     model: ppl.Program
     args: tuple | None
     labels: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", own(self.args))
 
     def _facts(self) -> dict[str, PyTree]:
         size = len(next(iter(self.choices.values()), ()))

@@ -13,6 +13,7 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.inference import particles
+from lapilli.inference.posteriors import Certificate, Draws
 
 KEY = jax.random.key(0)
 FRAME = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 2)), columns=["u", "v"])
@@ -159,3 +160,23 @@ def test_particles_of_rows_are_those_of_their_rows_in_arviz():
     np.testing.assert_allclose(tree["observed_data"]["x"], SERIES, rtol=1e-6)
     with pytest.raises(ValueError, match="belong to the rows that the draws were made for"):
         inference.to_arviz(run, model=rows, key=KEY, args=(SERIES + 1.0,))
+
+
+def test_what_a_result_keeps_is_its_own():
+    """A buffer that is written into afterwards: its new rows looked like the old ones, and had their draws."""
+
+    def rows(x, y=None):
+        with ppl.plate("rows", x.shape[0]):
+            z = ppl.sample("z", dist.Normal(0.0, 1.0))
+            ppl.sample("y", dist.Normal(z + x, 1.0), obs=y)
+
+    x, y, z = np.zeros(3, np.float32), np.zeros(3, np.float32), np.full((4, 3), 9.0, np.float32)
+    made = Draws({"z": z}, Certificate("exact", True, (), {}), 1, {}, ppl.as_program(rows), (x, y))
+    run = inference.smc(rows, KEY, x, y, num_particles=50)
+    view = x[:]
+    view[:] = 100.0
+    for result, is_seen in ((made, True), (run, False)):
+        kept = result.args if is_seen else result.made_for.args
+        np.testing.assert_array_equal(kept[0], np.zeros(3))
+        ahead = inference.predict(rows, result, KEY, x, num_samples=4)
+        assert set(ahead) == {"z", "y"}  # other rows, with states of their own
