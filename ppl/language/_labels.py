@@ -6,7 +6,8 @@ order, would then be read as what they are not. So a result keeps the names by a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -71,6 +72,7 @@ def _plain(labels: Any) -> tuple[str, ...]:
 def _ordered(name: str, leaf: PyTree, known: tuple[str, ...] | None) -> Any:
     now = _labels(leaf)
     if known is None or now is None:
+        _refuse_numbers_of_levels(name, leaf, known)
         return leaf
     if any(isinstance(x, LabelText) for x in known):
         leaf, now = _by_text(name, leaf, now)
@@ -78,15 +80,16 @@ def _ordered(name: str, leaf: PyTree, known: tuple[str, ...] | None) -> Any:
     if now == known:
         return leaf
     if hasattr(leaf, "columns"):
-        if sorted(map(str, now)) != sorted(map(str, known)):
+        if Counter(now) != Counter(known) or len({*known}) < len(known):
             _refuse_columns(name, known, now)
         return leaf[list(known)]
     of_series = getattr(leaf, "cat", leaf)
     used = {now[code] for code in set(of_series.codes) if code >= 0}
-    if new := sorted(map(str, used - set(known))):
+    if new := sorted(used - set(known), key=str):
         raise ValueError(
-            f"{name} has the levels {new}, and the fit had {list(known)}: nothing is known of new ones. Leave those rows out, or "
-            "predict them with effects of their own that the model draws: code them from 0, and name in keep= what the fit knows."
+            f"{name} has the levels {new}, and the fit had {list(known)}: nothing is known of new ones{_of_type(new, known)}. "
+            "Leave those rows out, or predict them with effects of their own that the model draws: code them from 0, and name in "
+            "keep= what the fit knows."
         )
     return of_series.set_categories(list(known))
 
@@ -106,7 +109,34 @@ def _by_text(name: str, leaf: PyTree, now: tuple[Any, ...]) -> tuple[Any, tuple[
 
 def _refuse_columns(name: str, known: tuple[Any, ...], now: tuple[Any, ...]) -> NoReturn:
     missing, extra = [c for c in known if c not in now], [c for c in now if c not in known]
+    if twice := [c for c, number in Counter(known).items() if number > 1]:
+        raise ValueError(
+            f"{name} has the columns {list(now)}, and the fit had {list(known)}, of which {twice} are there twice: their names "
+            "do not tell which is which. Give a frame of these columns in this order, or fit one whose names differ."
+        )
     raise ValueError(
-        f"{name} has the columns {list(now)}, and the fit had {list(known)}: missing {missing}, extra {extra}. Give a frame of "
-        "these columns, in any order."
+        f"{name} has the columns {list(now)}, and the fit had {list(known)}: missing {missing}, extra "
+        f"{extra}{_of_type(extra, known)}. Give a frame of these columns, in any order."
     )
+
+
+def _of_type(new: Sequence[Any], known: Sequence[Any]) -> str:
+    """What is said of labels that print as known ones and are of another type, 1 and "1"."""
+    alike = [x for x in new if any(str(x) == str(y) for y in known)]
+    if not alike:
+        return ""
+    kind = type(next(y for y in known if str(y) == str(alike[0]))).__name__
+    return f" ({alike} are {type(alike[0]).__name__} here and {kind} there: rename them)"
+
+
+def _refuse_numbers_of_levels(name: str, leaf: PyTree, known: tuple[Any, ...] | None) -> None:
+    """Refuse integers in the place of a category whose levels are integers, but not their own codes."""
+    is_row = getattr(getattr(leaf, "dtype", None), "kind", "") in ("i", "u") and np.ndim(leaf) <= 1
+    if not is_row or not known or known == tuple(range(len(known))):
+        return
+    if all(isinstance(x, int) for x in known):
+        raise ValueError(
+            f"{name} holds integers, and was a category with the levels {list(known)}: nothing tells whether these are levels or "
+            f"their places. Give pd.Categorical(x, categories={list(known)}) for levels, "
+            f"pd.Categorical.from_codes(x, categories={list(known)}) for places."
+        )

@@ -9,7 +9,7 @@ import pytest
 
 from lapilli import inference, ppl
 from lapilli.inference.posteriors import Certificate
-from lapilli.ppl.language import LabelText, labelled_as
+from lapilli.ppl.language import LabelText, labelled_as, labels_of
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -166,3 +166,36 @@ def test_labels_of_one_text_are_told_from_a_file_s_by_nothing():
     frame = pd.DataFrame([[0.0, 1.0]], columns=[1, "1"])
     with pytest.raises(ValueError, match=r"labels of the same text, \['1', '1'\].*that differ"):
         labelled_as(labels, (frame,), lambda x: None)
+
+
+def frame_of(*columns):
+    return pd.DataFrame([[0.0] * len(columns)], columns=list(columns))
+
+
+def levels_of(*levels):
+    return pd.Series(pd.Categorical(levels))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (frame_of("1", "2"), frame_of(2, 1), r"\[2, 1\] are int here and str there: rename"),
+        (frame_of(1, 2), frame_of("2", "1"), r"\['2', '1'\] are str here and int there"),
+        (levels_of("1", "2"), levels_of(2, 1), r"the levels \[1, 2\].*are int here and str there"),
+        (levels_of(1, 2), levels_of("2", "1"), r"the levels \['1', '2'\].*are str here and int"),
+        (frame_of("a", "a", "b"), frame_of("a", "b", "a"), r"\['a'\] are there twice"),
+        (levels_of(1, 2, 3), np.array([1, 2]), r"integers, and was a category.*from_codes"),
+    ],
+)
+def test_labels_that_do_not_tell_what_is_what_are_refused(old, new, message):
+    """Those that print alike died in a KeyError; the level 1 was read as the place 1, which is the level 2's."""
+    program = lambda x: None
+    with pytest.raises(ValueError, match=message):
+        labelled_as(labels_of((old,), program), (new,), program)
+
+
+def test_places_of_levels_are_taken_where_nothing_else_can_be_meant():
+    program = lambda x: None
+    for old in (levels_of("a", "b"), levels_of(0, 1)):
+        (found,) = labelled_as(labels_of((old,), program), (np.array([1, 0]),), program)
+        np.testing.assert_array_equal(found, [1, 0])
