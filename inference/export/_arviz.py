@@ -25,7 +25,7 @@ from ..particles.parameters import ParticleGibbsResult, PMMHResult
 from ..posteriors import Draws
 from ._arviz_source import PARTICLES, ArvizSource, is_mcmc, make_source, origin_of
 from ._arviz_tree import Content, arviz_base, build_tree, check_netcdf
-from ._draws import Description, describe, draw_prior, replay
+from ._draws import Description, describe, draw_prior, factors_of, replay
 from ._summed import scaled_sites
 from ._zarr import check_zarr, is_zarr, write_blocks
 
@@ -42,7 +42,8 @@ _COMPUTED = (
 )
 _ASKED = ("log_predictive",)  # computed only if asked for
 _BATCHES = 10  # of draws, in memory at a time where they go to a folder
-_NEED_KEY = frozenset({"posterior_predictive", "prior", "prior_predictive"})
+_OF_PRIOR = frozenset({"prior", "prior_predictive"})
+_NEED_KEY = _OF_PRIOR | {"posterior_predictive"}
 
 
 @over_auto_axes
@@ -79,7 +80,7 @@ def to_arviz(
                               latent sites
         log_predictive        of a hidden chain whose states `ppl.eliminate` takes out, log p(y_t | y_<t, z) of each step given
                               those before it. Its sum is the log-likelihood; leave-one-out cannot be made of it
-        prior, prior_predictive   joint draws from the model
+        prior, prior_predictive   joint draws from the model; of one with factors none
         observed_data, constant_data
 
     ArviZ reads no weights: its summaries and plots take each draw of the posterior group for one draw. Its
@@ -312,6 +313,12 @@ def _content(source: ArvizSource, asked: Asked, block: DrawBlock | None = None) 
     attrs: dict[str, dict[str, Any]] = {group: {"draws": origin, **source.attrs}}
     if source.no_weight:
         attrs[group]["log_weight"] = f"undefined: {source.no_weight}"
+    if wanted & _OF_PRIOR and group == "posterior" and source.model is not None:
+        if factors := factors_of(source.model, source.args):
+            if asked.groups is not None:
+                raise ValueError(f"to_arviz: {_no_prior(factors, wanted)}")
+            attrs[group]["prior"] = f"none: {_no_prior(factors, wanted)}"
+            wanted -= _OF_PRIOR
     values, given, found = source.choices, source.given, source.content
     if source.model is not None and sites is not None:
         if sites.no_likelihood and group == "posterior":
@@ -327,7 +334,7 @@ def _content(source: ArvizSource, asked: Asked, block: DrawBlock | None = None) 
         }  # fmt: skip
         if group == "prior":
             given["prior_predictive"] = given.pop("posterior_predictive", {})
-        elif keys is not None and wanted & {"prior", "prior_predictive"}:
+        elif keys is not None and wanted & _OF_PRIOR:
             prior = jax.random.split(keys["prior"], asked.num_samples)[_rows_of_prior(block)]
             if len(prior):
                 given |= draw_prior(source.model, prior, source.args, asked.batch_size, asked.mesh)
@@ -361,6 +368,14 @@ def _rows_of_prior(block: DrawBlock) -> slice:
     """As many draws of the prior as a block has; the last one has those that are left."""
     is_last = block.rows.stop in (None, block.num_draws)
     return slice(block.rows.start, None if is_last else block.rows.stop)
+
+
+def _no_prior(factors: list[str], wanted: Collection[str]) -> str:
+    return (
+        f"groups {sorted(_OF_PRIOR & {*wanted})} are draws forward, which do not hear the factors {factors}, and nothing tells "
+        "whether these belong to the prior or to the likelihood. Leave the groups out; draws of the program without what is "
+        "likelihood are put into a tree by to_arviz(draws, model=..., group='prior')."
+    )
 
 
 def _scaled(scaled: Mapping[str, float | str]) -> str:

@@ -24,6 +24,7 @@ from ...ppl.traces import check_match
 from .._arguments import Arguments
 from .._depends import depends
 from .._mapped import Mapped
+from .._simulated import altering_factors
 from ..fitting.prediction import sites_of
 from ._summed import likelihoods, one_step_ahead, why_no_likelihood
 
@@ -271,6 +272,13 @@ def draw_prior(
             f"to_arviz: {model!r} has a site that cannot be drawn from its prior "
             f"({err or 'its distribution has no sampler'}). Leave 'prior' and 'prior_predictive' out of groups=(...)."
         ) from err
+
+
+def factors_of(model: ppl.Program, args: tuple) -> list[str]:
+    """Factors of the program, which its draws forward do not hear."""
+    while isinstance(model, Eliminated):
+        model = model.program
+    return altering_factors(sites_of(model, args))
 
 
 def whole(program: ppl.Program) -> ppl.Program:

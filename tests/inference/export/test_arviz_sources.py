@@ -413,3 +413,24 @@ def test_a_run_that_lost_its_particles_and_options_of_given_draws_are_refused():
         to_arviz(run, key=jax.random.key(0), group="prior")
     with pytest.raises(ValueError, match=r"'log_weights' \(shape \(50,\)\) describe given draws"):
         to_arviz(run, key=jax.random.key(0), log_weights=np.zeros(50), resample="none")
+
+
+def test_a_factor_leaves_no_draws_of_the_prior():
+    """N(0, 1) times exp(-1.5 z^2) is N(0, 1/4), and draws forward have the standard deviation 1."""
+
+    def model(x):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.factor("soft", -1.5 * z**2)
+        ppl.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    options = {"model": model, "args": (0.0,), "key": jax.random.key(0), "num_samples": 5}
+    tree = inference.to_arviz({"z": np.zeros(3)}, **options)
+    assert (
+        not {"prior", "prior_predictive"} & {*tree.children} and "log_likelihood" in tree.children
+    )
+    assert "['soft']" in tree["posterior"].attrs["prior"]
+    for groups in (["prior"], ["prior_predictive", "log_likelihood"]):
+        with pytest.raises(
+            ValueError, match=r"do not hear the factors \['soft'\].*Leave the groups"
+        ):
+            inference.to_arviz({"z": np.zeros(3)}, groups=groups, **options)
