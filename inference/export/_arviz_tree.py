@@ -80,7 +80,7 @@ def build_tree(
     import xarray
 
     content = _plain(content)
-    names = _axis_names(content, {_legal(site): axes for site, axes in dims.items()})
+    names = _axis_names(content, {legal(site): axes for site, axes in dims.items()})
     labels = _labels(content, names, coords)
     tree = {}
     if content.mcmc is not None:
@@ -123,21 +123,21 @@ def _plain(content: Content) -> Content:
                 array = array.astype(int)
             elif array.dtype.itemsize == 2 and array.dtype.kind not in "iu":  # float16, bfloat16
                 array = array.astype(np.float32)
-            if _legal(name) in plain:
+            if legal(name) in plain:
                 raise ValueError(
-                    f"Site '{name}': its name is '{_legal(name)}' in the tree, and so is another site's. "
+                    f"Site '{name}': its name is '{legal(name)}' in the tree, and so is another site's. "
                     "Rename one of them."
                 )
-            plain[_legal(name)] = array
+            plain[legal(name)] = array
         return plain
 
     return dataclasses.replace(
         content,
         draws={group: convert(arrays, 1) for group, arrays in content.draws.items()},
         data={group: convert(arrays, 0) for group, arrays in content.data.items()},
-        sites={_legal(name): info for name, info in content.sites.items()},
+        sites={legal(name): info for name, info in content.sites.items()},
         cells={
-            _legal(name): cells
+            legal(name): cells
             for name, cells in content.cells.items()
             if cells.ndim == len(content.sites[name].dims)
         },
@@ -156,7 +156,7 @@ def _own_cells(
     return array
 
 
-def _legal(name: str) -> str:
+def legal(name: str) -> str:
     """The name without the slash of NumPyro's scopes, which xarray reserves for paths."""
     return name.replace("/", ".")
 
@@ -202,7 +202,7 @@ def _axis_names(content: Content, dims: Mapping[str, Sequence[str]]) -> dict[str
 def _known_names(name: str, shape: tuple[int, ...], content: Content) -> list[str | None]:
     """A name or None per axis, event axes included where the groups hold log-probs only."""
     info = content.sites.get(name)
-    axes = [] if info is None else [None if axis is None else _legal(axis) for axis in info.dims]
+    axes = [] if info is None else [None if axis is None else legal(axis) for axis in info.dims]
     if name in content.cells:
         axes = [f"{name}_cell"]
     rank = len(shape) if info is None else len(axes) + len(info.event_shape)
@@ -210,7 +210,7 @@ def _known_names(name: str, shape: tuple[int, ...], content: Content) -> list[st
 
 
 def _given(name: str, axes: list[str | None], given: Sequence[str]) -> list[str | None]:
-    given = [_legal(axis) for axis in given]
+    given = [legal(axis) for axis in given]
     if len(given) == len(axes):
         return [*given]
     if len(given) != axes.count(None):
@@ -267,7 +267,7 @@ def _labels(
         f"{name}_cell": np.flatnonzero(cells) for name, cells in content.cells.items()
     }
     for axis, values in coords.items():
-        axis, values = _legal(axis), list(values)
+        axis, values = legal(axis), list(values)
         if axis not in sizes:
             raise ValueError(
                 f"to_arviz: argument 'coords' names the axis '{axis}', but the axes are {sizes}. Correct the name."

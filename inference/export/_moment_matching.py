@@ -17,7 +17,9 @@ from ...ppl._types import Choices
 from ...ppl.language import as_arguments
 from .._arguments import Arguments
 from .._supports import transforms_of
+from ..fitting.prediction import sites_of
 from ..inputs import check_new
+from ._arviz_tree import legal
 from ._draws import describe, whole
 from ._summed import likelihoods
 
@@ -57,14 +59,15 @@ def moment_matching(
         tree: as `to_arviz` gives, with draws of the posterior: of MCMC, or resampled (`resample="psis"`).
         model: the program or NumPyro model, its discrete sites summed out (`ppl.eliminate`).
         args: its arguments, a tuple or a dict.
-        var_name: the observed site; needed if there are several.
+        var_name: the observed site, by its name in the program or in the tree; needed if there are several.
 
     Returns:
         The arguments, a `MomentMatching`.
 
     Raises:
-        ValueError: the model has a discrete site, or one whose support depends on others; there is no such observed site; draws
-            of a site are missing.
+        ValueError: the model has a discrete site, missing cells that are drawn, or a site whose support depends on others; there
+            is no such observed site; draws of a site are missing; log-likelihoods are not those of the tree, so that model or
+            arguments are others.
 
     Validity: the draws must be of the posterior: a fit's own draws are the guide's, and the weights would lack p / q.
     Reference: Paananen, Piironen, Bürkner and Vehtari 2021, Implicitly adaptive importance sampling, arXiv:1906.08850.
@@ -75,7 +78,10 @@ def moment_matching(
     check_new("moment_matching", program, args)
     program = whole(program)
     posterior = tree["posterior"]
-    draws = {str(n): np.asarray(v) for n, v in posterior.data_vars.items()}
+    known = sites_of(program, args)
+    _refuse_cells([n for n, info in known.items() if info.is_imputed and legal(n) in posterior])
+    own = {legal(n): n for n in known}
+    draws = {own.get(str(n), str(n)): np.asarray(v) for n, v in posterior.data_vars.items()}
     lead = (posterior.sizes["chain"], posterior.sizes["draw"])
     flat = {n: v.reshape(-1, *v.shape[2:]) for n, v in draws.items()}
     sites = describe(program, jax.random.key(0), flat, args)
@@ -122,7 +128,37 @@ def moment_matching(
         dims=("chain", "draw", "unconstrained"),
         coords={"unconstrained": labels},
     )
-    return MomentMatching(upars, _over_draws(log_prob, args), _over_draws(log_lik, args), name)
+    _check_same(tree, legal(name), log_lik(columns[0], slice(None), *args))
+    by_draw = (_over_draws(fn, args) for fn in (log_prob, log_lik))
+    return MomentMatching(upars, *by_draw, legal(name))
+
+
+def _refuse_cells(imputed: list[str]) -> None:
+    if imputed:
+        raise ValueError(
+            f"moment_matching: {imputed} are missing cells, whose draws would be moved with the others, and a tree has no values "
+            "for the cells beside them. Leave them out of the density: ppl.sample(name, law.mask(seen), obs=filled) in place of "
+            "obs_mask, with draws of the posterior of that program."
+        )
+
+
+def _check_same(tree: xarray.DataTree, name: str, log_probs: Array) -> None:
+    """Refuse another model, or arguments in another order, than those that the tree was made of."""
+    group = tree.children.get("log_likelihood")
+    if group is None or name not in group.data_vars:
+        return
+    before, now = np.asarray(group[name].isel(chain=0, draw=0)).ravel(), np.asarray(log_probs)
+    if before.shape == now.shape and np.allclose(before, now, 1e-2, 1e-2, equal_nan=True):
+        return
+    where = (
+        f"at element {int(np.nanargmax(np.abs(before - now)))} of {before.size}"
+        if before.shape == now.shape
+        else f"of {now.size} elements in place of {before.size}"
+    )
+    raise ValueError(
+        f"moment_matching: at the tree's first draw '{name}' has other log-probs under model and args than in the tree, {where}. "
+        "Pass those that to_arviz had; columns of frames and codes of categories stand in the order that they had at the fit."
+    )
 
 
 def _over_draws(fn: Callable[..., Array], args: tuple) -> Callable[..., PyTree]:
@@ -150,8 +186,9 @@ def _coords(upars: Any) -> dict[Any, Any]:
 def _observed(program: ppl.Program, choices: Choices, args: tuple, given: str | None) -> str:
     """The name of the observed site."""
     names = list(likelihoods(program, args, program.trace(choices, *args))[0])
-    if given in names or (given is None and len(names) == 1):
-        return given or names[0]
+    chosen = names if given is None else [n for n in names if given in (n, legal(n))]
+    if len(chosen) == 1:
+        return chosen[0]
     raise ValueError(
         f"moment_matching: var_name={given!r}, and the observed sites with log-probs of their own are {names}. Name one of "
         "them; where there is none, leave-one-out has nothing to leave out."

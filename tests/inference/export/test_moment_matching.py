@@ -92,7 +92,7 @@ def test_what_cannot_be_moved_is_refused():
         ppl.sample("y", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1), obs=y)
 
     tree = inference.to_arviz({"top": np.ones(3), "mu": 0.5 * np.ones(3)}, model=moving, args=(Y,))
-    with pytest.raises(ValueError, match="moment_matching: the support of one of the sites"):
+    with pytest.raises(ValueError, match="moment_matching: the support of site 'mu' depends"):
         inference.moment_matching(tree, moving, (Y,))
     with pytest.raises(ValueError, match=r"var_name='z', and the observed sites.*\['y'\]"):
         inference.moment_matching(tree_of(np.zeros(3), np.ones(3)), PROGRAM, (Y,), var_name="z")
@@ -114,3 +114,55 @@ def test_rows_are_counted_without_those_that_a_mask_leaves_out():
         want = norm.logpdf(row, mu, 1.0)
         np.testing.assert_allclose(hooks.log_lik_i_upars_fn(hooks.upars, i)[0], want, rtol=1e-5)
         np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0, :, i], want, rtol=1e-5)
+
+
+def scoped(x, y):
+    slopes = ppl.sample("a/slopes", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    with ppl.plate("rows", x.shape[0]):
+        ppl.sample("b/y", dist.Normal(x @ slopes, 1.0), obs=y)
+
+
+X = np.random.default_rng(1).normal(size=(13, 2)).astype(np.float32)
+SLOPES = {"a/slopes": np.array([[0.3, -2.0], [1.0, 0.5]])}
+
+
+def scoped_tree():
+    return inference.to_arviz(SLOPES, model=scoped, args=(X, Y), groups=("log_likelihood",))
+
+
+@pytest.mark.parametrize("given", [None, "b/y", "b.y"])
+def test_names_with_scopes_are_those_of_the_tree(given):
+    """The program's names were looked for in the tree, which has points in place of slashes."""
+    tree = scoped_tree()
+    hooks = inference.moment_matching(tree, scoped, (X, Y), var_name=given)
+    assert hooks.var_name == "b.y"
+    found = hooks.log_lik_i_upars_fn(hooks.upars, 5)
+    np.testing.assert_allclose(found, tree["log_likelihood"]["b.y"][..., 5], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((X[:, ::-1], Y), "other log-probs.*at element [0-9]+ of 13.*order"),
+        ((X[:5], Y[:5]), "of 5 elements in place of 13"),
+    ],
+    ids=["columns", "rows"],
+)
+def test_arguments_that_are_not_the_trees_are_refused(args, message):
+    """Columns in another order gave other rows' densities, in silence."""
+    with pytest.raises(ValueError, match=message):
+        inference.moment_matching(scoped_tree(), scoped, args)
+
+
+def test_missing_cells_are_refused_with_what_leaves_them_out():
+    seen = np.arange(13) > 2
+
+    def gaps(y):
+        mu = ppl.sample("mu", dist.Normal(0.0, 2.0))
+        with ppl.plate("rows", y.shape[0]):
+            ppl.sample("y", dist.Normal(mu, 1.0), obs=y, obs_mask=seen)
+
+    draws = {"mu": np.zeros(4), "y_unobserved": np.zeros((4, 13))}
+    tree = inference.to_arviz(draws, model=gaps, args=(Y,), groups=("log_likelihood",))
+    with pytest.raises(ValueError, match=r"\['y_unobserved'\] are missing cells.*law.mask"):
+        inference.moment_matching(tree, gaps, (Y,))
