@@ -46,7 +46,7 @@ def predict(
     """Draw what comes next: p(new | z), z a draw of the posterior.
 
     Sites that the draws give are kept; all others are drawn from the model at these arguments, observations included: new
-    rows, an observation whose `obs` is None.
+    rows, an observation whose `obs` is None. Values that are given there tell nothing of sites that are drawn.
 
     A forecast is a run whose scan goes on. Its first steps keep the draws' values and their observations, and the steps after
     them are drawn, so that `predict(model, result, key, longer)` continues each draw's own path.

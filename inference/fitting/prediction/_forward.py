@@ -20,7 +20,7 @@ from ....ppl.language import Program
 from ....ppl.traces import SiteInfo
 from ..._arguments import Arguments, outcome, simulated
 from ..._depends import depends
-from ...inputs import check_noise, met, rows_of, unbound
+from ...inputs import Readers, check_noise, met, rows_of, unbound
 
 
 def _check_cells(
@@ -143,7 +143,7 @@ def forward_program(
 def check_given(
     method: str, model: ModelFn, given_choices: Mapping[str, PyTree], args: tuple, remedy: str
 ) -> None:
-    """Refuse observations that would be drawn anew before a prediction is made from them.
+    """Refuse observations that would be drawn anew before a prediction is made from them, or beside one that they tell of.
 
     Args:
         method: who asks.
@@ -178,3 +178,12 @@ def check_given(
             f"{method}: {wrong} are to be predicted from values that these arguments give for {given}, but predictions draw "
             f"observations anew, and the values would not count. Leave them out of the arguments (None) and set them: {remedy}."
         )
+    readers = Readers(model, args, trace)
+    leaves = [n for n in predicted if not readers.is_heard(n)]
+    for name in (n for n in predicted if leaves and n not in leaves):
+        if beside := [n for n in readers(name) if n in leaves]:
+            raise ValueError(
+                f"{method}: {beside} are to be predicted from '{name}', which is drawn anew from the model, and the values that "
+                f"these arguments give for {given} tell of it: they would not count. Leave them out of the arguments (None), to "
+                "predict without them; or fit these rows too, with what is to be predicted in them unobserved."
+            )

@@ -564,3 +564,21 @@ def test_cells_that_were_missing_belong_to_data_that_a_prediction_without_data_d
     # 6,000 Poisson draws of mean and variance 4
     assert abs(new.mean() - 4) < 5 * 2 / 6000**0.5 and abs(new.var() - 4) < 0.5
     assert set(inference.predict(model, draws, key, y, seen, num_samples=10, keep="*")) >= {"y"}
+
+
+def test_values_that_tell_of_what_is_drawn_anew_are_refused_where_something_else_is_predicted():
+    """`w` of rows whose `y` are 50 and -50 was drawn around 0, since `z` of these rows came from its prior."""
+
+    def model(x, y=None, w=None):
+        shift = ppl.sample("shift", dist.Normal(0.0, 1.0))
+        with ppl.plate("rows", x.shape[0]):
+            z = ppl.sample("z", dist.Normal(0.0, 10.0))
+            ppl.sample("y", dist.Normal(z, 0.1), obs=y)
+            ppl.sample("w", dist.Normal(z + shift, 0.1), obs=w)
+
+    draws, x, y = {"shift": np.zeros(5)}, jnp.zeros(2), jnp.array([50.0, -50.0])
+    ahead = lambda *args: inference.predict(model, draws, KEY, *args, num_samples=5)
+    with pytest.raises(ValueError, match=r"\['w'\] are to be predicted from 'z'.*for \['y'\] tell"):
+        ahead(x, y)
+    # Nothing given, and replicates of all.
+    assert set(ahead(x)) == set(ahead(x, y, y)) == {"z", "y", "w"}
