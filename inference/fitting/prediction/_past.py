@@ -21,6 +21,7 @@ def check_past(
     names: Collection[str] | None = None,
     *,
     has_said: bool = True,
+    anew: str | None = None,
 ) -> None:
     """Refuse a longer series that is not that of the fit; where nobody has said that it is, one of as many steps, too.
 
@@ -33,16 +34,22 @@ def check_past(
         before: arguments that the draws were made for.
         names: sites whose draws are kept; None for all.
         has_said: whether the caller has said that the draws hold at the steps of these arguments.
+        anew: what to call where a longer series has no latent site to go on from, and would be drawn anew; None: that is meant.
     """
-    now = steps_of(model, args)
+    now = _steps_of(model, args)
     if not (now if names is None else set(now) & set(names)):
         return
     try:
-        was = steps_of(model, before)
+        was = _steps_of(model, before)
     except Exception:  # a chain's arguments may be those of another program
         return
     both = {n: (was[n][0], now[n][0]) for n in now if n in was and (names is None or n in names)}
     longer = {n: old for n, (old, new) in both.items() if old < new}
+    if longer and anew and not any(kind == "latent" for _, kind in now.values()):
+        raise ValueError(
+            f"{method}: {list(longer)} lie in a scan that is longer than at the fit and has no latent sites, so that the whole "
+            f"series would be drawn anew. {anew}"
+        )
     found = longer or ({} if has_said else {n: old for n, (old, _) in both.items()})
     olds = named_leaves(model, before)
     for name, new in named_leaves(model, args).items():
@@ -69,7 +76,7 @@ def check_past(
         )
 
 
-def steps_of(model: Program, args: tuple) -> dict[str, tuple[int, str]]:
+def _steps_of(model: Program, args: tuple) -> dict[str, tuple[int, str]]:
     """Site in a scan -> number of steps of the outermost one, and its kind."""
     found = {}
     for name, info in simulated(model, args).sites.items():

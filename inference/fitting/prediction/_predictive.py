@@ -20,7 +20,12 @@ from ._forward import check_given, forward_program
 from ._from_draws import names_first
 from ._new_rows import check_kept_rows, check_rows, reads_arguments
 from ._other_arguments import check_runs, is_of_fit
-from ._past import check_past, steps_of
+from ._past import check_past
+
+_ANEW = (
+    "Forecast by inference.predict(fit.model, fit.posterior(key, num_samples), key, *args, num_seen=...), which keeps the steps "
+    "that were seen."
+)
 
 
 def predictive(
@@ -60,7 +65,7 @@ def predictive(
         if is_new and "*" not in patterns:
             check_kept_rows("Fit.predict", model, args, fit_args)
     if fit_args is not None and args is not fit_args and not are_examples:
-        _check_past(model, args, fit_args)
+        check_past("Fit.predict", model, args, fit_args, anew=_ANEW)
 
     kept_of = lambda choices: {n: x for n, x in choices.items() if matches(n, patterns)}
     model = forward_program("Fit.predict", model, kept_of(_choices(guide, at)), args)
@@ -75,21 +80,6 @@ def predictive(
         return kept, {} if is_guide_alone else model.predict(model_key, kept, *args)
 
     return draw, (args, at)
-
-
-def _check_past(model: Program, args: tuple, fit_args: tuple) -> None:
-    """Refuse a longer series that is not that of the fit, or of which nothing tells where the fit's ends."""
-    was, now = steps_of(model, fit_args), steps_of(model, args)
-    longer = {name: was[name][0] for name in now if name in was and was[name][0] < now[name][0]}
-    if not longer:
-        return
-    if not any(kind == "latent" for _, kind in now.values()):
-        raise ValueError(
-            f"Fit.predict: {list(longer)} lie in a scan that is longer than at the fit and has no latent sites, so that the "
-            "whole series would be drawn anew. Forecast by inference.predict(fit.model, fit.posterior(key, num_samples), key, "
-            "*args, num_seen=...), which keeps the steps that were seen."
-        )
-    check_past("Fit.predict", model, args, fit_args)
 
 
 def check_kept(
