@@ -129,8 +129,8 @@ def moment_matching(
         coords={"unconstrained": labels},
     )
     _check_same(tree, legal(name), log_lik(columns[0], slice(None), *args))
-    by_draw = (_over_draws(fn, args) for fn in (log_prob, log_lik))
-    return MomentMatching(upars, *by_draw, legal(name))
+    one, each = _over_draws(log_prob, args), _over_draws(log_lik, args)
+    return MomentMatching(upars, one, each, legal(name))
 
 
 def _refuse_cells(imputed: list[str]) -> None:
