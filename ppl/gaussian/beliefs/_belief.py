@@ -17,7 +17,7 @@ from ..._precision import full_precision
 from ._meetings import MAX_AWAY, MAX_ERROR, FewNumbers, ManyNumbers, Meeting, OneByOne, OneNumber
 from ._noise import Noise
 from ._roots import compressed, times, turned_root
-from ._smoothing import Read, Smoothed, Turn
+from ._smoothing import Read, Smoothed, Substitution
 
 Array = jax.Array
 LOG_2_PI = math.log(2 * math.pi)
@@ -96,7 +96,7 @@ class Belief:
         shift = jnp.zeros((*unit.shape[:-1],), unit.dtype)
         length = (unit**2).sum(-1, keepdims=True)
         rounding = jnp.broadcast_to(jnp.finfo(unit.dtype).eps ** 2 * length, unit.shape)
-        later = self.later.turned(Turn(shift, unit, lost, rounding))
+        later = self.later.turned(Substitution(shift, unit, lost, rounding))
         return Belief(self.mean, root, error, jnp.zeros_like(root), later)
 
     def _apart(self, squares: Array) -> Array:
@@ -111,7 +111,7 @@ class Belief:
         shift = self.later.mean
         made = matrix()
         return self.later.turned(
-            Turn(shift, jnp.broadcast_to(made, (*shift.shape[:-1], *made.shape)))
+            Substitution(shift, jnp.broadcast_to(made, (*shift.shape[:-1], *made.shape)))
         )
 
     def widened(self, mean: Array, root: Array) -> Belief:
@@ -206,7 +206,7 @@ class Belief:
         shift, later = meeting.shift(away), self.later
         if later is not None and not isinstance(meeting, FewNumbers):
             turn = meeting.after(self._coordinates)
-            later = later.turned(Turn(shift, turn, None, turn**2 * meeting.rounding(turn)))
+            later = later.turned(Substitution(shift, turn, None, turn**2 * meeting.rounding(turn)))
         step = shift if isinstance(meeting, FewNumbers) else times(self.root, shift)
         root = meeting.after(self.root)
         gain = jax.lax.stop_gradient(meeting.gain(self.root, root))

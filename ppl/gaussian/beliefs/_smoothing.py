@@ -29,7 +29,7 @@ from ._roots import compressed, times
 Array = jax.Array
 
 
-class Turn(NamedTuple):
+class Substitution(NamedTuple):
     """How coordinates are made of later ones: u = shift + matrix u' + rest e.
 
     Attributes:
@@ -62,7 +62,7 @@ class Smoothed(NamedTuple):
     away: Array
     key: Array | None
 
-    def turned(self, turn: Turn) -> Smoothed:
+    def turned(self, turn: Substitution) -> Smoothed:
         """That of the later coordinates."""
         noise, key = None, self.key
         if key is not None and turn.rest is not None:
@@ -125,7 +125,7 @@ def _square(root: Array) -> Array:
 Law = tuple[Array, Array, Array, Array]  # mean, root, error, away of a `Smoothed`
 
 
-def _blank(turn: Turn, like: Law) -> Law:
+def _blank(turn: Substitution, like: Law) -> Law:
     """Zeros in the shapes of the later law."""
     rows, size = like[0].shape[:-1], turn.matrix.shape[-1]
     blank = lambda *shape: jnp.zeros((*rows, *shape), like[0].dtype)
@@ -133,12 +133,12 @@ def _blank(turn: Turn, like: Law) -> Law:
 
 
 @jax.custom_vjp
-def _turned(law: Law, turn: Turn, noise: Array | None) -> Law:
+def _turned(law: Law, turn: Substitution, noise: Array | None) -> Law:
     return _blank(turn, law)
 
 
 @full_precision
-def _turned_back(saved: tuple[Turn, Array | None], later: Law) -> tuple[Law, None, None]:
+def _turned_back(saved: tuple[Substitution, Array | None], later: Law) -> tuple[Law, None, None]:
     # "Back" is reverse mode's: from the law of u' to that of u = shift + matrix u' + rest e.
     (shift, matrix, rest, rounding), noise = saved
     mean, root, error, away = later
