@@ -118,7 +118,8 @@ def as_data(args: PyTree, name: str = "An argument") -> PyTree:
 
     Raises:
         TypeError: there are dates, or columns without numbers in a frame.
-        ValueError: values would change: integers that do not fit, numbers that overflow, differences that are rounded away.
+        ValueError: values would change: integers that do not fit, numbers that overflow, differences that are rounded away,
+            levels of categories that look like codes and have others.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(args)
     leaves = [leaf for _, leaf in paths]
@@ -235,6 +236,7 @@ def as_array(name: str, leaf: PyTree, check: Callable[..., PyTree] = lambda _, x
     if hasattr(leaf, "columns") and hasattr(leaf, "to_numpy") and np.ndim(leaf) == 2:
         return _of_frame(name, leaf, check)
     if (codes := _codes(leaf)) is not None:
+        _check_levels(name, leaf)
         seen = codes >= 0
         # Missing cells have a code that is one, in case they are looked up before they are left out.
         return codes if seen.all() else Masked(np.where(seen, codes, 0), seen, name)
@@ -281,6 +283,21 @@ def _codes(leaf: ArrayLike) -> np.ndarray | None:
     of_series = getattr(leaf, "cat", leaf)
     codes = getattr(of_series, "codes", None)
     return None if codes is None else np.asarray(codes).astype(np.int32)
+
+
+def _check_levels(name: str, leaf: Any) -> None:
+    """Refuse levels that look like codes and have others: truth values or whole numbers from 0 on, permuted or with gaps."""
+    levels = leaf.dtype.categories.tolist()
+    is_whole = all(isinstance(x, int | float) and float(x).is_integer() for x in levels)
+    if not levels or not is_whole or levels == list(range(len(levels))):
+        return
+    if min(levels) == 0 or all(isinstance(x, bool) for x in levels):
+        place = next(i for i, x in enumerate(levels) if x != i)
+        raise ValueError(
+            f"{name} holds categories whose levels {levels[:6]} look like codes and are none: {levels[place]} has the code "
+            f"{place}, and would be read as that. Pass the numbers, x.astype(int) (truth values by x.astype(bool)); or their places among "
+            "the levels, x.cat.codes; or, where they are names, x.cat.rename_categories(str)."
+        )
 
 
 def _of_frame(name: str, frame: Any, check: Callable[..., PyTree]) -> np.ndarray:

@@ -24,7 +24,7 @@ from .._arguments import Arguments, array_names, leaf_names, simulated
 from .._depends import depends
 from ._held import has_nan, is_real
 from ._readers import Readers
-from ._runs import TracedRun
+from ._runs import TracedRun, check_codes
 
 
 def check_observed(method: str, program: Program, *, is_told: bool, more: str = "") -> None:
@@ -131,6 +131,7 @@ def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
 
     Raises:
         TypeError: with the site's name.
+        ValueError: as `check_codes`.
     """
     if run is None or not (given := categories_of(raw, run.program)):
         return
@@ -149,6 +150,7 @@ def check_categories(method: str, run: TracedRun | None, raw: PyTree) -> None:
                 "would take their codes 0, 1, 2, ... for measurements. Observe them under dist.Categorical or dist.Bernoulli; "
                 "numbers that were read as text become numbers by pd.to_numeric."
             )
+    check_codes(method, run, raw)
 
 
 def tells(sites: Mapping[str, SiteInfo]) -> bool:

@@ -18,10 +18,11 @@ from ...ppl._types import Args, Key, Message, ModelFn
 from ...ppl.densities import Eliminated
 from ...ppl.distributions import base_of, is_masked
 from ...ppl.inputs import Cast, Suspect, Wrap, heard, same_numbers, suspects
-from ...ppl.language import Program, arguments, as_program, parted, refuse_unrepeatable
+from ...ppl.language import Keywords, Program, arguments, as_program, parted, refuse_unrepeatable
 from ...ppl.traces import LOOK, StatementLook, Trace, stand_ins
-from .._arguments import Arguments, array_names
+from .._arguments import Arguments, array_names, leaf_names
 from .._host_keys import default_key
+from ._codes import levels_of, misread
 from ._held import has_nan, has_whole_numbers, holds_codes
 from ._improper import UNNORMALISED, check_proper, improper_sites
 from ._noise import check_noise
@@ -192,6 +193,23 @@ def _where_it_counts(trace: Trace, name: str) -> Array:
     return x
 
 
+def check_codes(method: str, run: TracedRun, raw: PyTree) -> None:
+    """Refuse codes of categories that are read as measurements, counts or entries of another list.
+
+    Args:
+        method: who asks.
+        run: of the program.
+        raw: its arguments as they were given.
+
+    Raises:
+        ValueError: with the argument's name and levels.
+    """
+    if levels := levels_of(raw, leaf_names(run.program, raw)):
+        names = array_names(run.program, run.args)
+        for what in misread(run.closed, run.trace, names, levels):
+            raise ValueError(f"{method}: {run.program!r}: {what}")
+
+
 def _refuse(method: str, program: Program, found: Suspect, names: list[str]) -> None:
     told = " and ".join(f"'{name}'" for name in names)
     where = f" at {list(found.place)}" if found.place else ""
@@ -251,10 +269,12 @@ def checked(
     caller: Callable[..., PyTree], model: object, args: Args, kwargs: Mapping[str, PyTree]
 ) -> tuple[Array | Key | float | np.ndarray, ...]:
     """`arguments` of a call, its indices and the parameters of its laws checked."""
+    raw = (*args, Keywords(kwargs)) if kwargs else tuple(args)
     args = arguments(caller, model, args, kwargs)
     if (isinstance(model, Program) or callable(model)) and is_concrete(args):
         if (run := tried_run(as_program(model), args)) is not None:
             _check_values(caller.__name__, run)
+            check_codes(caller.__name__, run, raw)
     return args
 
 

@@ -392,3 +392,25 @@ def test_rows_of_pandas_in_another_order_are_refused(labels):
     twice = pd.Series(y.to_numpy(), index=[labels[0]] * 4)
     for other in (y.to_numpy(), elsewhere, twice):
         assert program.log_density({}, x, other) == wrong
+
+
+LEVELS = {
+    "another order": ([2, 1, 0], 2, 0), "a gap": ([0, 2], 2, 1), "truth values in another order": ([True, False], True, 0),
+    "one truth value": ([True], True, 0), "real numbers": ([1.0, 0.0], 1.0, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEVELS)
+def test_levels_that_look_like_codes_and_have_others_are_refused(case):
+    """0 and 1 with the levels 1, 0 were read the other way round."""
+    levels, level, code = LEVELS[case]
+    with pytest.raises(ValueError, match=rf"'x'.*{level} has the code {code}.*cat.codes"):
+        as_data(pd.Series(pd.Categorical(levels, categories=levels)), "Argument 'x'")
+
+
+@pytest.mark.parametrize(
+    "levels", [[0, 1, 2], [1, 2, 3], [10, 20], ["b", "a"], [False, True], [0.5, 0.0], []], ids=str
+)
+def test_other_levels_have_codes(levels):
+    found = as_data(pd.Series(pd.Categorical(levels, categories=levels)), "Argument 'x'")
+    assert found.tolist() == list(range(len(levels)))
