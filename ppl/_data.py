@@ -3,7 +3,8 @@
 Input: an argument, an observation or a sample: anything with numbers in it. Output: the same, in types that JAX knows:
 
     an array of JAX               as it is
-    numbers, truth values         NumPy arrays; half precision becomes single, long doubles double
+    numbers, truth values         NumPy arrays; half precision becomes single, long doubles double; unsigned numbers signed ones,
+                                  where they fit; NumPy's matrices arrays, whose products are those of elements
     a series, a frame             arrays of its columns, NaN where a value is missing
     objects that are all numbers  floating-point numbers
     categories                    codes from 0 on
@@ -273,7 +274,11 @@ def _of_numbers(name: str, leaf: ArrayLike, array: np.ndarray) -> ArrayLike:
         return double
     if not array.dtype.isnative:
         return array.astype(array.dtype.newbyteorder("="))
-    return leaf if isinstance(leaf, np.ndarray | np.generic) else array
+    most = np.iinfo(jax.dtypes.canonicalize_dtype(np.int64)).max
+    if kind == "u" and size >= 4 and (not array.size or array.max() <= most):
+        return array.astype(np.int64)  # unsigned ones wrap at 0: 3 - 5 would be 4294967294
+    is_plain = isinstance(leaf, np.ndarray | np.generic) and not isinstance(leaf, np.matrix)
+    return leaf if is_plain else array.view(np.ndarray)
 
 
 def _codes(leaf: ArrayLike) -> np.ndarray | None:
@@ -295,8 +300,8 @@ def _check_levels(name: str, leaf: Any) -> None:
         place = next(i for i, x in enumerate(levels) if x != i)
         raise ValueError(
             f"{name} holds categories whose levels {levels[:6]} look like codes and are none: {levels[place]} has the code "
-            f"{place}, and would be read as that. Pass the numbers, x.astype(int) (truth values by x.astype(bool)); or their places among "
-            "the levels, x.cat.codes; or, where they are names, x.cat.rename_categories(str)."
+            f"{place}, and would be read as that. Pass the numbers, x.astype(int) (truth values by x.astype(bool)); or their "
+            "places among the levels, x.cat.codes; or, where they are names, x.cat.rename_categories(str)."
         )
 
 

@@ -3,9 +3,10 @@
 Input: a program and its arguments, with shapes or values. Output: refusals by the name of the argument or site, and facts that
 fitting, particles and posteriors need. One abstract run tells of indices out of range, keys that are not the run's (`_runs.py`,
 with `_noise.py` and, for what a program holds without its arguments, `_held.py`), of codes of categories that are read as what
-they are not (`_codes.py`) and of flat laws without a total (`_improper.py`); parameters at which a law is none are computed, or tried on draws (`_parameters.py`); runs with more rows tell
-what belongs to rows (`_rows.py`), the traced program whether an array is matched to them by position (`_positions.py`), and runs
-with an array in the place of a None whether anything is observed (`_observed.py`); what reads a site is in `_readers.py`.
+they are not (`_codes.py`) and of flat laws without a total (`_improper.py`); parameters at which a law is none are computed, or
+tried on draws (`_parameters.py`); runs with more rows tell what belongs to rows (`_rows.py`), the traced program whether an array
+is matched to them by position (`_positions.py`), and runs with an array in the place of a None whether anything is observed
+(`_observed.py`); what reads a site is in `_readers.py`.
 """
 
 from ._improper import (

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from .._calls import did_you_mean
@@ -70,6 +71,7 @@ def _refuse_misaligned(args: list[PyTree], names: list[str]) -> None:
     labelled = [(n, x.index) for n, x in leaves if hasattr(x, "reindex") and hasattr(x, "index")]
     for name, index in labelled[1:]:
         first, other = labelled[0]
+        _refuse_gaps(name, index, first, other)
         is_same = len(index) != len(other) or index.equals(other)
         if not is_same and index.is_unique and set(index) == set(other):
             raise ValueError(
@@ -77,6 +79,28 @@ def _refuse_misaligned(args: list[PyTree], names: list[str]) -> None:
                 f"{other[0]!r}. A program matches rows by position. Put them in one order, e.g. y.loc[x.index]; if positions are "
                 "meant, pass y.to_numpy()."
             )
+
+
+def _refuse_gaps(name: str, index: Any, first: str, other: Any) -> None:
+    """Refuse as many rows of which each has some that the other lacks, so that they meet at places that shift along the way.
+
+    Rows that are shifted by one number throughout are a series and its past.
+    """
+    if len(index) != len(other) or index.equals(other) or not (index.is_unique and other.is_unique):
+        return
+    places = other.get_indexer(index)
+    places, here = places[places >= 0], np.flatnonzero(places >= 0)
+    shifts = np.unique(places - here)
+    if 2 * len(here) >= len(index) and len(here) < len(index) and len(shifts) > 1:
+        own, theirs = (
+            sorted(set(a) - set(b), key=str) for a, b in ((index, other), (other, index))
+        )
+        raise ValueError(
+            f"{name} and {first[0].lower() + first[1:]} have {len(index)} rows each, and not the same: {own[:3]} are in the one "
+            f"alone, {theirs[:3]} in the other, so that what stands side by side is of different rows. A program matches rows by "
+            "position. Leave missing rows out of the whole frame, frame.dropna(subset=[...]), before its columns are taken; if "
+            "positions are meant, pass y.to_numpy()."
+        )
 
 
 def told(args: Args, program: object) -> list[str]:

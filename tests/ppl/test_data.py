@@ -4,6 +4,7 @@ import datetime
 import decimal
 import re
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,8 @@ KEPT = {
     "nothing masked": (np.ma.masked_array([1.0, 2.0], mask=[0, 0]), np.array([1.0, 2.0])),
     "time stamps days apart": (1.6e9 + 86_400.0 * np.arange(50), 1.6e9 + 86_400.0 * np.arange(50)),
     "uint32": (np.array([4_000_000_000], np.uint32), np.array([4_000_000_000], np.uint32)),
+    "uint32 that fits": (np.array([3, 5], np.uint32), np.array([3, 5])),
+    "uint64 that fits": (np.array(3, np.uint64), np.array(3)),
 }  # fmt: skip
 
 
@@ -392,6 +395,49 @@ def test_rows_of_pandas_in_another_order_are_refused(labels):
     twice = pd.Series(y.to_numpy(), index=[labels[0]] * 4)
     for other in (y.to_numpy(), elsewhere, twice):
         assert program.log_density({}, x, other) == wrong
+
+
+@pytest.mark.parametrize("gone", [([1], [4]), ([1, 2], [4, 7])], ids=str)
+@pytest.mark.parametrize("labels", [range(9), list("abcdefghi"), pd.date_range("2020", periods=9)])
+def test_columns_that_lost_different_rows_are_refused(gone, labels):
+    """Each column was rid of its own gaps: as many rows, of which some stand beside another row's; a slope of 3 became 0.9."""
+    frame = pd.DataFrame({"x": np.arange(9.0), "y": 2 * np.arange(9.0)}, index=labels)
+    frame.iloc[gone[0], 0] = np.nan
+    frame.iloc[gone[1], 1] = np.nan
+    program = ppl.model(shifted)
+    with pytest.raises(
+        ValueError, match=r"'y' and argument 'x' have \d rows each, and not the same"
+    ):
+        program.log_density({}, frame.x.dropna(), y=frame.y.dropna())
+    both = frame.dropna()
+    program.log_density({}, both.x, both.y)
+    program.log_density({}, frame.x.dropna(), frame.y.dropna().to_numpy())
+
+
+def test_a_series_and_its_past_are_shifted_on_purpose():
+    """So are those of groups, whose first, or last, rows are left out."""
+    x, program = pd.Series(np.arange(9.0)), ppl.model(shifted)
+    groups = x.groupby(x > 4)
+    for now, past in ((x[1:], x[:-1]), (x[3:], x[:-3]), (groups.tail(-1), groups.head(-1))):
+        program.log_density({}, now, past)
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.uint64])
+def test_differences_of_unsigned_numbers_are_below_zero(kind):
+    x = np.array([3, 7, 9], kind)
+    program = ppl.model(lambda x: ppl.factor("f", jnp.sum((x - 5.0) + (x - 8) - x)))
+    assert program.log_density({}, x) == program.log_density({}, x.astype(float)) == -20
+
+
+def test_matrices_are_arrays():
+    """The products of NumPy's matrices are those of matrices, where JAX's are those of elements."""
+    given = np.array([[1.0, 2.0], [3.0, 4.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's own, of the kind
+        matrix = np.asmatrix(given)
+    found = as_data(matrix)
+    assert type(found) is np.ndarray
+    np.testing.assert_array_equal(found * found, given**2)
 
 
 LEVELS = {
