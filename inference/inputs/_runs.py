@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from numpyro.distributions import Distribution, constraints
 from numpyro.infer.autoguide import AutoGuide
+from numpyro.primitives import Messenger
 
 from ...ppl._compat import ClosedJaxpr, is_concrete
 from ...ppl._types import Args, Key, Message, ModelFn
@@ -159,13 +160,16 @@ def _is_key(x: PyTree) -> bool:
 def check_indices(method: str, run: TracedRun) -> None:
     """Refuse what is known and changes silently, where something depends on it.
 
-    Indices outside of what they index, NaN as a whole number, whole numbers that wrap round.
+    Indices outside of what they index, NaN as a whole number, whole numbers that wrap round. Where plates draw their rows, all
+    rows are looked at, if the program can be run with all of them.
 
     Raises:
         ValueError: with argument, value and range.
     """
     if not is_concrete(run.arrays):
         return
+    if any(site.subsampled for site in run.trace.sites.values()):
+        run = tried_run(_with_all_rows(run.program), run.args) or run
     values = [None, *run.arrays]
     if not suspects(run.closed, values):
         return
@@ -180,6 +184,19 @@ def check_indices(method: str, run: TracedRun) -> None:
     if found := heard(closed, [jax.random.key(0), *run.arrays], values):
         names = ["", *array_names(run.program, run.args)]
         _refuse(method, run.program, found[0], [names[i] for i in sorted(found[0].inputs)])
+
+
+class _AllRows(Messenger):
+    """Plates that draw their rows have all of them, in order."""
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] == "plate" and msg["value"] is None:
+            size = msg["args"][0]
+            msg["args"], msg["value"] = (size, size), jnp.arange(size)
+
+
+def _with_all_rows(program: Program) -> Program:
+    return Program(_AllRows(program.fn), program.params, program.site_weights)
 
 
 def _where_it_counts(trace: Trace, name: str) -> Array:

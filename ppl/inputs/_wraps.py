@@ -1,8 +1,9 @@
 """Whole numbers that wrap round where a program computes with its arguments, as the square of 50,000 does in 32 bits.
 
-Input: an equation, and what is known of its operands. Output: sums, differences, products and powers that do not fit into their
-type. They may not count, as where a guard leaves them out: `heard` runs the program with other whole numbers there. Unsigned
-numbers of 32 and 64 bits are those of hashes and random bits, which wrap on purpose.
+Input: an equation, and what is known of its operands. Output: sums, differences, products (of matrices, too), powers and casts
+that do not fit into their type. They may not count, as where a guard leaves them out: `heard` runs the program with other whole
+numbers there. Unsigned numbers of 32 and 64 bits are those of hashes and random bits, which wrap on purpose; infinity as a whole
+number is the largest one, and no accident of its type.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -22,7 +24,9 @@ _ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
 }  # fmt: skip
 _OVER_AXES: dict[str, Callable[..., np.ndarray]] = {"reduce_sum": np.sum, "reduce_prod": np.prod}
 _ALONG: dict[str, Callable[..., np.ndarray]] = {"cumsum": np.cumsum, "cumprod": np.cumprod}
-_NAMES = {*_ELEMENTWISE, *_OVER_AXES, *_ALONG, "integer_pow"}
+_NAMES = {
+    *_ELEMENTWISE, *_OVER_AXES, *_ALONG, "integer_pow", "dot_general", "convert_element_type",
+}  # fmt: skip
 
 
 class Wrap(NamedTuple):
@@ -52,7 +56,7 @@ class Wrap(NamedTuple):
 
     def where(self, args: Sequence[Array], _: Array) -> Array:
         """Which results wrap, in a run."""
-        wide = bind(self.eqn, [jnp.asarray(x, float) for x in args])[0]
+        wide = _in_real_numbers(self.eqn, [jnp.asarray(x, float) for x in args])
         ends = np.iinfo(self.dtype)
         return (wide < ends.min) | (wide > ends.max)
 
@@ -70,8 +74,15 @@ def wrapped(eqn: Equation, operands: Sequence[Known | None]) -> Iterator[Wrap]:
     dtype = np.dtype(aval_of(eqn.outvars[0]).dtype)
     if dtype.kind not in "iu" or dtype.kind == "u" and dtype.itemsize >= 4:
         return
+    if eqn.primitive.name == "convert_element_type" and np.can_cast(
+        aval_of(eqn.invars[0]).dtype, dtype
+    ):
+        return
     wide, ends = _wide(eqn, known), np.iinfo(dtype)
-    if wide is None or not (beyond := (wide < ends.min) | (wide > ends.max)).any():
+    if wide is None:
+        return
+    beyond = np.isfinite(wide) & ((wide < ends.min) | (wide > ends.max))
+    if not beyond.any():
         return
     place = tuple(int(i) for i in np.argwhere(beyond)[0])
     inputs = frozenset().union(*(o.inputs for o in known))
@@ -86,7 +97,11 @@ def _wide(eqn: Equation, operands: Sequence[Known]) -> np.ndarray | None:
     values, depth = [o.value().astype(float) for o in operands], max(depths, default=0)
     if name in _ELEMENTWISE:
         return np.asarray(_ELEMENTWISE[name](*values))
+    if name == "dot_general":
+        return None if depth else _product(eqn, *values)
     (x,) = values
+    if name == "convert_element_type":
+        return x
     if name == "integer_pow":
         return x ** float(eqn.params["y"])
     if name in _OVER_AXES:
@@ -95,3 +110,23 @@ def _wide(eqn: Equation, operands: Sequence[Known]) -> np.ndarray | None:
     x = np.flip(x, axis) if eqn.params["reverse"] else x
     found = _ALONG[name](x, axis)
     return np.flip(found, axis) if eqn.params["reverse"] else found
+
+
+def _product(eqn: Equation, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The product of two arrays over some axes: those of the batch, of the first and of the second in this order."""
+    (over, over_too), (batch, batch_too) = eqn.params["dimension_numbers"]
+    first, second = list(range(a.ndim)), list(range(a.ndim, a.ndim + b.ndim))
+    for i, j in zip((*over, *batch), (*over_too, *batch_too), strict=True):
+        second[j] = first[i]
+    left = [i for i in first if i not in (*over, *batch)]
+    right = [i for i in second if i >= a.ndim]
+    return np.einsum(a, first, b, second, [first[i] for i in batch] + left + right, optimize=True)
+
+
+def _in_real_numbers(eqn: Equation, args: Sequence[Array]) -> Array:
+    """The result that an equation of whole numbers would have in real ones."""
+    if eqn.primitive.name == "convert_element_type":
+        return args[0]
+    if eqn.primitive.name == "dot_general":
+        return jax.lax.dot_general(*args, eqn.params["dimension_numbers"])
+    return bind(eqn, list(args))[0]
