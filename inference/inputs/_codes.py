@@ -43,8 +43,9 @@ class Origin(NamedTuple):
 
 def levels_of(raw: PyTree, names: Sequence[str]) -> dict[str, tuple]:
     """The levels of the leaves that are categories, by their names."""
-    kinds = zip(names, (getattr(x, "dtype", None) for x in jax.tree.leaves(raw)), strict=True)
-    return {n: tuple(k.categories.tolist()) for n, k in kinds if hasattr(k, "categories")}
+    kinds = [getattr(x, "dtype", None) for x in jax.tree.leaves(raw)]
+    found = {n: getattr(kind, "categories", None) for n, kind in zip(names, kinds, strict=True)}
+    return {n: tuple(levels.tolist()) for n, levels in found.items() if levels is not None}
 
 
 def misread(

@@ -128,5 +128,6 @@ def _in_real_numbers(eqn: Equation, args: Sequence[Array]) -> Array:
     if eqn.primitive.name == "convert_element_type":
         return args[0]
     if eqn.primitive.name == "dot_general":
-        return jax.lax.dot_general(*args, eqn.params["dimension_numbers"])
+        first, second = args
+        return jax.lax.dot_general(first, second, eqn.params["dimension_numbers"])
     return bind(eqn, list(args))[0]
