@@ -18,6 +18,7 @@ from ....ppl._compat import Tracer, typed_key
 from ....ppl._shared_jit import shared_jit
 from ....ppl._show import shown
 from ....ppl._types import Choices, Key, ModelFn
+from ..._made_for import made_for
 from ...fitting import Posterior
 from ...posterior_checks import LocalCoverage, PosteriorReport, RankCheck, Simulations, ZScores
 from .._learn import Learned
@@ -125,7 +126,7 @@ class Amortised:
             lambda keys: jax.lax.map(weighted, keys, batch_size=min(_BATCH, num_samples))
         )
         choices, log_weights = jax.device_get(run(keys))
-        return Posterior(dict(choices), np.asarray(log_weights))
+        return Posterior(dict(choices), np.asarray(log_weights), made_for(program, args, {}))
 
     @checked_call
     def save(self, path: str | os.PathLike) -> None:
