@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ...ppl._single import checked
 from ...ppl._types import Key
 from ...ppl.inputs import same_numbers
 from ...ppl.language import name_of
+from .._depends import is_used
 
 # Reading values of what is traced, or using a key as NumPy's generator.
 _READ = (
@@ -82,6 +84,9 @@ def check_traced(simulator: SimulatorFn, prior: Callable[[Key], dict[str, Array]
 
     Raises:
         ValueError: it is such a function.
+
+    Warns:
+        UserWarning: no number that it returns depends on its key: it draws nothing, or by a seed of its own.
     """
     key = jax.random.key(0)
     # A function of its own each time: JAX keeps the trace of one that it knows.
@@ -101,6 +106,20 @@ def check_traced(simulator: SimulatorFn, prior: Callable[[Key], dict[str, Array]
             f"reference_table: the simulator {name_of(simulator)} draws random numbers that do not come from its key, as "
             "np.random does. They are drawn once, when it is traced, so that all simulations would share them. Draw by "
             "jax.random from the key, or pass loop='python', whose first argument is a numpy.random.Generator."
+        )
+    values = jax.eval_shape(prior, key)
+    run = lambda key, values: {
+        n: jnp.asarray(x) for n, x in named(simulator(key, values), values).items()
+    }
+    # The key is the first input. By a fixed seed two traces have the same numbers, as those of a function without noise have.
+    if not is_used(jax.make_jaxpr(run)(key, values).jaxpr, 0):
+        warnings.warn(
+            f"reference_table: nothing that the simulator {name_of(simulator)} returns depends on its key. If it has noise of a "
+            "fixed seed, as np.random.default_rng(0), all simulations share it, and what is learned is too sure: draw by "
+            "jax.random from the key, or pass loop='python'. If it has none, a number of its data is a function of the "
+            "parameters, and has no density.",
+            UserWarning,
+            stacklevel=3,
         )
 
 

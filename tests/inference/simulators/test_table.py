@@ -272,12 +272,26 @@ def test_what_a_simulator_does_to_its_arrays_changes_no_row():
     )
     found, again = run(), run()
     plain = reference_table(
-        two_places, simulator=lambda key, p: p["t"], num_simulations=100, key=KEY, batch_size=100
+        two_places,
+        simulator=lambda key, p: p["t"] + jax.random.normal(key),
+        num_simulations=100,
+        key=KEY,
+        batch_size=100,
     )
     assert np.abs(found.parameters["t"]).max() < 10 and len(np.unique(found.data["x"])) == 200
     noise = found.data["x"] - 100 - found.parameters["t"]
     assert 0.8 < noise.std() < 1.2 and np.array_equal(again.data["x"], found.data["x"])
     assert plain.parameters["t"].shape == found.parameters["t"].shape
+
+
+@pytest.mark.parametrize("noise", [lambda: np.random.default_rng(0).normal(size=3), lambda: 0.0])
+def test_a_compiled_simulator_that_does_not_read_its_key_is_told(noise):
+    """Noise of a fixed seed is one constant of all rows: the same program as one without noise."""
+    with pytest.warns(
+        UserWarning,
+        match="nothing that the simulator .* returns depends on its key. If it has noise of a fixed",
+    ):
+        compiled(lambda key, p: p["m"] + noise())
 
 
 def test_frames_and_lists_of_numbers_are_data():
