@@ -77,6 +77,13 @@ class ChosenFit(NamedTuple):
     reasons: dict[str, str]
 
 
+def labels_in(raw: tuple, program: Any, args: tuple) -> dict[str, tuple]:
+    """The names that data bring along, by argument; categories that a program would read as what they are not are refused."""
+    if categories_of(raw, program):
+        check_categories("fit", tried_run(program, args), raw)
+    return labels_of(raw, program)
+
+
 def choose(options: FitOptions) -> ChosenFit:
     """Data as arrays, and an objective for a model alone."""
     args, labels, mesh = options.args, {}, options.mesh
@@ -84,9 +91,8 @@ def choose(options: FitOptions) -> ChosenFit:
     if isinstance(args, Mapping | tuple):
         program = objective if options.is_model else getattr(objective, "model", None)
         raw = (Keywords(args),) if isinstance(args, Mapping) else args
-        args, labels = as_arguments(args, program), labels_of(raw, program)
-        if categories_of(raw, program):
-            check_categories("fit", tried_run(program, args), raw)
+        args = as_arguments(args, program)
+        labels = labels_in(raw, program, args)
     key = default_key() if options.key is None else typed_key(options.key)
     if options.is_shared:
         _check_same(options, key, args)

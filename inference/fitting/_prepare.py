@@ -12,7 +12,7 @@ from .._abstract_objective import AbstractObjective, guide_fn, is_guide_new
 from .._arguments import shapes_of
 from .._game import Game, PlayerTurn
 from ..inputs import later_indices
-from ._choose import ChosenFit, check_programs, programs_of
+from ._choose import ChosenFit, check_programs, labels_in, programs_of
 from ._default_optimizer import (
     RATES,
     default_optimizer,
@@ -55,6 +55,9 @@ def prepare(options: FitOptions, chosen: ChosenFit) -> FitRun:
         options.spread_plate,
     )  # fmt: skip
     init_args = source.first()
+    if source.given is not None:
+        program = getattr(objective, "model", None)
+        chosen = chosen._replace(labels=labels_in(source.given, program, init_args))
     if not is_model:
         whole = chosen.args if isinstance(chosen.args, tuple) else init_args
         check_programs("fit", objective, whole, may_be_prior=options.unobserved == "allow")

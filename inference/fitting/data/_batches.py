@@ -19,13 +19,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
+from ....ppl.language import labels_of
 from ..._arguments import Arguments
 from ..._meshes import at_hand
 from ..._processes import checksum, gathered, spans_processes
 from ._ahead import Ahead
 from ._buffers import Buffers
 from ._interface import Source
-from ._reader import IterableReader, LoaderState, as_args
+from ._reader import IterableReader, LoaderState, as_args, as_given
 from ._sharding import check_divisible, constrain, put, row_axes, with_leading
 
 # Batches in a stack, at least and at most: each device call costs the host about a millisecond.
@@ -75,7 +76,9 @@ class Batches(Source):
                 "Argument 'args': the iterable holds no batch. Pass one that yields at least one tuple or dict of arguments; a "
                 "generator that was read to its end is empty."
             )
-        args = as_args(item, 0)
+        args = as_args(item, 0, {})
+        self.given = as_given(item)
+        self._labels = labels_of(self.given, None)  # a chunk of a table has levels of its own
         self.split = Arguments(args)
         self._first = self.split.arrays(args)
         self.shapes = self._own_shapes = _shapes(self._first)
@@ -315,7 +318,7 @@ class Batches(Source):
     def _check(self, item: tuple[np.ndarray, ...]) -> list:
         number = self._num_taken
         try:
-            arrays = self.split.arrays(as_args(item, number))
+            arrays = self.split.arrays(as_args(item, number, self._labels))
         except ValueError as err:
             raise ValueError(
                 f"Argument 'args': batch {number} differs from batch 0, and all must be of one kind. {err}"

@@ -26,10 +26,12 @@ class Source(abc.ABC):
         split: arrays and other leaves of the arguments.
         shapes: of the arrays, for descriptions.
         steps_per_call: the most steps that one device call takes.
+        given: the first batch, its data as they were handed over; None where there are no batches.
     """
 
     split: Arguments
     shapes: list[str]
+    given: tuple | None = None
     check_indices: Callable[[int, tuple], None] = staticmethod(lambda number, args: None)
     steps_per_call: int = UNBOUNDED
 

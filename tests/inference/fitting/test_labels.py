@@ -199,3 +199,49 @@ def test_places_of_levels_are_taken_where_nothing_else_can_be_meant():
     for old in (levels_of("a", "b"), levels_of(0, 1)):
         (found,) = labelled_as(labels_of((old,), program), (np.array([1, 0]),), program)
         np.testing.assert_array_equal(found, [1, 0])
+
+
+@pytest.mark.parametrize("kind", ["named", "in place"])
+def test_batches_of_a_fit_have_the_levels_and_columns_of_the_first(kind):
+    """A table that is read in chunks has in each the levels that it met there: 2.90 stood for a group whose effect is 0."""
+    as_batch = lambda *args: dict(zip("gxy", args, strict=True)) if kind == "named" else args
+    y, elbo = np.arange(6.0), inference.elbo(model, guide)
+    sizes = {"rows": 12, "groups": 3}
+
+    def run(*batches):
+        options = {"num_steps": 2, "key": KEY, "progress": False, "plate_sizes": sizes}
+        return inference.fit(elbo, optax.sgd(1e-6), list(batches), **options)
+
+    chunk = pd.Series(pd.Categorical(list("ccbbcc")))
+    found = run(as_batch(GROUP, FRAME, y), as_batch(chunk, FRAME[["v", "u"]], y))
+    places = [np.array([0, 1, 2, 0, 1, 2]), np.array([2, 2, 1, 1, 2, 2])]
+    same = run(*(as_batch(codes, FRAME.to_numpy(), y) for codes in places))
+    for name, x in same.params.items():
+        np.testing.assert_array_equal(x, found.params[name])
+    # And predictions of the fit are told by names, as those of a fit to whole data.
+    turned = FRAME[["v", "u"]]
+    draws = found.predict(KEY, g=chunk, x=turned, num_samples=20)["y"]
+    assert np.abs(draws.mean(0) - (places[1] + FRAME.to_numpy() @ [10.0, 100.0])).max() < 0.5
+    other = pd.Series(pd.Categorical(list("ddbbcc")))
+    with pytest.raises(ValueError, match=r"batch 1 differs from batch 0.*levels \['d'\]"):
+        run(as_batch(GROUP, FRAME, y), as_batch(other, FRAME, y))
+
+
+def test_categories_of_batches_that_would_be_measurements_are_refused():
+    data = {"g": GROUP, "x": pd.Series(pd.Categorical(list("uvwuvw"))), "y": np.zeros(6)}
+
+    @ppl.model
+    def line(g, x, y=None):
+        slope = ppl.sample("slope", dist.Normal(0.0, 3.0))
+        with ppl.plate("rows", 6):
+            ppl.sample("y", dist.Normal(slope * x + 0.0 * g, 0.1), obs=y)
+
+    @ppl.model
+    def point(g, x, y=None):
+        ppl.sample("slope", dist.Normal(ppl.param("at", 0.0), 0.1))
+
+    with pytest.raises(ValueError, match="'x' holds categories of pandas.*real numbers"):
+        inference.fit(
+            inference.elbo(line, point), optax.sgd(0.0), [data], num_steps=1, key=KEY,
+            progress=False, plate_sizes={"rows": 6},
+        )  # fmt: skip
