@@ -21,7 +21,7 @@ def check_past(
     names: Collection[str] | None = None,
     *,
     has_said: bool = True,
-    anew: str | None = None,
+    may_begin_anew: bool = True,
 ) -> None:
     """Refuse a longer series that is not that of the fit; where nobody has said that it is, one of as many steps, too.
 
@@ -34,7 +34,7 @@ def check_past(
         before: arguments that the draws were made for.
         names: sites whose draws are kept; None for all.
         has_said: whether the caller has said that the draws hold at the steps of these arguments.
-        anew: what to call where a longer series has no latent site to go on from, and would be drawn anew; None: that is meant.
+        may_begin_anew: whether a longer series without latent sites to go on from is meant to be drawn as a whole.
     """
     now = _steps_of(model, args)
     if not (now if names is None else set(now) & set(names)):
@@ -45,10 +45,11 @@ def check_past(
         return
     both = {n: (was[n][0], now[n][0]) for n in now if n in was and (names is None or n in names)}
     longer = {n: old for n, (old, new) in both.items() if old < new}
-    if longer and anew and not any(kind == "latent" for _, kind in now.values()):
+    if longer and not may_begin_anew and not any(kind == "latent" for _, kind in now.values()):
         raise ValueError(
             f"{method}: {list(longer)} lie in a scan that is longer than at the fit and has no latent sites, so that the whole "
-            f"series would be drawn anew. {anew}"
+            "series would be drawn anew. Forecast by inference.predict(fit.model, fit.posterior(key, num_samples), key, *args, "
+            "num_seen=...), which keeps the steps that were seen."
         )
     found = longer or ({} if has_said else {n: old for n, (old, _) in both.items()})
     olds = named_leaves(model, before)

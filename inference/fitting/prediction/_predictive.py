@@ -22,11 +22,6 @@ from ._new_rows import check_kept_rows, check_rows, reads_arguments
 from ._other_arguments import check_runs, is_of_fit
 from ._past import check_past
 
-_ANEW = (
-    "Forecast by inference.predict(fit.model, fit.posterior(key, num_samples), key, *args, num_seen=...), which keeps the steps "
-    "that were seen."
-)
-
 
 def predictive(
     model: Program,
@@ -65,7 +60,7 @@ def predictive(
         if is_new and "*" not in patterns:
             check_kept_rows("Fit.predict", model, args, fit_args)
     if fit_args is not None and args is not fit_args and not are_examples:
-        check_past("Fit.predict", model, args, fit_args, anew=_ANEW)
+        check_past("Fit.predict", model, args, fit_args, may_begin_anew=False)
 
     kept_of = lambda choices: {n: x for n, x in choices.items() if matches(n, patterns)}
     model = forward_program("Fit.predict", model, kept_of(_choices(guide, at)), args)

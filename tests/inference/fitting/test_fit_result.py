@@ -39,10 +39,9 @@ def test_parts_do_not_change_the_draws():
 
 
 @pytest.mark.slow
-def test_predictions_have_a_sample_axis_and_follow_new_arguments():
-    draws = run().predict(jax.random.key(1), X[:5], num_samples=7, batch_size=3)
-    assert {name: array.shape for name, array in draws.items()} == {"x": (7, 5), "double": (7,)}
-    assert run().predict(jax.random.key(1), num_samples=2)["x"].shape == (2, 12)
+def test_predictions_have_a_sample_axis():
+    draws = run().predict(jax.random.key(1), num_samples=7, batch_size=3)
+    assert {name: array.shape for name, array in draws.items()} == {"x": (7, 12), "double": (7,)}
 
 
 def test_predictive_mean_and_variance_are_exact():
