@@ -104,6 +104,15 @@ def test_settings_of_the_calling_thread_alone_hold_for_all_jobs(setting):
     assert all(is_main for _, is_main in ran)
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """A worker of pytest-xdist does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize("is_beside", [True], indirect=True)
 def test_ctrl_c_while_a_result_is_waited_for_ends_the_results_with_a_warning():
     told = []
