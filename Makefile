@@ -20,7 +20,7 @@ help:
 	@echo "make demo       run examples/papers/variational/demo.py"
 	@echo "make quick      the fast tests of what has changed since a commit   (SINCE=HEAD~1)"
 	@echo "make test       tests without long and slow ones, the pages and the examples of docstrings   (WORKERS=2 PYTEST='-k name')"
-	@echo "make test-long  those that take more than a second, and are not slow"
+	@echo "make test-long  those that take more than half a second, and are not slow"
 	@echo "make test-slow  the slow tests only"
 	@echo "make refusals   all tests, and which refusals of the library none of them provokes"
 	@echo "make test-matrix  a few tests with each Python, jax, oldest and newest dependencies"

@@ -44,7 +44,7 @@ def test_the_fastest_tests_are_kept_while_they_fit(monkeypatch):
 
 
 def test_long_tests_are_those_of_the_record_that_take_longer(monkeypatch):
-    monkeypatch.setattr(_durations, "recorded", lambda: {"a": 1.1, "b": 1.0})
+    monkeypatch.setattr(_durations, "recorded", lambda: {"a": 0.6, "b": 0.5})
     assert _durations.long(["a", "b", "new"]) == {"a"}
 
 

@@ -17,7 +17,7 @@ import pytest
 
 RECORD = Path(__file__).with_name("durations.txt")
 SHORT = 0.5
-LONG = 1.0  # with longer ones `make test` takes more than eight minutes on two cores
+LONG = 0.5  # with longer ones `make test` takes more than eight minutes on two slow cores
 _began = pytest.StashKey[float]()
 
 
