@@ -48,6 +48,7 @@ HOST = {
     "models/gflownet/environments/_structure.py",
     "models/ising.py",
     "models/pv_rnn/_analysis.py",
+    "ppl/inputs/_wraps.py",
 }
 
 

@@ -20,7 +20,6 @@ from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_
 from .._abstract_objective import AbstractObjective, guide_fn
 from .._arguments import simulated
 from .._host_keys import default_key
-from .._made_for import own
 from .._processes import check_same
 from ..inputs import (
     Readers,
@@ -98,7 +97,7 @@ def choose(options: FitOptions) -> ChosenFit:
         _check_same(options, key, args)
     if options.spread_plate is not None and isinstance(args, tuple):
         args = with_rows_of_all(objective, args, options.spread_plate, mesh)
-    stored = own(args) if isinstance(args, tuple) else None
+    stored = args if isinstance(args, tuple) else None
     reasons: dict[str, str] = {}
     if options.is_model and isinstance(args, tuple):
         check_jumps = True if options.check_jumps is None else options.check_jumps

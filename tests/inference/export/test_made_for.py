@@ -180,12 +180,3 @@ def test_what_a_result_keeps_is_its_own():
         np.testing.assert_array_equal(kept[0], np.zeros(3))
         ahead = inference.predict(rows, result, KEY, x, num_samples=4)
         assert set(ahead) == {"z", "y"}  # other rows, with states of their own
-
-
-def test_a_fit_keeps_its_own_arguments():
-    x = np.ones((6, 2), np.float32)
-    fit = inference.fit(
-        inference.elbo(line, guide), optax.sgd(0.0), (x, Y), num_steps=1, key=KEY, progress=False
-    )
-    x[:] = 100.0
-    np.testing.assert_array_equal(fit.args[0], np.ones((6, 2)))
