@@ -28,6 +28,13 @@ def is_array(leaf: PyTree) -> bool:
     return np.asarray(leaf).dtype.kind not in "OUS"
 
 
+def is_mapped(array: object) -> bool:
+    """Whether an array is a view of a file."""
+    while array is not None and not isinstance(array, np.memmap):
+        array = getattr(array, "base", None)
+    return array is not None
+
+
 class Arguments:
     """The split of one tuple of arguments.
 

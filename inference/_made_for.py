@@ -11,7 +11,8 @@ from jaxtyping import PyTree
 
 from ..ppl._compat import is_concrete
 from ..ppl._types import Args
-from ..ppl.language import Keywords, Labels, joined, labels_of
+from ..ppl.language import Labels, as_tuple, joined, labels_of
+from ._arguments import is_mapped
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class MadeFor:
 
 def made_for(program: object, args: Args, kwargs: Mapping[str, PyTree]) -> MadeFor | None:
     """What a call of the program is made with; None inside of compiled code, where it is not known."""
-    given = (*args, Keywords(kwargs)) if kwargs else tuple(args)
+    given = as_tuple(args, kwargs)
     if not is_concrete(given):
         return None
     return MadeFor(own(joined(given, {}, program)), labels_of(given, program))
@@ -43,12 +44,5 @@ def drops_origin[C: type](cls: C) -> C:
 def own(args: PyTree) -> PyTree:
     """The arguments with arrays of NumPy copied, since their owner may write into them; files that are mapped stay files."""
     return jax.tree.map(
-        lambda x: x.copy() if isinstance(x, np.ndarray) and not _is_of_a_file(x) else x, args
+        lambda x: x.copy() if isinstance(x, np.ndarray) and not is_mapped(x) else x, args
     )
-
-
-def _is_of_a_file(array: object) -> bool:
-    """Whether an array is a view of a file."""
-    while array is not None and not isinstance(array, np.memmap):
-        array = getattr(array, "base", None)
-    return array is not None

@@ -233,7 +233,7 @@ def _from_particles(
     program = None if model is None else ppl.as_program(model)
     args = _args_of(result, program, choices, args)
     return ArvizSource(
-        {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program, args,
+        {name: np.asarray(x) for name, x in choices.items()}, "by sequential Monte Carlo, resampled", program, args or (),
         attrs=attrs,
     )  # fmt: skip
 
@@ -267,13 +267,11 @@ def _from_chains(result: PMMHResult, args: tuple | None, model: ModelFn) -> Arvi
     program = None if model is None else ppl.as_program(model)
     choices = {name: in_a_row(x) for name, x in result.choices.items()}
     args = _args_of(result, program, choices, args)
-    return ArvizSource(choices, "by PMMH", program, args, stats, num_chains=num_chains)
+    return ArvizSource(choices, "by PMMH", program, args or (), stats, num_chains=num_chains)
 
 
 def _from_draws(draws: Draws, args: tuple | None) -> ArvizSource:
-    if args is not None and draws.args is not None:
-        _check_same_rows(draws.model, draws.choices, args, draws.args)
-    args = draws.args if args is None else args
+    args = _args_of(draws, draws.model, draws.choices, args)
     if args is None:
         raise ValueError(
             "to_arviz: argument 'args' is missing: the draws were saved without their data. Pass args=(...) with all of it."
@@ -300,12 +298,12 @@ def origin_of(result: Any) -> MadeFor:
 
 def _args_of(
     result: Any, program: ppl.Program | None, choices: Mapping[str, Any], args: tuple | None
-) -> tuple:
-    """The arguments given, refused if the draws belong to other rows, or those of the result."""
+) -> tuple | None:
+    """The arguments given, refused if the draws belong to other rows, or those of the result; None if these are not known."""
     before = origin_of(result).args
     if program is not None and args is not None and before is not None:
         _check_same_rows(program, choices, args, before)
-    return (before if args is None else args) or ()
+    return before if args is None else args
 
 
 def _check_same_rows(

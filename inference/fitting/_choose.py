@@ -16,7 +16,7 @@ from ... import ppl
 from ...ppl._compat import typed_key
 from ...ppl._types import Key, ModelFn
 from ...ppl.densities import Eliminated
-from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
+from ...ppl.language import Program, as_arguments, as_program, as_tuple, labels_of
 from .._abstract_objective import AbstractObjective, guide_fn
 from .._arguments import simulated
 from .._host_keys import default_key
@@ -89,7 +89,7 @@ def choose(options: FitOptions) -> ChosenFit:
     objective: Any = as_program(options.objective) if options.is_model else options.objective
     if isinstance(args, Mapping | tuple):
         program = objective if options.is_model else getattr(objective, "model", None)
-        raw = (Keywords(args),) if isinstance(args, Mapping) else args
+        raw = as_tuple(args)
         args = as_arguments(args, program)
         labels = labels_in(raw, program, args)
     key = default_key() if options.key is None else typed_key(options.key)

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from ...ppl._calls import checked_call
 from ...ppl._show import shown
 from ...ppl._types import ModelFn, ParamMap
-from ...ppl.language import Keywords, labelled_as, labels_of
+from ...ppl.language import as_tuple, labelled_as, labels_of
 from ...ppl.traces import strong
 from .._abstract_objective import AbstractObjective
 from .._game import Game
@@ -270,7 +270,7 @@ class Fit:
             ValueError: if the objective has no guide or no model, or there are no stored arguments.
         """
         model, guide = self._both("posterior", mesh)
-        raw = (Keywords(args),) if isinstance(args, Mapping) else tuple(args or ())
+        raw = as_tuple(args or ())
         given = self._given("posterior", model, args)
         args = self._args_or_stored(given, "posterior")
         found = weighted_draws(model, guide, key, num_samples, batch_size, args, mesh)
@@ -451,7 +451,7 @@ class Fit:
         """Arguments in the order of the fit's levels and columns; None where there are none."""
         if args is None or not args and not kwargs:
             return None
-        given = labelled_as(self.labels, (*args, Keywords(kwargs)) if kwargs else args, program)
+        given = labelled_as(self.labels, as_tuple(args, kwargs), program)
         check_new(f"Fit.{method}", program, given)
         return given
 

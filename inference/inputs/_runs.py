@@ -19,7 +19,7 @@ from ...ppl._types import Args, Key, Message, ModelFn
 from ...ppl.densities import Eliminated
 from ...ppl.distributions import base_of, is_masked
 from ...ppl.inputs import Cast, Suspect, Wrap, heard, same_numbers, suspects
-from ...ppl.language import Keywords, Program, arguments, as_program, parted, refuse_unrepeatable
+from ...ppl.language import Program, arguments, as_program, as_tuple, parted, refuse_unrepeatable
 from ...ppl.traces import LOOK, StatementLook, Trace, stand_ins
 from .._arguments import Arguments, array_names, leaf_names
 from .._host_keys import default_key
@@ -286,7 +286,7 @@ def checked(
     caller: Callable[..., PyTree], model: object, args: Args, kwargs: Mapping[str, PyTree]
 ) -> tuple[Array | Key | float | np.ndarray, ...]:
     """`arguments` of a call, its indices and the parameters of its laws checked."""
-    raw = (*args, Keywords(kwargs)) if kwargs else tuple(args)
+    raw = as_tuple(args, kwargs)
     args = arguments(caller, model, args, kwargs)
     if (isinstance(model, Program) or callable(model)) and is_concrete(args):
         if (run := tried_run(as_program(model), args)) is not None:

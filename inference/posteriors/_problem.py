@@ -15,7 +15,7 @@ from numpyro.infer.autoguide import AutoGuide
 from ... import ppl
 from ...ppl._types import ModelFn
 from ...ppl.densities import Eliminated
-from ...ppl.language import Keywords, Program, as_arguments, as_program, labels_of
+from ...ppl.language import Program, as_arguments, as_program, as_tuple, labels_of
 from .._abstract_objective import AbstractObjective
 from .._arguments import simulated
 from .._mapped import map_keys
@@ -79,7 +79,7 @@ def posed(method: str, model: ModelFn, args: PyTree) -> Problem:
             f"got {type(args).__name__}. Batches from an iterable are for inference.fit."
         )
     program = as_program(model)
-    raw = (Keywords(args),) if isinstance(args, Mapping) else args
+    raw = as_tuple(args)
     arguments, labels = as_arguments(args, program), labels_of(raw, program)
     whole = program.program if isinstance(program, Eliminated) else program
     trace = simulated(program, arguments)

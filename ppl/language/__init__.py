@@ -33,6 +33,7 @@ from ._keywords import (
     apply as apply,
     arguments as arguments,
     as_arguments as as_arguments,
+    as_tuple as as_tuple,
     joined as joined,
     parted as parted,
     told_of_not_finite as told_of_not_finite,

@@ -49,6 +49,13 @@ class Keywords:
         return f"Keywords({', '.join(self.values)})"
 
 
+def as_tuple(args: PyTree, kwargs: Mapping[str, PyTree] | None = None) -> tuple[PyTree, ...]:
+    """All arguments of a call, a tuple or a mapping from names, and keywords, in one tuple; their data as they are."""
+    named = {**(args if isinstance(args, Mapping) else {}), **(kwargs or {})}
+    positional = () if isinstance(args, Mapping) else tuple(args)
+    return (*positional, Keywords(named)) if named else positional
+
+
 def joined(args: Args, kwargs: Mapping[str, PyTree], program: object = None) -> tuple[PyTree, ...]:
     """One tuple of positional and keyword arguments, their data as JAX takes them (`ppl/_data.py`).
 
@@ -147,7 +154,7 @@ def arguments(
 
 def as_arguments(args: PyTree, program: object = None) -> tuple[PyTree, ...]:
     """The tuple of a program's arguments from a tuple, or from a mapping of names to values; see `joined`."""
-    return joined((), args) if isinstance(args, Mapping) else joined(tuple(args), {}, program)
+    return joined(as_tuple(args), {}, program)
 
 
 def apply(fn: Callable[..., PyTree], args: Args) -> PyTree:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._types import Args
-from ._keywords import Keywords, joined, parted, told
+from ._keywords import Keywords, as_tuple, joined, parted, told
 
 Labels = Mapping[str, tuple[Any, ...]]
 
@@ -39,7 +39,7 @@ def labelled_as(labels: Labels, args: PyTree, program: object) -> tuple[Keywords
     Raises:
         ValueError: there are levels that were not there, or other columns; whatever `joined` refuses.
     """
-    raw = (Keywords(args),) if isinstance(args, Mapping) else tuple(args)
+    raw = as_tuple(args)
     return joined(_relabelled(raw, program, labels) if labels else raw, {}, program)
 
 

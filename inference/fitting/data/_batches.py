@@ -19,14 +19,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
-from ....ppl.language import labels_of
+from ....ppl.language import as_tuple, labels_of
 from ..._arguments import Arguments
 from ..._meshes import at_hand
 from ..._processes import checksum, gathered, spans_processes
 from ._ahead import Ahead
 from ._buffers import Buffers
 from ._interface import Source
-from ._reader import IterableReader, LoaderState, as_args, as_given
+from ._reader import IterableReader, LoaderState, as_args
 from ._sharding import check_divisible, constrain, put, row_axes, with_leading
 
 # Batches in a stack, at least and at most: each device call costs the host about a millisecond.
@@ -77,7 +77,7 @@ class Batches(Source):
                 "generator that was read to its end is empty."
             )
         args = as_args(item, 0, {})
-        self.given = as_given(item)
+        self.given = as_tuple(item)
         self._labels = labels_of(self.given, None)  # a chunk of a table has levels of its own
         self.split = Arguments(args)
         self._first = self.split.arrays(args)

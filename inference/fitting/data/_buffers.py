@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ..._arguments import is_mapped
+
 _ALIGNMENT = 64  # bytes; so aligned, XLA computes on the array in place of a copy (on a CPU)
 _LARGE = 2**20  # bytes
 
@@ -29,13 +31,6 @@ def _on_device(x: PyTree) -> PyTree:
         np.copyto(rounded, x, casting="unsafe")
         x = rounded
     return jnp.asarray(x)
-
-
-def is_mapped(array: object) -> bool:
-    """Whether an array is a view of a file."""
-    while array is not None and not isinstance(array, np.memmap):
-        array = getattr(array, "base", None)
-    return array is not None
 
 
 class Buffers:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from ....ppl.language import Keywords, Labels, labelled_as
+from ....ppl.language import Labels, labelled_as
 
 
 class LoaderState(NamedTuple):
@@ -56,16 +56,11 @@ class IterableReader:
             self._iterator = iter(self._iterable)
 
 
-def as_given(item: PyTree) -> tuple:
-    """A batch as a tuple of arguments, its data as they are."""
-    return (Keywords(item),) if isinstance(item, Mapping) else tuple(item)
-
-
 def as_args(item: tuple[np.ndarray, ...], number: int, labels: Labels) -> tuple:
     """A batch as the tuple of a program's arguments, categories and columns in the order of `labels`."""
     # Data loaders collate into lists as often as into tuples.
     if isinstance(item, tuple | list | Mapping):
-        return labelled_as(labels, as_given(item), None)
+        return labelled_as(labels, item, None)
     raise TypeError(
         f"Argument 'args': batch {number} is a {type(item).__name__}, but each batch must be a tuple of the program's "
         "arguments, or a dict from their names. Yield (x,) for a program of one argument; if 'args' holds the data itself, make "

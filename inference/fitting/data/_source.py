@@ -22,11 +22,10 @@ from ....ppl.estimation import plate_sizes
 from ....ppl.language import Program
 from ....ppl.traces import stand_ins
 from ..._abstract_objective import AbstractObjective, is_guide_new
-from ..._arguments import Arguments, is_array, leaves_of, outcome, shapes, shapes_of
+from ..._arguments import Arguments, is_array, is_mapped, leaves_of, outcome, shapes, shapes_of
 from ..._processes import spans_processes, together
 from ...inputs import Met, by_position, rows_of
 from ._batches import Batches, is_iterable_of_batches
-from ._buffers import is_mapped
 from ._full import FullData
 from ._interface import Source
 from ._minibatches import MappedMinibatches, Minibatches

@@ -25,7 +25,7 @@ from ....ppl import rescale_plates
 from ....ppl._compat import handler_stack, is_concrete, no_handlers
 from ....ppl._precision import full_precision
 from ....ppl._types import Key, Message, ModelFn, ParamMap
-from ....ppl.language import Keywords, as_program
+from ....ppl.language import as_program, as_tuple
 from ..._host_keys import split
 from ..data import RowBlocks
 from ._search import Starts, find_starts, start_without_search
@@ -105,7 +105,7 @@ class AutoWhitenedNormal(AutoContinuous):
 
     def _setup_prototype(self, *args: PyTree, **kwargs: PyTree) -> None:
         key = _fresh_key()
-        args = (*args, Keywords(kwargs)) if kwargs else args
+        args = as_tuple(args, kwargs)
         with no_handlers():
             self.space = _space(self, args)
             self.latent_dim = self.space.dimension
@@ -225,7 +225,7 @@ class AutoMeanField(AutoDiagonalNormal):
 
     def _setup_prototype(self, *args: PyTree, **kwargs: PyTree) -> None:
         key = _fresh_key()
-        args = (*args, Keywords(kwargs)) if kwargs else args
+        args = as_tuple(args, kwargs)
         with no_handlers():
             self.space = _space(self, args)
             point = np.zeros(self.space.dimension)

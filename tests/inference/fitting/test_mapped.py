@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from lapilli import inference, ppl
+from lapilli.inference._arguments import is_mapped
 from lapilli.inference.fitting.data import _minibatches
-from lapilli.inference.fitting.data._buffers import is_mapped
 from lapilli.inference.fitting.storage import _checkpoint
 
 NUM, KEY = 3000, jax.random.key(0)
