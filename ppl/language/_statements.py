@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 from .._calls import checked_call, in_words
 from .._checks import is_integer
 from .._compat import handler_stack, is_concrete
-from .._data import Masked, as_value
+from .._data import Masked, as_data, as_value
 from .._types import ModelFn
 from ..distributions import law_of_cells
 from ..traces import HiddenDraw
@@ -110,12 +110,26 @@ def _check_law(name: str, distribution: object) -> None:
 def _as_seen(name: str, obs: ArrayLike | None, obs_mask: object) -> tuple[PyTree, PyTree]:
     """An observation as JAX takes it, and its mask, with the cells that it lacks by itself."""
     obs = as_value(obs, f"Site '{name}': the observation")
+    obs_mask = None if obs_mask is None else _as_mask(name, obs_mask)
     if not isinstance(obs, Masked):
         return obs, obs_mask
     if obs_mask is None:
         return obs.values, obs.seen
     mask = jnp.asarray(obs_mask, bool)
     return obs.values, obs.seen & mask.reshape(mask.shape + (1,) * (obs.ndim - mask.ndim))
+
+
+def _as_mask(name: str, obs_mask: PyTree) -> ArrayLike:
+    """A mask as JAX takes it; refuses numbers, of which each but 0 would count as seen."""
+    found = as_data(obs_mask, f"Site '{name}': obs_mask")
+    if isinstance(found, Masked):
+        found.refuse()
+    if (dtype := jnp.asarray(found).dtype) != jnp.bool_:
+        raise TypeError(
+            f"Site '{name}': obs_mask holds {dtype}, and a mask is of truth values: -1 and 0.5 would count as seen, as 1 does. "
+            "Say what is seen, e.g. obs_mask=mask == 1, or obs_mask=~jnp.isnan(y)."
+        )
+    return found
 
 
 def _cells(obs_mask: PyTree) -> dict[str, Array | np.ndarray]:
@@ -348,11 +362,15 @@ def _check_module(name: str, module: object, arrays: object, is_module: bool) ->
 
 
 def factor(name: str, log_weight: ArrayLike) -> None:
-    """Add `log_weight` (nats, any batch shape) to the program's log-density.
+    """Add `log_weight` to the program's log-density.
 
     Args:
         name: name of the site.
-        log_weight: what is added, nats; within plates, one number per row.
+        log_weight: what is added, nats: outside of plates the sum of an array of any shape, within plates one number per row.
+
+    Raises:
+        TypeError: it holds truth values.
+        ValueError: within plates, it has an axis that belongs to none of them, along which each row would count several times.
     """
     numpyro.factor(name, jnp.asarray(log_weight))
 

@@ -100,6 +100,7 @@ def describe(msg: Message, plates: Mapping[str, int] | None = None) -> SiteInfo:
         kind = "observed" if msg["is_observed"] else "latent"
     check_shape(msg)
     check_kind(msg)
+    _check_rows(msg)
     dims: list[str | None] = [None] * len(fn.batch_shape)
     for frame in msg["cond_indep_stack"]:
         if -frame.dim <= len(dims):
@@ -168,6 +169,25 @@ def check_kind(msg: Message) -> None:
             f"Site '{msg['name']}': the observation holds True and False, and {type(base_of(fn)).__name__} is a law of numbers. "
             "Observe it under a law of truth values, e.g. dist.Bernoulli, or write the numbers that they stand for, "
             "y.astype(float)."
+        )
+
+
+def _check_rows(msg: Message) -> None:
+    """Refuse a log-weight within plates with an axis that none of them owns: the axis of a row may have come to lie across.
+
+    A number per row beside a column of them, w[:, None] - w, has each row as often as there are rows, and would be added so.
+    """
+    unit, frames = base_of(msg["fn"]), msg["cond_indep_stack"]
+    if not isinstance(unit, dist.Unit) or not frames:
+        return
+    shape, owned = jnp.shape(unit.log_factor), {frame.dim for frame in frames}
+    free = [d for d in range(-len(shape), 0) if d not in owned and shape[d] != 1]
+    if free:
+        plates = ", ".join(f"'{f.name}' with {f.size} rows at axis {f.dim}" for f in frames)
+        raise ValueError(
+            f"Site '{msg['name']}': the log-weight has shape {shape}, and axis {free[0]} is of none of its plates ({plates}), "
+            "so that its entries would be added up for each row. Give one number per row; what belongs to one row is added up "
+            f"before: log_weight.sum({free[0]}, keepdims=True)."
         )
 
 

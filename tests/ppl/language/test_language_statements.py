@@ -1,6 +1,8 @@
 """Statements: factor, deterministic, rng_key, obs_mask, plates and subsamples, addresses."""
 
+import contextlib
 import itertools
+import math
 
 import equinox as eqx
 import jax
@@ -35,6 +37,37 @@ def test_factor_keeps_its_shape_and_is_scaled_by_plates():
     close(trace.log_probs["potential"], [3.0, 6.0])
     close(trace.log_density, 11.0)
     assert trace.sites["potential"].kind == "factor" and trace.sites["potential"].scale == 3.0
+
+
+SHAPES = [(), (1,), (3,), (2,), (3, 3), (1, 3), (3, 1), (2, 3), (2, 1), (2, 1, 3), (3, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("plates", [{"a": -1}, {"a": -2}, {"a": -1, "b": -2}, {"a": -1, "b": -3}])
+def test_a_factor_counts_each_row_once_or_is_refused(plates, shape):
+    """A column of rows beside rows, w[:, None] - w in a plate of three, would count each of them three times."""
+    sizes, weights = {"a": 3, "b": 2}, np.random.default_rng(0).normal(size=shape)
+
+    def program():
+        with contextlib.ExitStack() as around:
+            for name, dim in plates.items():
+                around.enter_context(ppl.plate(name, sizes[name], dim=dim))
+            ppl.factor("w", weights)
+
+    rows = [1] * -min(plates.values())
+    for name, dim in plates.items():
+        rows[dim] = sizes[name]
+    density = lambda: ppl.Program(program).log_density({})
+    try:
+        whole = np.broadcast_shapes(shape, rows)
+    except ValueError:
+        pytest.raises(ValueError, density)
+    else:
+        if math.prod(whole) == math.prod(rows):
+            close(density(), np.broadcast_to(weights, whole).sum())
+        else:
+            with pytest.raises(ValueError, match="Site 'w'.*of none of its plates.*log_weight.sum"):
+                density()
 
 
 def test_a_factor_of_minus_infinity_makes_the_density_zero():
@@ -216,6 +249,29 @@ def test_elbo_integrates_missing_cells_out_without_a_proposal():
 def test_a_wrong_obs_mask_shape_is_refused_by_name():
     with pytest.raises(ValueError, match="Site 'x'.*obs_mask"):
         gaps.simulate(KEY, HOLED, jnp.ones((4, 1), bool))
+
+
+@pytest.mark.parametrize(
+    "mask", [np.array([-1, 1, 1, 1]), np.array([0.0, 1.0, 0.5, 1.0]), [0, 1, 1, 0]]
+)
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda program, *args: program.log_density({"x_unobserved": jnp.zeros(4)}, *args),
+        lambda program, *args: jax.jit(program.log_density)({"x_unobserved": jnp.zeros(4)}, *args),
+    ],
+)
+def test_a_mask_of_numbers_is_refused(mask, run):
+    """-1 for missing beside 1 for seen would have counted both as seen."""
+
+    @ppl.model
+    def program(seen):
+        with ppl.plate("rows", 4):
+            ppl.sample("x", dist.Normal(0.0, 1.0), obs=jnp.zeros(4), obs_mask=seen)
+
+    with pytest.raises(TypeError, match="Site 'x': obs_mask holds .*mask == 1"):
+        run(program, np.asarray(mask))
+    close(run(program, np.asarray(mask) == 1), 4 * norm.logpdf(0.0))
 
 
 # Plates.
