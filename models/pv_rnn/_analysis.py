@@ -205,7 +205,7 @@ def ngram_divergence(
     Raises:
         ValueError: as `ngram_counts`; `probs` are no probabilities of these strings.
     """
-    counts = ngram_counts(symbols, n, num_symbols)
+    probs, counts = np.asarray(probs, float), ngram_counts(symbols, n, num_symbols)
     generated = counts / counts.sum()
     check_probabilities("ngram_divergence", probs=probs, generated=generated)
     is_legal = probs > 0
@@ -222,7 +222,16 @@ def diverging_step(
         generated: [rows, steps, size].
         target: [rows, steps, size].
         threshold: largest |generated - target| of any dimension that counts as following; 0 for symbols.
+
+    Raises:
+        ValueError: the shapes differ, or have other axes.
     """
+    shapes = jnp.shape(generated), jnp.shape(target)
+    if shapes[0] != shapes[1] or len(shapes[0]) != 3:
+        raise ValueError(
+            f"diverging_step: generated has shape {shapes[0]} and target {shapes[1]}, so that sequences would be compared with "
+            "others. Give both as [rows, steps, size]; for many of one target, jnp.broadcast_to(target, generated.shape)."
+        )
     off = jnp.abs(jnp.asarray(generated) - jnp.asarray(target)).max(-1)
     off = ~(off <= threshold)  # NaN, too, has left
     return jnp.where(off.any(1), jnp.argmax(off, 1), off.shape[1]) + 1

@@ -28,10 +28,16 @@ def log_score(
         Nats; -inf for what is no symbol of the output.
 
     Raises:
-        ValueError: the last axis of x is not that of the output.
+        ValueError: the last axis of x is not that of the output, or its others are not those of `emitted`.
     """
     check_event("log_score: x", x, (network.output.size,))
     value = jnp.asarray(x)
+    if value.shape[:-1] != jnp.shape(emitted)[:-2]:
+        raise ValueError(
+            f"log_score: x has shape {value.shape} and emitted {jnp.shape(emitted)}, so that observations would be scored by the "
+            "predictions of others. Give x [*batch, size] and emitted [*batch, particles, out], e.g. emitted[:-1, 0] of a run, "
+            "one step ahead, for x[1:]."
+        )
     is_value = jnp.ones(value.shape[:-1], bool)
     if isinstance(network.output, Categorical):
         # JAX would read the nearest symbol's probability.

@@ -27,10 +27,12 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from ... import ppl
+from ...ppl._compat import is_concrete
 from ...ppl._types import ParamMap
 from ...ppl.language import InlineGuide
 from .._trained import trained
@@ -132,7 +134,8 @@ def programs(
     """The model of the module's text with one of its guides.
 
     Parameters: "network"; for the adaptive guide "adaptive", [num_sequences, num_steps, 2 Z] by layer, of which a run reads the
-    rows `index`; for the encoder "encoder".
+    rows `index`; for the encoder "encoder". A number that is no row makes NaN of the objective where `index` is not known yet
+    (under `jax.jit`, as in a fit).
 
     Args:
         network: initial weights.
@@ -144,7 +147,8 @@ def programs(
         key: PRNG key of the encoder or of the adaptive vectors.
 
     Raises:
-        ValueError: an adaptive guide without `num_sequences`, an encoder without `key`, sequences of another length or size.
+        ValueError: an adaptive guide without `num_sequences`, an encoder without `key`, sequences of another length or size,
+            an index that is no row of the table.
 
     Validity: minibatches leave the rows of absent sequences alone under `inference.fitting.by_row` only; a plain Adam moves
     them by momentum.
@@ -185,7 +189,7 @@ def programs(
         informed: Any = None
         if table_0 is not None:
             table = ppl.param("adaptive", table_0)
-            extra = tuple(jnp.swapaxes(a[index], 0, 1) for a in table)
+            extra = tuple(jnp.swapaxes(own_rows(a, index), 0, 1) for a in table)
             informed = None if seen is None else has_more(jnp.reshape(seen, (*x.shape[:2], -1)))
         elif encoder_0 is not None:
             encoded = x
@@ -279,6 +283,22 @@ def unroll(
     with ppl.plate("sequences", num_rows):
         cells = (by_time(marks.seen), by_time(marks.counted), by_time(marks.informed))
         return ppl.scan(masked, h, (by_time(x), extra, *cells, first, marks.valid), num_steps)[1]
+
+
+def own_rows(table: Array, index: ArrayLike) -> Array:
+    """Rows of a table by number; NaN for one that it does not have, where JAX would read the last row, or count from behind."""
+    size = len(table)
+    if is_concrete(index):
+        rows = np.asarray(index)
+        wrong = rows[(rows < 0) | (rows >= size)]
+        if wrong.size:
+            raise ValueError(
+                f"pv_rnn: index holds {wrong[0]}, but the table of adaptive vectors has rows 0 to {size - 1}, and the vectors of "
+                "another sequence would be read. Give the numbers of these sequences, or more num_sequences."
+            )
+    index = jnp.asarray(index)
+    is_row = (index >= 0) & (index < size)
+    return jnp.where(is_row[:, None, None], table[index], jnp.nan)
 
 
 def has_more(seen: Bool[Array, "*rows steps size"]) -> Bool[Array, "*rows steps"]:

@@ -29,7 +29,7 @@ from jaxtyping import Array, PyTree
 from ... import inference, ppl
 from ...inference.fitting.storage import Checkpoint, describe_step, fingerprint, load, save
 from ...ppl._calls import checked_call
-from ...ppl._compat import typed_key
+from ...ppl._compat import is_concrete, typed_key
 from ._network import Network, State
 from ._programs import Marks, Table, has_more, unroll
 from ._stream import Forecast, RegressionWindow, Stream, checked_cells, is_lost
@@ -69,8 +69,8 @@ class ErrorRegression(eqx.Module):
         num_particles: K.
 
     Raises:
-        ValueError: a number is too small, `new_row` or `keep` is unknown, or `new_row.first` has other shapes than the
-            layers' vectors; all problems at once.
+        ValueError: a number is too small, a weight negative or not finite, `new_row` or `keep` is unknown, or `new_row.first`
+            has other shapes than the layers' vectors; all problems at once.
 
     Validity: an approximation of the filter, whose error no number here measures: q is local, the past before the edge is one
     draw, and the optimiser stops early. Means of q lie in (-1, 1) (`latent_law`): latents far out are not found. Predictions
@@ -127,6 +127,8 @@ class ErrorRegression(eqx.Module):
         if new_row.first is not None and [jnp.shape(row) for row in new_row.first] != sizes:
             found = [jnp.shape(row) for row in new_row.first]
             problems.append(f"new_row.first has shapes {found}; the layers' vectors have {sizes}")
+        if is_concrete(w) and not (np.isfinite(w).all() and (np.asarray(w) >= 0).all()):
+            problems.append(f"w must be finite and >= 0, got {w}")
         if keep not in ("last", "best"):
             problems.append(f"keep is {keep!r}; choose 'last' or 'best'")
         if problems:

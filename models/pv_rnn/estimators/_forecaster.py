@@ -129,7 +129,9 @@ class SeriesForecaster(StoredEstimator):
         adam = optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.num_steps))
         clipped, size = optax.chain(optax.clip_by_global_norm(1e3), adam), len(rows)
         args = _arguments(own.rows(rows))
-        params = self._train(trained, clipped, args, loss, plate="sequences", size=size, per=size)
+        # Site weights have divided by the number of features already.
+        per = size * (int(self.n_features_in_) if weights is None else 1)
+        params = self._train(trained, clipped, args, loss, plate="sequences", size=size, per=per)
         self._made = frozen(params, network)
         return self
 

@@ -133,3 +133,11 @@ def test_regeneration_is_reconstruction_where_all_steps_are_given(key):
     own = jnp.swapaxes(network.emit(states), 0, 1)
     again = pv_rnn.regenerate(network, jax.random.key(4), vectors, 3)
     assert_same_mean(again, own)
+
+
+def test_sequences_that_are_compared_have_one_shape():
+    """An axis that was forgotten made one step diverge from all."""
+    generated = jnp.ones((1, 3, 1))
+    for target in (jnp.ones((1, 3)), jnp.ones((2, 3, 1)), jnp.ones((1, 3, 2))):
+        with pytest.raises(ValueError, match=r"generated has shape \(1, 3, 1\) and target"):
+            pv_rnn.diverging_step(generated, target)

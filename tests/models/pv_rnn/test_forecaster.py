@@ -82,6 +82,14 @@ def test_what_does_not_fit_a_fitted_model_is_refused(model, act, message):
         act(model)
 
 
+@pytest.mark.slow  # two trainings
+def test_the_bound_is_told_per_feature_whatever_beta():
+    """At beta = 1 exactly it was that of all features together."""
+    short = SMALL | {"num_steps": 2, "check_every": 1, "validation_fraction": 0.0}
+    one, near = (SeriesForecaster(**short, beta=beta).fit(X) for beta in (1.0, 1.0 + 1e-6))
+    np.testing.assert_allclose(one.history_[0], near.history_[0], rtol=1e-4)
+
+
 @pytest.mark.slow  # training
 def test_an_autoregression_is_learned():
     """x_t = 0.9 x_{t-1} + 0.4 e: of the 0.83 nats a step between the law of all steps and the exact predictive one, most."""

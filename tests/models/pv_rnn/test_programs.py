@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pytest
 from _frozen import Frozen
 
@@ -11,6 +12,7 @@ from lapilli import inference, ppl
 from lapilli.models import pv_rnn
 from lapilli.models.pv_rnn import Categorical, Gaussian, Layer, Network
 from lapilli.models.pv_rnn._network import latent_law
+from lapilli.models.pv_rnn._programs import own_rows
 
 N, T, O = 2, 4, 3
 LAYERS = (Layer(4, 2, 2.0), Layer(3, 1, 4.0))
@@ -301,6 +303,40 @@ def test_prior_guide_of_a_network_that_ignores_its_latents_is_exact(key):
         h = network.advance(h, [jnp.zeros((N, z)) for _, z, _ in LAYERS])
         total += network.law(network.emit(h)).log_prob(X[:, t]).sum()
     np.testing.assert_allclose(result.log_evidence, total, rtol=1e-4)
+
+
+def test_sequences_have_vectors_of_their_own(key):
+    """A number beyond the table read its last row, and a negative one counted from behind; now NaN, or a refusal."""
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.normal(size=(4, 2, 3)))
+    for _ in range(10):
+        index = rng.integers(-3, 7, 5)
+        is_row = (index >= 0) & (index < 4)
+        found = jax.jit(own_rows)(table, index)
+        np.testing.assert_array_equal(found[is_row], table[index[is_row]])
+        assert np.isnan(found[~is_row]).all()
+        if is_row.all():
+            np.testing.assert_array_equal(own_rows(table, index), found)
+        else:
+            with pytest.raises(ValueError, match=r"index holds -?\d, .* has rows 0 to 3, and the"):
+                own_rows(table, index)
+
+
+@pytest.mark.slow  # compiles
+def test_a_fit_is_not_of_other_sequences_vectors(key):
+    objective = make()[2]
+    params = objective.init(key, X, jnp.arange(N))
+    assert np.isfinite(objective.value(params, key, X, jnp.arange(N)))
+    for shift in (1, -1):
+        with pytest.raises((ValueError, inference.NonFiniteError)):
+            inference.fit(
+                objective,
+                optax.sgd(0.1),
+                (X, jnp.arange(N) + shift),
+                num_steps=1,
+                key=key,
+                progress=False,
+            )
 
 
 def test_errors(key):

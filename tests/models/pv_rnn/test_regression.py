@@ -349,3 +349,25 @@ def test_errors(key):
     er = ErrorRegression(network, window=2)
     with pytest.raises(ValueError, match=r"shape \(3,\); \[size\] with size 2"):
         er.observe(er.init(key), jnp.zeros(3))
+
+
+def test_observations_are_scored_by_their_own_predictions(key):
+    """Predictions of a run, [steps, horizon, particles, out], scored every observation by every other one's."""
+    network, rng = Network([(3, 1)], pv_rnn.Gaussian(2, 1.0), key=key), np.random.default_rng(0)
+    for steps, horizon, particles in ((1, 1, 2), (3, 1, 2), (2, 2, 1)):
+        emitted = rng.normal(size=(steps, horizon, particles, 2))
+        x = rng.normal(size=(steps, 2))
+        found = pv_rnn.log_score(network, emitted[:, 0], x)
+        gaps = ((emitted[:, 0] - x[:, None]) ** 2).sum(-1)
+        want = np.log(np.exp(-gaps / 2).mean(-1)) - np.log(2 * np.pi)
+        np.testing.assert_allclose(found, want, rtol=1e-4)
+        for other in (emitted, emitted[0, 0]):
+            with pytest.raises(ValueError, match="observations would be scored by the predictions"):
+                pv_rnn.log_score(network, other, x)
+
+
+@pytest.mark.parametrize("w", [-1.0, np.nan, [[1.0], [-0.1]]])
+def test_weights_that_are_none_are_refused(key, w):
+    network = Network([(3, 1)], pv_rnn.Gaussian(1), key=key)
+    with pytest.raises(ValueError, match="ErrorRegression: w must be finite and >= 0, got"):
+        ErrorRegression(network, window=2, w=w)
