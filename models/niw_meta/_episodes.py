@@ -46,6 +46,21 @@ class Episodes(NamedTuple):
     query: Points
 
 
+def check_classes(label: str, points: Points, num_ways: int) -> None:
+    """Refuse labels that count and are no classes 0 ... num_ways - 1; `label` says where they were found.
+
+    Raises:
+        ValueError: with one of them.
+    """
+    y, mask = np.asarray(points.y), np.asarray(points.mask, bool)
+    wrong = mask & ~np.isin(y, np.arange(num_ways))
+    if wrong.any():
+        raise ValueError(
+            f"{label}: {int(wrong.sum())} of {int(mask.sum())} labels are no classes of 0 to {num_ways - 1}, e.g. {y[wrong][0]}; "
+            "each would be read as another class. Give labels of the episode's ways."
+        )
+
+
 def pad_points(parts: Sequence[tuple[Any, Any]], num_points: int | None = None) -> Points:
     """Episodes of unequal size in one array each.
 

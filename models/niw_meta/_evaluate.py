@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +13,14 @@ import numpyro.distributions as dist
 from jaxtyping import PyTree
 
 from ... import ppl
-from ._episodes import Episodes, Points
+from ._episodes import Episodes, Points, check_classes
 from ._heads import GaussianNoise, Head, Student, Tempered
 
 Array = jax.Array
 # With more degrees of freedom a law is normal but for rounding, which may look like a gain.
 LARGEST = {"df": 500.0}
+# How far from their start numbers are searched for, on a log scale: labels may be in any unit.
+REACH = {"noise": 30.0}
 
 
 class Prediction(NamedTuple):
@@ -100,13 +103,15 @@ def with_fitted_noise[H: GaussianNoise | Student | Tempered](
         points: the queries.
 
     Raises:
-        ValueError: the spread of a single draw is asked for, the points have no labels, or no point counts.
+        ValueError: the spread of a single draw is asked for, the points have no labels, or no point counts; scores, labels and
+            mask are not of the same points; a score or a label that counts is not finite, or so far out under the head's noise
+            that it has no density.
     Reference: the counterpart of temperature scaling, Guo et al. 2017, arXiv:1706.04599.
     """
     from scipy.optimize import minimize  # on use: a tenth of a second
 
-    labels = _labels("with_fitted_noise", points)
-    mask, scores = jnp.asarray(points.mask), jnp.asarray(scores)
+    labels, scores = _of_points("with_fitted_noise", points, scores, head.law)
+    mask = jnp.asarray(points.mask)
     if isinstance(head, Tempered) and len(scores) < 2:
         raise ValueError(
             f"with_fitted_noise: the spread of {len(scores)} draw of the scores, {scores.shape}, tells nothing. Give several "
@@ -122,31 +127,39 @@ def with_fitted_noise[H: GaussianNoise | Student | Tempered](
         return -jnp.where(mask, log_density, 0.0).sum() / mask.sum()
 
     top = [np.log(LARGEST.get(name, np.inf)) for name in names]
+    reach = [REACH.get(name, 7.0) for name in names]
     found = minimize(
         lambda x: float(loss(x)), start, method="Nelder-Mead",
-        bounds=[(x - 7, min(x + 7, end)) for x, end in zip(start, top, strict=True)],
+        bounds=[(x - r, min(x + r, end)) for x, r, end in zip(start, reach, top, strict=True)],
         options={"xatol": 1e-4, "fatol": 1e-7, "initial_simplex": start + np.eye(start.size + 1, start.size, -1) / 2},
     )  # fmt: skip
+    if not np.isfinite(found.fun):
+        raise ValueError(
+            f"with_fitted_noise: from {head} on, 32 bits do not hold the labels' density, and nothing is found. Start with a "
+            "noise of the size of their errors."
+        )
     return at(np.exp(found.x).tolist())
 
 
 def fitted_temperature(scores: PyTree, points: Points) -> float:
     """The temperature T for which the labels are most probable under the mean over draws of softmax(scores / T).
 
-    The counterpart of `with_fitted_noise` for classes, again on episodes that are neither trained nor tested on.
+    The counterpart of `with_fitted_noise` for classes, again on episodes that are neither trained nor tested on. It is searched
+    for between 1/20 and 20.
 
     Args:
         scores: draws of the head's scores, [S, episodes, n, classes].
         points: the queries.
 
     Raises:
-        ValueError: the points have no labels, or ones outside of the classes; no point counts.
+        ValueError: the points have no labels, or ones outside of the classes; no point counts; scores, labels and mask are not
+            of the same points; a score that counts is no number.
     Reference: Guo et al. 2017, arXiv:1706.04599.
     """
     from scipy.optimize import minimize_scalar  # on use: a tenth of a second
 
-    scores, mask = jnp.asarray(scores), jnp.asarray(points.mask)
-    y = _labels("fitted_temperature", points, scores.shape[-1])
+    num_ways, mask = np.shape(scores)[-1], jnp.asarray(points.mask)
+    y, scores = _of_points("fitted_temperature", points, scores, dist.CategoricalLogits, num_ways)
 
     @jax.jit
     def loss(log_temperature: Array) -> Array:
@@ -157,7 +170,14 @@ def fitted_temperature(scores: PyTree, points: Points) -> float:
     return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _labels(method: str, points: Points, num_ways: int | None = None) -> Array:
+def _of_points(
+    method: str,
+    points: Points,
+    scores: object,
+    law: Callable[[Array], dist.Distribution],
+    num_ways: int | None = None,
+) -> tuple[Array, Array]:
+    """Labels and scores, zero where masked, if the others can be compared one by one."""
     if points.y is None:
         raise ValueError(
             f"{method}: the points have no labels (y is None). Give points whose labels are known."
@@ -168,14 +188,28 @@ def _labels(method: str, points: Points, num_ways: int | None = None) -> Array:
             f"{method}: no point counts, the mask of shape {mask.shape} being false throughout, so that nothing is to be found. "
             "Give points that do."
         )
+    values = np.asarray(scores)
+    shapes = law(jnp.zeros(values.shape))
+    batch, event = shapes.batch_shape[1:], shapes.event_shape
+    if values.ndim != 4 or mask.shape != batch or y.shape != batch + event:
+        raise ValueError(
+            f"{method}: the scores have shape {values.shape}, the labels {y.shape} and the mask {mask.shape}: labels would be "
+            f"compared with the scores of other points. Give scores [draws, episodes, n, outputs], a mask {batch} and labels "
+            f"{batch + event} for them."
+        )
+    # A class may be impossible, -inf; no mean may be.
+    is_number = np.isfinite(values) | ((num_ways is not None) & np.isneginf(values))
+    lost = mask & ~(is_number.all((0, -1)) & np.isfinite(y).reshape(*batch, -1).all(-1))
+    if lost.any():
+        raise ValueError(
+            f"{method}: {int(lost.sum())} of {int(mask.sum())} points that count have scores or labels that are not finite, and "
+            "nothing is found by these. Mask them, or look for the draws that failed."
+        )
     if num_ways is not None:
-        wrong = mask & ~np.isin(y, np.arange(num_ways))
-        if wrong.any():
-            raise ValueError(
-                f"{method}: {int(wrong.sum())} of {int(mask.sum())} labels are no classes of 0 to {num_ways - 1}, e.g. "
-                f"{y[wrong][0]}; each would be read as another class. Give labels of the episode's ways."
-            )
-    return jnp.asarray(points.y)
+        check_classes(method, points, num_ways)
+        y = np.where(mask, y, 0).astype(int)
+    labels = np.where(mask.reshape(batch + (1,) * len(event)), y, 0)
+    return jnp.asarray(labels), jnp.asarray(np.where(mask[..., None], values, 0.0))
 
 
 def _numbers(head: object) -> dict[str, float]:
@@ -200,10 +234,12 @@ def regression_ece(head: Head, scores: object, points: Points) -> float:
         points: the queries.
 
     Raises:
-        ValueError: the points have no labels, or no point counts.
+        ValueError: the points have no labels, or no point counts; scores, labels and mask are not of the same points; a score
+            or a label that counts is not finite.
     Reference: Kuleshov et al. 2018, arXiv:1807.00263.
     """
-    labels, law = _labels("regression_ece", points), head.law(jnp.asarray(scores))
+    labels, scores = _of_points("regression_ece", points, scores, head.law)
+    law = head.law(scores)
     by_coordinate = law.base_dist if isinstance(law, dist.Independent) else law
     cdf = np.asarray(by_coordinate.cdf(labels).mean(0))[np.asarray(points.mask)]
     levels = np.linspace(0.1, 0.9, 9)

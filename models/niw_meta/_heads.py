@@ -8,6 +8,7 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from ... import ppl
@@ -51,12 +52,16 @@ class GaussianNoise(Head):
     Args:
         noise: standard deviation of the labels.
         num_outputs: None: labels are numbers [episodes, n], the network has one output; else vectors [episodes, n, num_outputs].
+
+    Raises:
+        ValueError: the network has another number of outputs.
     """
 
     noise: float
     num_outputs: int | None = None
 
     def law(self, scores: Array) -> dist.Distribution:
+        _check_outputs(self, scores, 1)
         if self.num_outputs is None:
             return dist.Normal(scores[..., 0], self.noise)
         return dist.Normal(scores, self.noise).to_event(1)
@@ -77,6 +82,7 @@ class Student(Head):
     num_outputs: int | None = None
 
     def law(self, scores: Array) -> dist.Distribution:
+        _check_outputs(self, scores, 1)
         if self.num_outputs is None:
             return dist.StudentT(self.df, scores[..., 0], self.noise)
         return dist.StudentT(self.df, scores, self.noise).to_event(1)
@@ -118,6 +124,7 @@ class GaussianWithScale(Head):
     num_outputs: int | None = None
 
     def law(self, scores: Array) -> dist.Distribution:
+        _check_outputs(self, scores, 2)
         mean, raw = jnp.split(scores, 2, axis=-1)
         scale = self.floor + jax.nn.softplus(raw)
         if self.num_outputs is None:
@@ -164,6 +171,20 @@ class NearestCentroid(Softmax):
         return self.scale * jnp.einsum("enk,eck->enc", _unit(outputs), _unit(centroids))
 
 
+def _check_outputs(
+    head: GaussianNoise | Student | GaussianWithScale, scores: Array, per: int
+) -> None:
+    """Refuse scores of which some would not be read, or be read twice: a label's coordinate takes `per` of them."""
+    needed = per * (1 if head.num_outputs is None else head.num_outputs)
+    if np.shape(scores)[-1:] != (needed,):
+        raise ValueError(
+            f"{type(head).__name__}: with num_outputs={head.num_outputs} a network has {needed} outputs, and its scores have "
+            f"shape {np.shape(scores)}. Give the length of labels as num_outputs=, and a network with as many as that needs."
+        )
+
+
 def _unit(z: Array) -> Array:
     """Vectors of length one; zero stays zero, with a finite derivative."""
+    # The square of a long one would be infinite, and its direction lost.
+    z = z / jnp.maximum(jax.lax.stop_gradient(jnp.abs(z).max(-1, keepdims=True)), 1.0)
     return z * jax.lax.rsqrt((z**2).sum(-1, keepdims=True) + 1e-12)

@@ -14,8 +14,9 @@ from numpyro.distributions import constraints
 
 from ... import inference, ppl
 from ...inference.local._curvature import CurvatureKind
-from ._episodes import Episodes, Points
-from ._heads import Head
+from ...ppl._compat import is_concrete
+from ._episodes import Episodes, Points, check_classes
+from ._heads import Head, Softmax
 from ._weights import Weights
 
 POSITIVE = constraints.positive
@@ -196,9 +197,28 @@ def observe(
         outputs: of a network at that part's inputs, [episodes, n, k].
         support: of the network at the support's inputs.
         episodes: inputs and labels.
+
+    Raises:
+        ValueError: labels of a classification that are none of its classes, where they are known; under `jax.jit` those of a
+            support make NaN of its episode's scores.
     """
     points: Points = getattr(episodes, name)
     scores = head.scores(outputs, support, episodes.support)
+    if isinstance(head, Softmax):
+        scores = _of_classes(scores, episodes)
     with ppl.plate(f"{name}_points", points.x.shape[1], dim=-1):
         ppl.sample(name, head.law(scores).mask(points.mask), obs=points.y)
         ppl.deterministic(f"{name}_scores", scores)
+
+
+def _of_classes(scores: Array, episodes: Episodes) -> Array:
+    """The scores, NaN in episodes whose support has a label that is no class: it would be left out of what is learned of them."""
+    num_ways = scores.shape[-1]
+    for part, labelled in zip(Episodes._fields, episodes, strict=True):
+        if labelled.y is not None and is_concrete((labelled.y, labelled.mask)):
+            check_classes(f"niw_meta: the {part}", labelled, num_ways)
+    support = episodes.support
+    if support.y is None:
+        return scores
+    is_class = jnp.isin(support.y, jnp.arange(num_ways)) | ~jnp.asarray(support.mask, bool)
+    return jnp.where(is_class.all(-1)[:, None, None], scores, jnp.nan)

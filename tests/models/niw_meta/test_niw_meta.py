@@ -318,6 +318,18 @@ def test_fitted_noise_is_the_most_probable_one():
     assert niw_meta.with_fitted_noise(fitted, spread, points).noise < 0.8 * fitted.noise
 
 
+def test_noise_is_found_in_any_unit():
+    """Beyond 1,100 times its start, or less than 1/1,100, it ended there."""
+    rng = np.random.default_rng(7)
+    y, scores, mask = rng.normal(size=(2, 6)), np.zeros((1, 2, 6, 1)), np.ones((2, 6), bool)
+    for power in (-6, -1, 6):
+        points = niw_meta.Points(None, y * 10.0**power, mask)
+        fitted = niw_meta.with_fitted_noise(niw_meta.GaussianNoise(0.3), scores, points)
+        np.testing.assert_allclose(fitted.noise, np.sqrt(np.mean(points.y**2)), rtol=1e-3)
+    with pytest.raises(ValueError, match="32 bits do not hold the labels' density"):
+        niw_meta.with_fitted_noise(niw_meta.GaussianNoise(1e-36), scores, points)
+
+
 def test_fitted_tails_are_the_most_probable_ones():
     """No scale and degrees of freedom near them, nor the true ones, give the labels a higher density."""
     rng = np.random.default_rng(6)
@@ -386,6 +398,115 @@ def test_calibration_errors_of_calibrated_and_of_sure_predictions():
         niw_meta.GaussianNoise(1e-6), scores, points
     )  # CDF 0 or 1: half below every level
     np.testing.assert_allclose(sure, np.mean(np.abs(np.linspace(0.1, 0.9, 9) - 0.5)), atol=0.01)
+
+
+SCORED = {
+    "noise": niw_meta.with_fitted_noise,
+    "calibration": niw_meta.regression_ece,
+    "temperature": lambda head, scores, points: niw_meta.fitted_temperature(scores, points),
+}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_labels_are_compared_with_the_scores_of_their_own_points(name):
+    """An episode's labels were broadcast against all of its scores, and the noise .79 in place of .77."""
+    rng = np.random.default_rng(0)
+    for episodes, n in ((1, 4), (3, 3), (2, 1)):
+        num_outputs = 3 if name == "temperature" else 1
+        scores = rng.normal(size=(2, episodes, n, num_outputs))
+        y, mask = rng.integers(0, 3, (episodes, n)), np.ones((episodes, n), bool)
+        head = niw_meta.GaussianNoise(0.3)
+        SCORED[name](head, scores, niw_meta.Points(None, y, mask))
+        for points in (
+            niw_meta.Points(None, y[..., None], mask),
+            niw_meta.Points(None, y, mask[:1] if episodes > 1 else mask[0]),
+            niw_meta.Points(None, np.concatenate([y, y]), mask),
+        ):
+            with pytest.raises(ValueError, match="be compared with the scores of other points"):
+                SCORED[name](head, scores, points)
+        if name != "temperature":
+            with pytest.raises(ValueError, match="be compared with the scores of other points"):
+                vectors = niw_meta.GaussianNoise(0.3, num_outputs=1)
+                SCORED[name](vectors, scores, niw_meta.Points(None, y, mask))
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_numbers_that_are_none_are_refused_where_they_count(name):
+    """Of a search over NaN came the start of it, or a golden section of its bounds."""
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=(3, 2, 5, 3 if name == "temperature" else 1))
+    y, mask = rng.integers(0, 3, (2, 5)).astype(float), np.ones((2, 5), bool)
+    mask[1, 3:] = False
+    head = niw_meta.GaussianNoise(0.3)
+    run = lambda scores, y: SCORED[name](head, scores, niw_meta.Points(None, y, mask))
+    want = run(scores, y)
+    for bad in (np.nan, np.inf):
+        lost = scores.copy()
+        lost[1, 0, 2] = bad
+        with pytest.raises(ValueError, match="1 of 8 points that count have scores or labels"):
+            run(lost, y)
+        lost = y.copy()
+        lost[0, 1] = bad
+        with pytest.raises(ValueError, match="1 of 8 points that count have scores or labels"):
+            run(scores, lost)
+    behind = scores.copy()
+    behind[:, 1, 3:] = np.nan
+    assert run(behind, np.where(mask, y, np.nan)) == want
+    if name == "temperature":  # a class that is impossible
+        scores[:, 0, 0] = [1.0, 2.0, -np.inf]
+        y[0, 0] = 1
+        assert np.isfinite(run(scores, y))
+
+
+@pytest.mark.parametrize(
+    ("head", "size"),
+    [
+        (niw_meta.GaussianNoise(0.3), 2),
+        (niw_meta.GaussianNoise(0.3, 3), 1),
+        (niw_meta.Student(0.3, 4.0), 2),
+        (niw_meta.GaussianWithScale(0.1), 4),
+        (niw_meta.GaussianWithScale(0.1, 2), 2),
+    ],
+)
+def test_outputs_that_no_label_reads_are_refused(head, size):
+    with pytest.raises(ValueError, match=rf"a network has \d outputs, .* \(2, 5, {size}\)"):
+        head.law(jnp.zeros((2, 5, size)))
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_labels_that_are_no_classes_are_refused_in_either_part(part):
+    """Those of a support, e.g. coded from 1, were left out of the centroids."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 4, 3)), np.arange(4)[None].repeat(2, 0) % 3
+    good = niw_meta.Points(x, y, np.ones((2, 4), bool))
+
+    @ppl.model
+    def model(episodes):
+        with ppl.plate("episodes", 2, dim=-2):
+            niw_meta.observe("query", niw_meta.NearestCentroid(3), x, x, episodes)
+
+    for wrong, count in ((y + 1, 2), (y - 1, 4)):
+        bad = niw_meta.Episodes(good, good)._replace(**{part: good._replace(y=wrong)})
+        with pytest.raises(ValueError, match=rf"niw_meta: the {part}: {count} of 8 labels are no"):
+            niw_meta.predict(model, {}, bad)
+        if part == "support":
+            scores = jax.jit(lambda bad: niw_meta.predict(model, {}, bad).scores)(bad)
+            assert np.isnan(scores).all()
+    hidden = good._replace(y=np.where(y == 2, 3, y), mask=y < 2)
+    assert niw_meta.predict(model, {}, niw_meta.Episodes(hidden, hidden)).scores.shape[-1] == 3
+
+
+def test_directions_of_long_vectors_are_those_of_short_ones():
+    """Squares of more than 32 bits hold made all scores zero, and classes equally probable."""
+    rng = np.random.default_rng(0)
+    outputs, support = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 6, 3))
+    points = niw_meta.Points(None, np.arange(6)[None].repeat(2, 0) % 3, np.ones((2, 6), bool))
+    head = niw_meta.NearestCentroid(3)
+    want = head.scores(jnp.asarray(outputs), jnp.asarray(support), points)
+    for power in (1, 20, 36):
+        long = jnp.asarray(outputs * 10.0**power, jnp.float32)
+        found = head.scores(long, jnp.asarray(support), points)
+        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
 def test_episodes_and_options_are_checked():
