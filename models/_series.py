@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..ppl._checks import check_counts
 from ..ppl._show import shown
 
 
@@ -40,7 +41,11 @@ class Series(NamedTuple):
         """What is known after the first `num_steps` steps, in arrays of the same shape: later steps do not exist.
 
         Weights and predictions from it are those of an observer at that time; nothing of the future enters them.
+
+        Raises:
+            ValueError: no step is left.
         """
+        check_counts("Series.until", num_steps=num_steps)
         early = np.arange(np.shape(self.valid)[1]) < num_steps
         valid = np.asarray(self.valid) & early
         return self.hidden(np.broadcast_to(valid[..., None], np.shape(self.values)))._replace(
@@ -117,9 +122,9 @@ def _wrong_values(
     problems = []
     if np.isinf(seen).any():
         problems.append("argument 'values' holds an infinite observed cell; mark it as missing")
-    if lengths.min() < 1 or lengths.max() > valid.shape[1]:
+    if not ((lengths >= 1) & (lengths <= valid.shape[1]) & (lengths % 1 == 0)).all():
         problems.append(
-            f"argument 'lengths' lies in {lengths.min()} to {lengths.max()}, not in 1 to {valid.shape[1]}"
+            f"argument 'lengths' lies in {lengths.min()} to {lengths.max()}, not in 1 to {valid.shape[1]}, or holds no integers"
         )
     else:
         gaps, kept = (

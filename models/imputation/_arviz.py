@@ -32,7 +32,20 @@ def to_arviz(
         Groups "posterior_predictive": "x" (chain, draw, series, time, channel), NaN in observed cells, and, with a classifier,
         "class_probs" (..., series, class); "sample_stats": "log_weight" of the draws before resampling; "observed_data": "x",
         NaN in missing cells, "s" and, if there are labels, "y"; "constant_data": "times", "valid", "truth".
+
+    Raises:
+        ValueError: the imputation is of other cells than the data, or the truth has another shape.
     """
+    if not np.array_equal(found.observed, data.observed):
+        raise ValueError(
+            f"to_arviz: other cells are observed in the data, of shape {np.shape(data.observed)}, than in what the imputation is "
+            f"of, {found.observed.shape}. Give the series that impute was given."
+        )
+    if truth is not None and np.shape(truth) != np.shape(data.values):
+        raise ValueError(
+            f"to_arviz: argument 'truth' has shape {np.shape(truth)}, and the cells {np.shape(data.values)}. Give one value for "
+            "each cell."
+        )
     import xarray
 
     base = arviz_base()

@@ -39,7 +39,7 @@ class Imputation:
         average: which weights; `dataclasses.replace(found, average="outer")` has the other ones.
 
     Raises:
-        ValueError: an unknown `average`.
+        ValueError: an unknown `average`; what is asked of weights, where no draw of a series has a finite log-weight.
     """
 
     observed: np.ndarray
@@ -71,7 +71,15 @@ class Imputation:
         """Normalised weights."""
         axes = (0,) if self.average == "outer" else (0, 1)
         log_weights = np.asarray(self.log_weights, float)
-        raw = np.exp(log_weights - log_weights.max(axes, keepdims=True))
+        most = log_weights.max(axes, keepdims=True)
+        lost = np.flatnonzero(~np.isfinite(most).all((0, 1)))
+        if len(lost):
+            raise ValueError(
+                f"Imputation: the draws of {len(lost)} of {log_weights.shape[-1]} series have no weights, log_weights being "
+                f"-inf or NaN, first of series {lost[0]}: 32 bits do not hold the density of its observed cells. Look there for "
+                "cells that are far out, e.g. a number that stands for nothing measured, and make them missing."
+            )
+        raw = np.exp(log_weights - most)
         share = 1 / raw.shape[1] if self.average == "outer" else 1.0
         return share * raw / raw.sum(axes, keepdims=True)
 
@@ -150,9 +158,9 @@ class Imputation:
             levels: in (0, 1).
 
         Raises:
-            ValueError: a level is not in (0, 1).
+            ValueError: there is no level, or one is not in (0, 1).
         """
-        if not all(0 < level < 1 for level in levels):
+        if not len(levels) or not all(0 < level < 1 for level in levels):
             raise ValueError(
                 f"Imputation.quantiles: levels must lie in (0, 1), got {list(levels)}; no cell has a value of such a level. Give "
                 "some, e.g. [0.05, 0.95]."
@@ -163,7 +171,19 @@ class Imputation:
         return np.stack([np.take_along_axis(values, i[None], 0)[0] for i in index])
 
     def crps(self, truth: object) -> Float[np.ndarray, "series time channels"]:
-        """Continuous ranked probability score of each cell, E|X - x| - E|X - X'| / 2, in the unit of the values."""
+        """Continuous ranked probability score of each cell, E|X - x| - E|X - X'| / 2, in the unit of the values.
+
+        Args:
+            truth: [series, time, channels].
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        if np.shape(truth) != self.observed.shape:
+            raise ValueError(
+                f"Imputation.crps: truth has shape {np.shape(truth)}, and the cells {self.observed.shape}: values would be "
+                "compared with those of other cells. Give one for each cell."
+            )
         values, weights = self._sorted
         below = np.cumsum(weights, 0) - weights
         distance = (weights * np.abs(values - np.asarray(truth))).sum(0)

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from ... import ppl
 from ...inference.objectives._row_weights import log_density_of
+from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._shared_jit import shared_jit
 from ...ppl._types import Key
@@ -66,9 +67,9 @@ def impute(
         `Imputation`, on the host.
 
     Raises:
-        ValueError: K, J or the batch size is not positive, or `method` is unknown; "smc" with J > 1, with programs
-            that lack its sites (those of `programs` have them); keys of another number than the series; `num_moves` with a
-            model of the mask, or with programs that lack the sites that moves need.
+        ValueError: K, J or the batch size is not positive, a number of steps negative, or `method` unknown; "smc" with J > 1,
+            with programs that lack its sites (those of `programs` have them); keys of another number than the series; `num_moves`
+            with a model of the mask, or with programs that lack the sites that moves need.
 
     Validity:
         Consistent as K grows, with a bias of order 1 / ESS; a larger J alone leaves the error of K draws of z. Only as good as
@@ -82,6 +83,7 @@ def impute(
             "impute: num_particles, num_imputations and batch_size must be positive, got "
             f"{(num_particles, num_imputations, batch_size)}. Give 1 or more."
         )
+    check_counts("impute", 0, num_refinements=num_refinements)
     data = data._replace(labels=None)
     size, num_steps = np.shape(data.valid)
     own = _key_data(key)

@@ -43,13 +43,14 @@ def mar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
         rng: NumPy's generator.
 
     Raises:
-        ValueError: there is one channel only; an impossible rate.
+        ValueError: there is one channel only; an impossible rate; values that are not finite.
     """
     _check("mar", rate)
     if values.shape[-1] < 2:
         raise ValueError(
             "mar: one channel is always seen and decides about the others, but there is one only. Use mcar, mnar or blocks."
         )
+    _check_complete("mar", values[..., :1])
     drive = np.broadcast_to(SLOPE * values[..., :1], values[..., 1:].shape)
     seen = np.ones(values.shape, bool)
     seen[..., 1:] = rng.random(drive.shape) >= expit(drive + _offset(drive, rate))
@@ -65,9 +66,10 @@ def mnar(values: Values, rate: float, rng: np.random.Generator) -> Mask:
         rng: NumPy's generator.
 
     Raises:
-        ValueError: an impossible rate.
+        ValueError: an impossible rate; values that are not finite.
     """
     _check("mnar", rate)
+    _check_complete("mnar", values)
     drive = SLOPE * values
     return rng.random(drive.shape) >= expit(drive + _offset(drive, rate))
 
@@ -114,6 +116,15 @@ def _check(name: str, rate: float) -> None:
         raise ValueError(
             f"{name}: rate must lie in [0, 1), got {rate}: it is the share of cells to hide, not a percentage. Give some, e.g. "
             "0.3."
+        )
+
+
+def _check_complete(name: str, values: Values) -> None:
+    lost = int((~np.isfinite(values)).sum())
+    if lost:
+        raise ValueError(
+            f"{name}: {lost} of {values.size} values that decide what is hidden are not finite. Give complete series, or hide "
+            "cells with mcar or blocks, which read no value."
         )
 
 

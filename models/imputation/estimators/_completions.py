@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from ....ppl._checks import is_integer
 from ....ppl._types import Key
 from ..tables import Cells, Completion, Levels, TableParameters, completed
 
@@ -53,6 +54,14 @@ def _complete(
     """Completions from keys of their own for each row and number."""
     own = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
     return completed(params, cells, own, levels, num_sweeps)
+
+
+def check_seed(label: str, seed: int) -> None:
+    """Refuse what is no seed of draws that are the same each time; `label` is the function that was called."""
+    if not is_integer(seed) or seed < 0:
+        raise ValueError(
+            f"{label}: random_state must be an integer, got {seed!r}. Give one from 0, another one for other draws."
+        )
 
 
 def in_parts(rows: np.ndarray) -> list[np.ndarray]:

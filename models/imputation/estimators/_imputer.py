@@ -13,6 +13,7 @@ from sklearn.base import OneToOneFeatureMixin, TransformerMixin
 
 from ....ppl._checks import check_counts
 from ._base import SeriesEstimator
+from ._completions import check_seed
 from ._training import Recipe
 
 
@@ -144,9 +145,10 @@ class SeriesImputer(OneToOneFeatureMixin, TransformerMixin, SeriesEstimator):
             random_state: seed.
 
         Raises:
-            ValueError: as `transform`; `num_samples` is not positive.
+            ValueError: as `transform`; `num_samples` is not positive; `random_state` is no integer from 0.
         """
         check_counts("SeriesImputer.sample", num_samples=num_samples)
+        check_seed("SeriesImputer.sample", random_state)
         source = self._given(X)
         if self._layout == "table":
             warnings.warn(

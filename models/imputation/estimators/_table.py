@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ....ppl._checks import check_counts, is_integer
+from ....ppl._checks import check_counts
 from ....ppl._types import Key
 from ..tables import (
     CURVED,
@@ -28,7 +28,7 @@ from ..tables import (
     residuals_of,
     run_chains,
 )
-from ._completions import completions, in_parts, row_keys
+from ._completions import check_seed, completions, in_parts, row_keys
 from ._model_choice import check_kind, choose
 
 SKEWNESS = 1.5
@@ -190,13 +190,11 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             random_state: seed.
 
         Raises:
-            ValueError: as `transform`; `num_samples` is not positive, or larger than `num_draws`.
+            ValueError: as `transform`; `num_samples` is not positive, or larger than `num_draws`; `random_state` is no integer
+                from 0.
         """
         check_counts("TableImputer.sample", num_samples=num_samples)
-        if not is_integer(random_state):
-            raise ValueError(
-                f"TableImputer.sample: random_state must be an integer, got {random_state!r}."
-            )
+        check_seed("TableImputer.sample", random_state)
         table, (x, c) = self._given(X)
         if num_samples > len(self._params.tril):
             raise ValueError(
@@ -260,11 +258,11 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             own = residuals[~holes[:, i], i]
             own = own - own.mean()
             self.skewness_[name] = float((own**3).mean() / max((own**2).mean(), 1e-30) ** 1.5)
-        noise = 4.5 * np.sqrt(6 / len(full))
+        noise = 4.5 * np.sqrt(6 / (~holes).sum(0))
         skew = {
             name: round(self.skewness_[name], 1)
             for i, name in enumerate(names)
-            if holes[:, i].any() and abs(self.skewness_[name]) > SKEWNESS + noise
+            if holes[:, i].any() and abs(self.skewness_[name]) > SKEWNESS + noise[i]
         }
         if skew:
             warnings.warn(

@@ -123,7 +123,7 @@ def pool(
     with np.errstate(divide="ignore"):
         nu = (size - 1) / share**2
     fmi = (ratio + 2 / (nu + 3)) / (ratio + 1)
-    if df is not None:
+    if df is not None and np.isfinite(df):
         observed = (df + 1) / (df + 3) * df * (1 - share)
         nu = 1 / (1 / nu + 1 / observed)
     return Pooled(q.mean(0), within, between, total, nu, fmi, size)

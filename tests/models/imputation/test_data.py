@@ -74,6 +74,8 @@ def test_times_that_lose_their_steps_are_refused():
         ({"labels": [0, 1, 2]}, r"'labels' has shape \(3,\), not \(2,\)"),
         ({"labels": [0, -1]}, "'labels' must be integers from 0"),
         ({"lengths": [0, 3]}, "'lengths' lies in 0 to 3"),
+        ({"lengths": [np.nan, 2]}, "'lengths' lies in nan"),
+        ({"lengths": [1.5, 2]}, "or holds no integers"),
         ({"times": [0.0, 2.0, 1.0]}, "'times' does not ascend"),
         ({"values": np.full((2, 3, 1), np.inf)}, "infinite observed cell"),
     ],
@@ -139,3 +141,42 @@ def test_scores_of_cells_count_hidden_cells_only():
     assert found["rmse"] == pytest.approx(np.sqrt((0.25 + 4) / 3))
     assert found["crps"] == pytest.approx(1.5)
     assert found["coverage"] == pytest.approx(2 / 3) and found["width"] == pytest.approx(2.0)
+
+
+def test_scores_are_refused_where_a_number_is_missing():
+    """A NaN counted as a cell outside of its band, and half a band was left out of the scores."""
+    ones, hidden = np.ones((2, 3)), np.ones((2, 3), bool)
+    band = {"low": ones - 1, "high": ones + 1}
+    assert imputation.cell_scores(ones, hidden, ones, **band)["coverage"] == 1
+    lost = ones.copy()
+    lost[0, 1] = np.nan
+    for given in (
+        {"truth": lost}, {"point": lost}, {"crps": lost}, {"low": lost}, {"high": lost},
+    ):  # fmt: skip
+        name = next(iter(given))
+        inputs = {"truth": ones, "hidden": hidden, "point": ones, **band, **given}
+        with pytest.raises(ValueError, match=f"cell_scores: {name} is NaN in 1 hidden cells"):
+            imputation.cell_scores(**inputs)
+        imputation.cell_scores(**inputs | {"hidden": ~np.isnan(lost)})
+    for end, other in (("low", "high"), ("high", "low")):
+        with pytest.raises(ValueError, match=f"a band has two ends, and {other} is missing"):
+            imputation.cell_scores(ones, hidden, ones, **{end: ones})
+    with pytest.raises(ValueError, match="shapes differ"):
+        imputation.cell_scores(ones, hidden, ones, crps=ones[0])
+    with pytest.raises(ValueError, match=r"none of the cells of shape \(2, 3\) is hidden"):
+        imputation.cell_scores(ones, ~hidden, ones)
+
+
+@pytest.mark.parametrize("name", ["mar", "mnar"])
+def test_values_that_decide_what_is_hidden_are_complete(name):
+    values = RNG.normal(size=(3, 4, 2))
+    values[1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match=rf"{name}: 1 of \d+ values that decide what is hidden"):
+        MECHANISMS[name](values, 0.3, np.random.default_rng(0))
+
+
+def test_an_observer_has_seen_a_step():
+    data = imputation.series(np.zeros((1, 3, 1)))
+    assert data.until(1).valid.sum() == 1 and data.until(9).valid.all()
+    with pytest.raises(ValueError, match="Series.until: num_steps must be an integer >= 1, got 0"):
+        data.until(0)

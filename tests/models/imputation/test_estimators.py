@@ -130,6 +130,9 @@ def test_what_does_not_fit_is_refused(imputer):
         imputer.quantiles(frame(), [0.0])
     with pytest.raises(ValueError, match="num_samples must be an integer >= 1, got 0"):
         imputer.sample(frame(), 0)
+    for seed in (None, -1, 0.5):
+        with pytest.raises(ValueError, match=f"SeriesImputer.sample: random_state .*, got {seed}"):
+            imputer.sample(frame(), random_state=seed)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +161,15 @@ def test_data_that_nothing_can_be_learned_from_are_refused():
         SeriesClassifier().fit(TABLE, np.full(60, "a"))
     with pytest.raises(ValueError, match="requires y to be passed"):
         SeriesClassifier().fit(TABLE, None)
+
+
+def test_rows_far_out_have_no_quantiles(imputer):
+    """A code of nothing measured, 1e20, in an observed cell: bands of that row were its smallest draws."""
+    table = TABLE[:3].copy()
+    table[1] = [1e20, np.nan, 5.0]
+    for ask in (imputer.quantiles, imputer.transform):
+        with pytest.raises(ValueError, match="series have no weights, log_weights being"):
+            ask(pd.DataFrame(table, columns=list("abc")))
 
 
 @pytest.mark.slow  # fits anew

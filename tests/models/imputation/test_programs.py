@@ -442,3 +442,48 @@ def test_batches_of_series_give_what_one_batch_gives(key):
 def test_impossible_switches_are_refused(switches, match):
     with pytest.raises(ValueError, match=match):
         make(**switches)
+
+
+def test_trees_are_of_the_series_that_were_imputed(key):
+    """Those of one series were laid over all that were imputed."""
+    x = np.zeros((4, 1, 3, 2, 1))
+    found = Imputation(np.zeros((3, 2, 1), bool), x, x[:, 0], x[..., 0, 0], None, False)
+    data = imputation.series(np.full((3, 2, 1), np.nan))
+    for other in (data.rows(slice(1)), imputation.series(np.zeros((3, 2, 1)))):
+        with pytest.raises(ValueError, match="other cells are observed in the data, of shape"):
+            imputation.to_arviz(found, other, key)
+    with pytest.raises(ValueError, match=r"'truth' has shape \(3, 2\), and the cells \(3, 2, 1\)"):
+        imputation.to_arviz(found, data, key, truth=np.zeros((3, 2)))
+
+
+def test_draws_without_weights_say_nothing():
+    """Quantiles were the smallest draws where no draw of a series had a weight."""
+    rng = np.random.default_rng(0)
+    for bad in (-np.inf, np.nan, np.inf):
+        for average in ("inner", "outer"):
+            log_weights = rng.normal(size=(4, 2, 3))
+            x = rng.normal(size=(4, 2, 3, 2, 1))
+            found = Imputation(
+                np.zeros((3, 2, 1), bool), x, x[:, 0], log_weights, None, False, average=average
+            )
+            np.testing.assert_allclose(found.weights.sum((0, 1)), 1)
+            log_weights = log_weights.copy()
+            log_weights[:, :, 1] = bad
+            lost = dataclasses.replace(found, log_weights=log_weights)
+            for ask in (
+                lambda lost=lost: lost.quantiles([0.5]),
+                lambda lost=lost: lost.mean,
+                lambda lost=lost: lost.crps(np.zeros((3, 2, 1))),
+                lambda lost=lost: lost.ess,
+            ):
+                with pytest.raises(
+                    ValueError, match="draws of 1 of 3 series have no weights.* 1: 32"
+                ):
+                    ask()
+            rest = lost.rows(np.array([0, 2])).quantiles([0.5])
+            np.testing.assert_array_equal(rest, found.quantiles([0.5])[:, [0, 2]])
+    with pytest.raises(ValueError, match=r"levels must lie in \(0, 1\), got \[\]"):
+        found.quantiles([])
+    for truth in (np.zeros((3, 2)), np.zeros((2, 1)), np.zeros(())):
+        with pytest.raises(ValueError, match=r"and the cells \(3, 2, 1\): values would be"):
+            found.crps(truth)

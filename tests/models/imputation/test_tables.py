@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from lapilli.models.imputation import TableImputer, pool
+from lapilli.models.imputation.tables import Columns, TableParameters
 from lapilli.models.imputation.tables._categories import INTERCEPT_SCALE, SCALE, draw_weights
 from lapilli.models.imputation.tables._numbers import draw_parameters, gains, given_seen, root
 
@@ -303,6 +304,29 @@ def test_impossible_degrees_and_levels_of_pooling_are_refused():
         pool([1.0, 2.0], [1.0, 1.0], df=0)
     with pytest.raises(ValueError, match=r"level must lie in \(0, 1\), got 95"):
         pool([1.0, 2.0], [1.0, 1.0]).interval(95)
+
+
+def test_infinitely_many_degrees_are_those_of_none():
+    """They were NaN."""
+    args = ([1.0, 2.0, 1.5], [0.1, 0.2, 0.1])
+    assert pool(*args, df=np.inf) == pool(*args)
+    assert pool(*args, df=1e12).df == pytest.approx(float(pool(*args).df), rel=1e-6)
+
+
+def test_skewness_of_few_cells_is_not_told():
+    """Ten cells may have a skewness of 2.7 by chance; the noise was that of all rows."""
+    imputer = TableImputer()
+    imputer._columns = Columns(("a",), (None,), (0,), {}, np.zeros(1), np.ones(1))
+    imputer._params = TableParameters(
+        np.zeros((1, 1, 1)), np.ones((1, 1, 1)), np.zeros((1, 0, 1, 2))
+    )
+    x, c = np.zeros((1000, 1), np.float32), np.zeros((1000, 0), int)
+    x[0] = 1.0
+    imputer._look_at_residuals(x, c, np.arange(1000)[:, None] >= 10)
+    assert imputer.skewness_["a"] == pytest.approx(8 / 3, rel=1e-5)
+    x[:500] = x[:10].repeat(50, 0)
+    with pytest.warns(UserWarning, match="residuals are far from normal, with skewness {'a': 2.7}"):
+        imputer._look_at_residuals(x, c, np.arange(1000)[:, None] >= 500)
 
 
 def numbers(**columns):
