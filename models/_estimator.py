@@ -152,8 +152,11 @@ class StoredEstimator(BaseEstimator):
 
     def _set_units(self, X: np.ndarray) -> None:
         """Mean and spread of the columns of a table, for `_in_units`; a column without spread keeps its scale."""
+        X = np.asarray(X, float)
         spread = X.std(0)
-        self._mean, self._scale = X.mean(0), np.where(spread > 0, spread, 1.0)
+        # Of equal cells a rounded mean may leave a spread of rounding errors.
+        has_spread = (spread > 0) & (np.ptp(X, 0) > 0)
+        self._mean, self._scale = X.mean(0), np.where(has_spread, spread, 1.0)
 
     def _in_units(self, X: np.ndarray) -> np.ndarray:
         return ((X - self._mean) / self._scale).astype(np.float32)

@@ -55,7 +55,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         batch_size: episodes a step.
         learning_rate: of the network's weights, with a cosine decay to zero.
         validation_fraction: share of the classes held out, for whose episodes the parameters kept are best, and on which a
-            temperature is fitted; 0: the last parameters, and none.
+            temperature is fitted; less than two classes: the last parameters, and none.
         patience: steps without a smaller loss of these episodes after which training ends; None: never.
         check_every: steps between looks at these episodes.
         random_state: as everywhere in scikit-learn.
@@ -193,7 +193,7 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
             X: rows to classify.
 
         Raises:
-            ValueError: nothing was adapted to; X has other features than in `fit`.
+            ValueError: nothing was adapted to; X has other features than in `fit`, or cells so far out that nothing is known.
         """
         check_is_fitted(self, "_leaves")
         if self._support is None:
@@ -204,7 +204,8 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
         x, y = self._support
         support = Points(x[None], y[None], np.ones((1, len(y)), bool))
         run = self._compiled.setdefault(
-            len(self.classes_), jax.jit(functools.partial(self._scores, len(self.classes_)))
+            (len(self.classes_), self.num_draws),
+            jax.jit(functools.partial(self._scores, len(self.classes_))),
         )
         key, parts = jax.random.fold_in(jax.random.key(self._seed), 2), []
         for start in range(0, len(X), PART):
@@ -212,7 +213,15 @@ class FewShotClassifier(ClassifierMixin, StoredEstimator):
             query = Points(np.resize(part, (1, PART, X.shape[1])), None, np.ones((1, PART), bool))
             scores = np.asarray(run(self._ready(), key, Episodes(support, query))[0])
             parts.append(jax.nn.softmax(scores[:, 0, : len(part)] / self.temperature_, -1).mean(0))
-        return np.concatenate(parts).astype(float)
+        probs = np.concatenate(parts).astype(float)
+        lost = np.flatnonzero(np.isnan(probs).any(1))
+        if len(lost):
+            raise ValueError(
+                f"FewShotClassifier: {len(lost)} of {len(X)} rows have no probabilities, the first is row {lost[0]}: 32 bits do "
+                "not hold what the network makes of it. Look there, and among the examples, for cells that are far out, e.g. a "
+                "number that stands for nothing measured."
+            )
+        return probs
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """The most probable class of each row.

@@ -1,5 +1,6 @@
 """Few-shot classification as an estimator of scikit-learn: new classes, files, refusals, and where it should gain."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -83,6 +84,28 @@ def test_what_does_not_fit_is_refused(act, error, message):
 def test_what_cannot_be_adapted_to_is_refused(learned, act, message):
     with pytest.raises(ValueError, match=message):
         act(learned)
+
+
+@pytest.mark.slow  # compiles
+def test_predictions_have_the_number_of_draws_that_is_asked_for(adapted):
+    """What had been compiled was kept for another number of draws."""
+    model = copy.copy(adapted)
+    model.predict_proba(X[:4])
+    found = model.set_params(num_draws=7).predict_proba(X[:4])
+    np.testing.assert_allclose(found, copy.copy(model).predict_proba(X[:4]), rtol=1e-6)
+    assert not np.array_equal(found, adapted.predict_proba(X[:4]))
+
+
+@pytest.mark.slow  # compiles
+def test_rows_of_which_nothing_is_known_have_no_class(adapted):
+    """The first class was named for rows whose probabilities are NaN."""
+    far = X[:3].copy()
+    far[1, 0] = 1e39
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(ValueError, match="1 of 3 rows .* row 1: 32 bits"),
+    ):
+        adapted.predict(far)
 
 
 @pytest.mark.slow  # training
