@@ -110,9 +110,11 @@ def adapt(network: PyTree, rank: int, key: Key, *, scale: float = 1.0) -> Any:
     Returns:
         A module for `ppl.module`, called as the network is. At first B = 0, so that it returns what the network returns.
 
+    A layer of nnx that stands in several places has one B A in all of them.
+
     Raises:
         ValueError: a rank below 1.
-        TypeError: there is no linear layer.
+        TypeError: there is no linear layer, or one of nnx in a tuple, which holds what it holds.
 
     Reference: Hu et al. 2021, arXiv:2106.09685.
     """
@@ -207,8 +209,8 @@ def _adapt_nnx(network: Any, rank: int, key: Array, scale: float) -> Any:
     from flax import nnx
 
     low_rank, frozen = _nnx_classes()
-    copy, count = nnx.clone(network), 0
-    nodes = [node for _, node in nnx.iter_graph(copy) if isinstance(node, nnx.Module | list)]
+    copy, layers = nnx.clone(network), {}
+    nodes = [n for _, n in nnx.iter_graph(copy) if isinstance(n, nnx.Module | list | dict)]
     if isinstance(copy, nnx.Linear):
         layer = low_rank(copy, rank, key, scale)
         _freeze(copy, frozen)
@@ -216,10 +218,19 @@ def _adapt_nnx(network: Any, rank: int, key: Array, scale: float) -> Any:
     for node in nodes:
         for name, child in list(_children(node)):
             if isinstance(child, nnx.Linear):
-                count += 1
-                _set(node, name, low_rank(child, rank, jax.random.fold_in(key, count), scale))
+                if id(child) not in layers:
+                    own = jax.random.fold_in(key, len(layers) + 1)
+                    layers[id(child)] = low_rank(child, rank, own, scale)
+                _set(node, name, layers[id(child)])
         _freeze(node, frozen)
-    if not count:
+    linears = [(path, n) for path, n in nnx.iter_graph(copy) if isinstance(n, nnx.Linear)]
+    left = [path for path, linear in linears if id(linear) not in layers]
+    if left:
+        raise TypeError(
+            f"adapt: the linear layers at {left} of a {type(network).__name__} stand in a tuple, in which nothing can be "
+            "replaced. Hold them in an nnx.List."
+        )
+    if not layers:
         raise _nothing(network)
     return copy
 
@@ -240,11 +251,13 @@ def _without_nnx(network: Any) -> Any:
 
 
 def _children(node: Any) -> Any:
-    return enumerate(node) if isinstance(node, list) else vars(node).items()
+    if isinstance(node, list):
+        return enumerate(node)
+    return node.items() if isinstance(node, dict) else vars(node).items()
 
 
 def _set(node: Any, name: Any, value: PyTree) -> None:
-    if isinstance(node, list):
+    if isinstance(node, list | dict):
         node[name] = value
     else:
         setattr(node, name, value)
@@ -255,5 +268,5 @@ def _freeze(node: Any, frozen: Any) -> None:
     from flax import nnx
 
     for name, child in list(_children(node)):
-        if type(child) is nnx.Param:
+        if isinstance(child, nnx.Param):
             _set(node, name, frozen(child.get_value()))

@@ -132,3 +132,38 @@ def test_what_cannot_be_adapted_is_named():
         adapters.adapt(nnx.LayerNorm(3, rngs=nnx.Rngs(0)), 2, KEY)
     with pytest.raises(TypeError, match="has no adapters"):
         adapters.without(nnx_net())
+
+
+def test_every_linear_layer_of_nnx_is_adapted_once():
+    """Those in plain dictionaries stayed as they were, tied ones came apart, and parameters of other classes were trained."""
+    nnx = pytest.importorskip("flax.nnx")
+    linear = lambda seed: nnx.Linear(2, 2, rngs=nnx.Rngs(seed))
+
+    class Scale(nnx.Param):
+        pass
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.first = self.tied = linear(0)
+            self.named = nnx.data({"a": linear(1), "more": [linear(2)]})
+            self.scale = Scale(jnp.ones(2))
+
+        def __call__(self, x):
+            x = self.named["more"][0](self.named["a"](self.first(x)))
+            return self.tied(x) * self.scale.get_value()
+
+    net = Net()
+    made = adapters.adapt(net, 1, KEY)
+    assert adapters.num_trained(made) == 3 * 4 and made.first is made.tied
+    np.testing.assert_array_equal(made(X[:, :2]), net(X[:, :2]))
+    made.named["a"].up.set_value(jnp.ones((2, 1)))
+    assert not np.allclose(made(X[:, :2]), net(X[:, :2]))
+
+    class Pair(nnx.Module):
+        def __init__(self):
+            self.head, self.pair = linear(0), nnx.data((linear(1), linear(2)))
+
+    with pytest.raises(
+        TypeError, match=r"the linear layers at \[\('pair', 0\), \('pair', 1\)\] of a Pair"
+    ):
+        adapters.adapt(Pair(), 1, KEY)
