@@ -10,7 +10,15 @@ import jax
 from jaxtyping import Array, PyTree
 
 from .... import ppl
-from ....ppl._compat import ClosedJaxpr, Literal, Var, is_concrete, jaxpr_as_fun, without_dead_code
+from ....ppl._compat import (
+    ClosedJaxpr,
+    Literal,
+    Var,
+    is_concrete,
+    jaxpr_as_fun,
+    scan_counts,
+    without_dead_code,
+)
 from ....ppl._types import Key
 from ....ppl.language import check_proposed_cells
 from ....ppl.traces import as_choices, sites_of
@@ -28,16 +36,11 @@ class TracedProgram:
         inputs: tuple[Array | Key | dict[str, PyTree], ...],
         offers_reach: bool = False,
     ) -> None:
-        def run(*inputs: Array | Key | dict[str, Array]) -> tuple[ppl.Trace, dict[str, PyTree]]:
-            trace = fn(*inputs)
-            # Masks and scales do not belong to the particles; `masks` finds them without a run.
-            bare = dataclasses.replace(trace, cells={}, scales={}, masks={})
-            return bare, as_choices(trace.reach) if offers_reach else {}
-
-        self.closed, out = jax.make_jaxpr(run, return_shape=True)(*inputs)
+        self.closed, out, atoms = _traced(fn, inputs, offers_reach, [])
+        if handed := _handed_on(self.closed.jaxpr, atoms[0].log_probs):
+            self.closed, out, atoms = _traced(fn, inputs, offers_reach, handed)
         self.shapes: ppl.Trace = out[0]
         self.limited = sites_of(out[1])
-        atoms = jax.tree.unflatten(jax.tree.structure(out), self.closed.jaxpr.outvars)
         self.trace: ppl.Trace = atoms[0]
         # What a model gets from this program, its proposal: values, and what their laws can be.
         self.offered: dict[str, Any] = self.trace.choices | atoms[1]
@@ -64,6 +67,38 @@ class TracedProgram:
             for i, eqn in enumerate(self.closed.jaxpr.eqns)
             if eqn.primitive.name == "scan" and any(id(v) in wanted for v in eqn.outvars)
         ]
+
+
+def _traced(
+    fn: Callable[..., ppl.Trace], inputs: tuple[Any, ...], offers_reach: bool, copied: list[str]
+) -> tuple[ClosedJaxpr, PyTree, PyTree]:
+    """The jaxpr of a run, what it returns as shapes and as atoms; sites `copied` have a log-prob of their own."""
+
+    def run(*inputs: Array | Key | dict[str, Array]) -> tuple[ppl.Trace, dict[str, PyTree]]:
+        trace = fn(*inputs)
+        log_probs = {n: x + 0.0 if n in copied else x for n, x in trace.log_probs.items()}
+        # Masks and scales do not belong to the particles; `masks` finds them without a run.
+        bare = dataclasses.replace(trace, log_probs=log_probs, cells={}, scales={}, masks={})
+        return bare, as_choices(trace.reach) if offers_reach else {}
+
+    closed, out = jax.make_jaxpr(run, return_shape=True)(*inputs)
+    return closed, out, jax.tree.unflatten(jax.tree.structure(out), closed.jaxpr.outvars)
+
+
+def _handed_on(jaxpr: Any, log_probs: dict[str, Any]) -> list[str]:
+    """Sites whose log-prob is no variable of their own, which its equation would bring at its time.
+
+    A factor hands on what it is given: the value of another factor, a carry of a scan, a site that the proposal draws.
+    """
+    skip = lambda eqn: scan_counts(eqn.params)[1] if eqn.primitive.name == "scan" else 0
+    free = {id(v) for eqn in jaxpr.eqns for v in eqn.outvars[skip(eqn) :]}
+    free |= {id(v) for v in jaxpr.constvars}
+    found = []
+    for name, atom in log_probs.items():
+        if not isinstance(atom, Literal) and id(atom) not in free:
+            found.append(name)
+        free.discard(id(atom))
+    return found
 
 
 Run = tuple[Callable[..., ppl.Trace], tuple[Any, ...]]
