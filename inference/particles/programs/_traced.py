@@ -232,6 +232,7 @@ def check_known(machine: Machine, run: TracedProgram, stop: int) -> None:
 
 
 def check_retained(model: TracedProgram, retained: dict[str, Any]) -> None:
+    """Every latent site has a value, and of its own shape: one that is broadcast would be another path."""
     latent = [n for n, info in model.shapes.sites.items() if info.kind == "latent"]
     missing = sorted(set(latent) - set(retained))
     if missing:
@@ -239,6 +240,13 @@ def check_retained(model: TracedProgram, retained: dict[str, Any]) -> None:
             f"smc: the retained path has no values for the latent sites {missing}; drawn anew, they would change its law. Give "
             "every latent site a value."
         )
+    for name in latent:
+        have, want = retained[name].shape, model.shapes.choices[name].shape
+        if have != want:
+            raise ValueError(
+                f"smc: the retained path has shape {have} at site '{name}', and the site has {want}. Nothing is broadcast "
+                "silently: give each of its elements a value."
+            )
 
 
 def check_proposal(trace: ppl.Trace, proposal: ppl.Program) -> None:

@@ -164,6 +164,9 @@ STRUCTURE = {
     "needs site 'a' before the proposal": lambda key, ys: smc(walk, key, ys, proposal=late),
     r"auxiliary sites \['u'\]": lambda key, ys: smc(straight, key, ys, proposal=auxiliary),
     "retained path has no values": lambda key, ys: smc(walk, key, ys, retained={"a": 0.5}),
+    r"retained path has shape \(1,\) at site 'z', and the site has \(5,\)": lambda key, ys: smc(
+        five, key, ys, retained={"z": jnp.ones(1)}
+    ),
     "top-level scans": lambda key, ys: smc(straight, key, ys, twist=lambda x, t: x),
     "ess_below: fraction": lambda key, ys: resampling.ess_below(0.0),
     "window: needs": lambda key, ys: resampling.window(3, 2),
