@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,8 +43,9 @@ class SMCResult:
         paths: for a `FeynmanKac` with `history="full"`, the particles' paths [particles, steps + 1, ...].
         failed_at: number of the first weighing after which no particle had positive weight, or one was NaN; -1 if there is none.
         k_hat: Pareto shape of the largest final weights, see `inference.diagnostics.importance_diagnostics`: well above 0.7
-            weighted averages and the last increment are not to be trusted. -inf where weights are equal, NaN for fewer than 25
-            particles, and where increments are so large that rounding makes a nat of them.
+            weighted averages and the last increment are not to be trusted. -inf where weights are equal. NaN for fewer than 25
+            particles, where fewer than five weights tell (others are zero beside them, or equal), and where increments are so
+            large that rounding makes a nat of them.
         num_ancestors: how many of the first particles have descendants of positive weight among the last; all of them under
             gradient="ot", which leaves no ancestors.
         log_apart: log-share of the pairs of last particles that descend from different first ones, nats: see `evidence_variance`.
@@ -135,6 +137,7 @@ def warn_of_lost(name: str, failed_at: Array) -> None:
 
 FEW = 0.01  # share of the first particles
 LEAST_PARTICLES = 25  # below, one ancestor is no sign
+LEAST_ESS = 5.0  # below, of so many particles, no tail of the weights is known
 
 
 def warn_of_degeneracy(result: SMCResult, has_memory: bool) -> None:
@@ -145,15 +148,20 @@ def warn_of_degeneracy(result: SMCResult, has_memory: bool) -> None:
     if not is_concrete(result) or int(result.failed_at) >= 0:
         return
     size, k_hat, num = len(result.log_weights), float(result.k_hat), int(result.num_ancestors)
-    worst = worst_shape(size)
+    worst = worst_shape(size, int((result.log_weights > -jnp.inf).sum()))
+    last_ess = float(jnp.append(size, result.ess)[-1])
     told = told_digits(result.increments)
     if has_memory and size >= LEAST_PARTICLES and num <= max(1, FEW * size):
         told.append(
             f"all particles descend from {num} of {size} at the start and are near copies (num_ancestors)"
         )
-    if k_hat > worst and float(jnp.append(size, result.ess)[-1]) < 0.9 * size:
+    if k_hat > worst and last_ess < 0.9 * size:
         told.append(
             f"the final weights have k-hat {k_hat:.2f}, above {worst:.2f}: the largest ones decide, and larger ones were not met"
+        )
+    elif math.isnan(k_hat) and not told and size >= LEAST_PARTICLES and last_ess < LEAST_ESS:
+        told.append(
+            f"the final weights leave {last_ess:.2g} effective particles of {size} (ess), too few to tell how large others can be"
         )
     if told:
         warnings.warn(

@@ -1,5 +1,6 @@
 """What a result tells of its own degeneracy, and the warning: k-hat of the last weights, and the ancestors that are left."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -29,6 +30,33 @@ def test_k_hat_of_equal_or_few_weights():
     assert pareto_shape(jnp.full(100, -np.log(100))) == -jnp.inf
     assert jnp.isnan(pareto_shape(jnp.arange(20.0)))
     assert worst_shape(100) > worst_shape(10_000) > 0.7
+
+
+@pytest.mark.parametrize("num_positive", [6, 20, 94, 1000])
+def test_k_hat_does_not_mind_weights_of_zero(num_positive, key):
+    """Log-weights 20 x of Normal draws x, the least of which no float32 holds beside the largest, and weights of 0."""
+    is_positive = jnp.arange(1000) < num_positive
+    log_weights = jnp.where(is_positive, 20 * jax.random.normal(key, (1000,)), -jnp.inf)
+    assert pareto_shape(log_weights) > worst_shape(1000, num_positive)
+    even = jnp.where(is_positive, 0.0, -jnp.inf)
+    assert pareto_shape(even) == -jnp.inf
+    assert jnp.isnan(pareto_shape(even.at[4:].set(-jnp.inf)))
+
+
+def test_a_run_that_few_particles_survive_is_told(key):
+    """Weights exp(100 x), of which one is nearly all; and three particles of a thousand with any weight."""
+    spread = inference.FeynmanKac(
+        jax.random.normal, lambda key, x, t: x, lambda _, x, t: 100 * x, 0
+    )
+    with pytest.warns(UserWarning, match=r"k-hat .* the largest ones decide|effective particles"):
+        result = inference.smc(spread, key)
+    assert result.ess[-1] < 4
+    log_weights = jnp.where(jnp.arange(1000) < 3, -jnp.log(3.0), -jnp.inf)
+    few = dataclasses.replace(
+        result, log_weights=log_weights, k_hat=pareto_shape(log_weights), ess=jnp.array([3.0])
+    )
+    with pytest.warns(UserWarning, match=r"leave 3 effective particles of 1000 \(ess\)"):
+        warn_of_degeneracy(few, False)
 
 
 def test_no_derivative_passes_k_hat(key):
