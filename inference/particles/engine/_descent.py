@@ -64,7 +64,7 @@ def new_ancestor(
 ) -> Array:  # fmt: skip
     """A particle before step t as the ancestor of the retained path (choices [steps, ...]), drawn from B_t.
 
-    The number of particles where a density is NaN: no particle.
+    The number of particles where a density is NaN or infinite: no particle.
     """
     at = jnp.minimum(t + jnp.arange(max(future.memory, 1)), future.length - 1)
     window = jax.tree.map(lambda x: x[at], retained)
@@ -79,11 +79,12 @@ def new_ancestor(
 
 
 def choose(key: Array, logits: Array, fallback: Array) -> Array:
-    """An index drawn in proportion to exp(logits); `fallback` where all are zero, `len(logits)` where one is NaN."""
+    """An index drawn in proportion to exp(logits); `fallback` where all are zero, `len(logits)` where one is NaN or +inf."""
     logits = underived(NO_PATH_GRADIENT, logits)
     is_lost = ~(logits.max() > -jnp.inf)
     index = jnp.where(is_lost, fallback, multinomial(key, logits, 1)[0])
-    return jnp.where(jnp.isnan(logits).any(), len(logits), index)
+    is_number = logits < jnp.inf  # not of NaN
+    return jnp.where(is_number.all(), index, len(logits))
 
 
 def turned(particles: PyTree, index: Array) -> Array:

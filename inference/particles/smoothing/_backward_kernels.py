@@ -62,7 +62,7 @@ class DrawnBefore(NamedTuple):
     Attributes:
         index: particles, [n].
         acceptance: share of proposals that were accepted; NaN without proposals.
-        excess: largest log F above the bound that was given; -inf without a bound, NaN if some log F is.
+        excess: largest log F above the bound that was given; -inf without a bound, NaN or +inf if some log F is.
     """
 
     index: Array
@@ -103,14 +103,14 @@ def metropolis(num_moves: int) -> Draw:
             uniform = jax.random.uniform(key_accept, index.shape)
             accepted = (jnp.log(uniform) < ratio) & (ahead > -jnp.inf)
             state = jnp.where(accepted, other, index), jnp.where(accepted, ahead, density)
-            return state, (accepted.mean(), jnp.isnan(ahead).any())
+            return state, (accepted.mean(), _is_odd(ahead))
 
         start = (step.parents, step.ahead(step.parents))
-        (index, _), (rates, is_nan) = jax.lax.scan(
+        (index, _), (rates, is_odd) = jax.lax.scan(
             move, start, jax.random.split(step.key, num_moves)
         )
-        is_nan = is_nan.any() | jnp.isnan(start[1]).any()
-        return DrawnBefore(index, rates.mean(), jnp.where(is_nan, jnp.nan, -jnp.inf))
+        is_odd = is_odd.any() | _is_odd(start[1])
+        return DrawnBefore(index, rates.mean(), jnp.where(is_odd, jnp.nan, -jnp.inf))
 
     return draw
 
@@ -167,8 +167,13 @@ def _by_weight(key: Array, step: StepBefore) -> Array:
 
 
 def _no_number(index: Array, step: StepBefore) -> Array:
-    """NaN where `choose` met a NaN, else -inf."""
+    """NaN where `choose` met a NaN or +inf, else -inf."""
     return jnp.where((index == len(step.log_weights)).any(), jnp.nan, -jnp.inf)
+
+
+def _is_odd(log_densities: Array) -> Array:
+    """Whether one is no density: a ratio to infinity, too, says nothing."""
+    return ~(log_densities < jnp.inf).all()
 
 
 def _known(log_densities: Array, shape: tuple[int, ...]) -> Array:

@@ -254,8 +254,8 @@ def _checked(paths: object, excess: Array, failed_at: Array) -> PyTree:
         return voided(paths, is_lost)
     if jnp.isnan(excess):
         raise ValueError(
-            "smooth: the log-density of a step ahead is NaN at a particle of positive weight, and without that particle the "
-            "paths would have the wrong law. Return -inf for what is impossible."
+            "smooth: the log-density of a step ahead is NaN or +inf at a particle of positive weight, and without that particle "
+            "the paths would have the wrong law. Return -inf for what is impossible, and finite numbers for the rest."
         )
     if is_wrong:
         raise ValueError(

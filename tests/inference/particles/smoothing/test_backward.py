@@ -147,11 +147,16 @@ def test_a_kernel_whose_retained_path_spreads_is_found(key, monkeypatch):
 
 # Densities that are NaN.
 
-# A transition whose density from state 1 to state 0 cannot be computed.
-BROKEN = dataclasses.replace(
-    CHAIN,
-    log_transition=lambda old, k, t: jnp.where((old == 1) & (k == 0), jnp.nan, jnp.log(table(MOVE))[old, k]),
-)  # fmt: skip
+
+def broken(value):
+    """A chain whose density from state 1 to state 0 is no number."""
+    return dataclasses.replace(
+        CHAIN,
+        log_transition=lambda old, k, t: jnp.where((old == 1) & (k == 0), value, jnp.log(table(MOVE))[old, k]),
+    )  # fmt: skip
+
+
+BROKEN = broken(jnp.nan)
 METHODS = {
     "exact": {"method": "ffbs"},
     "Metropolis": {"method": "mcmc"},
@@ -164,10 +169,19 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_paths_are_refused_where_a_density_ahead_is_nan(name, key):
     smooth = lambda key: inference.smooth(BROKEN, key, num_particles=50, **METHODS[name])
-    with pytest.raises(ValueError, match="step ahead is NaN"):
+    with pytest.raises(ValueError, match=r"step ahead is NaN or \+inf"):
         smooth(key)
     result = jax.jit(smooth)(key)
     assert (result.paths == jnp.iinfo(jnp.int32).min).all() and jnp.isnan(result.excess)
+
+
+@pytest.mark.slow  # compilations
+@pytest.mark.parametrize(("method", "words"), [("ffbs", "ahead is NaN or"), ("mcmc", "ahead is NaN or"),
+                                               (inference.particles.BackwardRejection(0.0), "log_bound by inf")])  # fmt: skip
+def test_paths_are_refused_where_a_density_ahead_is_infinite(method, words, key):
+    """Beside infinity every other particle has no share; drawn from all alike, paths would have another law."""
+    with pytest.raises(ValueError, match=words):
+        inference.smooth(broken(jnp.inf), key, num_particles=50, method=method)
 
 
 @pytest.mark.slow
