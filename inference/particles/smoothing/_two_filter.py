@@ -124,7 +124,10 @@ def marginals(
 
     masses = jnp.concatenate([first_mass()[None], jax.lax.map(mass, step)])
     is_lost = ~(masses.max(1) > -jnp.inf)
-    _check_found(is_lost, jnp.isnan(masses).any(1))
+    # Weights that come after a weighing without any are even, and look like others.
+    lost_at = jnp.where(result.failed_at < 0, -1, future.length - 1 - result.failed_at + shift)
+    _check_found(is_lost, ~(masses < jnp.inf).all(1), lost_at)
+    is_lost = is_lost | (lost_at >= 0)
     masses = underived(
         NO_PATH_GRADIENT, jnp.where(is_lost[:, None], uniform(masses.shape[1]), masses)
     )
@@ -133,7 +136,7 @@ def marginals(
     count = lambda row: jnp.zeros(masses.shape[1], int).at[row].set(1).sum()
     pick = lambda x: jnp.moveaxis(jax.vmap(lambda x, i: x[i])(x, index[1:]), 0, 1)
     early, late = jax.tree.map(lambda x: x[index[0]], segment), jax.tree.map(pick, found)
-    early, late = voided((early, late), is_lost.any() | jnp.isnan(result.log_evidence))
+    early, late = voided((early, late), is_lost.any() | ~(masses < jnp.inf).all())
     if is_chain:
         paths = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), early, late)
     else:
@@ -187,12 +190,18 @@ def _check_choices(info: InformationFilter, record: Filter) -> None:
         )
 
 
-def _check_found(is_lost: Array, is_nan: Array) -> None:
-    if is_concrete(is_nan) and bool(is_nan.any()):
+def _check_found(is_lost: Array, is_odd: Array, lost_at: Array) -> None:
+    """Refuse draws of a wrong law; `lost_at` is the step at which the run backwards lost its particles, -1 for none."""
+    if is_concrete(is_odd) and bool(is_odd.any()):
         raise ValueError(
-            f"smooth: before step {int(jnp.argmax(is_nan))} a density of a pair of forward and backward particles, or of "
-            "the InformationFilter's prior, is NaN, and without it the draws would have the wrong law. Return -inf for what is "
-            "impossible."
+            f"smooth: before step {int(jnp.argmax(is_odd))} a density of a pair of forward and backward particles, or of "
+            "the InformationFilter's prior, is NaN or +inf, and without it the draws would have the wrong law. Return -inf for "
+            "what is impossible."
+        )
+    if is_concrete(lost_at) and int(lost_at) >= 0:
+        raise ValueError(
+            f"smooth: at step {int(lost_at)} the run backwards lost all its particles: none has a positive density of the next "
+            "step given it. Give the InformationFilter priors and kernels that reach where the data are, or use more particles."
         )
     if is_concrete(is_lost) and bool(is_lost.any()):
         raise ValueError(
