@@ -35,14 +35,16 @@ class Replicates:
 
     @property
     def particles(self) -> Any:
-        """The particles of all runs, [runs * particles, ...]."""
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.runs.particles)
+        """The particles of all runs (and their islands), [runs * particles, ...]."""
+        axes = self.runs.log_weights.ndim
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), self.runs.particles)
 
     @property
     def log_weights(self) -> Array:
         """Their weights, each run's in proportion to its evidence; normalised, nats, [runs * particles]."""
         shares = jax.nn.log_softmax(self.runs.log_evidence)
-        return (shares[:, None] + self.runs.log_weights).reshape(-1)
+        weights = self.runs.log_weights
+        return (shares[:, None] + weights.reshape(len(shares), -1)).reshape(-1)
 
 
 @checked_call

@@ -225,6 +225,21 @@ def test_islands_move_as_wholes_and_only_when_the_policy_says_so(key):
     assert result.is_exchanged.any() and not result.is_exchanged.all()
 
 
+@pytest.mark.slow  # a run of runs compiles
+def test_replicates_of_islands_have_the_shares_of_their_runs(key):
+    """As many runs as islands, which no shape tells apart."""
+    run = lambda key: inference.particles.islands(
+        WALK, key, num_islands=3, num_particles=4, history="none", island_policy=resampling.never()
+    )
+    found = inference.particles.replicate(run, key, 3)
+    shares = jax.nn.log_softmax(found.runs.log_evidence)
+    want = jnp.stack(
+        [share + one for share, one in zip(shares, found.runs.log_weights, strict=True)]
+    )
+    np.testing.assert_allclose(found.log_weights, want.ravel(), rtol=1e-5)
+    np.testing.assert_array_equal(found.particles[0], found.runs.particles[0].ravel())
+
+
 def options_of(**change):
     return {"num_islands": 4, "num_particles": 6} | change
 
