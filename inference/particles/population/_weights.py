@@ -44,9 +44,14 @@ def times(log_weights: Array, log_densities: Array) -> Array:
 
 @full_precision
 def weighted_mean(log_weights: Array, values: Array) -> PyTree:
-    """sum_k W_k x_k for each array of a tree, whose first axes are those of the log-weights."""
-    weights = jnp.exp(log_weights)
-    return jax.tree.map(lambda x: jnp.tensordot(weights, x, weights.ndim), values)
+    """sum_k W_k x_k for each array of a tree, whose first axes are those of the log-weights; x_k counts where W_k does."""
+    weights, has_say = jnp.exp(log_weights), log_weights > -jnp.inf
+
+    def one(x: Array) -> Array:
+        counted = has_say.reshape(*has_say.shape, *[1] * (x.ndim - has_say.ndim))
+        return jnp.tensordot(weights, jnp.where(counted, x, jnp.zeros((), x.dtype)), weights.ndim)
+
+    return jax.tree.map(one, values)
 
 
 @compiled_alone

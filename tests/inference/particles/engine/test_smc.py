@@ -484,6 +484,18 @@ def test_a_particle_of_weight_zero_may_have_any_potential(key):
     assert abs(result.log_evidence - jnp.log(0.5)) < 0.2
 
 
+def test_a_particle_of_weight_zero_has_no_say_in_a_mean(key):
+    """The logarithm is NaN where the weight is zero."""
+    half = inference.FeynmanKac(
+        jax.random.normal, lambda key, x, t: x, lambda _, x, t: jnp.where(x > 0, 0.0, -jnp.inf), 0
+    )
+    result = inference.smc(half, key, num_particles=100)
+    x = result.particles
+    mean, share = result.mean(lambda x: (jnp.log(x), x > 0))
+    np.testing.assert_allclose(mean, jnp.log(x[x > 0]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(share, 1.0, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_batches_of_particles_give_a_result_of_the_same_law(key):
     assert_evidence(walk, KALMAN, key, Y, batch_size=20, n=1000)
