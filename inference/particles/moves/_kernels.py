@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ....ppl._checks import check_counts
 from ....ppl._precision import full_precision
 
 Array = jax.Array
@@ -122,10 +123,16 @@ class RandomWalk(Kernel):
     Args:
         target_accept: rate of acceptance that `scale` is adapted to.
 
+    Raises:
+        ValueError: `target_accept` is outside of (0, 1).
+
     Reference: Haario, Saksman and Tamminen 2001; scale 2.38 / sqrt(d) to start with, Roberts and Rosenthal 2001.
     """
 
     target_accept: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_rate(self)
 
     def spread(self, points: Array) -> Array:
         return root_of(points)
@@ -155,11 +162,18 @@ class HMC(Kernel):
         num_leapfrog: leapfrog steps of one move.
         target_accept: acceptance rate that the step size is adapted to.
 
+    Raises:
+        ValueError: no leapfrog step, or `target_accept` is outside of (0, 1).
+
     Reference: Neal 2011, arXiv:1206.1901, sections 3.2 and 4.1.
     """
 
     num_leapfrog: int = 8
     target_accept: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_counts(type(self).__name__, num_leapfrog=self.num_leapfrog)
+        _check_rate(self)
 
     def spread(self, points: Array) -> Array:
         return root_of(points)
@@ -219,6 +233,9 @@ class BlackJAX(Kernel):
         target_accept: acceptance rate that the step size is adapted to.
         first_step_size: step size at the first temperature.
 
+    Raises:
+        ValueError: `target_accept` is outside of (0, 1), or `first_step_size` is not positive.
+
     Example:
         >>> import blackjax
         >>> from lapilli.inference.particles import moves
@@ -232,6 +249,13 @@ class BlackJAX(Kernel):
     target_accept: float = 0.8
     first_step_size: float = 0.5
 
+    def __post_init__(self) -> None:
+        _check_rate(self)
+        if not self.first_step_size > 0:
+            raise ValueError(
+                f"BlackJAX: first_step_size must be positive, got {self.first_step_size}. Give the step size to begin with."
+            )
+
     def spread(self, points: Array) -> Array:
         return points.var(0) + 1e-12
 
@@ -244,6 +268,15 @@ class BlackJAX(Kernel):
         algorithm = self.build(log_density, scale, spread)
         state, info = algorithm.step(key, algorithm.init(at.point))
         return Standing(state.position, state.logdensity, None), info.acceptance_rate
+
+
+def _check_rate(kernel: Kernel) -> None:
+    """Refuse a rate that no scale has: adapted to it, the scale would go to zero, or without bound."""
+    if not 0 < kernel.target_accept < 1:
+        raise ValueError(
+            f"{type(kernel).__name__}: target_accept must lie in (0, 1), got {kernel.target_accept}. Give the share of moves "
+            "that are to be accepted, e.g. 0.3."
+        )
 
 
 @full_precision
