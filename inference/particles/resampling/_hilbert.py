@@ -13,8 +13,8 @@ MOST = 15  # coordinates: with more, a cell has less than 2 bits a side
 def nearby_order(places: Float[Array, "particles coordinates"]) -> Int[Array, " particles"]:
     """Indices that sort the particles: by their coordinate if there is one, by `hilbert_index` of their cell if there are more.
 
-    Cells are those of a grid over the unit cube, to which each coordinate is mapped by its mean and standard deviation and a
-    logistic function. Places that are not finite come at one end.
+    Cells are those of a grid over the unit cube, to which each coordinate is mapped by mean and standard deviation of its finite
+    values and a logistic function. An infinite one is at the cube's edge, NaN at the mean (last, if there is one coordinate).
 
     Raises:
         ValueError: more than 15 coordinates.
@@ -27,9 +27,13 @@ def nearby_order(places: Float[Array, "particles coordinates"]) -> Int[Array, " 
         )
     if num_coordinates == 1:
         return jnp.argsort(places[:, 0])
-    finite = jnp.nan_to_num(places)
-    spread = jnp.maximum(finite.std(0, keepdims=True), jnp.finfo(places.dtype).tiny)
-    scaled = (finite - finite.mean(0, keepdims=True)) / spread
+    is_finite = jnp.isfinite(places)
+    finite = jnp.where(is_finite, places, 0.0)
+    # Squares of 1e20 would overflow.
+    unit = jnp.maximum(jnp.abs(finite).max(0), jnp.finfo(places.dtype).tiny)
+    mean = (finite / unit).mean(0, where=is_finite)
+    spread = jnp.maximum((finite / unit).std(0, where=is_finite), jnp.finfo(places.dtype).tiny)
+    scaled = jnp.nan_to_num((places / unit - mean) / spread, posinf=jnp.inf, neginf=-jnp.inf)
     num_bits = NUM_BITS // num_coordinates
     cells = jnp.floor(jax.nn.sigmoid(scaled) * 2**num_bits).astype(jnp.uint32)
     return jnp.argsort(hilbert_index(jnp.minimum(cells, 2**num_bits - 1), num_bits))

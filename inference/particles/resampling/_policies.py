@@ -37,7 +37,9 @@ def ess_below(fraction: float = 0.5) -> Policy:
 
 
 def every(period: int = 1) -> Policy:
-    """Resample before step `period`, 2 `period`, ...; before every step by default.
+    """Resample before steps 0, `period`, 2 `period`, ...; before every step by default.
+
+    The steps of a program's scans count from 0, the moves of a `FeynmanKac` from 1.
 
     Args:
         period: number of steps, at least 1.

@@ -65,6 +65,16 @@ def test_places_are_sorted_whatever_they_are():
     assert gaps < 0.1 * jnp.abs(jnp.diff(cloud, axis=0)).sum(1).mean()
 
 
+@pytest.mark.parametrize("odd", [jnp.inf, -jnp.inf, jnp.nan])
+def test_a_place_without_bound_leaves_the_others_in_order(odd, key):
+    """One of 300 at infinity: neighbours stay neighbours."""
+    cloud = jax.random.normal(key, (300, 2))
+    order = nearby_order(cloud.at[7, 1].set(odd))
+    order = order[order != 7]
+    gaps = jnp.abs(jnp.diff(cloud[order], axis=0)).sum(1).mean()
+    assert gaps < 0.3 * jnp.abs(jnp.diff(cloud, axis=0)).sum(1).mean()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("scheme", ["stratified", "systematic", "killing"])
