@@ -90,14 +90,27 @@ def _student_t(fn: Any, at: PyTree, y: Array) -> list[FisherOutputs]:
     ]
 
 
-ROOTS: dict[str, tuple[Callable[[PyTree, PyTree, Array], list[FisherOutputs]], tuple[str, ...]]] = {
-    # law: (h and r from the laws at x and at z and the value, parameters that must not depend on x)
-    "Normal": (_normal, ()),
-    "MultivariateNormal": (_multivariate_normal, ("scale_tril",)),
-    "StudentT": (_student_t, ("df", "scale")),
-    "CategoricalLogits": (_categorical, ()),
-    "CategoricalProbs": (_categorical, ()),
-    "BernoulliLogits": (_bernoulli, ()),
-    "BernoulliProbs": (_bernoulli, ()),
-    "Poisson": (_poisson, ()),
+class Root(NamedTuple):
+    """What is known of a law.
+
+    Attributes:
+        outputs: h and r from the laws at x and at z and the value.
+        num_axes: of the outputs of one element, last.
+        fixed: parameters that must not depend on x.
+    """
+
+    outputs: Callable[[PyTree, PyTree, Array], list[FisherOutputs]]
+    num_axes: int = 0
+    fixed: tuple[str, ...] = ()
+
+
+ROOTS = {
+    "Normal": Root(_normal),
+    "MultivariateNormal": Root(_multivariate_normal, 1, ("scale_tril",)),
+    "StudentT": Root(_student_t, fixed=("df", "scale")),
+    "CategoricalLogits": Root(_categorical, 1),
+    "CategoricalProbs": Root(_categorical, 1),
+    "BernoulliLogits": Root(_bernoulli),
+    "BernoulliProbs": Root(_bernoulli),
+    "Poisson": Root(_poisson),
 }

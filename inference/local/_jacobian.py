@@ -226,19 +226,16 @@ def _roots(
         at: the law that the outputs are whitened with, and their slopes taken at.
     """
     base, _ = element(fn)
-    roots, fixed = ROOTS[type(base).__name__]
+    root = ROOTS[type(base).__name__]
     weight = _element_weight(fn, scale)
+    each = weight.reshape(*weight.shape, *(1,) * root.num_axes)
 
     parts = []
-    for root in roots(base, element(at)[0], value):
-        value, slope = jnp.broadcast_arrays(*root)
-        own = root.values.shape[len(base.batch_shape) :]  # an event axis (logits, vectors)
-        each = weight.reshape(*weight.shape, *(1,) * len(own))
-        weighed = lambda part, each=each: jnp.where(each == 0, 0.0, each * part).reshape(
-            *fn.batch_shape, -1
-        )
+    for found in root.outputs(base, element(at)[0], value):
+        value, slope = jnp.broadcast_arrays(*found)
+        weighed = lambda part: jnp.where(each == 0, 0.0, each * part).reshape(*fn.batch_shape, -1)
         parts.append(FisherOutputs(weighed(value), weighed(slope)))
-    return parts, [jnp.asarray(getattr(base, parameter)) for parameter in fixed]
+    return parts, [jnp.asarray(getattr(base, parameter)) for parameter in root.fixed]
 
 
 def _element_weight(fn: Callable[..., PyTree], scale: Any) -> Array:
