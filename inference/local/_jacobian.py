@@ -67,8 +67,12 @@ class Observations:
     site: str
     points: tuple[int, ...] | None
 
-    def expanded(self, x: Array, scale: Array | None, rank: int | None) -> tuple[Array, Array]:
+    def expanded(
+        self, x: Array, scale: Array | None, rank: int | None
+    ) -> tuple[Array, Array, Array | None]:
         """Gradient [*batch, d] and factor U [*batch, m, d] of each row's loss at x; of at most `rank` rows where there are more.
+
+        Last the slopes r [*batch, m] with U'r the gradient; None where `truncated_factor` leaves some of it out.
 
         By observation these are the outputs in one direction of each, the one in which its loss falls, and in others if `rank`
         allows; else those of `truncated_factor`.
@@ -86,7 +90,7 @@ class Observations:
             if limit == 0:
                 assert scale is not None
                 slopes, pull, push = self._linear(x, is_moved, None)
-                return pull(slopes), truncated_factor(pull, push, count, scale, rank)
+                return pull(slopes), truncated_factor(pull, push, count, scale, rank), None
         at = x if self.points is None else jnp.broadcast_to(x, (*self.points, d))
         slopes, pull, push = self._linear(at, is_moved, limit)
         m = slopes.shape[-1]
@@ -101,7 +105,7 @@ class Observations:
             # Else XLA lays it out anew for every use.
             factor = jax.lax.optimization_barrier(rows(factor, batch, 2, kept=1))
         with full_precision():
-            return jnp.einsum("...md,...m->...d", factor, slopes), factor
+            return jnp.einsum("...md,...m->...d", factor, slopes), factor, slopes
 
     def _linear(
         self, x: Array, is_moved: list[bool], limit: int | None

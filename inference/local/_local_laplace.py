@@ -200,9 +200,9 @@ def _potential(
 def _expansion(local: LocalModel, x: Array, curvature: Curvature, scale: Array | None) -> Potential:
     if curvature.kind == "hessian":
         return Potential(x, local.gradient(x), matrix=local.hessian(x))
-    slope, factor = local.observations.expanded(x, scale, curvature.rank)
+    slope, factor, slopes = local.observations.expanded(x, scale, curvature.rank)
     if curvature.kind == "low_rank_gauss_newton":
-        return Potential(x, slope, factor=factor)
+        return Potential(x, slope, factor=factor, slopes=slopes)
     if curvature.kind == "gauss_newton":
         return Potential(x, slope, root=factor)
     return Potential(x, slope, diagonal=(factor**2).sum(-2))

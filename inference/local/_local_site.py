@@ -72,6 +72,7 @@ class Potential(NamedTuple):
         matrix: [*batch, d, d], or None.
         factor: [*batch, m, d], or None.
         root: the same for a law of which all covariances are known, [*batch, m, d], or None.
+        slopes: r with factor' r = slope, [*batch, m], or None where that is not known.
     """
 
     at: Array
@@ -80,6 +81,7 @@ class Potential(NamedTuple):
     matrix: Array | None = None
     factor: Array | None = None
     root: Array | None = None
+    slopes: Array | None = None
 
 
 @full_precision
@@ -93,10 +95,14 @@ def posterior(prior: NormalPrior, potential: Potential) -> dist.Distribution:
             return dist.Normal(prior.loc + shift / precision, precision**-0.5).to_event(1)
         assert potential.factor is not None
         law = PrecisionFactorNormal(prior.loc, prior.scale, potential.factor)
+        seen = lambda x: (potential.factor @ x[..., None])[..., 0]
+        if potential.slopes is not None:
+            # S g, which may be larger than the step by the condition number, drops out: the step is S U' G^-1 (U offset - r).
+            law.loc = law.loc + law.spread(seen(potential.at - law.loc) - potential.slopes)
+            return law
         # Through G = 1 + U S U', which does not depend on loc: (P + U'U)^-1 (U'U offset - g) = -S g + S U' G^-1 U (offset + S g).
         step = law.scale**2 * slope
-        seen = (potential.factor @ (potential.at - law.loc + step)[..., None])[..., 0]
-        law.loc = law.loc - step + law.spread(seen)
+        law.loc = law.loc - step + law.spread(seen(potential.at - law.loc + step))
         return law
     root = _root_of_covariance(prior, potential)
     # A step from z, of which only the step itself is rounded in units of the condition number.

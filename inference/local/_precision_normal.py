@@ -130,7 +130,12 @@ class PrecisionFactorNormal(dist.Distribution):
     @property
     def variance(self) -> Array:
         """The diagonal of Lambda^-1, [*batch, d]."""
-        return self.scale**2 * (1 - self.scale**2 * gram_transposed(self.factor, self._inverse))
+        # A difference, which rounding may take below what it cannot be less than, and which all of it is for d = 1.
+        given_others = 1 / (1 / self.scale**2 + (self.factor**2).sum(-2))
+        if self.loc.shape[-1] == 1:
+            return given_others
+        found = self.scale**2 * (1 - self.scale**2 * gram_transposed(self.factor, self._inverse))
+        return jnp.maximum(found, given_others)
 
     def trace_over(self, scale: Array) -> Array:
         """tr(diag(1 / scale^2) Lambda^-1), [*batch], for a scale of shape [*batch, d], in m x m matrices."""

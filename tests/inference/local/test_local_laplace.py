@@ -442,7 +442,7 @@ def test_gauss_newton_is_the_hessian_for_canonical_observations():
     @jax.jit
     def numbers(w):
         local = read(mixed, "w", {}, MIXED, None, lambda tree: tree)
-        slope, factor = local.observations.expanded(w, None, None)
+        slope, factor, _ = local.observations.expanded(w, None, None)
         return factor.mT @ factor, local.hessian(w), slope, local.gradient(w)
 
     one, two, slope, exact = numbers(np.random.default_rng(3).normal(size=(2, 3)))
@@ -467,6 +467,55 @@ def curves(x, y, k):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num", [2, 3])
+def test_gauss_newton_is_the_hessian_of_observations_in_a_plate_around_the_rows(num):
+    """Laws with an axis of their own that the plate repeats; of as many observations as rows no shape tells axes apart."""
+    rng = np.random.default_rng(5)
+    data, tril = (
+        (rng.normal(size=(num, 3, 2)), rng.integers(2, size=(num, 3))),
+        np.array([[0.5, 0], [0.3, 2]]),
+    )
+
+    @ppl.model
+    def around(y, k):
+        with ppl.plate("rows", 3):
+            x = ppl.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            with ppl.plate("observations", num, dim=-2):
+                ppl.sample("y", dist.MultivariateNormal(x, scale_tril=tril), obs=y)
+                ppl.sample("k", dist.Categorical(logits=x), obs=k)
+
+    @jax.jit
+    def numbers(x):
+        local = read(around, "x", {}, data, None, lambda tree: tree)
+        slope, factor, _ = local.observations.expanded(x, None, None)
+        return factor.mT @ factor, local.hessian(x), slope, local.gradient(x)
+
+    one, two, slope, exact = numbers(rng.normal(size=(3, 2)))
+    np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(slope, exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-4])
+def test_low_rank_posteriors_keep_their_digits_where_data_are_exact(scale):
+    """Single precision, one step from the prior's mean, of 1 / scale standard deviations; x is conjugate: the bound is tight."""
+
+    @ppl.model
+    def exact(y):
+        with ppl.plate("rows", 2):
+            x = ppl.sample("x", dist.Normal(0.0, 1.0))
+            ppl.sample("y", dist.Normal(x, scale), obs=y)
+
+    y, key = np.array([1.0, -2.0], np.float32), jax.random.key(0)
+    with jax.enable_x64(False):
+        guide = inference.local_laplace(
+            exact, site="x", inner=Newton(1), curvature="low_rank_gauss_newton"
+        )
+        bound = inference.elbo(exact, guide)
+        value = float(bound.value(bound.init(key, y), key, y))
+    want = float(dist.Normal(0.0, (1 + scale**2) ** 0.5).log_prob(y).sum())
+    assert abs(value - want) < 5e-3
+
+
 def test_jacobian_by_observation_is_the_whole_one_and_part_of_it_is_less():
     """Four observations of three directions each in eight numbers: 32 rows; of 4 and 30, one and seven for each observation."""
     rng = np.random.default_rng(4)
@@ -480,7 +529,7 @@ def test_jacobian_by_observation_is_the_whole_one_and_part_of_it_is_less():
         )
         parts = [apart.observations.expanded(w, None, rank) for rank in (None, 4, 30)]
         found = [whole.observations.expanded(w, None, None), *parts]
-        return [(slope, factor.mT @ factor) for slope, factor in found], whole.gradient(w)
+        return [(slope, factor.mT @ factor) for slope, factor, _ in found], whole.gradient(w)
 
     found, exact = numbers(0.3 * rng.normal(size=(2, 1, 36)))
     slopes, (whole, apart, *parts) = zip(*found, strict=True)
@@ -506,7 +555,7 @@ def test_the_slope_survives_probabilities_of_zero():
     labels = np.array([1, 0, 0, 2])
     with jax.enable_x64(False):
         local = read(sure, "w", {}, (labels,), None, lambda tree: tree)
-        slope, _ = jax.jit(lambda w: local.observations.expanded(w, None, None))(w)
+        slope, *_ = jax.jit(lambda w: local.observations.expanded(w, None, None))(w)
         np.testing.assert_allclose(slope, jax.nn.softmax(w) - np.eye(3)[labels], atol=1e-5)
 
 
@@ -565,8 +614,8 @@ def test_gauss_newton_iterations_reach_the_mode():
         prior = NormalPrior(jnp.zeros((2, 3)), jnp.ones((2, 3)), None)
 
         def at(x):
-            slope, factor = local.observations.expanded(x, None, None)
-            return Potential(x, slope, factor=factor)
+            slope, factor, slopes = local.observations.expanded(x, None, None)
+            return Potential(x, slope, factor=factor, slopes=slopes)
 
         problem = InnerProblem(prior, local.gradient, at)
         newton = Newton(20).run(problem, jax.random.key(0)).point
