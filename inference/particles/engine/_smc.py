@@ -108,9 +108,9 @@ def smc(
         TypeError: a derivative is taken and `gradient` is not chosen, or does not serve the result that is differentiated.
 
     Warns:
-        UserWarning: the final weights have a `k_hat` above 0.7 by more than a standard error; or hardly any of the first
-            particles of a model with a memory (see `FeynmanKac`) has descendants, `num_ancestors`. Under jit these numbers are
-            fields of the result, without a warning.
+        UserWarning: the final weights have a `k_hat` above 0.7 by more than a standard error, or leave fewer than five effective
+            particles of 25 or more and no `k_hat`; or hardly any of the first particles of a model with a memory (see
+            `FeynmanKac`) has descendants, `num_ancestors`. Under jit these numbers are fields of the result, without a warning.
 
     Validity: E[exp(log_evidence)] = Z for every policy that looks at weights only, with an unbiased scheme. Weighted
     averages are consistent in K. Both hold with a twist, at every K, if psi is positive wherever later data are possible
