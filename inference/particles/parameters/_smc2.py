@@ -165,6 +165,7 @@ def smc2(
     origin, args = made_for(model, args, kwargs), checked(smc2, model, args, kwargs)
     check_counts("smc2", 2, num_parameter_particles=num_parameter_particles)
     check_counts("smc2", num_particles=num_particles, num_moves=num_moves)
+    check_counts("smc2", batch_size=1 if batch_size is None else batch_size)
     if not 0 < target_ess < 1:
         raise ValueError(f"smc2: target_ess must lie in (0, 1), got {target_ess}.")
     settings = _Smc2Settings(

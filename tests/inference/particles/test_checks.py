@@ -209,6 +209,7 @@ STRUCTURE = {
     "init of 'a' has shape": lambda key, ys: pmmh(walk, key, ys, init={"a": jnp.zeros(2)}),
     "makes the evidence estimates biased": lambda key, ys: pmmh(walk, key, ys, filter=METROPOLIS),
     "has no sites, so no parameters": lambda key, ys: gibbs(WALK, key, parameters=["a"]),
+    "smc2: batch_size must be an integer >= 1, got 0": lambda key, ys: smc2(walk, key, ys, batch_size=0),
     "smc2: target_ess must lie": lambda key, ys: smc2(walk, key, ys, target_ess=0.0),
     "discount must lie in": lambda key, ys: liu_west(walk, key, ys, discount=0.2),
     "top-level scans with observations, and": lambda key, ys: liu_west(straight, key, ys, parameters=["z"]),
