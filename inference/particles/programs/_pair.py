@@ -18,7 +18,7 @@ from ....ppl._compat import Var
 from ....ppl.traces import is_limit
 from ..population import Batch
 from ._machine import Loop, Machine
-from ._traced import TracedProgram, scored_outputs, signed_outputs, wanted_outputs
+from ._traced import TracedProgram, check_made, scored_outputs, signed_outputs, wanted_outputs
 from ._watching import Watched
 
 Array = jax.Array
@@ -75,6 +75,7 @@ class LoopPair:
             self.scored[role] = scored_outputs(program, loop)
             self.wanted[role] = wanted_outputs(loop, history)
         self.target = self.loops["model"]
+        check_made(traced["model"][0], self.target)
         self.sources: dict[str, int] = {}
         if "guide" in self.loops:
             offered, outputs = traced["guide"][0].offered, self.loops["guide"].ys_out

@@ -164,9 +164,13 @@ def wanted_outputs(loop: Loop, history: str) -> list[int]:
 def pair_loops(
     model: TracedProgram, guide: TracedProgram | None
 ) -> list[tuple[int, int | None, PyTree]]:
-    """Loops of the model, each with the loop of the proposal that makes its sites step by step."""
+    """Loops of the model, each with the loop of the proposal that makes its sites step by step.
+
+    The proposal runs forwards only: a loop of its that is over, since it also made another loop's sites or comes before theirs,
+    has made whole paths, as has all that runs for a loop that takes sites of several.
+    """
     inputs = proposal_inputs(model) if guide is not None else {}
-    pairs = []
+    pairs, position = [], 0  # of the proposal
     for number in model.loops():
         loop = model.closed.jaxpr.eqns[number]
         fixed, partner = {}, None
@@ -176,8 +180,8 @@ def pair_loops(
             used = {id(v) for i, v in enumerate(loop.invars) if is_used(body, i)}
             makers = {name: _maker(guide, name) for name, v in inputs.items() if id(v) in used}
             makers = {name: i for name, i in makers.items() if i is not None}
-            if len(set(makers.values())) == 1:
-                partner = next(iter(makers.values()))
+            if len(set(makers.values())) == 1 and min(makers.values()) >= position:
+                partner = min(makers.values())
                 length = guide.closed.jaxpr.eqns[partner].params["length"]
                 if length != loop.params["length"]:
                     raise ValueError(
@@ -189,6 +193,7 @@ def pair_loops(
                     for name, v in inputs.items()
                     if v in loop.invars and _maker(guide, name) == partner
                 }
+            position = len(guide.closed.jaxpr.eqns) if partner is None else partner + 1
         pairs.append((number, partner, fixed))
     return pairs
 
@@ -229,6 +234,21 @@ def check_known(machine: Machine, run: TracedProgram, stop: int) -> None:
                     f"smc: the model needs site '{names[v]}' before the proposal draws it. Draw the proposal's sites in the "
                     "model's order."
                 )
+
+
+def check_made(run: TracedProgram, loop: Loop) -> None:
+    """Stacked sites that a loop's steps use are made with it, or known by now."""
+    names, first = (
+        {v: n for n, v in proposal_inputs(run).items()},
+        len(loop.consts) + loop.num_carry,
+    )
+    for i in loop.unknown:
+        if is_used(loop.body.jaxpr, first + i):
+            raise ValueError(
+                f"smc: the model's scan needs site '{names[loop.xs[i]]}', which the proposal has drawn in a scan along with "
+                "another one of the model's, and its paths were not kept. Use history='full', or give the proposal a scan for "
+                "each of the model's, in its order."
+            )
 
 
 def check_retained(model: TracedProgram, retained: dict[str, Any]) -> None:
