@@ -41,10 +41,10 @@ def to_arviz(
             f"to_arviz: other cells are observed in the data, of shape {np.shape(data.observed)}, than in what the imputation is "
             f"of, {found.observed.shape}. Give the series that impute was given."
         )
-    if truth is not None and np.shape(truth) != np.shape(data.values):
+    if truth is not None and np.asarray(truth).shape != np.shape(data.values):
         raise ValueError(
-            f"to_arviz: argument 'truth' has shape {np.shape(truth)}, and the cells {np.shape(data.values)}. Give one value for "
-            "each cell."
+            f"to_arviz: argument 'truth' has shape {np.asarray(truth).shape}, and the cells {np.shape(data.values)}. Give one "
+            "value for each cell."
         )
     import xarray
 

@@ -179,14 +179,15 @@ class Imputation:
         Raises:
             ValueError: it has another shape.
         """
-        if np.shape(truth) != self.observed.shape:
+        true = np.asarray(truth)
+        if true.shape != self.observed.shape:
             raise ValueError(
-                f"Imputation.crps: truth has shape {np.shape(truth)}, and the cells {self.observed.shape}: values would be "
+                f"Imputation.crps: truth has shape {true.shape}, and the cells {self.observed.shape}: values would be "
                 "compared with those of other cells. Give one for each cell."
             )
         values, weights = self._sorted
         below = np.cumsum(weights, 0) - weights
-        distance = (weights * np.abs(values - np.asarray(truth))).sum(0)
+        distance = (weights * np.abs(values - true)).sum(0)
         return distance - (weights * values * (2 * below + weights - 1)).sum(0)
 
 
