@@ -22,7 +22,7 @@ from numpyro.primitives import Messenger
 from ... import ppl
 from ...ppl._compat import trace_state
 from ...ppl._types import Message
-from ...ppl.distributions import exact_kl
+from ...ppl.distributions import exact_kl, is_masked
 from ...ppl.language import InlineGuide, JointRun, name_of
 from ...ppl.strategies import element
 from ._detached import refuse_estimated
@@ -137,7 +137,9 @@ def _ordered(p: ppl.Trace, q: ppl.Trace) -> list[str]:
 
 
 def _like(q: PyTree, p: PyTree) -> Any:
-    """Independent normals as one multivariate normal, where q is one."""
+    """Independent normals as one multivariate normal, where q is one; under a mask they are none."""
+    if is_masked(p):
+        return p
     if isinstance(element(q)[0], dist.MultivariateNormal) and isinstance(
         element(p)[0], dist.Normal
     ):

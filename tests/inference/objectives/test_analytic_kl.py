@@ -171,3 +171,21 @@ def test_an_infinite_plate_statement_is_refused_with_the_remedy():
         ppl.plate("rows", np.inf)
     with pytest.raises(ValueError, match=r"\['rows', 'columns'\] are all given an infinite size"):
         ppl.rescale_plates(model, {"rows": np.inf, "columns": np.inf})
+
+
+@pytest.mark.parametrize("mask", [[True, False], [False, False]])
+def test_a_masked_prior_beside_a_multivariate_guide_is_left_to_sampling(mask):
+    """Its log-ratio lacks what the mask leaves out, and is no divergence: both bounds are the sampled one, draw by draw."""
+
+    def masked():
+        z = ppl.sample("z", dist.Normal(0.0, 1.0).expand([2]).mask(np.array(mask)).to_event(1))
+        ppl.sample("x", dist.Normal(z, 1.0).to_event(1), obs=jnp.zeros(2))
+
+    def joint():
+        ppl.sample("z", dist.MultivariateNormal(jnp.array([1.0, 2.0]), jnp.eye(2)))
+
+    found = [
+        inference.elbo(masked, joint, kl=kl).value({}, jax.random.key(0))
+        for kl in ("sampled", "analytic")
+    ]
+    assert found[0] == found[1]
