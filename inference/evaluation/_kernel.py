@@ -67,7 +67,7 @@ def kernel_distance(
     used = kernel or (lambda a, b: _polynomial(a, b, degree))
 
     def compute(x: np.ndarray, y: np.ndarray) -> Estimate:
-        xx, yy, xy = _sums(label, used, x, x), _sums(label, used, y, y), _sums(label, used, x, y)
+        xx, yy, xy = _sums(label, used, x), _sums(label, used, y), _sums(label, used, x, y)
         n, m = len(x), len(y)
         f, g = xx.by_row / (n - 1), yy.by_row / (m - 1)
         across, back = xy.by_row / m, xy.by_column / n
@@ -103,9 +103,11 @@ def _sums(
     label: str,
     kernel: Callable[[np.ndarray, np.ndarray], np.ndarray],
     x: np.ndarray,
-    y: np.ndarray,
+    other: np.ndarray | None = None,
 ) -> _Sums:
-    is_one = x is y
+    """Of two samples, or of one: which is told by the call, since a sample may be compared with itself."""
+    is_one = other is None
+    y = x if other is None else other
     step = max(1, _AT_ONCE // len(y))
     by_row, by_column, squares, shift = np.zeros(len(x)), np.zeros(len(y)), 0.0, None
     for start in range(0, len(x), step):

@@ -30,6 +30,13 @@ def test_blocks_sum_to_the_whole_matrix(at_once, monkeypatch, seed):
     assert found.standard_error > 0
 
 
+def test_a_sample_beside_itself_is_two_samples(seed):
+    x = generator(seed).normal(size=(13, 3))
+    found = evaluation.kernel_distance(x, x)
+    assert found == evaluation.kernel_distance(x, x.copy())
+    assert found.value == pytest.approx(by_hand(x, x, 3), rel=1e-10)
+
+
 def test_closed_form_in_moments(seed):
     """One dimension, k = (xy + 1)^3: MMD^2 = 3 (m1 - m1')^2 + 3 (m2 - m2')^2 + (m3 - m3')^2, of N(0, 1), N(1/2, 1)."""
     draws = generator(seed)
