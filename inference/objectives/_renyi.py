@@ -19,6 +19,7 @@ from ._objective import Objective
 from ._row_weights import particle_weights
 
 Array = jax.Array
+_NEAR_ZERO = 1e-3  # powers of weights
 
 
 @recreated
@@ -172,7 +173,12 @@ def _power_mean(log_weights: Array, power: float) -> Array:
     """Logarithm of the power mean of the weights over the leading axis."""
     if power == 0:
         return log_weights.mean(0)
-    return log_mean_exp(power * log_weights) / power
+    if abs(power) >= _NEAR_ZERO:
+        return log_mean_exp(power * log_weights) / power
+    # All powers are near 1, which would take their digits: 6e-8 / power nats in single precision. None is above 1.
+    most = log_weights.max(0) if power > 0 else log_weights.min(0)
+    most = jax.lax.stop_gradient(jnp.maximum(most, jnp.finfo(most.dtype).min))
+    return most + jnp.log1p(jnp.expm1(power * (log_weights - most)).mean(0)) / power
 
 
 def _check_order(name: str, order: float) -> None:
