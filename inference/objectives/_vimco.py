@@ -67,6 +67,8 @@ def vimco(
 
         log_weights, scores, scale = ppl.particles(num_particles)(particle)()
         others = stop(leave_one_out(log_weights))
+        # Where all others have no weight there is nothing to take for a baseline.
+        others = jnp.where(jnp.isfinite(others), others, 0.0)
         control = -jnp.sum(others * (scores - stop(scores)), axis=0)
         # log K inside, so that no constant is taken out of the signal that the baselines are made for.
         bound = jax.nn.logsumexp(log_weights - jnp.log(num_particles), axis=0)
@@ -80,8 +82,9 @@ def vimco(
 def leave_one_out(log_weights: Array) -> Array:
     """L_k for each k over the leading axis, shape of `log_weights`."""
     size = log_weights.shape[0]
-    means = (log_weights.sum(0) - log_weights) / (size - 1)
     own = jnp.eye(size, dtype=bool).reshape(size, size, *[1] * (log_weights.ndim - 1))
+    # Not the sum less its own: of a weight of zero that is -inf less -inf.
+    means = jnp.where(own, 0.0, log_weights[None]).sum(1) / (size - 1)
     replaced = jnp.where(own, means[:, None], log_weights[None])  # (left out, particle, ...)
     return jax.nn.logsumexp(replaced, axis=1) - jnp.log(size)
 

@@ -189,6 +189,31 @@ def test_leave_one_out_terms_are_those_of_the_paper():
         np.testing.assert_allclose(_vimco.leave_one_out(jnp.asarray(lw))[k], want, rtol=1e-6)
 
 
+def test_vimco_takes_particles_without_weight():
+    """A constraint of the model: value and gradient are numbers wherever the bound is one."""
+
+    def only_two():
+        z = ppl.sample("z", dist.Categorical(logits=jnp.zeros(3)))
+        ppl.factor("allowed", jnp.where(z == 2, 0.0, -jnp.inf))
+
+    keys = jax.random.split(jax.random.key(0), 40)
+    both = [
+        jax.jit(jax.vmap(lambda k, o=o: o.value_and_grad({"logits": PARAMS["logits"]}, k)))(keys)
+        for o in (
+            inference.iwelbo(only_two, guide, num_particles=3, strategies="reinforce"),
+            inference.vimco(only_two, guide, num_particles=3),
+        )
+    ]
+    (bound, _), (value, grads) = both
+    np.testing.assert_allclose(value, bound, rtol=1e-6)
+    has_weight = np.isfinite(bound)
+    assert 5 < has_weight.sum() < 40 and np.isfinite(grads["logits"][has_weight]).all()
+    found = _vimco.leave_one_out(jnp.array([0.0, -jnp.inf, 1.0]))
+    np.testing.assert_allclose(
+        np.exp(found), np.array([np.e, 1 + np.e + np.exp(0.5), 1.0]) / 3, rtol=1e-6
+    )
+
+
 @pytest.mark.slow
 def test_a_baseline_with_the_particle_itself_is_found(monkeypatch):
     """Broken: the control variate of particle k sees w_k."""
