@@ -127,9 +127,10 @@ def _one(scales: set[float], plate: str) -> float:
 
 
 def _common_plate(p: ppl.Trace, q: ppl.Trace) -> str:
-    dims = [set(t.sites[name].dims) - {None} for t in (p, q) for name in t.log_probs]
-    common = set.intersection(*dims) if dims else set()
-    plates = [d for d in next(iter(p.sites.values())).dims if d in common] if common else []
+    # Those with log-probs alone: a deterministic site has no row.
+    dims = [t.sites[name].dims for t in (p, q) for name in t.log_probs]
+    common = set.intersection(*map(set, dims)) - {None} if dims else set()
+    plates = [d for d in dims[0] if d in common] if dims else []
     if not plates:
         outside = {name: t.sites[name].dims for t in (p, q) for name in t.log_probs}
         raise ValueError(

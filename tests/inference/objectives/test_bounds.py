@@ -335,3 +335,15 @@ def test_one_compilation_per_shape():
     for i in range(3):
         objective.value(PARAMS, jax.random.key(i), X + i)
     assert len(count) == first
+
+
+def test_a_deterministic_site_belongs_to_no_plate_and_hides_none():
+    def with_number(x):
+        ppl.deterministic("sd", 1.0)
+        rows(x)
+
+    plain, found = (
+        inference.iwelbo(m, guide, num_particles=2, per="plate").value(PARAMS, KEY, X)
+        for m in (rows, with_number)
+    )
+    assert plain == found
