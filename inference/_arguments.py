@@ -8,14 +8,14 @@ the same static leaves.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..ppl.language import Program, parted
+from ..ppl.language import Keywords, Program, parted
 from ..ppl.traces import Trace, stand_ins
 
 
@@ -82,6 +82,23 @@ class Arguments:
             for leaf, array in zip(self.static, self.is_array, strict=True)
         ]
         return jax.tree.unflatten(self.treedef, leaves)
+
+
+def made_by(what: str, given: PyTree) -> tuple:
+    """What a user's function returned as the arguments of a program: a tuple or list of them, or a mapping from their names.
+
+    Raises:
+        TypeError: something else, e.g. an array, whose rows would be taken for the arguments; `what` says whose result it is.
+    """
+    if isinstance(given, Mapping):
+        return (Keywords(given),)
+    if isinstance(given, tuple | list):
+        return tuple(given)
+    kind = f"an array of shape {np.shape(given)}" if is_array(given) else type(given).__name__
+    raise TypeError(
+        f"{what} returned {kind}, and a program is called with a tuple of arguments, or with a dict from their names. Return "
+        "(x,) for a single one."
+    )
 
 
 def in_jax(args: tuple) -> tuple:

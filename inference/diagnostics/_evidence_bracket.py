@@ -20,6 +20,7 @@ from ...ppl._show import shown
 from ...ppl._types import Key
 from ...ppl.densities import StochasticProgram, log_mean_exp, refuse_scaled
 from ...ppl.traces import check_match, with_penalties
+from .._arguments import made_by
 from .._simulated import refuse_unlike_draws
 from ..fitting.starts import AutoMeanField, AutoWhitenedNormal
 from ..inputs import checked
@@ -138,7 +139,8 @@ def evidence_bracket(
         key: PRNG key of either kind.
         args: the model's arguments; with `data_fn` observations in them give shapes only.
         kwargs: keyword arguments of the program; one with the name of an option here goes by position.
-        data_fn: observed sites by name, as the model drew them -> the arguments with which model and guide are then run.
+        data_fn: observed sites by name, as the model drew them -> the arguments with which model and guide are then run, a tuple,
+            or a dict by name.
         draws: in place of `data_fn`, latent site -> values [S, ...], equally weighted draws of the posterior given `args`, as
             `choices` of what `infer` returned.
         num_particles: K.
@@ -151,7 +153,7 @@ def evidence_bracket(
     Raises:
         ValueError: sizes below 1; log-probs scaled by subsampling; with `data_fn`, a model with a factor; neither or both of
             `data_fn` and `draws`, or draws of different numbers; a guide with auxiliary sites, other than that of `fit(model)`.
-        TypeError: model or guide with an estimated density.
+        TypeError: model or guide with an estimated density; `data_fn` returns neither a tuple nor a dict.
 
     Warns:
         UserWarning: with `draws` and K = 1, more than 5 % of the draws' mass is `unseen`, by three standard errors.
@@ -204,7 +206,8 @@ def evidence_bracket(
             trace = p.predict_trace(model_key, {}, *args)
             refuse_scaled("evidence_bracket", trace.sites)
             refuse_unlike_draws("evidence_bracket with data_fn", p, trace.sites)
-            truth, data = trace.choices, tuple(data_fn(trace.observed))
+            truth = trace.choices
+            data = made_by("evidence_bracket: data_fn", data_fn(trace.observed))
         else:
             assert given is not None
             truth, data = dict(given), args

@@ -30,8 +30,9 @@ from ...ppl._checks import check_counts
 from ...ppl._show import shown
 from ...ppl._types import Message, ModelFn
 from ...ppl.densities import log_mean_exp
-from ...ppl.language import joined, score_at
+from ...ppl.language import apply, joined, score_at
 from ...ppl.traces import Inclusion, check_is_law, check_match, with_penalties
+from .._arguments import made_by
 from ._detached import CONSTANT, refuse_new_draws, sites_met
 from ._factory import objective, recreated
 from ._objective import Objective
@@ -270,12 +271,14 @@ def sleep(
             without a density observes a point mass, `sample("x", Delta(made).to_event(made.ndim), obs=x)`, with `made` computed
             from latent sites and noise of `ppl.rng_key`; no density of an observation is used.
         guide: program over the model's latent sites whose arguments hold the data.
-        data_args: `(observed, *args) -> arguments of the guide`, where `observed` holds the drawn observations by site.
+        data_args: `(observed, *args) -> arguments of the guide`, a tuple, or a dict by name, where `observed` holds the drawn
+            observations by site.
         num_replicates: independent pairs averaged.
         check_jumps: see `ppl.expectation`.
 
     Raises:
         ValueError: the model has no observed site; the guide does not match.
+        TypeError: `data_args` returns neither a tuple nor a dict.
 
     Validity: value and gradient (in phi; the model gets none) are unbiased: it is the forward KL averaged over the model's own
     data, up to a constant, without self-normalisation.
@@ -335,7 +338,7 @@ def _dreamt(
         )
     observed = {site: drawn.choices[site] for site in redraw.names}
     latent = {site: x for site, x in drawn.choices.items() if site not in observed}
-    return drawn, latent, data_args(observed, *args)
+    return drawn, latent, made_by(f"{name}: data_args", apply(data_args, (observed, *args)))
 
 
 def _dream(

@@ -101,6 +101,10 @@ def test_bad_input_is_refused(key):
     with pytest.raises(ValueError, match="num_simulations must be an integer >= 2, got 1"):
         bracket(key, num_simulations=1)
     estimated = ppl.normalize(model, proposal=wide, num_particles=2)
+    with pytest.raises(TypeError, match=r"data_fn returned an array of shape \(\), and a program"):
+        inference.diagnostics.evidence_bracket(
+            model, wide, key, 0.0, data_fn=lambda seen: seen["x"]
+        )
     with pytest.raises(TypeError, match="the guide has an estimated density"):
         bracket(key, guide=estimated)
 

@@ -418,3 +418,29 @@ def test_stored_draws_are_points_that_a_bounded_guide_reaches_or_not():
     assert float(value) == pytest.approx(2 * np.log(2.0), abs=1e-5)
     with pytest.raises(inference.fitting.NonFiniteError, match="site 'guide.theta' broke first"):
         inference.fit(loss, optax.sgd(0.1), (jnp.zeros(2), 4 * rows), num_steps=1, progress=False)
+
+
+def test_the_guide_of_a_sleep_phase_takes_its_arguments_by_name_and_no_array_for_them():
+    def pairs(scale):
+        z = ppl.sample("z", dist.Normal(0.0, 1.0))
+        ppl.sample("x", dist.Normal(z, scale).expand([2]).to_event(1), obs=jnp.zeros(2))
+
+    def reading(x, scale):
+        ppl.sample("z", dist.Normal(ppl.param("loc", 0.1) + x.mean(), scale))
+
+    ways = {
+        "tuple": lambda seen, scale: (seen["x"], scale),
+        "dict": lambda seen, scale: {"x": seen["x"], "scale": scale},
+    }
+    losses = {n: inference.sleep(pairs, reading, data_args=f) for n, f in ways.items()}
+    found = {n: loss.value({}, KEY, 2.0) for n, loss in losses.items()}
+    assert found["tuple"] == found["dict"] == losses["dict"].value({}, KEY, scale=2.0)
+    wrong = lambda seen, scale: seen["x"]
+    seen_before = lambda scale: reading(jnp.zeros(2), scale)
+    asleep = inference.sleep(pairs, reading, data_args=wrong)
+    both = inference.rws(pairs, seen_before, num_particles=2, insomnia=0.5, data_args=wrong)
+    for loss, name in ((asleep, "sleep"), (both, "rws")):
+        with pytest.raises(
+            TypeError, match=rf"{name}: data_args returned an array of shape \(2,\)"
+        ):
+            loss.value({}, KEY, 2.0)
