@@ -14,6 +14,7 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.infer.autoguide import AutoGuide
 
 from .. import ppl
+from ..ppl._compat import typed_key
 from ..ppl._show import shown
 from ..ppl._types import Key
 from ..ppl.language import joined
@@ -21,6 +22,7 @@ from ._sums import SumPlan, common_of, factor_of, written
 
 Array = jax.Array
 Direction = Literal["max", "min"]
+_FIRST_STATE = 2**32 - 1  # no number that a split of the step's key comes to
 
 
 class AbstractObjective(abc.ABC):
@@ -85,8 +87,12 @@ class AbstractObjective(abc.ABC):
     ) -> tuple[Array, ppl.Params]:
         """One estimate of the value and of its gradient, with a fresh state."""
         args = joined(args, kwargs)
-        value, grads, _ = self.step(params, self.init_state(params, key, *args), key, *args)
+        value, grads, _ = self.step(params, self._first_state(params, key, args), key, *args)
         return value, grads
+
+    def _first_state(self, params: PyTree, key: Key, args: tuple) -> PyTree:
+        """A fresh state for one step with `key`, of noise that the step does not have."""
+        return self.init_state(params, jax.random.fold_in(typed_key(key), _FIRST_STATE), *args)
 
     def value(self, params: PyTree, key: Key, *args: PyTree, **kwargs: PyTree) -> Array:
         """One estimate of the value."""

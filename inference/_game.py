@@ -206,7 +206,7 @@ class Game(CompositeObjective):
             kwargs: those by keyword.
         """
         args = ppl.language.joined(args, kwargs)
-        _, states = self.init_state(params, key, *args)
+        _, states = self._first_state(params, key, args)
         return self._together(params, states, key, args)[:2]
 
     def values(self, fit: Fit) -> dict[str, np.ndarray]:
