@@ -17,7 +17,7 @@ def unknown_digits(log_weights: PyTree) -> str | None:
     """What rounding leaves unknown of log-weights, in words; None where it is less than a nat."""
     found = np.asarray(log_weights)
     is_number = np.isfinite(found)
-    if not np.issubdtype(found.dtype, np.floating) or not is_number.any():
+    if not jnp.issubdtype(found.dtype, jnp.floating) or not is_number.any():
         return None
     largest = np.abs(found[is_number]).max()
     if not np.spacing(largest) >= 1.0:

@@ -20,6 +20,13 @@ def classes(x, y, out):
         ppl.sample("y", dist.Categorical(logits=logits), obs=y)
 
 
+def test_log_weights_whose_digits_are_lost_say_nothing_of_the_draws():
+    log_weights = jnp.asarray(np.random.default_rng(0).normal(-1000.0, 3.0, 100))
+    for kind in (jnp.float32, jnp.bfloat16):  # which knows -1000 to four nats
+        found = inference.diagnostics.importance_diagnostics(log_weights.astype(kind))
+        assert np.isnan(found.ess) == np.isnan(found.k_hat) == (kind is jnp.bfloat16)
+
+
 def test_a_log_density_in_half_precision_is_refused():
     program = ppl.as_program(lambda x, y: classes(x, y, jnp.bfloat16))
     with pytest.raises(
