@@ -114,7 +114,8 @@ class BestOf:
         size = self.num_draws
 
         def order(retval: PyTree) -> Array:
-            return math.log(size) + (size - 1) * jnp.log(distribution(self._reward_of(retval)))
+            share = distribution(self._reward_of(retval))
+            return math.log(size) + jax.scipy.special.xlogy(size - 1.0, share)  # 0 log 0 = 0
 
         return tilt(self.base, order)
 

@@ -11,6 +11,13 @@ from scipy.stats import kstest, norm
 from lapilli import inference, ppl
 
 
+def test_the_best_of_one_is_a_draw_of_the_base_wherever_it_lies():
+    best = inference.best_of(normal, lambda x: x, 1)
+    made = best.tilt(lambda reward: jnp.where(reward > 0, 1.0, 0.0))  # 0 below some draws
+    for x in (-1.0, 1.0):
+        assert made.log_density({"x": x}) == best.base.log_density({"x": x})
+
+
 @pytest.mark.parametrize("num_draws, kl", [(1, 0.0), (4, 0.636), (16, 1.835), (64, 3.175)])
 def test_the_divergence_is_that_of_the_order(num_draws, kl):
     best = inference.best_of(normal, lambda x: x, num_draws)
