@@ -55,7 +55,16 @@ class SampleComparison:
 
         Args:
             metric: one of those in `estimates`.
+
+        Raises:
+            ValueError: another.
         """
+        if metric not in self.estimates:
+            known = list(self.estimates)
+            raise ValueError(
+                f"ranking: metric {metric!r} was not computed.{did_you_mean(metric, known)} Choose from {known}, or name it in "
+                "compare_samples(..., metrics=[...])."
+            )
         found = self.estimates[metric]
         return sorted(found, key=lambda name: found[name].value, reverse=METRICS[metric])
 

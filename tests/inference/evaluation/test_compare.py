@@ -38,6 +38,13 @@ def test_a_comparison_is_a_table_and_a_data_set(comparison):
     assert plain.exact is None and plain.floor is not None
 
 
+def test_a_metric_that_was_not_computed_is_told(comparison):
+    with pytest.raises(
+        ValueError, match="ranking: metric 'kernels' was not computed. Did you mean 'kernel'"
+    ):
+        comparison.ranking("kernels")
+
+
 def test_an_estimate_is_one_line():
     floor = Estimate(0.1, 0.05)
     found = Estimate(0.512, 0.031, floor, 0.0, "kernel_distance", (1_000, 500))
