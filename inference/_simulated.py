@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import PyTree
 
 from .. import ppl
 from ..ppl.densities import Eliminated
@@ -12,6 +15,20 @@ from ..ppl.traces import SiteInfo
 def altering_factors(sites: Mapping[str, SiteInfo]) -> list[str]:
     """Factors that give a program a density which its draws do not have."""
     return [n for n, s in sites.items() if s.kind == "factor" and s.alters_law]
+
+
+def draws_of(label: str, found: PyTree) -> dict[str, Any]:
+    """What a posterior function returned: latent sites by name.
+
+    Raises:
+        TypeError: no mapping.
+    """
+    if not isinstance(found, Mapping):
+        raise TypeError(
+            f"{label}: posterior_fn returned {type(found).__name__}, which tells no sites. Let it return a dict from latent "
+            "sites to their draws, [draws, *site shape]."
+        )
+    return dict(found)
 
 
 def refuse_unlike_draws(label: str, program: ppl.Program, sites: Mapping[str, SiteInfo]) -> None:

@@ -19,7 +19,7 @@ from ...ppl._compat import typed_key
 from ...ppl._show import shown
 from ...ppl._table import table
 from ...ppl._types import Key
-from .._simulated import refuse_unlike_draws
+from .._simulated import draws_of, refuse_unlike_draws
 from ..inputs import checked
 
 Array = jax.Array
@@ -102,6 +102,7 @@ def calibrate(
     Raises:
         ValueError: draws of unknown sites, of other shapes, without a leading axis in common, none, or NaN; a model that observes
             nothing, has a factor, or a scaled log-prob.
+        TypeError: `posterior_fn` returns no mapping.
 
     Validity: the test is exact for independent draws; draws of a Markov chain must be thinned until they are nearly independent.
     Ties (discrete sites) are broken at random. Uniform ranks do not prove a posterior right: one that ignores the data, the
@@ -124,7 +125,7 @@ def calibrate(
                 f"calibrate: {program!r} observes nothing, so that no data would be inferred from and the prior would pass. Pass "
                 "data of the right shape as its arguments (their values are not used)."
             )
-        draws = dict(posterior_fn(posterior_key, trace.observed))
+        draws = draws_of("calibrate", posterior_fn(posterior_key, trace.observed))
         _check(draws, trace.choices)
         ranks = {
             name: _rank(

@@ -129,7 +129,8 @@ def check_posterior(
         A `PosteriorReport`.
 
     Raises:
-        ValueError: a level outside of (0, 1), and what `simulate`, `local_c2st` and `misspecification` refuse.
+        ValueError: a level outside of (0, 1), observed data of other sites or shapes than the model's, and what `simulate`,
+            `local_c2st` and `misspecification` refuse.
         ImportError: `observed` is given, and scikit-learn is missing.
 
     Validity: for independent draws each p-value is exact or, far out and for ties, too large; `level` holds for all together by
@@ -150,13 +151,14 @@ def check_posterior(
     args = checked(check_posterior, model, args, kwargs)
     posterior_key, simulation_key, check_key = jax.random.split(typed_key(key), 3)
     _check_level(level)
-    draws = None
-    if observed is not None:
-        draws = {n: np.asarray(x) for n, x in posterior_fn(posterior_key, observed).items()}
     simulations = simulate(
         model, posterior_fn, simulation_key, *args,
         num_simulations=num_simulations, batch_size=batch_size, loop=loop,
     )  # fmt: skip
+    draws = None
+    if observed is not None:
+        _check_observed(simulations, observed)
+        draws = {n: np.asarray(x) for n, x in posterior_fn(posterior_key, observed).items()}
     return check_simulations(simulations, check_key, observed=observed, draws=draws, level=level)
 
 
@@ -243,6 +245,17 @@ def _sentences(
         told = {told.partition(":")[0] for told in said} if name in ("hpd", "symmetry") else set()
         said += [sentence for sentence in new if sentence.partition(":")[0] not in told]
     return tuple(said)
+
+
+def _check_observed(simulations: Simulations, observed: Mapping[str, Any]) -> None:
+    """Refuse data of other sites or shapes than the model's, before `posterior_fn` stumbles over them."""
+    known = {name: np.shape(x)[1:] for name, x in simulations.observed.items()}
+    given = {name: np.shape(x) for name, x in observed.items()}
+    if given != known:
+        raise ValueError(
+            f"check_posterior: observed has the sites and shapes {given}, and the model observes {known}. Give one data set, by "
+            "the names of the model's observed sites."
+        )
 
 
 def _check_level(level: float) -> None:

@@ -18,7 +18,7 @@ from ...ppl._compat import ArrayLike, typed_key
 from ...ppl._data import as_numbers
 from ...ppl._show import shown
 from ...ppl._types import Choices, Key
-from .._simulated import refuse_unlike_draws
+from .._simulated import draws_of, refuse_unlike_draws
 from ..inputs import checked
 
 Array = jax.Array
@@ -130,7 +130,9 @@ def simulate(
 
     Raises:
         ValueError: fewer than 20 simulations, an unknown loop, draws of unknown sites or none, a model with a factor or a scaled
-            log-prob, and what `Simulations` refuses.
+            log-prob, draws of other sites or in other numbers for one simulation than for another, and what `Simulations`
+            refuses.
+        TypeError: `posterior_fn` returns no mapping.
 
     Validity: draws of a Markov chain must be thinned until they are nearly independent.
 
@@ -147,7 +149,7 @@ def simulate(
         return dict(trace.choices), dict(trace.observed)
 
     def infer(key: Array, choices: Choices, observed: Mapping[str, Any]) -> PyTree:
-        draws = dict(posterior_fn(key, observed))
+        draws = draws_of("simulate", posterior_fn(key, observed))
         _check_names(draws, choices)
         return {name: jnp.asarray(x) for name, x in draws.items()}
 
@@ -161,10 +163,25 @@ def simulate(
     else:
         at = lambda values, i: {name: x[i] for name, x in values.items()}
         rows = [infer(k, at(truths, i), at(observed, i)) for i, k in enumerate(keys)]
-        draws = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+        draws = _stacked(rows)
     numbers = lambda values: {name: np.asarray(x) for name, x in values.items()}
     kept = {name: np.asarray(x) for name, x in truths.items() if name in draws}
     return Simulations(kept, numbers(observed), numbers(draws))
+
+
+def _stacked(rows: list[dict[str, Array]]) -> dict[str, np.ndarray]:
+    """Draws of all simulations, [S, L, ...].
+
+    Raises:
+        ValueError: they differ in their sites or shapes.
+    """
+    shapes = [{name: np.shape(x) for name, x in row.items()} for row in rows]
+    if other := [i for i, shape in enumerate(shapes) if shape != shapes[0]]:
+        raise ValueError(
+            f"simulate: posterior_fn returned draws of the shapes {shapes[0]} for the first simulation, and {shapes[other[0]]} "
+            f"for number {other[0]}. Return as many draws of the same sites each time, e.g. the first L of a thinned chain."
+        )
+    return {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
 
 
 def flat(values: Mapping[str, PyTree], num_axes: int) -> np.ndarray:

@@ -103,6 +103,8 @@ def test_bad_draws_are_refused(key):
     for posterior_fn, message in cases:
         with pytest.raises(ValueError, match=message):
             inference.diagnostics.calibrate(model, posterior_fn, key, zeros)
+    with pytest.raises(TypeError, match="posterior_fn returned .*, which tells no sites"):
+        inference.diagnostics.calibrate(model, lambda k, o: o["x"], key, zeros)
     with pytest.raises(ValueError, match="num_simulations must be an integer >= 20, got 5"):
         inference.diagnostics.calibrate(model, posterior, key, zeros, num_simulations=5)
     with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):

@@ -236,3 +236,18 @@ def test_compiled_and_python_loops_are_the_same_simulations():
         pc.simulate(model, posterior, KEY, jnp.array(0.0), loop="fast")
     with pytest.raises(ValueError, match="from these names"):
         pc.simulate(model, lambda key, x: {"q": jnp.zeros(3)}, KEY, jnp.array(0.0))
+
+
+def test_draws_in_other_numbers_and_data_of_other_sites_are_refused():
+    numbers = iter([5] * 7 + [4] * 99)
+    uneven = lambda key, seen: {"m": np.zeros(next(numbers))}
+    options = {"num_simulations": 20, "loop": "python"}
+    with pytest.raises(ValueError, match=r"\{'m': \(5,\)\} for the first .*\(4,\)\} for number 7"):
+        pc.simulate(model, uneven, KEY, jnp.array(0.0), **options)
+    with pytest.raises(TypeError, match="simulate: posterior_fn returned .*, which tells no sites"):
+        pc.simulate(model, lambda key, seen: np.zeros(3), KEY, jnp.array(0.0), **options)
+    for observed in ({"y": 1.0}, {"x": np.zeros(3)}):
+        with pytest.raises(ValueError, match=r"check_posterior: observed has .*\{'x': \(\)\}"):
+            pc.check_posterior(
+                model, posterior, KEY, jnp.array(0.0), observed=observed, num_simulations=20
+            )
