@@ -31,6 +31,7 @@ from ._zarr import check_zarr, is_zarr, write_blocks
 if TYPE_CHECKING:
     import xarray
 
+_POOLED = "one: the draws of all seeds, resampled by their weights together"
 _BATCHES = 10  # of draws, in memory at a time where they go to a folder
 
 
@@ -228,9 +229,11 @@ def _resampled(
     index = resampling_indices(keys["resample"], diagnostics.smoothed_log_weights)
     choices, given = jax.tree.map(lambda leaf: leaf[index], (source.choices, source.given))
     origin = f"{source.origin}, resampled with replacement by Pareto-smoothed importance weights"
+    # Weighed together, the draws of several seeds are one sample, and places in it tell no seed.
+    attrs = source.attrs | ({"chains": _POOLED} if source.num_chains > 1 else {})
     return dataclasses.replace(
-        source, choices=choices, given=given, stats={"source_draw": index}, origin=origin
-    )
+        source, choices=choices, given=given, stats={"source_draw": index}, origin=origin, attrs=attrs, num_chains=1,
+    )  # fmt: skip
 
 
 def _attributes(diagnostics: ImportanceDiagnostics, source: ArvizSource) -> dict[str, float | str]:

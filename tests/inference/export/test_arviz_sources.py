@@ -276,6 +276,12 @@ def test_seeds_are_chains_so_that_r_hat_compares_them():
         r_hat[steps] = float(arviz.rhat(tree)["mu"])
         one = inference.to_arviz(fit.seed(0), key=jax.random.key(0), num_samples=9, groups=())
         assert "R-hat says nothing" in one["posterior"].attrs["chains"]
+    mixed = inference.to_arviz(
+        fit, key=jax.random.key(0), num_samples=100, groups=(), resample="psis"
+    )
+    # Weighed together they are one sample, whose parts are no seeds.
+    assert dict(mixed["posterior"].sizes) == {"chain": 1, "draw": 300}
+    assert "all seeds" in mixed["posterior"].attrs["chains"]
     assert r_hat[1] > 1.5 and r_hat[400] < 1.05
 
 
