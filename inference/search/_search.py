@@ -113,7 +113,7 @@ def first_order(
         is_on_shell: whether the noise keeps the norm of `start`, where draws of Normal(0, I) lie.
 
     Returns:
-        A `Searched`, of num_steps + 1 evaluations and num_steps gradients.
+        A `Searched`, of num_steps + 1 evaluations and as many gradients.
 
     Raises:
         ValueError: a count below 1, a step that is not positive; a verdict of another shape than (); it, or its gradient, is NaN
