@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, PyTree
 from ...inference.diffusion import Diffusion, Noising
 from ...ppl._checks import check_counts
 from ...ppl._compat import ArrayLike, is_concrete, typed_key
-from ._grid import check_chain, gamma, point_shape, reverse_variance
+from ._grid import check_chain, check_data_variance, gamma, point_shape, reverse_variance
 from ._networks import level_values
 from ._samplers import time_of
 
@@ -73,8 +73,9 @@ def bound(
 
     Raises:
         ValueError: noise that is not Normal; points that are trees or have another shape; times that do not descend or end
-            without noise; `times` together with `at` or `importance`; weights that are not positive numbers; levels that are not
-            two or more different numbers, or a coordinate at none of them (under `jax.jit` the bound of that point is NaN).
+            without noise; a `data_variance` of another shape, or below 0; `times` together with `at` or `importance`; weights
+            that are not positive numbers; levels that are not two or more different numbers, or a coordinate at none of them
+            (under `jax.jit` the bound of that point is NaN).
 
     Validity: the mean over noise and times is the right side at any score, learned or not; it is a lower bound of the log
     density of x itself, for the chain along `times`, or for the reverse diffusion (`euler_maruyama` with short steps) followed
@@ -153,7 +154,7 @@ def denoising_errors(
     """
     shape = _check("denoising_errors", diffusion, x)
     check_counts("denoising_errors", num_times=num_times)
-    first = _last_time(diffusion.noising, at)
+    first = _last_time("denoising_errors", diffusion.noising, at)
     t = first + (jnp.arange(num_times) + 0.5) / num_times * (diffusion.noising.end - first)
     gammas = jax.vmap(lambda t: gamma(diffusion.noising, t))(t)
     axes = tuple(range(1, 1 + len(shape)))
@@ -168,7 +169,7 @@ def _continuous(
     num = 16 if num_times is None else num_times
     check_counts("bound", num_times=num)
     with jax.ensure_compile_time_eval():
-        first = _last_time(noising, at)
+        first = _last_time("bound", noising, at)
         ends = jnp.stack([gamma(noising, t) for t in (noising.end, first)])
     if not is_concrete(ends):
         raise ValueError(
@@ -197,6 +198,7 @@ def _steps(
 ) -> tuple[PyTree, int, Array]:
     """In a chain, whose steps are drawn: from places in [0, 1] to steps, weights, a constant; their number; gamma at the ends."""
     times = check_chain("bound", noising, times)
+    check_data_variance("bound", data_variance, shape)
     num_steps = len(times) - 1
     num = num_steps if num_times is None else num_times
     check_counts("bound", num_times=num)
@@ -245,12 +247,12 @@ def _check(name: str, diffusion: Diffusion, x: PyTree) -> tuple[int, ...]:
     return shape
 
 
-def _last_time(noising: Noising, at: float | None) -> PyTree:
+def _last_time(name: str, noising: Noising, at: float | None) -> PyTree:
     if at is None:
         return noising.times(1)[-1]
     if not 0 < at < noising.end:
         raise ValueError(
-            f"bound: at={at:g} must lie between 0 and the end {noising.end:g} of the process, both excluded. Use a small time, "
+            f"{name}: at={at:g} must lie between 0 and the end {noising.end:g} of the process, both excluded. Use a small time, "
             "e.g. 1e-4."
         )
     return at

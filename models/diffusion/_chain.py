@@ -26,7 +26,7 @@ from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import reverse_step
 from ...ppl._checks import check_event
 from ...ppl._types import Key
-from ._grid import check_chain, known_memory, point_shape, reverse_variance
+from ._grid import check_chain, check_data_variance, known_memory, point_shape, reverse_variance
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 Models = Diffusion | Callable[[Any], Diffusion]
@@ -205,6 +205,7 @@ def reverse_chain(
         model = model(jax.tree.map(lambda c: jnp.asarray(c)[0], context))
     point_shape(f"reverse_chain('{name}')", model)
     times = check_chain(f"reverse_chain('{name}')", model.noising, times)
+    check_data_variance(f"reverse_chain('{name}')", data_variance, model.shape)
     path = ppl.sample(f"{name}_path", ReverseChain(diffusion, times, context, data_variance))
     mean, scale = last_step(model.noising, times[-1])
     ndim = len(model.shape)

@@ -43,6 +43,22 @@ def check_chain(name: str, noising: Noising, times: Array) -> Array:
     return times
 
 
+def check_data_variance(name: str, data_variance: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what is no variance for each coordinate of a point: points and densities would be spread over more of them."""
+    found = np.shape(data_variance)
+    try:
+        fits = jnp.broadcast_shapes(found, shape) == shape
+    except ValueError:
+        fits = False
+    is_known = is_concrete(data_variance)
+    if not fits or (is_known and not np.all(np.asarray(data_variance) >= 0)):
+        least = f", the least being {np.min(np.asarray(data_variance)):g}" if is_known else ""
+        raise ValueError(
+            f"{name}: data_variance has shape {found}{least}, and a point {shape}. Give one variance of at least 0, or one for "
+            "each coordinate."
+        )
+
+
 def point_shape(name: str, diffusion: Diffusion) -> tuple[int, ...]:
     """The shape of a point that is one array; refuses trees and noise that is not Normal."""
     check_noise(name, diffusion)

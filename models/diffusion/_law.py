@@ -20,7 +20,7 @@ from ...ppl.densities import StochasticProgram, as_arrays, estimated
 from ...ppl.densities._stochastic import same_sites
 from ...ppl.traces import BoundParams, SiteInfo, Trace
 from ._chain import kernel, last_step, log_normal
-from ._grid import check_chain, point_shape
+from ._grid import check_chain, check_data_variance, point_shape
 
 
 class OneSiteLaw(StochasticProgram):
@@ -74,6 +74,7 @@ class DiffusionLaw(OneSiteLaw):
 
     def _score(self, choices: Mapping[str, PyTree], *args: PyTree, **kwargs: PyTree) -> Trace:
         x = self._value(choices)
+        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
         model, times = self._model(args, kwargs)
         if x.shape != model.shape:
             raise ValueError(
@@ -87,7 +88,7 @@ class DiffusionLaw(OneSiteLaw):
         if not isinstance(model, Diffusion):
             with BoundParams(self.params or {}):
                 model = model(*args, **kwargs)
-        point_shape(self.label, model)
+        check_data_variance(self.label, self.data_variance, point_shape(self.label, model))
         return model, check_chain(self.label, model.noising, self.times)
 
 

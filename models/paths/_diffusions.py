@@ -74,7 +74,7 @@ def diffusion_log_density(
         num_paths: paths, over which the mean of the weights is taken.
 
     Raises:
-        ValueError: negative noise, or noise and a field without a score.
+        ValueError: negative noise, or noise and a field without a score; a start of another shape than a point.
 
     Validity: exp of it is unbiased, at any number of paths, for any b and s, up to the error of the Euler steps, which is of the
         order of 1 / num_steps.
@@ -83,7 +83,14 @@ def diffusion_log_density(
     """
     check_counts("diffusion_log_density", num_steps=num_steps, num_paths=num_paths)
     drift, dt = _drift("diffusion_log_density", field, noise), 1 / num_steps
+    x = jnp.asarray(x, float)
     shape = x.shape[1:]
+    if (start.batch_shape, start.event_shape) != ((), shape):
+        raise ValueError(
+            f"diffusion_log_density: start has batch shape {start.batch_shape} and event shape {start.event_shape}, and a point "
+            f"{shape}: each coordinate would have a density of its own. Give the law of one point, with "
+            f".to_event({len(shape)})."
+        )
 
     def step(carry: tuple[Array, Array, Key], n: Array) -> tuple[tuple[Array, Array, Key], None]:
         old, total, key = carry
@@ -107,7 +114,7 @@ def diffusion_log_density(
         return total + start.log_prob(last)
 
     keys = jax.random.split(key, (len(x), num_paths))
-    logs = jax.vmap(jax.vmap(weight, (None, 0)))(jnp.asarray(x, float), keys)
+    logs = jax.vmap(jax.vmap(weight, (None, 0)))(x, keys)
     return jax.nn.logsumexp(logs, 1) - jnp.log(num_paths)
 
 

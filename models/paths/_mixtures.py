@@ -6,9 +6,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float
 
+from ...ppl._compat import is_concrete
 from ...ppl._types import Key
 from ._matching import Field
 from ._path import Interpolant
@@ -21,10 +23,25 @@ class Mixture:
     Args:
         means: [components, size].
         variance: of each coordinate; 0 for points.
+
+    Raises:
+        ValueError: means of another number of axes, or a negative variance.
     """
 
     means: Float[ArrayLike, "components size"]
     variance: float
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.means) != 2:
+            raise ValueError(
+                f"Mixture: means have shape {np.shape(self.means)}, and would be spread over components and coordinates alike. "
+                "Give [components, size], means[:, None] for points of one coordinate."
+            )
+        if is_concrete(self.variance) and not self.variance >= 0:
+            raise ValueError(
+                f"Mixture: variance is {self.variance:g}, which the noise of a path would hide. Give a variance (no "
+                "logarithm) of at least 0."
+            )
 
     @property
     def law(self) -> dist.MixtureSameFamily:

@@ -56,7 +56,7 @@ class Path:
             z: the noise; none by default.
 
         Raises:
-            ValueError: ends of different shapes; a path with noise, and none is given.
+            ValueError: ends of different shapes; a path with noise, and none is given, or of another shape.
         """
         start, end, z = self.checked(start, end, z)
         t = jnp.asarray(t, float)
@@ -72,7 +72,13 @@ class Path:
             raise ValueError(
                 "Path: this path has noise between its ends. Give z=jax.random.normal(key, shape)."
             )
-        return start, end, jnp.zeros(jnp.shape(start)) if z is None else z
+        z = jnp.zeros(jnp.shape(start)) if z is None else z
+        if jnp.shape(z) != jnp.shape(start):
+            raise ValueError(
+                f"Path: the noise z has shape {jnp.shape(z)}, and a point {jnp.shape(start)}: coordinates would share theirs. "
+                "Give z=jax.random.normal(key, shape) of a point's shape."
+            )
+        return start, end, z
 
     def sites(
         self, network: Callable[..., PyTree], t: Array, start: Array, end: Array, z: Array, context: PyTree

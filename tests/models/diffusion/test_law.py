@@ -252,3 +252,19 @@ def test_the_law_is_a_model_and_a_proposal(key):
     objective = inference.elbo(learned, given)
     slope = objective.value_and_grad(objective.init(key), key)[1]["net"]
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(slope)) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (5, 1), (3,)])
+def test_a_variance_for_other_coordinates_is_refused(shape, key):
+    """Broadcast, five rows of variances gave five times the path's log-density, and no error."""
+    model = diffusion.gaussian_mixture(diffusion.VP(), [1.0], [[0.0, 0.0]], 1.0)
+    law = diffusion.law(model, diffusion.VP().log_snr_times(5), data_variance=jnp.ones(shape))
+    with pytest.raises(ValueError, match="data_variance has shape .* and a point"):
+        law.estimate_log_density(key, {"x": jnp.zeros(2)})
+
+
+def test_whole_numbers_are_points(key):
+    model = diffusion.gaussian_mixture(diffusion.VP(), [1.0], [[0.0, 0.0]], 1.0)
+    law = diffusion.law(model, diffusion.VP().log_snr_times(5))
+    found = [law.estimate_log_density(key, {"x": jnp.ones(2, t)}) for t in (int, float)]
+    np.testing.assert_array_equal(*found)

@@ -135,3 +135,6 @@ def test_refusals(key):
             call(1.0)
         with pytest.raises(ValueError, match="noise must be >= 0"):
             call(-1.0)
+    each = dist.Normal(jnp.zeros(2), 1.0)  # one law for each coordinate
+    with pytest.raises(ValueError, match=r"start has batch shape \(2,\) .* \.to_event\(1\)"):
+        paths.diffusion_log_density(field, each, jnp.zeros((3, 2)), key, noise=0.0, num_steps=3)

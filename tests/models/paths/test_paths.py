@@ -80,5 +80,15 @@ def test_a_path_refuses_what_it_cannot_join(key):
         paths.linear().at(0.5, jnp.zeros(2), jnp.zeros(3))
     with pytest.raises(ValueError, match="has noise between its ends"):
         paths.linear(0.5).at(0.5, jnp.zeros(2), jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"noise z has shape \(1,\), and a point \(2,\)"):
+        paths.linear(0.5).at(0.5, jnp.zeros(2), jnp.zeros(2), jnp.ones(1))
     with pytest.raises(ValueError, match="noise must be >= 0"):
         paths.linear(-1.0)
+
+
+def test_a_mixture_has_rows_of_means_and_a_variance():
+    # Two means of one coordinate are no mean of two.
+    with pytest.raises(ValueError, match=r"means have shape \(2,\).*means\[:, None\]"):
+        paths.Mixture([-1.0, 1.0], 0.5)
+    with pytest.raises(ValueError, match="variance is -0.2, which the noise of a path would hide"):
+        paths.Mixture([[1.0]], -0.2)
