@@ -16,6 +16,7 @@ from ...inference.diffusion import Diffusion
 from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl._show import shown
+from .._categories import value_error
 from ._bound import bound, denoising_errors
 
 
@@ -55,7 +56,7 @@ class Classification:
             `dataclasses.replace(other, temperature=found.temperature)`.
 
         Raises:
-            ValueError: not one label for each point.
+            ValueError: not one label for each point, or one that is no number of a class.
 
         Reference: Guo et al. 2017, arXiv:1706.04599, section 4.2.
         """
@@ -67,8 +68,9 @@ class Classification:
                 f"Classification: labels have shape {np.shape(labels)}, and one is needed for each of the points "
                 f"{self.scores.shape[:-1]}."
             )
+        value_error("Classification: labels", np.asarray(labels)[..., None], self.scores.shape[-1])
         scores = np.asarray(self.scores, float).reshape(-1, self.scores.shape[-1])
-        at = np.arange(len(scores)), np.asarray(labels).ravel()
+        at = np.arange(len(scores)), np.asarray(labels, int).ravel()
         loss = lambda log_t: -log_softmax(scores * math.exp(-log_t), 1)[at].mean()
         found = minimize_scalar(loss, bounds=(math.log(1e-3), math.log(1e4)), method="bounded")
         return dataclasses.replace(self, temperature=math.exp(float(found.x)))

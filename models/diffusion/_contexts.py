@@ -1,7 +1,7 @@
 """Conditions of diffusion networks: any tree of arrays, which may be hidden; an encoder of sets.
 
 A network that `takes_context` is called as network(x, level, context) with `Context(value, is_shown)`, or None where it is
-hidden for certain. Others see an integer label, `num_classes` for a hidden one.
+hidden for certain. Others see an integer label, `num_classes` for a hidden one, and `NO_LABEL` for what is none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
+
+from ...ppl._compat import is_concrete
+from ...ppl._types import Key
+
+# What is known by the run only to be no label; the networks of this package say NaN of it.
+NO_LABEL = -1
 
 
 class Context(NamedTuple):
@@ -73,8 +80,15 @@ def num_labels(network: object) -> int:
     return int(getattr(network, "num_classes", 0))
 
 
-def row_contexts(name: str, network: Any, context: PyTree, rows: int, is_hidden: Array) -> Any:
-    """The third argument of a network for all rows, with a leading axis."""
+def row_contexts(
+    name: str, network: Any, context: PyTree, rows: int, key: Key, drop_context: float
+) -> Any:
+    """The third argument of a network for all rows, with a leading axis; each hidden with the probability `drop_context`."""
+    if is_concrete(drop_context) and not 0 <= drop_context <= 1:
+        raise ValueError(
+            f"{name}: drop_context is {drop_context}, and is the probability that a row's context is hidden. Give 0 to 1."
+        )
+    is_hidden = jax.random.uniform(key, (rows,)) < drop_context
     if takes_context(network):
         if context is None:
             return None
@@ -82,9 +96,8 @@ def row_contexts(name: str, network: Any, context: PyTree, rows: int, is_hidden:
         return Context(jax.tree.map(jnp.asarray, context), ~is_hidden)
     if context is None:
         return jnp.full(rows, num_labels(network))
-    _check_label(name, network, context)
     _check_rows(name, context, rows)
-    return jnp.where(is_hidden, num_labels(network), context)
+    return jnp.where(is_hidden, num_labels(network), _label(name, network, context))
 
 
 def one_context(name: str, network: Any, context: PyTree) -> PyTree:
@@ -94,8 +107,7 @@ def one_context(name: str, network: Any, context: PyTree) -> PyTree:
         return None if context is None else shown()
     if context is None:
         return jnp.asarray(num_labels(network))
-    _check_label(name, network, context)
-    return jnp.asarray(context)
+    return _label(name, network, context)
 
 
 def shown_or(unknown: Array, encode: Callable[[PyTree], Array], context: Context | None) -> Array:
@@ -105,8 +117,14 @@ def shown_or(unknown: Array, encode: Callable[[PyTree], Array], context: Context
     return jnp.where(context.is_shown, encode(context.value), unknown)
 
 
-def _check_label(name: str, network: Any, label: object) -> None:
-    if num_labels(network) == 0:
+def _label(name: str, network: Any, label: Any) -> Array:
+    """Labels from 0 to num_classes - 1, and `NO_LABEL` for others.
+
+    Raises:
+        ValueError: the network takes none, or no integers are given, or known ones that are none.
+    """
+    num = num_labels(network)
+    if num == 0:
         raise ValueError(
             f"{name}: a context is given, but the network takes none (num_classes=0). Build it with num_classes= for integer "
             "labels, or with encoder= or context_channels= for arrays."
@@ -118,6 +136,15 @@ def _check_label(name: str, network: Any, label: object) -> None:
             f"{name}: the network has num_classes={network.num_classes} and takes integer labels, and the context is "
             f"{jax.tree.map(lambda c: (jnp.shape(c), str(jnp.result_type(c))), label)}. Give labels, or build it with encoder=."
         )
+    if is_concrete(label):
+        least, most = np.min(label), np.max(label)
+        if least < 0 or most >= num:
+            raise ValueError(
+                f"{name}: the network has num_classes={num}, and the context has labels from {least} to {most}. They are 0 to "
+                f"{num - 1}; {num} would stand for a hidden one, and the law of all classes. Count from 0, or give the network "
+                "more classes."
+            )
+    return jnp.where((label >= 0) & (label < num), label, NO_LABEL)
 
 
 def _check_rows(name: str, context: PyTree, rows: int) -> None:

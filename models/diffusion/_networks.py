@@ -42,9 +42,11 @@ class Condition(eqx.Module):
         code = self._code(context)
         return self.mix(jnp.concatenate([jnp.sin(angles), jnp.cos(angles), code]))
 
-    def _code(self, context: ArrayLike) -> Array:
+    def _code(self, context: PyTree) -> Array:
         if context is not None and not isinstance(context, Context):
-            return self.labels(context)
+            # JAX would read another label for what is none.
+            is_label = (context >= 0) & (context < self.labels.num_embeddings)
+            return jnp.where(is_label, self.labels(context), jnp.nan)
         unknown = self.labels.weight[-1]
         return unknown if self.encoder is None else shown_or(unknown, self.encoder, context)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ...inference.diffusion.tokens import (
@@ -30,6 +31,7 @@ from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 from ...ppl.densities import StochasticProgram
 from ...ppl.traces import BoundParams, Trace
+from .._categories import value_error
 from ._law import OneSiteLaw
 
 
@@ -93,7 +95,7 @@ class TokenLaw(OneSiteLaw):
         grid, keys = self._grid(), jax.random.split(self.own_key(), self.num_steps)
         start = x.astype(int) + 1, self._log_prior()
         (_, total), _ = jax.lax.scan(step, start, (grid[-2::-1], grid[:0:-1], keys))
-        is_inside = ((x >= 0) & (x < self.shape[1])).all()
+        is_inside = ((x >= 0) & (x < self.shape[1]) & (x == x.astype(int))).all()
         return self._trace(x, jnp.where(is_inside, total, -jnp.inf))
 
     def _network(self, args: PyTree, kwargs: PyTree) -> Network:
@@ -181,7 +183,10 @@ def masked_bound(
         num_times: times drawn for each row, stratified.
 
     Returns:
-        One number for each row.
+        One number for each row; under jit NaN for one with values that are none.
+
+    Raises:
+        ValueError: known values that are no integers from 0 to K - 1.
 
     Validity: for a network that does not look at t the mean is that of any-order autoregression, E_order[sum_d log p(x_order(d) |
     x_before)], whatever the masking rates were: a bound of the mixture of all orders, and exact where its conditionals are those
@@ -191,11 +196,11 @@ def masked_bound(
     arXiv:1310.1757, equation 7.
     """
     check_counts("masked_bound", num_times=num_times)
-    x = jnp.asarray(x)
-    batch, size = x.shape[:-1], x.shape[-1]
+    *batch, size = np.shape(x)
     found = jax.eval_shape(network, jnp.zeros(size, int), jnp.ones(()))
     num_values = found.shape[-1] if found.ndim else 0
     refuse_logits("masked_bound", network, size, "masked", num_values)
+    error, x = value_error("masked_bound: x", x, num_values), jnp.asarray(x).astype(int)
 
     def one(x: Array, key: Array) -> Array:
         time_key, mask_key = jax.random.split(key)
@@ -213,4 +218,4 @@ def masked_bound(
 
     flat = x.reshape(math.prod(batch), size)
     keys = jax.random.split(typed_key(key), len(flat))
-    return jax.vmap(one)(flat, keys).reshape(batch)
+    return jax.vmap(one)(flat, keys).reshape(batch) + error

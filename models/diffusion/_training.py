@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PyTree
 from ... import ppl
 from ...inference import Objective, objective
 from ...inference.diffusion import Diffusion, Noising
-from ...inference.diffusion._diffusion import Time, check_noise
+from ...inference.diffusion._diffusion import Time, check_noise, is_one_process
+from ...ppl._compat import is_concrete
 from ...ppl._types import Key
 from .._trained import trained
 from ._contexts import one_context, row_contexts
@@ -51,7 +52,8 @@ def score_matching(
         `fit(..., subsample={"rows": 128})`. The parameter is "network".
 
     Raises:
-        ValueError: another parametrisation; a context that the network does not take, or without the rows of x.
+        ValueError: another parametrisation; a context that the network does not take, or without the rows of x; noise of
+            another shape than a point; `drop_context` outside of [0, 1].
 
     Validity: unbiased for L. At its optimum the prediction is E[target | x_t], so that `from_network` has the true score.
 
@@ -71,8 +73,12 @@ def score_matching(
         eps = jax.random.normal(noise_key, x.shape)
         if noise is not None:
             eps = jnp.asarray(noise.sample(noise_key, (rows,)))
-        is_hidden = jax.random.uniform(label_key, (rows,)) < drop_context
-        seen = row_contexts("score_matching", network, context, rows, is_hidden)
+            if eps.shape != x.shape:
+                raise ValueError(
+                    f"score_matching: noise draws points of shape {eps.shape[1:]}, and those of x have {x.shape[1:]}: "
+                    "coordinates would share theirs. Give the law of one point, e.g. PoissonNoise(shape, num_extra)."
+                )
+        seen = row_contexts("score_matching", network, context, rows, label_key, drop_context)
 
         def one(x0: Array, eps: Array, t: Array, seen: PyTree) -> tuple[Array, Array]:
             x = noising.alpha(t) * x0 + noising.std(t) * eps
@@ -148,11 +154,21 @@ def guided(unconditional: Diffusion, conditional: Diffusion, scale: float) -> Di
 
     Args:
         unconditional: the model with the score s_u.
-        conditional: the model with the score s_c, whose noising and shape are taken.
+        conditional: the model with the score s_c.
         scale: 1 for the conditional model, above 1 for more guidance.
+
+    Raises:
+        ValueError: models of two noising processes or shapes, whose scores at one time are those of unlike noise.
 
     Reference: Ho and Salimans 2022, arXiv:2207.12598, equation 6.
     """
+    one, other = unconditional.noising, conditional.noising
+    is_one = not is_concrete((vars(one), vars(other))) or is_one_process(one, other)
+    if not is_one or unconditional.shape != conditional.shape:
+        raise ValueError(
+            f"guided: the models have the noising processes {one} and {other}, and points of shape {unconditional.shape} and "
+            f"{conditional.shape}; scores add up at one noise and one point. Train both with one process."
+        )
     score = lambda x, t: (
         (1 - scale) * unconditional.score_at(x, t) + scale * conditional.score_at(x, t)
     )

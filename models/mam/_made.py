@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ... import inference, ppl
+from .._categories import value_error
 
 
 class MADE(eqx.Module):
@@ -57,9 +58,15 @@ class MADE(eqx.Module):
         return hidden.reshape(self.num_variables, self.num_values)
 
     def log_prob(self, values: Int[Array, " variables"]) -> Float[Array, ""]:
-        """Log p(x) of values 0 to K - 1, nats."""
+        """Log p(x) of values 0 to K - 1, nats; NaN under jit where one is none of them.
+
+        Raises:
+            ValueError: known values that are none.
+        """
+        error = value_error("MADE", values, self.num_values)
+        values = jnp.asarray(values).astype(int)
         log_probs = jax.nn.log_softmax(self.logits(values))
-        return jnp.take_along_axis(log_probs, jnp.asarray(values)[:, None], 1).sum()
+        return jnp.take_along_axis(log_probs, values[:, None], 1).sum() + error
 
     def _masks(self) -> list[np.ndarray]:
         """0 or 1 for every weight, [out, in]."""

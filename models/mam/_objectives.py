@@ -30,6 +30,7 @@ from ...inference import Objective, objective as as_objective
 from ...ppl._checks import check_event, log_number
 from ...ppl._compat import is_concrete
 from ...ppl._types import ModelFn
+from .._categories import value_error
 from . import _chain
 from ._bracket import verdicts
 from ._orders import order_error, random_orders
@@ -276,8 +277,8 @@ def energy(
     sources = sources or RowSources()
     _check_energy(num_chains, spread, log_z)
     num_replayed = round(sources.replayed * num_chains)
-    num_explored = round(sources.explore * num_chains)
     num_own = num_chains - num_replayed
+    num_explored = min(round(sources.explore * num_chains), num_own)
     anchor = networks.num_variables * math.log(networks.num_values) if log_z is None else log_z
 
     @ppl.model
@@ -352,16 +353,10 @@ def _tokens(name: str, networks: Networks, x: PyTree) -> tuple[Array, Array]:
         ValueError: x has another shape, or is known to have such values.
     """
     check_event(f"{name}: x", x, (networks.num_variables,), is_rows=True)
-    xp = np if is_concrete(x) else jnp  # concrete values stay so while a program is traced
-    x = xp.asarray(x)
-    is_known = ((x >= 0) & (x < networks.num_values) & (x == xp.round(x))).all(1)
-    if is_concrete(x) and not is_known.all():
-        raise ValueError(
-            f"{name}: {(~is_known).sum()} of {len(x)} rows have values that are no integers from 0 to "
-            f"{networks.num_values - 1}. Code the values so; `any_order` takes `seen` where cells are missing."
-        )
+    remedy = "; `any_order` takes `seen` where cells are missing"
+    error = value_error(name, x, networks.num_values, remedy)
     # Token 0 would mean marginalised out: a stray -1 must not train as if it did.
-    return jnp.where(is_known[:, None], x, 0).astype(int) + 1, jnp.where(is_known, 0.0, jnp.nan)
+    return jnp.where(jnp.isnan(error)[:, None], 0, jnp.asarray(x)).astype(int) + 1, error
 
 
 def _seen(name: str, x: PyTree, seen: PyTree) -> PyTree:

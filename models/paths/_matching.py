@@ -89,7 +89,7 @@ def flow_matching(
 
     Raises:
         ValueError: neither or both of `start` and an argument x_0; pairs with a coupling; ends of different shapes; a context
-            that the network does not take.
+            that the network does not take; `drop_context` outside of [0, 1].
 
     Validity: unbiased for L. The optimum is b(t, x) = E[u | x_t = x] of the coupling of batches of this size.
 
@@ -118,8 +118,7 @@ def flow_matching(
             begin = begin[coupling(keys[2], begin, end)]
         t = path.first + (path.last - path.first) * row_strata(keys[3], rows)
         z = jax.random.normal(keys[4], end.shape)
-        is_hidden = jax.random.uniform(keys[5], (rows,)) < drop_context
-        seen = row_contexts("flow_matching", network, context, rows, is_hidden)
+        seen = row_contexts("flow_matching", network, context, rows, keys[5], drop_context)
         sites = path.sites(net, t, begin, end, z, seen)
         with ppl.plate("rows", rows):
             for site, (law, value) in sites.items():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..._categories import value_error
 from ..._transformer import Block
 from ._networks import Pair, pair_of
 
@@ -158,9 +159,15 @@ class CausalTransformer(eqx.Module):
         return self.trunk(before)
 
     def log_prob(self, values: Int[Array, " variables"]) -> Float[Array, ""]:
-        """Log p(x) of values 0 to K - 1, nats."""
+        """Log p(x) of values 0 to K - 1, nats; NaN under jit where one is none of them.
+
+        Raises:
+            ValueError: known values that are none.
+        """
+        error = value_error("CausalTransformer", values, self.trunk.num_symbols - 1)
+        values = jnp.asarray(values).astype(int)
         log_probs = jax.nn.log_softmax(self.logits(values))
-        return jnp.take_along_axis(log_probs, jnp.asarray(values)[:, None], 1).sum()
+        return jnp.take_along_axis(log_probs, values[:, None], 1).sum() + error
 
     def sample(self, key: Array) -> Int[Array, " variables"]:
         """One draw, D passes."""

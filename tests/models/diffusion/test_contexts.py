@@ -112,3 +112,17 @@ def test_one_network_of_labels_as_before(key):
     score = lambda **c: diffusion.from_network(net, VP, (2,), **c).score(x, 0.4)
     np.testing.assert_array_equal(score(), score(context=3))  # the label for "unknown"
     assert np.abs(score(context=1) - score()).max() > 1e-4
+
+
+def test_what_is_no_label_is_not_another_one(key):
+    """Labels 1 to 3 of 3 classes: the last one would train as if hidden. Known by the run only, its loss is NaN."""
+    network = diffusion.MLP((2,), num_classes=3, width=4, depth=1, key=key)
+    objective = diffusion.score_matching(network, VP, drop_context=0.0)
+    x, right = jnp.ones((3, 2)), np.arange(3)
+    params = objective.init(key, x, right)
+    value = jax.jit(lambda labels: objective.value(params, key, x, labels))
+    assert np.isfinite(value(right)) and np.isnan(value(right + 1)) and np.isnan(value(right - 1))
+    score = jax.jit(
+        lambda c: diffusion.from_network(network, VP, (2,), context=c).score_at(x[0], 0.5)
+    )
+    assert np.isfinite(score(2)).all() and np.isnan(score(3)).all() and np.isnan(score(-1)).all()

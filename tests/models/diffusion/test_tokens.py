@@ -133,3 +133,14 @@ def test_derivatives_are_those_of_the_any_order_bound(key):
         return total / 2
 
     assert_unbiased(found, jax.grad(mean)(1.3))
+
+
+def test_what_is_no_value_has_no_probability(key):
+    """A fraction is no integer below it, and -1 is not the last value."""
+    network = lambda tokens, t: jnp.log(jnp.array([[0.2, 0.8]] * 3))
+    law = diffusion.token_law(lambda: network, 3, 2, 2)
+    for x in ([0.7, 1, 1], [0, -1, 1], [0, 2, 1]):
+        assert law.estimate_log_density(key, {"x": jnp.array(x)}) == -jnp.inf
+    rows = jnp.array([[0, -1, 1], [0, 2, 1], [0, 1, 1]])
+    found = jax.jit(lambda x: diffusion.masked_bound(network, x, key))(rows)
+    assert np.isnan(found).tolist() == [True, True, False]

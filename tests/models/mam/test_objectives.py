@@ -354,6 +354,13 @@ class TestEnergy:
         assert (tokens - 1 != X[start]).any()
         assert_unbiased((tokens[:, None] - 1 == X).all(-1), p)
 
+    def test_shares_that_round_up_together_fit_the_rows(self, key):
+        """4 and 2 of 5 rows by themselves."""
+        sources = mam.RowSources(explore=0.7, replay=0.3)
+        networks = mam.residual_mlps(2, 2, width=4, depth=1, key=key)
+        found = mam.energy(networks, jnp.sum, num_chains=5, sources=sources)
+        assert found.chains.count() == 3 and found.chains.powers == ()
+
     def test_impossible_options_are_refused(self):
         for options, text in [
             ({"spread": "kl"}, "spread must be one of.*'kl'"),
