@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .... import inference
 from ....inference.diagnostics import EvidenceBracket
+from ....inference.particles.resampling import as_scheme
 from ....ppl._compat import typed_key
 from ....ppl._show import shown
 from .._bracket import bracket
@@ -49,7 +50,8 @@ class Annealed:
 
     Attributes:
         networks: the trained networks: a pair, or a `Remembered` one.
-        rows: particles of both runs, values 0 to K - 1, [2, particles, D]; the networks have learned from the first.
+        rows: particles of both runs, values 0 to K - 1, [2, particles, D], drawn by their weights where these differ; the
+            networks have learned from the first.
         log_evidence: log Z by each run, nats, [2]: where they differ, modes were missed.
         temperatures: exponents of each run, [2, max_steps], filled up with 1.
         share: weight of the states that are known by heart, 0 if there are none.
@@ -143,7 +145,13 @@ def anneal(
             f"anneal: the tempering runs give log Z {runs.log_evidence}: at some temperature no particle had a finite weight, or "
             "100 temperatures were not enough. Make log_target finite where rows may go, or give `tempering`."
         )
-    learned, judged = rows = runs.particles["x"]
+    row_keys = jax.random.split(jax.random.fold_in(smc_key, 1))
+    learned, judged = rows = jnp.stack(
+        [
+            _of_equal_weight(*run, num_particles)
+            for run in zip(runs.particles["x"], runs.log_weights, row_keys, strict=True)
+        ]
+    )
     import optax
 
     fit = inference.fit(
@@ -162,6 +170,13 @@ def anneal(
         distillation=distillation,
         bracket=bracket(MaM(found), log_target, judged, bracket_key),
     )
+
+
+def _of_equal_weight(rows: Array, log_weights: Array, key: Array, num: int) -> Array:
+    """The rows of a run; as many drawn by their weights, where these differ (several islands, all temperatures)."""
+    if np.ptp(np.asarray(log_weights)) < 1e-4:
+        return rows
+    return rows[as_scheme("systematic").ancestors(key, log_weights, num)]
 
 
 def _with_memory(

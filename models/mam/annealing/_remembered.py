@@ -102,13 +102,12 @@ class Remembered(Networks):
         is_kept = np.cumsum(masses) - masses <= _KEPT * masses.sum()
         atoms, masses = atoms[heaviest][is_kept], masses[is_kept]
         self.networks, self.share, self.uniform = networks, float(share), float(uniform)
-        self.atoms = jnp.asarray(atoms + 1)
+        self.atoms = jnp.asarray(atoms.astype(int) + 1)
         self.masses = jnp.asarray(masses / masses.sum(), jnp.result_type(float))
 
     def log_marginal(self, tokens: Int[Array, " variables"]) -> Float[Array, ""]:
-        mass = self._matched(tokens).sum()
-        flat = self._flat(tokens)
-        level = jnp.logaddexp(jnp.log(self.share * mass + flat), self._outside(tokens))
+        known = self._known(self._matched(tokens).sum(), tokens, 0)
+        level = jnp.logaddexp(known, self._outside(tokens))
         # Nothing observed is 0 exactly only if said so.
         return jnp.where((tokens > 0).any(), level, 0.0)
 
@@ -117,16 +116,19 @@ class Remembered(Networks):
         self, tokens: Int[Array, " variables"]
     ) -> Float[Array, "variables values"]:
         of_value = jax.nn.one_hot(self.atoms - 1, self.num_values)
-        mass = jnp.tensordot(self._matched(tokens), of_value, 1)
-        flat = self._flat(tokens) / self.num_values
+        known = self._known(jnp.tensordot(self._matched(tokens), of_value, 1), tokens, 1)
         outside = self._outside(tokens) + self.networks.log_conditionals(tokens)
-        return jax.nn.log_softmax(jnp.logaddexp(jnp.log(self.share * mass + flat), outside))
+        return jax.nn.log_softmax(jnp.logaddexp(known, outside))
 
     def _outside(self, tokens: Array) -> Array:
         return math.log1p(-self.share - self.uniform) + self.networks.log_marginal(tokens)
 
-    def _flat(self, tokens: Array) -> Array:
-        return self.uniform * jnp.exp(-(tokens > 0).sum() * jnp.log(float(self.num_values)))
+    def _known(self, mass: Array, tokens: Array, num_more: int) -> Array:
+        """Log of w p_A + u K^-n, n the observed variables and `num_more`."""
+        # K^-n itself is 0 in float32 from some 140 bits on.
+        num = (tokens > 0).sum() + num_more
+        flat = jnp.log(self.uniform) - num * math.log(self.num_values)
+        return jnp.logaddexp(jnp.log(self.share * mass), flat)
 
     def log_masses(self, values: Int[ArrayLike, "rows variables"]) -> Float[np.ndarray, " rows"]:
         """Log p_A of whole rows of values 0 to K - 1, -inf outside of A."""

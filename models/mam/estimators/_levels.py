@@ -27,6 +27,10 @@ def cells(X: PyTree) -> np.ndarray:
         raise ValueError(
             f"Found array with 0 feature(s) (shape={table.shape}) while a minimum of 1 is required. Give columns."
         )
+    if not len(table):
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape={table.shape}) while a minimum of 1 is required. Give rows."
+        )
     found = np.empty(table.shape, object)
     for i, row in enumerate(table):
         found[i] = [x.item() if isinstance(x, np.generic) else x for x in row]

@@ -20,8 +20,10 @@ _MAX_ENTRIES = 2**22
 class Tables(Networks):
     """A law by its table of marginals: both "networks" look up what they say, and they agree with each other.
 
+    Of what cannot be, values of probability 0, the conditionals say nothing: they are even there.
+
     Args:
-        log_joint: log p(x) up to a constant, nats, [K] * D.
+        log_joint: log p(x) up to a constant, nats, [K] * D; -inf for what cannot be.
 
     Attributes:
         table: log p(x_S) for all partial assignments, [K + 1] * D, indexed by tokens.
@@ -59,7 +61,9 @@ class Tables(Networks):
         symbols = jnp.arange(1, self.num_values + 1)
         choose = lambda i, symbol: self.table[tuple(tokens.at[i].set(symbol))]
         rows = jax.vmap(lambda i: jax.vmap(lambda symbol: choose(i, symbol))(symbols))(i)
-        return jax.nn.log_softmax(rows)
+        # Log 0 - log 0 is no number, and would not stay -inf along a chain that has met one.
+        is_possible = rows.max(1, keepdims=True) > -jnp.inf
+        return jax.nn.log_softmax(jnp.where(is_possible, rows, 0.0))
 
 
 def all_tokens(num_variables: int, num_values: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from _mam import joint, odd_networks, rows
 
 from lapilli.models import mam
+from lapilli.models.mam.annealing._annealing import _of_equal_weight
 from lapilli.models.mam.annealing._remembered import best_share
 
 D, K = 3, 2
@@ -25,6 +26,22 @@ def log_f(x):
 
 def masses(values):
     return LOG_F[tuple(np.asarray(values).T)]
+
+
+class Even(mam.Networks):
+    """Independent variables, each 0 with odds exp(gap)."""
+
+    num_variables: int = eqx.field(static=True)
+    num_values: int = eqx.field(static=True)
+    gap: float = eqx.field(static=True)
+
+    def log_marginal(self, tokens):
+        one = jax.nn.log_softmax(jnp.array([self.gap, 0.0]))[jnp.maximum(tokens - 1, 0)]
+        return jnp.where(tokens > 0, one, 0.0).sum()
+
+    def log_conditionals(self, tokens):
+        law = jax.nn.log_softmax(jnp.array([self.gap, 0.0]))
+        return jnp.broadcast_to(law, (self.num_variables, 2))
 
 
 class TestRemembered:
@@ -56,6 +73,16 @@ class TestRemembered:
             np.asarray(log_c)[hidden], np.asarray(log_c_too)[hidden], atol=5e-6
         )
         assert float(level[0]) == 0
+
+    def test_of_many_variables_the_uniform_part_is_kept(self):
+        """2^-400 is 0 in single precision, and its logarithm a number: of a state that neither part knows all is uniform."""
+        size = 400
+        networks = mam.Remembered(Even(size, 2, 20.0), np.zeros((1, size), int), [0.0], 0.5)
+        model, x = mam.MaM(networks), jnp.ones(size, int)
+        expected = np.log(0.005) - size * np.log(2)
+        np.testing.assert_allclose(model.log_marginal(x, True), expected, rtol=1e-5)
+        chain = model.with_order(jnp.arange(size)).log_prob(x)
+        np.testing.assert_allclose(chain, expected, rtol=1e-4)
 
     def test_the_lightest_states_are_left_out_and_masses_are_relative(self):
         found = mam.Remembered(Q, X[:3], np.log([1.0, 5e-4, 3.0]), 0.5)
@@ -105,6 +132,15 @@ def test_distillation_ends_by_itself_near_the_chain(key):
 def test_too_few_rows_to_stop_by_are_refused(key):
     with pytest.raises(ValueError, match="distilled: 8 rows in all"):
         mam.distilled(odd_networks(D, K), X, key, num_draws=0)
+
+
+def test_rows_of_unlike_weight_are_drawn_by_it(key):
+    """Of a run that keeps all temperatures the prior's particles have next to no weight, and as many rows."""
+    several = jnp.arange(4)[:, None]
+    weights = jnp.log(jnp.array([0.5, 0.25, 0.25, 0.0]))
+    found = np.asarray(_of_equal_weight(several, weights, key, 8))[:, 0]
+    assert np.bincount(found, minlength=4).tolist() == [4, 2, 2, 0]
+    assert _of_equal_weight(several, jnp.full(4, -np.log(4.0)), key, 8) is several
 
 
 @pytest.mark.slow  # compiles a tempering run

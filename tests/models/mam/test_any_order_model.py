@@ -84,6 +84,7 @@ def test_files_pickles_and_arrays(model, tmp_path):
         (lambda m: AnyOrderModel(**SMALL).fit(rows(1)), ValueError, "n_samples=1"),
         (lambda m: AnyOrderModel(**SMALL).fit([1, 2]), ValueError, r"shape \(2,\); it must be a table"),
         (lambda m: AnyOrderModel(**SMALL).fit(np.zeros((3, 0))), ValueError, "0 feature"),
+        (lambda m: m.score_samples(WHOLE[:0]), ValueError, "0 sample"),
         (lambda m: AnyOrderModel(**SMALL).fit(np.ones((3, 1), complex)), ValueError, "Complex data"),
         (lambda m: AnyOrderModel(**SMALL).fit(pd.DataFrame({"a": [[1], [2]]})), TypeError, "of type list"),
         (lambda m: AnyOrderModel(**SMALL).fit(csr_matrix(np.ones((3, 1)))), TypeError, "Sparse data"),

@@ -204,3 +204,29 @@ def test_draws_of_a_causal_transformer_follow_its_law(seed):
     draws = jax.jit(jax.vmap(network.sample))(jax.random.split(seed, 10_000))
     is_value = (np.asarray(draws)[:, None] == x).all(-1)
     assert_unbiased(is_value, np.exp(jax.vmap(network.log_prob)(x)))
+
+
+def test_what_cannot_be_has_no_probability_in_any_order():
+    """Log 0 - log 0 is NaN, which no -inf is."""
+    with np.errstate(divide="ignore"):
+        expected = np.log([[0.25, 0.75], [0.0, 0.0]])
+    tables = mam.Tables(expected)
+    np.testing.assert_allclose(mam.sampler_law(tables)[1:, 1:], expected, rtol=1e-6)
+    for order in ([0, 1], [1, 0]):
+        model = mam.MaM(tables).with_order(jnp.array(order))
+        found = model.log_prob(jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]]))
+        np.testing.assert_allclose(found, expected.ravel(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [mam.MADE, mam.CausalTransformer])
+def test_what_is_no_value_has_no_density(make, key):
+    """JAX reads -1 as the last value."""
+    network = make(3, 2, width=8, depth=1, key=key)
+    np.testing.assert_allclose(network.log_prob(jnp.array([0.0, 1, 1])), -3 * np.log(2), rtol=1e-6)
+    rows = jnp.array([[0, -1, 1], [0, 2, 1], [0, 1, 1]])
+    for row in rows[:2]:
+        with pytest.raises(
+            ValueError, match=f"{make.__name__}: 1 of 1 rows have values that are no"
+        ):
+            network.log_prob(row)
+    assert np.isnan(jax.jit(jax.vmap(network.log_prob))(rows)).tolist() == [True, True, False]
