@@ -16,7 +16,7 @@ Ratios Z_{n+1} / Z_n follow from the proposals of both directions, by the equati
 
     mean of s(log G_n(x_n, y') - c) = mean of s(c - log G_n(x', x_{n+1})),   s(z) = 1 / (1 + exp(-z)),
 
-whose root c is the log of the ratio in the limit (Bennett).
+whose root c is the log of the ratio in the limit (Bennett). A constraint makes some log G -inf: they count as 0 on the left.
 
 Reference: CREPE, arXiv:2509.23265 (replica exchange of diffusion models); Syed et al. 2025, arXiv:2502.10328 (exchange along
 transports); Syed et al. 2022, arXiv:1905.02939 (even pairs, then odd ones); Bennett 1976.
@@ -25,6 +25,7 @@ transports); Syed et al. 2022, arXiv:1905.02939 (even pairs, then odd ones); Ben
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -235,8 +236,12 @@ def _moved(corrector: Corrector, langevin: Langevin, key: Array, states: Diffuse
 def _evidence(log_starts: Array, forward: Array, backward: Array) -> tuple[Array, Array]:
     """Log of Z_0 prod_n Z_{n+1} / Z_n, and its standard error, from weights [sweeps, chains] and [sweeps, chains, steps]."""
     s = jax.nn.sigmoid
-    edges = jnp.concatenate([forward, backward])
-    low, high = edges.min((0, 1)), edges.max((0, 1))
+    edges, num = jnp.concatenate([forward, backward]), forward[..., 0].size
+    is_met = edges != -jnp.inf  # NaN is kept
+    low = jnp.min(edges, (0, 1), where=is_met, initial=jnp.inf)
+    # Where one of so many is finite the left is at least as large as the right that far below the least of them.
+    low = low - jnp.where(is_met.all((0, 1)), 0.0, math.log(num))
+    high = edges.max((0, 1))
 
     def halve(_: PyTree, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
@@ -245,7 +250,7 @@ def _evidence(log_starts: Array, forward: Array, backward: Array) -> tuple[Array
         return jnp.where(is_below, c, low), jnp.where(is_below, high, c)
 
     low, high = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (low, high))
-    c = 0.5 * (low + high)
+    c = jnp.where((forward != -jnp.inf).any((0, 1)), 0.5 * (low + high), -jnp.inf)
     log_first = jax.nn.logsumexp(log_starts) - jnp.log(log_starts.size)
     # What a chain's mean of the equation is off, over its slope, is what the chain adds to c.
     slope = (s(forward - c) * s(c - forward) + s(backward - c) * s(c - backward)).mean((0, 1))

@@ -146,3 +146,16 @@ def test_an_error_of_evidence_is_that_between_chains(key):
 
     log_z, error = jax.jit(jax.vmap(one))(noise)
     assert abs(error.mean() / log_z.std() - 1) < 0.1
+
+
+def test_exchanges_that_break_a_constraint_count(key):
+    """A third of the proposals is impossible, and the others have no spread: the ratio is 2/3, and was 0 (log Z -inf)."""
+    forward = jnp.where(jax.random.uniform(key, (200, 50, 2)) < 1 / 3, -jnp.inf, 0.0)
+    forward = forward.at[..., 1].set(0.0)
+    backward = jnp.zeros_like(forward)
+    log_z, error = jax.jit(_evidence)(jnp.zeros((200, 50)), forward, backward)
+    assert 0.001 < error < 0.02 and abs(log_z - np.log(2 / 3)) < 4.5 * error
+    none = _evidence(jnp.zeros((200, 50)), forward.at[..., 0].set(-jnp.inf), backward)
+    assert none[0] == -jnp.inf
+    lost = _evidence(jnp.zeros((200, 50)), forward.at[0, 0, 0].set(jnp.nan), backward)
+    assert np.isnan(lost[0])
