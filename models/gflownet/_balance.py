@@ -165,7 +165,6 @@ class Balance(inference.AbstractObjective):
         pick_key, walk_key = jax.random.split(key)
         is_there = jnp.arange(self.replay.capacity) < state["count"]
         logits = jnp.where(is_there, self.replay.log_reward_power * state["log_reward"], -jnp.inf)
-        logits = jnp.where(is_there, logits, -jnp.inf)
         picked = jax.random.categorical(pick_key, logits, shape=(self.replay.num_trajectories,))
         actions = state["actions"][picked]
         if not self.replay.backward:

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ... import ppl
+from ...ppl._checks import check_counts
 from ...ppl._types import ParamMap
 from .._trained import trained
 from ._process import Process, TrajectoryBatch
@@ -285,6 +286,7 @@ class GFlowNet:
         Raises:
             ValueError: states of other shapes than the environment's, without or with other leading axes.
         """
+        check_counts("GFlowNet.estimate_log_prob", num_trajectories=num_trajectories)
         first, given = walks.start(self.env).state, jax.tree.map(jnp.asarray, states)
         expected = jax.tree.map(jnp.shape, first)
         if jax.tree.map(lambda x: jnp.shape(x)[1:], given) != expected or any(
@@ -328,7 +330,8 @@ class GFlowNet:
     def given(self, argument: Any) -> GFlowNet:
         """The GFlowNet of one argument of a `Conditional` environment, with the same parameters.
 
-        Its programs build objects under R(x | c), and its `log_z(params)` is the learned log Z(c) (without `log_weights`).
+        Its programs build objects under R(x | c), and its `log_z(params)` is the learned log Z(c); where arguments have
+        `log_weights`, with the argument's own added, unless flows are forward-looking.
 
         Args:
             argument: one of those that were trained on, or a new one like them.

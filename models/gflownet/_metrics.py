@@ -22,6 +22,7 @@ def total_variation(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> f
     Raises:
         ValueError: they are none, or not of the same outcomes.
     """
+    p, q = np.asarray(p), np.asarray(q)
     check_probabilities("total_variation", p=p, q=q)
     return float(0.5 * np.abs(p - q).sum())
 
@@ -36,6 +37,7 @@ def jensen_shannon(p: Float[np.ndarray, " n"], q: Float[np.ndarray, " n"]) -> fl
     Raises:
         ValueError: they are none, or not of the same outcomes.
     """
+    p, q = np.asarray(p), np.asarray(q)
     check_probabilities("jensen_shannon", p=p, q=q)
     mid = (p + q) / 2
     kl = lambda a: float(np.sum(a[a > 0] * np.log(a[a > 0] / mid[a > 0])))

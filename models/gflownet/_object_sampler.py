@@ -179,7 +179,9 @@ class ObjectSampler:
             callbacks=[ends], callback_every=max(own["patience"] // 4, 1),
         )  # fmt: skip
         lower, upper, log_z = judge(best.params, judge_key)
-        kept = int(jnp.argmax(_log_mean(lower)))
+        # Others choose: the best of several by the same draws would look better than it is.
+        chosen_by, _, _ = judge(best.params, jax.random.fold_in(judge_key, 1))
+        kept = int(jnp.argmax(_log_mean(chosen_by)))
         self.n_iter_, self.validation_ = fit.steps, best.losses
         self.log_z_, self.runs_ = float(log_z), np.asarray(_log_mean(lower))
         self.bracket_ = EvidenceBracket(

@@ -66,7 +66,15 @@ class Bits(Writing):
         seed: int = 0,
         **options,
     ) -> Bits:
-        """Modes made of 15 words each, drawn from five words of 8 bits."""
+        """Modes made of 15 words each, drawn from five words of 8 bits.
+
+        Raises:
+            ValueError: a number of bits that words of 8 do not fill.
+        """
+        if num_bits < 8 or num_bits % 8:
+            raise ValueError(
+                f"Bits.published: num_bits is {num_bits}, and modes are made of words of 8 bits. Give a multiple of 8."
+            )
         words = np.array([[int(c) for c in word] for word in _WORDS])
         drawn = np.random.default_rng(seed).integers(len(words), size=(num_modes, num_bits // 8))
         return cls(words[drawn].reshape(num_modes, -1), word_length=word_length, **options)

@@ -97,7 +97,7 @@ def bge_scores(
         [d, 2^d], for `Structures`.
 
     Raises:
-        ValueError: alpha_w too small, or data that are not finite rows.
+        ValueError: alpha_w too small, alpha_mu not positive, or data that are not finite rows.
 
     Reference: Geiger and Heckerman 2002; Kuipers, Moffa and Heckerman 2014, arXiv:1402.6863 (the corrected constants).
     """
@@ -108,6 +108,11 @@ def bge_scores(
     degrees = d + 2.0 if degrees is None else degrees
     if not degrees > d + 1:
         raise ValueError(f"bge_scores: degrees must exceed d + 1 = {d + 1}, got {degrees}.")
+    if not mean_weight > 0:
+        raise ValueError(
+            f"bge_scores: mean_weight must be positive, got {mean_weight}. Give the number of rows that the prior's mean counts "
+            "for, e.g. 1.0."
+        )
     t = mean_weight * (degrees - d - 1) / (mean_weight + 1)
     mean = x.mean(0)
     scatter = (x - mean).T @ (x - mean)

@@ -283,6 +283,11 @@ def test_environments_that_are_not_sound_are_refused(methods, message, key):
         (lambda: gflownet.Structures(np.zeros((3, 4))), r"\[d, 2\^d\]"),
         (lambda: gflownet.bge_scores(np.full((3, 2), np.nan)), "finite"),
         (lambda: gflownet.bge_scores(np.zeros((3, 2)), degrees=2.0), "exceed"),
+        (
+            lambda: gflownet.bge_scores(np.zeros((3, 2)), mean_weight=-0.5),
+            "mean_weight must be pos",
+        ),
+        (lambda: gflownet.Bits.published(num_bits=100, word_length=4), "multiple of 8"),
     ],
 )
 def test_impossible_settings_are_refused(make, message):

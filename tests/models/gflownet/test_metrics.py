@@ -14,6 +14,8 @@ def test_distances_between_laws():
     np.testing.assert_allclose(gflownet.total_variation(*apart), 1.0)
     np.testing.assert_allclose(gflownet.jensen_shannon(*apart), np.log(2))
     assert gflownet.jensen_shannon(one, one) == 0
+    assert gflownet.total_variation([0.5, 0.5], [0.0, 1.0]) == 0.5
+    assert gflownet.jensen_shannon([0.5, 0.5], [0.5, 0.5]) == 0
 
 
 LAW = np.array([0.5, 0.5, 0.0])
