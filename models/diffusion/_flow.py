@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ...inference.diffusion import Diffusion
 from ...inference.diffusion._diffusion import check_array
+from ...ppl._checks import check_counts
 from ...ppl._compat import is_concrete, typed_key
 from .._ode import Tolerance, followed, solve
 
@@ -43,6 +44,7 @@ def flow_sample(
     Reference: Song et al. 2021, arXiv:2011.13456, equation 13.
     """
     check_array("flow_sample", diffusion)
+    check_counts("flow_sample", num_samples=num_samples)
     _check_time("flow_sample", diffusion, until=until)
     start = diffusion.prior().sample(typed_key(key), (num_samples,))
     span, tolerance = (diffusion.noising.end, until), Tolerance(rtol, atol, max_steps)
@@ -93,6 +95,7 @@ def flow_log_likelihood(
         )
     if divergence == "hutchinson" and key is None:
         raise ValueError("flow_log_likelihood: divergence='hutchinson' is random. Give a key.")
+    check_counts("flow_log_likelihood", num_probes=num_probes)
     x = _rows(diffusion, x)
     _check_time("flow_log_likelihood", diffusion, at=at)
     span, tolerance = (at, diffusion.noising.end), Tolerance(rtol, atol, max_steps)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from ...inference.diffusion import Diffusion, Noising
 from ...inference.diffusion._diffusion import check_array, check_noise, check_times, reverse_step
+from ...ppl._checks import check_counts
 from ...ppl._compat import typed_key
 
 Step = Callable[[Array, Array, Array, Array], Array]  # (key, points, from time, to time) -> points
@@ -147,6 +148,7 @@ def heun(
     if churn != 0:
         check_noise("heun", diffusion)
     sigma_of = lambda t: noising.std(t) / noising.alpha(t)
+    times = check_times("heun", noising, times)
     growth = 1 + min(churn / (len(times) - 1), math.sqrt(2) - 1)
     low, high = churn_range
 
@@ -198,10 +200,12 @@ def _run(
     step: Step,
 ) -> Array:
     key = typed_key(key)
+    check_counts(name, num_samples=num_samples)
     times = check_times(name, diffusion.noising, times)
     start_key, loop_key = jax.random.split(key)
     shape = (num_samples, *check_array(name, diffusion))
     x = jnp.asarray(diffusion.prior().sample(start_key, (num_samples,)) if start is None else start)
+    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
     if x.shape != shape:
         raise ValueError(f"{name}: start has shape {x.shape}, and {shape} are wanted.")
 

@@ -106,7 +106,8 @@ def separation(
     Validity: of the law of these rows; a mean over `num_draws` of them. The energy adds up coordinates in their units, as the
     noise has them: of columns on unlike scales the widest one decides. Standardise each where they should count alike.
     """
-    check_counts("separation", num_angles=num_angles, num_draws=num_draws)
+    check_counts("separation", 2, num_angles=num_angles)
+    check_counts("separation", num_draws=num_draws)
     square = float(np.mean(np.square(np.asarray(data, float))))
     if not abs(square - 1) <= 0.01:
         raise ValueError(

@@ -126,6 +126,20 @@ def labelled(one):
     return objective.init(KEY, jnp.zeros((3, 2)), jnp.zeros(3, int))
 
 
+def varied(variance):
+    return diffusion.bound(PLANE, jnp.zeros(2), KEY, times=SOME, data_variance=variance)
+
+
+def chained(variance):
+    program = lambda: diffusion.reverse_chain("x", PLANE, SOME, data_variance=variance)
+    return ppl.model(program).simulate(KEY)
+
+
+def labels_from_one(**options):
+    objective = diffusion.score_matching(network(num_classes=3), NOISING, **options)
+    return objective.init(KEY, jnp.zeros((3, 2)), np.arange(1, 4))
+
+
 def network(**options):
     return diffusion.MLP((2,), key=KEY, width=4, depth=1, **options)
 
@@ -267,6 +281,8 @@ CASES = {
     "log_snr": other("num_steps must be an integer", lambda one: NOISING.log_snr_times(0)),
     "times of none": other("num_steps must be an integer", lambda one: NOISING.times(0)),
     "sampler times": other("heun: times must descend", lambda one: sample(SOME[::-1])),
+    "sampler of one time": other("heun: times must be a vector of two or more", lambda one: sample(SOME[:1])),
+    "sampler of no points": other("num_samples must be an integer", lambda one: diffusion.ddim(Q, KEY, SOME, num_samples=0)),
     "sampler start": other("start has shape", lambda one: sample(SOME, start=jnp.zeros(3))),
     "mixture": other("must agree in their leading axis", lambda one: diffusion.gaussian_mixture(NOISING, [1.0], [0.0, 1.0], 1.0)),
     "mixture variances": other("do not broadcast", lambda one: diffusion.gaussian_mixture(NOISING, [1.0], [0.0], [1.0, 2.0])),
@@ -279,11 +295,19 @@ CASES = {
     "context of rows": other("needs the 3 rows of x", lambda one: with_context(jnp.zeros((2, 3)))),
     "view": other("this row has none", lambda one: diffusion.Through(tokens, tokens)(0.0, 0.0, None)),
     "label": other("takes integer labels", lambda one: diffusion.from_network(LABELLED, NOISING, (2,), context=0.5)),
+    "label beyond": other("They are 0 to 2", lambda one: diffusion.from_network(LABELLED, NOISING, (2,), context=3)),
+    "labels from 1": other("labels from 1 to 3. They are 0 to 2", lambda one: labels_from_one()),
+    "share of hidden": other("drop_context is 10, and is the probability", lambda one: labels_from_one(drop_context=10)),
+    "noise of one number": other("noise draws points of shape", lambda one: labels_from_one(noise=dist.Normal(0.0, 1.0))),
+    "guides of two processes": other("scores add up at one noise", lambda one: diffusion.guided(Q, OTHER, 2.0)),
     "labels and encoder": other("num_classes=3 and a context", lambda one: network(num_classes=3, encoder=LABELLED)),
     "bound shape": other("last axes must be those", lambda one: diffusion.bound(PLANE, jnp.zeros(3), KEY)),
     "bound trees": other("a tree of shapes", lambda one: diffusion.bound(Diffusion(NOISING, Q.score, {"a": (1,)}), 0.0, KEY)),
     "bound noise": other("no reverse process", lambda one: diffusion.denoising_errors(POISSON, jnp.zeros(2), KEY)),
     "bound time": other("must lie between 0 and", lambda one: diffusion.bound(Q, 0.0, KEY, at=0.0)),
+    "bound variances": other("data_variance has shape", lambda one: varied(jnp.ones(3))),
+    "chain variances": other("the least being -1, and a point", lambda one: chained(-1.0)),
+    "error time": other("denoising_errors: at=0 must lie", lambda one: diffusion.denoising_errors(Q, 0.0, KEY, at=0.0)),
     "bound grid": other("times end at 0", lambda one: diffusion.bound(Q, 0.0, KEY, times=TIMES)),
     "bound grid and time": other("times are a grid", lambda one: diffusion.bound(Q, 0.0, KEY, times=SOME, at=0.1)),
     "bound importance": other("positive weights", lambda one: diffusion.bound(Q, 0.0, KEY, importance=[1.0, 0.0])),
@@ -297,8 +321,11 @@ CASES = {
     "token draws of logits": other(r"add up to exp\(1.1\)", lambda one: logit_law.simulate(KEY)),
     "masked bound of logits": other(r"add up to exp", lambda one: diffusion.masked_bound(logits, jnp.zeros(2, int), KEY)),
     "masked bound of rows": other("network returned shape", lambda one: diffusion.masked_bound(rows, jnp.zeros(2, int), KEY)),
+    "masked bound of values": other("1 of 1 rows have values", lambda one: diffusion.masked_bound(tokens, np.array([0, 3]), KEY)),
     "token shape": other("a row has", lambda one: row_law.estimate_log_density(KEY, {"x": DATA})),
     "classify": other("'bound' or 'error'", lambda one: diffusion.classify(lambda c: Q, SOME, 0.0, KEY, weighting="all")),
+    "classified labels of none": other("no integers from 0 to 1", lambda one: SCORED.with_temperature([0, 1, -1])),
+    "probes": other("num_probes must be", lambda one: diffusion.flow_log_likelihood(Q, DATA, num_probes=0)),
     "classified labels": other("one is needed for each", lambda one: SCORED.with_temperature(jnp.zeros(2, int))),
     "flow divergence": other("'exact' or 'hutchinson'", lambda one: diffusion.flow_log_likelihood(Q, DATA, divergence="no")),
     "flow before": other("until=-0.5 must lie in", lambda one: diffusion.flow_sample(Q, KEY, num_samples=1, until=-0.5)),
