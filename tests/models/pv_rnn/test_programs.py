@@ -328,7 +328,7 @@ def test_a_fit_is_not_of_other_sequences_vectors(key):
     params = objective.init(key, X, jnp.arange(N))
     assert np.isfinite(objective.value(params, key, X, jnp.arange(N)))
     for shift in (1, -1):
-        with pytest.raises((ValueError, inference.NonFiniteError)):
+        with pytest.raises((ValueError, inference.fitting.NonFiniteError)):
             inference.fit(
                 objective,
                 optax.sgd(0.1),
