@@ -133,10 +133,12 @@ def with_fitted_noise[H: GaussianNoise | Student | Tempered](
         bounds=[(x - r, min(x + r, end)) for x, r, end in zip(start, reach, top, strict=True)],
         options={"xatol": 1e-4, "fatol": 1e-7, "initial_simplex": start + np.eye(start.size + 1, start.size, -1) / 2},
     )  # fmt: skip
-    if not np.isfinite(found.fun):
+    moved = dict(zip(names, np.abs(found.x - start), strict=True))
+    if not np.isfinite(found.fun) or any(moved[name] > 0.99 * REACH[name] for name in REACH):
         raise ValueError(
-            f"with_fitted_noise: from {head} on, 32 bits do not hold the labels' density, and nothing is found. Start with a "
-            "noise of the size of their errors."
+            f"with_fitted_noise: from {head} on no noise is found: the most probable one is 0, or farther away than the search "
+            "goes (13 powers of ten), or no number holds the labels' density so far out. Start with a noise of the size of their "
+            "errors."
         )
     return at(np.exp(found.x).tolist())
 

@@ -106,12 +106,14 @@ def test_a_network_learns_what_its_context_says(key):
     assert abs(far(None)) < 0.4
 
 
-def test_one_network_of_labels_as_before(key):
+def test_one_network_of_labels_has_a_score_of_each_and_of_none(key):
     net = diffusion.MLP((2,), num_classes=3, width=8, depth=1, key=key)
     x = jnp.array([0.3, -0.5])
     score = lambda **c: diffusion.from_network(net, VP, (2,), **c).score(x, 0.4)
-    np.testing.assert_array_equal(score(), score(context=3))  # the label for "unknown"
-    assert np.abs(score(context=1) - score()).max() > 1e-4
+    for label in range(3):
+        assert np.abs(score(context=label) - score()).max() > 1e-4
+    with pytest.raises(ValueError, match="labels from 3 to 3.*would stand for a hidden one"):
+        score(context=3)
 
 
 def test_what_is_no_label_is_not_another_one(key):
