@@ -228,7 +228,7 @@ def _adapt_nnx(network: Any, rank: int, key: Array, scale: float) -> Any:
     if left:
         raise TypeError(
             f"adapt: the linear layers at {left} of a {type(network).__name__} stand in a tuple, in which nothing can be "
-            "replaced. Hold them in an nnx.List."
+            "replaced. Put them into an nnx.List."
         )
     if not layers:
         raise _nothing(network)

@@ -137,7 +137,8 @@ def _label(name: str, network: Any, label: Any) -> Array:
             f"{jax.tree.map(lambda c: (jnp.shape(c), str(jnp.result_type(c))), label)}. Give labels, or build it with encoder=."
         )
     if is_concrete(label):
-        least, most = np.min(label), np.max(label)
+        known = np.asarray(label)  # which stays so while a program is traced
+        least, most = known.min(), known.max()
         if least < 0 or most >= num:
             raise ValueError(
                 f"{name}: the network has num_classes={num}, and the context has labels from {least} to {most}. They are 0 to "

@@ -167,7 +167,7 @@ def guided(unconditional: Diffusion, conditional: Diffusion, scale: float) -> Di
     if not is_one or unconditional.shape != conditional.shape:
         raise ValueError(
             f"guided: the models have the noising processes {one} and {other}, and points of shape {unconditional.shape} and "
-            f"{conditional.shape}; scores add up at one noise and one point. Train both with one process."
+            f"{conditional.shape}; scores add up at one noise and one point. Give two of one process."
         )
     score = lambda x, t: (
         (1 - scale) * unconditional.score_at(x, t) + scale * conditional.score_at(x, t)
