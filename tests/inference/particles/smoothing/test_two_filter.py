@@ -172,15 +172,22 @@ def test_data_after_the_scan_and_several_scans_are_refused(key):
             inference.smooth(program, key, LINE, num_particles=5, method=BACKWARD)
 
 
+MISSED = {  # the backward run meets all transitions but the first
+    "backwards": (lambda x, t: (x > 0) & (x < 1), "the run backwards lost all its particles"),
+    "pairs": (lambda x, t: t > 1, "before step 0 no pair of forward and backward particles"),
+}
+
+
 @pytest.mark.slow  # seconds of compilation
-def test_priors_that_miss_the_data_are_refused_and_nan_under_jit(key):
+@pytest.mark.parametrize(("is_possible", "words"), MISSED.values(), ids=MISSED)
+def test_priors_that_miss_the_data_are_refused_and_nan_under_jit(is_possible, words, key):
     far = information(dist.Uniform(50.0, 51.0), *REVERSED[1:])
     narrow = inference.FeynmanKac(
         lambda key: jax.random.uniform(key), lambda key, x, t: jax.random.uniform(key), lambda old, x, t: 0.0, 2,
-        log_transition=lambda old, x, t: jnp.where((x > 0) & (x < 1), 0.0, -jnp.inf),
+        log_transition=lambda old, x, t: jnp.where(is_possible(x, t), 0.0, -jnp.inf),
     )  # fmt: skip
     run = lambda key: inference.smooth(narrow, key, num_particles=5, method=far).paths
-    with pytest.raises(ValueError, match="no pair of forward and backward particles"):
+    with pytest.raises(ValueError, match=words):
         run(key)
     assert jnp.isnan(jax.jit(run)(key)).all()
 
@@ -200,7 +207,7 @@ def test_a_run_backwards_that_is_lost_is_refused_and_nan_under_jit(key):
     assert jnp.isnan(jax.jit(run)(key)).all()
 
 
-NAN = {  # the backward run meets all transitions but the first
+NAN = {
     "of the backward run": (lambda old, x, t: old > x + 1.5, "smc: a particle's weight is NaN"),
     "of pairs alone": (lambda old, x, t: t == 1, "before step 0 a density of a pair.* is NaN or"),
 }
