@@ -126,7 +126,8 @@ def marginals(
     is_lost = ~(masses.max(1) > -jnp.inf)
     # Weights that come after a weighing without any are even, and look like others.
     lost_at = jnp.where(result.failed_at < 0, -1, future.length - 1 - result.failed_at + shift)
-    _check_found(is_lost, ~(masses < jnp.inf).all(1), lost_at)
+    is_odd = ~(masses < jnp.inf).all(1)
+    _check_found(is_lost, is_odd, lost_at)
     is_lost = is_lost | (lost_at >= 0)
     masses = underived(
         NO_PATH_GRADIENT, jnp.where(is_lost[:, None], uniform(masses.shape[1]), masses)
@@ -136,7 +137,7 @@ def marginals(
     count = lambda row: jnp.zeros(masses.shape[1], int).at[row].set(1).sum()
     pick = lambda x: jnp.moveaxis(jax.vmap(lambda x, i: x[i])(x, index[1:]), 0, 1)
     early, late = jax.tree.map(lambda x: x[index[0]], segment), jax.tree.map(pick, found)
-    early, late = voided((early, late), is_lost.any() | ~(masses < jnp.inf).all())
+    early, late = voided((early, late), (is_lost | is_odd).any())
     if is_chain:
         paths = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), early, late)
     else:
